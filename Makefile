@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+# Two commands on a fresh machine: `make demo` and `make test`. Both make their own environment in .venv.
+
+ENGINE ?= transformers
+MODEL  := .cache/models/SmolLM2-135M-Instruct
+BIN    := .venv/bin
+export PYTHON
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help env model demo test lint clean
+
+help:  ## Show this
+	@echo "zpptool: a large language model as a pipeline of stages on stock vLLM, over ZeroMQ"
+	@echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  ENGINE=transformers|vllm  what computes the layers in env and demo (now: $(ENGINE))"
+	@echo "  PYTHON=...                the Python to make .venv with, 3.11 or newer"
+
+env: .venv/.ready-$(ENGINE)  ## Make or complete .venv for ENGINE (vllm: 3.5 GB)
+
+model: $(MODEL)/config.json  ## Get a real small model, SmolLM2-135M-Instruct (269 MB)
+
+demo: env model  ## Split the model in three, prove the split, run it, compare with the unsplit model
+	@scripts/demo.sh $(MODEL) $(ENGINE)
+
+test: .venv/.ready-vllm model lint  ## Run the whole test suite, real vLLM on the CPU included
+	$(BIN)/python -m pytest
+
+lint: .venv/.ready-transformers  ## Check style, types and who imports whom
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+clean:  ## Remove what demo and test leave; .venv and .cache stay
+	rm -rf demo build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
+	find zpptool tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp is written when its environment is whole, and is out of date when pyproject.toml is newer.
+.venv/.ready-%: pyproject.toml scripts/make_env.sh
+	@scripts/make_env.sh $*
+	@touch $@
+
+.venv/.ready-vllm: .venv/.ready-transformers
+
+$(MODEL)/config.json: | .venv/.ready-transformers
+	@$(BIN)/python scripts/get_model.py $(MODEL)

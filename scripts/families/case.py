@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One model class from end to end: made tiny, saved, its structure inferred and held against the truth, split, run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, PreTrainedModel
+
+from families.tiny import tiny_config
+from families.truth import Truth, ask, needed_at, stages_in_need, stamp
+from zpptool.checkpoint.index import read_index
+from zpptool.checkpoint.roles import Side
+from zpptool.checkpoint.split import split_checkpoint
+from zpptool.checkpoint.structure import Structure, assign, infer_structure
+from zpptool.checkpoint.verify import find_target, verify_split
+from zpptool.engines.transformers.model import load_part
+from zpptool.engines.transformers.unsplit import generate, load_unsplit
+from zpptool.errors import ZppError
+from zpptool.layers import LayerRange, Partition, even_partition
+
+STAGES = 3
+LARGE_BYTES = 64 * 1024 * 1024
+_PROMPT = [int(token) for token in torch.randint(2, 250, (10,), generator=torch.Generator().manual_seed(3))]
+_NEW_TOKENS = 6
+_REASON_LENGTH = 180
+
+
+@dataclass
+class Outcome:
+    """What is true of one class.
+
+    Attributes:
+        name: of the class.
+        family: the model type.
+        layers: what stands before a layer's number in the tensor names.
+        structure: `right`, `refused`, `wrong`, or `not built` where no tiny model could be made.
+        checked: `all`; `layers` where the model could not be watched at its two ends; `names` where transformers does
+            not keep its layers in one list of the config's length.
+        embedded: `identical`, `refused`, `different`, or empty where it was not run.
+        reason: of the first of these that is not as wished.
+        seconds: it took.
+    """
+
+    name: str
+    family: str
+    layers: str = ""
+    structure: str = ""
+    checked: str = ""
+    embedded: str = ""
+    reason: str = ""
+    seconds: float = 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """For a line of the results file."""
+        return asdict(self)
+
+
+def model_classes() -> dict[str, tuple[type[PreTrainedModel], type[Any]]]:
+    """Every causal-LM and image-text-to-text class, and its config's class, by name."""
+    classes: dict[str, tuple[type[PreTrainedModel], type[Any]]] = {}
+    for mapping in (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING):
+        for config_class, found in mapping.items():
+            for model_class in found if isinstance(found, tuple) else (found,):
+                classes.setdefault(model_class.__name__, (model_class, model_class.config_class or config_class))
+    return dict(sorted(classes.items()))
+
+
+def try_class(name: str, model_class: type[PreTrainedModel], config_class: type[Any], directory: Path) -> Outcome:
+    """Make, save, infer, compare, split, validate and run one class, in an empty `directory`."""
+    outcome = Outcome(name, config_class.model_type)
+    try:
+        torch.manual_seed(0)
+        model = model_class(tiny_config(config_class)).float().eval()
+        model.save_pretrained(directory / "model")
+        truth = ask(model)
+        stamp(model, truth)
+        model.save_pretrained(directory / "stamped")
+    except Exception as cause:  # the model's own code, at sizes that it was not made for
+        outcome.structure, outcome.reason = "not built", _first_line(cause)
+        return outcome
+    try:
+        structure = _structure_at_full_size(directory / "stamped")
+        partition = _partition(structure)
+        outcome.layers = structure.layer_prefix
+        assign(structure, partition)
+    except ZppError as refusal:
+        outcome.structure, outcome.reason = "refused", _plain(refusal, directory)
+        return outcome
+    fault = disagreement(structure, truth, directory / "stamped")
+    outcome.structure, outcome.reason = ("wrong", fault) if fault else ("right", "")
+    outcome.checked = "all" if truth.watched else "layers" if truth.num_layers else "names"
+    if not fault:
+        _split_and_run(directory, partition, outcome)
+    return outcome
+
+
+def disagreement(structure: Structure, truth: Truth, directory: Path) -> str:
+    """How what was inferred differs from the truth, with a stage for each layer; empty where it does not."""
+    if truth.num_layers and structure.num_layers != truth.num_layers:
+        return f"{structure.num_layers} layers inferred, {truth.num_layers} there"
+    if truth.loops:
+        return "a layer is run again, or after a later one"
+    partition = even_partition(structure.num_layers, structure.num_layers)
+    for name, places in needed_at(directory, truth).items():
+        if places is None:
+            return f"it is not known what {name} is made of"
+        needed, held = stages_in_need(places, partition), set(structure.stages_of(name, partition))
+        if not needed <= held:
+            return f"{name} goes to stages {sorted(held)} of {len(partition)}, and is needed in {sorted(needed)}"
+        if needed and structure.roles[name].side is Side.LAYER and needed != held:
+            return f"{name} is taken for a layer's own, and is needed in {sorted(needed)}"
+    return ""
+
+
+def _partition(structure: Structure) -> Partition:
+    """As many stages as wanted, or as many as the layers that must stay together leave."""
+    bounds = [layer for layer in range(1, structure.num_layers) if layer not in structure.joined]
+    even = [owned.start for owned in even_partition(structure.num_layers, min(STAGES, structure.num_layers))[1:]]
+    chosen = sorted(even if set(even) <= set(bounds) else bounds[: STAGES - 1])
+    return tuple(LayerRange(start, end) for start, end in pairwise([0, *chosen, structure.num_layers]))
+
+
+def _structure_at_full_size(directory: Path) -> Structure:
+    """The structure, with every matrix taken to be large: in a tiny model all tensors pass for small ones."""
+    index = read_index(directory)
+    for name, tensor in index.tensors.items():
+        if len(tensor.shape) > 1:
+            index.tensors[name] = tensor._replace(nbytes=LARGE_BYTES)
+    return infer_structure(index)
+
+
+def _split_and_run(directory: Path, partition: Partition, outcome: Outcome) -> None:
+    try:
+        stages = split_checkpoint(directory / "model", directory / "split", ranges=[str(owned) for owned in partition])
+        verdict = verify_split(find_target(directory / "split", directory / "model"))
+        if verdict.faults:
+            outcome.structure, outcome.reason = "wrong", verdict.faults[0].message
+            return
+        parts = [load_part(path, stage, partition) for stage, path in enumerate(stages)]
+    except ZppError as refusal:
+        outcome.embedded, outcome.reason = "refused", _plain(refusal, directory)
+        return
+    try:
+        expected = generate(load_unsplit(directory / "model"), _PROMPT, _NEW_TOKENS)
+    except Exception as cause:  # the unsplit model cannot generate from text alone: nothing to compare with
+        outcome.reason = f"unsplit: {_first_line(cause)}"
+        return
+    try:
+        said = _run(parts, _NEW_TOKENS)
+    except Exception as cause:  # whatever the model's own code raises; a refusal at load time would be right
+        outcome.embedded, outcome.reason = "different", f"fails while it runs: {_first_line(cause)}"
+        return
+    outcome.embedded = "identical" if said == expected else "different"
+    outcome.reason = "" if said == expected else f"{said} for {expected}"
+
+
+def _run(parts: list[Any], count: int) -> list[int]:
+    tokens: list[int] = []
+    inputs: Any = _PROMPT
+    for _ in range(count):
+        passed = inputs
+        for part in parts:
+            passed = part.step("only", passed)
+        tokens.append(int(passed.argmax()))
+        inputs = tokens[-1:]
+    return tokens
+
+
+def _plain(refusal: ZppError, directory: Path) -> str:
+    """The refusal without the place of a directory that is gone, and no longer than a table can hold."""
+    text = refusal.message.replace(f"{directory / 'stamped'}: ", "").replace(f"{directory}/stamped", "it")
+    text = text.replace(f"{directory}/", "")
+    return text if len(text) <= _REASON_LENGTH else f"{text[:_REASON_LENGTH]}..."
+
+
+def _first_line(cause: BaseException) -> str:
+    text = next((line.strip() for line in reversed(str(cause).splitlines()) if line.strip()), "")
+    return f"{type(cause).__name__}: {text}"[:_REASON_LENGTH]

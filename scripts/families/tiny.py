@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tiny config for any model class of transformers: its default config with every size made small by its name.
+
+Kinds stay: a model that mixes layer types, experts or towers mixes them here too. All towers get as many layers as the
+decoder, the hardest case for telling them apart.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from families.exceptions import EXCEPTIONS
+
+LAYERS = 6
+_LAYER_COUNTS = (
+    "num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth", "num_blocks", "num_decoder_layers",
+    "num_encoder_layers", "encoder_layers", "decoder_layers", "layers", "num_hidden_blocks"
+)  # fmt: skip
+_SIZES: tuple[tuple[str, int], ...] = (
+    (r"^(vocab_size|text_vocab_size|padded_vocab_size|vocab_size_per_layer_input|ctx_len)$", 320),
+    (r"position_embeddings|n_positions|max_seq_len|n_ctx|max_sequence_length|context_length|max_\w+_positions", 128),
+    (r"(num_key_value_heads|num_kv_heads|n_kv_heads|num_query_groups|multi_query_group_num|linear_num_key_heads)$", 2),
+    (r"(num_attention_heads|num_heads|n_heads?|attention_heads|mamba_num_heads|linear_num_value_heads)$", 4),
+    (r"(qk_nope_head_dim|qk_rope_head_dim|v_head_dim|rotary_dim|qk_head_dim)$", 8),
+    (r"(head_dim|attention_head_size|d_head|head_size|d_kv|kv_channels|lora_rank|dt_rank|time_step_rank)$", 16),
+    (r"(state_size|d_state)$", 8),
+    (r"^(num_experts|num_expert_group|n_experts)$|routed_experts|num_local_experts|moe_num_experts?", 4),
+    (r"(experts_per_tok(en)?|moe_topk|moe_top_k|^top_k|experts_top_k|moe_k|activated_experts|selected_experts)$", 2),
+    (r"(n_group|topk_group)$", 1),
+    (r"intermediate_size|ffn_dim|n_inner|ffn_hidden_size|mlp_hidden|d_ff|inner_size|dim_ff|dff|ffn_size", 128),
+    (r"(hidden_size_per_layer_input)", 16),
+    (r"hidden_size|d_model|n_embd|emb_dim|embed_dim|^dim$|hidden_dim|embedding_size|d_embed|width|projection_dim|proj_dim"
+     r"|embedding_dim|lru_width|d_inner|out_channels$|hidden_channels", 64),
+    (r"(image_size|input_size)$", 56),
+    (r"patch_size$", 14),
+    (r"(sliding_window|attention_window_size|window_size|attention_chunk_size|chunk_size)$", 8),
+)  # fmt: skip
+"""What a size is called, and how large it is made; the first that fits counts."""
+_DROPPED = ("transformers_version", "_attn_implementation", "architectures", "id2label", "label2id", "_name_or_path")
+_FIRST_SPECIAL_TOKEN = 300
+_INITIALISER = 0.3
+"""Weights so large that what a layer does is seen in the tokens."""
+
+
+def tiny_config(config_class: type[Any]) -> Any:
+    """A config of this class with tiny sizes; raises whatever the class raises at sizes that do not fit together."""
+    values = _shrink(config_class().to_dict())
+    values["model_type"] = config_class.model_type
+    values = _with_exceptions(values)
+    del values["model_type"]
+    return config_class(**values)
+
+
+def _shrink(values: dict[str, Any]) -> dict[str, Any]:
+    count = next((values[key] for key in _LAYER_COUNTS if isinstance(values.get(key), int)), None)
+    small: dict[str, Any] = {}
+    for key, value in values.items():
+        if key in _DROPPED or key == "per_layer_config":
+            continue
+        if isinstance(value, list | tuple) and (len(value) == count or "type" in key) and len(value) > LAYERS:
+            small[key] = _first_of_each_kind(list(value))
+        elif value is None and key == "head_dim" and "num_attention_heads" in values:
+            small[key] = 16
+        elif value is None and key == "num_key_value_heads":
+            small[key] = 4
+        elif key == "initializer_range":
+            small[key] = _INITIALISER
+        else:
+            small[key] = _small_value(key, value)
+    if "qk_rope_head_dim" in small and "head_dim" in small:
+        small["head_dim"] = small["qk_rope_head_dim"]
+    if "kv_lora_rank" in small and "num_key_value_heads" in small:
+        small["num_key_value_heads"] = small["num_attention_heads"]
+    return small
+
+
+def _small_value(key: str, value: Any) -> Any:
+    if isinstance(value, dict):
+        if not all(isinstance(inner, str) for inner in value):
+            return value
+        return _small_rope(value) if "rope" in key else _shrink(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        return value
+    if re.search(r"(pad|bos|eos|sep|cls|unk|mask|decoder_start|forced_\w+)_token_id$", key):
+        return value if value < _FIRST_SPECIAL_TOKEN else 1
+    if re.search(r"(token_id|_index)$", key) and value >= _FIRST_SPECIAL_TOKEN:
+        return _FIRST_SPECIAL_TOKEN + sum(map(ord, key)) % 19
+    if key in _LAYER_COUNTS:
+        return LAYERS
+    for pattern, size in _SIZES:
+        if re.search(pattern, key):
+            return size if value > size or key.endswith(("heads", "n_head", "head_dim")) else value
+    return value
+
+
+def _small_rope(values: dict[str, Any]) -> dict[str, Any]:
+    """Rotary settings; the three parts of a head that turn with time, height and width must add up to half of it."""
+    return {**values, "mrope_section": [4, 2, 2]} if "mrope_section" in values else values
+
+
+def _first_of_each_kind(values: list[Any]) -> list[Any]:
+    """As many entries as there are layers, with each kind of layer among them."""
+    first = values[:LAYERS]
+    if not all(isinstance(value, str) for value in values):
+        return first
+    missing = [kind for kind in dict.fromkeys(values) if kind not in first][:LAYERS]
+    return first[: LAYERS - len(missing)] + missing
+
+
+def _with_exceptions(values: dict[str, Any]) -> dict[str, Any]:
+    inner = {
+        key: _with_exceptions(value) if isinstance(value, dict) and isinstance(value.get("model_type"), str) else value
+        for key, value in values.items()
+    }
+    return EXCEPTIONS.get(str(values.get("model_type")), lambda own: own)(inner)

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every command and every option explains itself, and the set of commands changes only on purpose."""
+
+from __future__ import annotations
+
+import resource
+
+import pytest
+import typer.main
+from conftest import Ran
+
+from zpptool import __version__
+from zpptool.cli.app import app
+
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+# The flags of the fork's own command lines, under the command that does their work here. Scripts carry them.
+PRIOR_ART_FLAGS = {
+    "validate-ranges": ["--total-layers", "--ranges", "--model", "--num-stages"],
+    "split": ["--model", "--pipeline-parallel-size", "--output-dir"],
+    "test-pipeline": ["--pipeline-dir", "--num-stages", "--test-input", "--device", "--multiprocess"],
+    "run-stage": [
+        "--pipeline-stage-mode", "--pipeline-stage-idx", "--pipeline-total-stages", "--pipeline-layer-range",
+        "--pipeline-local-bind-port", "--pipeline-prev-stage-service-addr", "--pipeline-prev-stage-addr",
+        "--pipeline-next-stage-addr", "--external-pp-worker", "--tensor-parallel-size", "--port",
+    ],
+}  # fmt: skip
+
+
+def test_the_version_is_the_packages(zpptool) -> None:
+    assert zpptool("--version").out == f"zpptool {__version__}\n"
+
+
+def test_help_answers_in_less_than_400_ms(zpptool) -> None:
+    """Counted in processor time, which a busy machine does not stretch as it does the clock."""
+
+    def spent() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    took = []
+    for _attempt in range(3):
+        before = spent()
+        assert zpptool("--help").code == 0
+        took.append(spent() - before)
+    assert min(took) < 0.4
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_a_command_and_all_its_options_have_help(name: str, zpptool) -> None:
+    command = COMMANDS[name]
+    assert command.help
+    for parameter in command.params:
+        assert parameter.hidden or parameter.help, f"{name} {parameter.opts} has no help"
+    ran: Ran = zpptool(name, "--help")
+    assert ran.code == 0
+    assert name in ran.out
+
+
+@pytest.mark.parametrize("name", sorted(PRIOR_ART_FLAGS))
+def test_the_flags_of_the_prior_art_are_still_taken(name: str) -> None:
+    taken = {flag for parameter in COMMANDS[name].params for flag in parameter.opts}
+    assert set(PRIOR_ART_FLAGS[name]) <= taken
+
+
+def test_short_help_works_for_commands_too(zpptool) -> None:
+    assert "zpptool plan-ports" in zpptool("plan-ports", "-h").out
+
+
+def test_an_unknown_command_is_a_usage_error(zpptool) -> None:
+    ran = zpptool("nonsense")
+    assert ran.code == 2
+    assert "nonsense" in ran.err
+    assert not ran.out

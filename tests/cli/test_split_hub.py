@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`zpptool split` of a model on the Hub: only the bytes that the stage needs are fetched, and they are the model's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from checkpoints import llama, llama_config, write_checkpoint
+from hubserver import COMMIT, Hub, serve_hub
+
+from zpptool.errors import ExitCode
+
+pytest.importorskip("huggingface_hub")
+
+LARGE = {name: (dtype, (shape[0], 64 * 1024)) for name, (dtype, shape) in llama().items() if len(shape) == 2}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "model", llama() | LARGE, shards=3)
+
+
+@pytest.fixture
+def hub(model: Path) -> Iterator[Hub]:
+    with serve_hub({"org/name": model}) as served:
+        yield served
+
+
+def tree(directory: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize("named", ["org/name", "hf://org/name", f"hf://org/name@{COMMIT}"])
+def test_a_stage_is_what_it_is_from_the_directory(zpptool, hub: Hub, model: Path, tmp_path: Path, named: str) -> None:
+    ran = zpptool("split", named, "--num-stages", 4, "--stage", 2, "-o", tmp_path / "far", "--json", env=hub.env)
+    assert ran.code == 0, ran.err
+    assert [stage["stage"] for stage in ran.json["stages"]] == [2]
+    assert zpptool("split", model, "--num-stages", 4, "--stage", 2, "-o", tmp_path / "near").code == 0
+    assert tree(tmp_path / "far") == tree(tmp_path / "near")
+    assert zpptool("validate", tmp_path / "far/stage_2", "--model", model).code == 0
+
+
+def test_only_the_bytes_of_the_stage_are_fetched(zpptool, hub: Hub, model: Path, tmp_path: Path) -> None:
+    ran = zpptool("split", "org/name", "--num-stages", 4, "--stage", 1, "-o", tmp_path / "out", "--json", env=hub.env)
+    assert ran.code == 0, ran.err
+    (stage,) = ran.json["stages"]
+    weights = [path.name for path in model.glob("*.safetensors")]
+    all_bytes = sum((model / name).stat().st_size for name in weights)
+    fetched = sum(hub.bytes_of(name) for name in weights)
+    headers_and_samples = len(weights) * 128 * 1024 + 32 * 64
+    assert stage["bytes"] <= fetched <= stage["bytes"] + headers_and_samples
+    assert fetched < all_bytes / 2
+
+
+def test_a_dry_run_fetches_headers_only(zpptool, hub: Hub, tmp_path: Path) -> None:
+    ran = zpptool("split", "org/name", "--num-stages", 2, "--dry-run", env=hub.env)
+    assert ran.code == 0, ran.err
+    assert f"hf://org/name@{COMMIT}: 4 layers" in ran.out
+    assert all(count <= 128 * 1024 for _name, _start, count in hub.asked)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_the_whole_split_from_the_hub_is_the_one_from_the_directory(zpptool, hub: Hub, model, tmp_path) -> None:
+    hub.cut_after = 300_000
+    ran = zpptool("split", "org/name", "--num-stages", 2, "-o", tmp_path / "far", env=hub.env)
+    assert ran.code == 0, ran.err
+    assert hub.cut_after is None, "the connection was not cut"
+    assert zpptool("split", model, "--num-stages", 2, "-o", tmp_path / "near").code == 0
+    assert tree(tmp_path / "far") == tree(tmp_path / "near")
+
+
+def test_a_second_run_keeps_what_is_there(zpptool, hub: Hub, tmp_path: Path) -> None:
+    words = ["split", "org/name", "--num-stages", 2, "--stage", 0, "-o", tmp_path / "out", "--json"]
+    assert zpptool(*words, env=hub.env).json["kept"] is False
+    hub.asked.clear()
+    assert zpptool(*words, env=hub.env).json["kept"] is True
+    assert max(count for _name, _start, count in hub.asked) <= 128 * 1024
+
+
+@pytest.mark.parametrize(
+    ("named", "code", "says"),
+    [
+        ("org/other", ExitCode.INVALID, "neither a directory here nor a model on the Hub"),
+        ("hf://org/name@nowhere", ExitCode.INVALID, "no revision nowhere"),
+    ],
+)
+def test_refusals(zpptool, hub: Hub, tmp_path: Path, named: str, code: ExitCode, says: str) -> None:
+    ran = zpptool("split", named, "--num-stages", 2, "-o", tmp_path / "out", env=hub.env)
+    assert (ran.code, ran.out) == (code, "")
+    assert says in ran.err.splitlines()[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_closed_model_asks_for_a_token(zpptool, hub: Hub) -> None:
+    hub.token = "hf_secret"
+    words = ["split", "org/name", "--num-stages", 2, "--dry-run"]
+    ran = zpptool(*words, env=hub.env)
+    assert ran.code == ExitCode.INVALID
+    assert "HF_TOKEN" in ran.err
+    assert zpptool(*words, env={**hub.env, "HF_TOKEN": "hf_secret"}).code == 0
+
+
+def test_a_server_without_ranges_or_none_at_all_is_said(zpptool, hub: Hub) -> None:
+    hub.ranges = False
+    ran = zpptool("split", "org/name", "--num-stages", 2, "--dry-run", env=hub.env)
+    assert ran.code == ExitCode.FAILURE
+    assert "does not answer range requests" in ran.err
+    gone = zpptool(
+        "split", "org/name", "--num-stages", 2, "--dry-run", env={**hub.env, "HF_ENDPOINT": "http://[::1]:9"}
+    )
+    assert gone.code == ExitCode.FAILURE
+    assert "fetching it from the Hub failed" in gone.err
+
+
+def test_a_directory_goes_before_the_hub(zpptool, hub: Hub, tmp_path: Path, monkeypatch) -> None:
+    write_checkpoint(tmp_path / "org/name", llama(2), llama_config(2))
+    monkeypatch.chdir(tmp_path)
+    ran = zpptool("split", "org/name", "--num-stages", 2, "--dry-run", "--json", env=hub.env)
+    assert ran.json["num_layers"] == 2
+    assert not hub.asked

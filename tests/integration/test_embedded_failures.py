@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A step that fails on one stage fails its own sequence and no other: each later step still meets its own tensors."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+pytest.importorskip("transformers")
+
+from toys import changed, ring_specs, stage_life
+
+from zpptool.engines.transformers.calls import LOAD_MODEL, agreed_facts
+from zpptool.engines.transformers.head import RingModel
+from zpptool.engines.transformers.sampling import SamplingParams
+from zpptool.engines.transformers.unsplit import generate, load_unsplit
+from zpptool.engines.transformers.worker import TransformersStage
+from zpptool.errors import ExitCode, ZppError
+from zpptool.pipeline.ring.headnode import HeadNode
+from zpptool.pipeline.ring.node import StageNode
+from zpptool.pipeline.ring.place import take_head_place
+from zpptool.pipeline.spec import StageSpec
+
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(60)]
+
+NUM_SEQUENCES = 6
+TOKENS = 8
+
+
+loading = threading.Lock()
+
+
+class ThreadStage(TransformersStage):
+    """A stage as a thread. transformers changes torch for as long as it builds a model, so only one may load."""
+
+    made: ClassVar[list[TransformersStage]] = []
+
+    def __init__(self, spec: StageSpec, node: StageNode) -> None:
+        super().__init__(spec, node)
+        self.made.append(self)
+
+    def _load(self) -> bytes:
+        with loading:
+            return super()._load()
+
+
+class FullStage(ThreadStage):
+    """A stage that runs out of memory in the step of one sequence after `steps_left` steps of it."""
+
+    sequence = 3
+    steps_left = 2
+
+    def _load(self) -> bytes:
+        answer = super()._load()
+        step, left = self._part.step, self.steps_left
+
+        def full(sequence: int, inputs: Any) -> Any:
+            nonlocal left
+            if sequence == self.sequence:
+                left -= 1
+                if left < 0:
+                    raise MemoryError("no room for this sequence")
+            return step(sequence, inputs)
+
+        self._part.step = full
+        return answer
+
+
+@contextmanager
+def ring(specs: list[StageSpec], full: int) -> Iterator[HeadNode]:
+    """A head, and the stages as threads of this process, loaded; stage `full` is a `FullStage`."""
+    kinds: list[Callable[[StageSpec, StageNode], TransformersStage]] = [ThreadStage] * len(specs)
+    kinds[full] = FullStage
+    ThreadStage.made.clear()
+    with ThreadPoolExecutor(len(specs)) as pool:
+        lives = [pool.submit(stage_life, spec, kind) for spec, kind in zip(specs, kinds, strict=True)]
+        head = take_head_place(specs[0])
+        try:
+            head.gather(agreed_facts(specs[0]))
+            head.call(LOAD_MODEL, b"", from_all=True).result(30)
+            yield head
+        finally:
+            head.stop("the test is over")
+            head.close()
+    assert [life.result(5) for life in lives] == [None] * len(specs)
+
+
+@pytest.mark.parametrize("full", [0, 1, 2])
+def test_a_step_that_fails_on_one_stage_fails_only_its_own_sequence(
+    full: int, tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = tiny_model("llama", layers=3, initializer_range=0.5)
+    specs = [
+        changed(spec, model=str(model), partition=((0, 1), (1, 2), (2, 3)), device="cpu")
+        for spec in ring_specs(3, tmp_path)
+    ]
+    prompts = [[5 + n, 80 - n, 7] for n in range(NUM_SEQUENCES)]
+    sampling = [SamplingParams(0.7, seed=n) for n in range(NUM_SEQUENCES)]
+    with ring(specs, full) as head:
+        ring_model = RingModel(head)
+        streams = [ring_model.generate(prompts[n], TOKENS, (), sampling[n]) for n in range(NUM_SEQUENCES)]
+        # In turn, so that the sequences get their numbers in the order of the prompts; then all at once.
+        answers: list[list[int] | ZppError] = [[next(stream)] for stream in streams]
+
+        def the_rest(n: int) -> list[int] | ZppError:
+            try:
+                return [*answers[n], *streams[n]]
+            except ZppError as fault:
+                return fault
+
+        with ThreadPoolExecutor(NUM_SEQUENCES) as pool:
+            answers = list(pool.map(the_rest, range(NUM_SEQUENCES)))
+        given_up = ring_model.generate(prompts[0], TOKENS, (), sampling[0])
+        next(given_up)
+        given_up.close()
+        again = list(ring_model.generate(prompts[3], TOKENS, (), sampling[3]))
+        assert head.fault is None, "the pipeline goes on"
+
+    for stage in ThreadStage.made:
+        assert stage._part._sequences == stage._samplers == {}, (
+            "finished, failed or given up: every sequence is forgotten"
+        )
+    failed = answers[FullStage.sequence]
+    assert isinstance(failed, ZppError)
+    assert failed.exit_code == ExitCode.STAGE
+    assert failed.message == f"stage {full}: step failed: MemoryError: no room for this sequence"
+    whole = load_unsplit(model)
+    expected = [generate(whole, prompts[n], TOKENS, (), sampling[n]) for n in range(NUM_SEQUENCES)]
+    answers[FullStage.sequence] = again
+    assert answers == expected
+    assert len({tuple(answer) for answer in expected}) == NUM_SEQUENCES
+
+
+def test_a_call_that_the_engine_does_not_know_is_refused(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    model = str(tiny_model("llama", layers=3, initializer_range=0.5))
+    specs = [
+        changed(spec, model=model, partition=((0, 1), (1, 2), (2, 3)), device="cpu") for spec in ring_specs(3, tmp_path)
+    ]
+    with ring(specs, 0) as head, pytest.raises(ZppError, match="sleep is no call that the transformers engine knows"):
+        head.call("sleep", b"", from_all=False).result(10)

@@ -1,0 +1,431 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every fault that `docs/validation.md` lists is built here, found and named by stage and tensor: one list for both."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import pytest
+from checkpoints import content, llama, llama_config, write_checkpoint, write_safetensors
+
+from zpptool.checkpoint.digest import digest_bytes, digest_file
+from zpptool.checkpoint.faults import SplitFaultCode as Code
+from zpptool.checkpoint.header import MAX_HEADER_BYTES, read_header
+from zpptool.checkpoint.index import INDEX_NAME
+from zpptool.checkpoint.manifest import Manifest, SmallFile, load_manifest
+from zpptool.checkpoint.mode import Mode
+from zpptool.checkpoint.smallfiles import STAGE_FILE
+from zpptool.checkpoint.split import split_checkpoint
+from zpptool.checkpoint.streaming import Way
+from zpptool.checkpoint.verify import find_target, verify_split
+
+DOCS = Path(__file__).resolve().parents[2] / "docs/validation.md"
+LAYERS = 6
+UP = "model.layers.2.mlp.up_proj.weight"
+NORM = "model.layers.2.input_layernorm.weight"
+EMBEDDING = "model.embed_tokens.weight"
+WEIGHTS = "model-00001-of-00002.safetensors"
+"""Of stage 1, which owns layers 2 and 3, each in a file of its own."""
+
+
+class Fault(NamedTuple):
+    """One row of the table.
+
+    Attributes:
+        what: in words.
+        build: makes it in a split directory.
+        code: of the fault that must be found.
+        says: what its message must say.
+        stage: that it must name.
+        tensor: that it must name.
+        model: the split has to be held against the model to see it.
+    """
+
+    what: str
+    build: Callable[[Path], object]
+    code: Code
+    says: str
+    stage: int | None = 1
+    tensor: str | None = None
+    model: bool = False
+
+
+def stage(split: Path, number: int = 1) -> Path:
+    return split / f"stage_{number}"
+
+
+def weights(split: Path) -> Path:
+    return stage(split) / WEIGHTS
+
+
+def header_of(path: Path) -> dict[str, Any]:
+    raw = path.read_bytes()
+    return json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+
+
+def with_header(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change a file's header as JSON, its data as it is."""
+    raw = path.read_bytes()
+    start = 8 + int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8:start])
+    made = change(header)
+    changed = made if isinstance(made, bytes) else json.dumps(header).encode()
+    changed += b" " * (-len(changed) % 8)
+    path.write_bytes(len(changed).to_bytes(8, "little") + changed + raw[start:])
+
+
+def renamed(old: str, new: str) -> Callable[[dict[str, Any]], None]:
+    def change(header: dict[str, Any]) -> None:
+        entries = [(new if name == old else name, entry) for name, entry in header.items()]
+        header.clear()
+        header.update(entries)
+
+    return change
+
+
+def swap_layers(split: Path) -> None:
+    """Layers 2 and 3 trade names in both files of the stage."""
+    files = sorted(stage(split).glob("model-*.safetensors"))
+    files[0].rename(files[0].with_suffix(".x"))
+    files[1].rename(files[0])
+    files[0].with_suffix(".x").rename(files[1])
+    for path, old, new in ((files[0], ".3.", ".2."), (files[1], ".2.", ".3.")):
+        for name in list(header_of(path)):
+            with_header(path, renamed(name, name.replace(old, new)))
+
+
+def flip(path: Path, tensor: str) -> None:
+    place = next(own for own in read_header(path).tensors if own.name == tensor)
+    with path.open("r+b") as stream:
+        stream.seek(place.offset + 3)
+        old = stream.read(1)
+        stream.seek(place.offset + 3)
+        stream.write(bytes([old[0] ^ 16]))
+
+
+def blank(path: Path, tensor: str) -> None:
+    place = next(own for own in read_header(path).tensors if own.name == tensor)
+    with path.open("r+b") as stream:
+        stream.seek(place.offset)
+        stream.write(bytes(place.nbytes))
+
+
+def lengthen(path: Path, by: int) -> None:
+    with path.open("r+b") as stream:
+        stream.truncate(path.stat().st_size + by)
+
+
+def claim(path: Path, length: int) -> None:
+    raw = path.read_bytes()
+    path.write_bytes(length.to_bytes(8, "little") + raw[8:])
+
+
+def shift(header: dict[str, Any], by: int) -> None:
+    header[NORM]["data_offsets"] = [place + by for place in header[NORM]["data_offsets"]]
+
+
+def rewrite(directory: Path, change: Callable[[Manifest], Manifest]) -> None:
+    """Change a manifest as one who knows how could: its own digest stays right."""
+    (directory / STAGE_FILE).write_bytes(change(load_manifest(directory)).to_bytes())
+
+
+def refresh(split: Path) -> None:
+    """Make the manifest of stage 1 agree with its files again, as a forger would."""
+
+    def change(manifest: Manifest) -> Manifest:
+        files, tensors = [], []
+        for file in manifest.weight_files:
+            path = stage(split) / file.name
+            header, raw = read_header(path), path.read_bytes()
+            head = digest_bytes(raw[: header.header_bytes])
+            files.append(msgspec.structs.replace(file, header_blake3=head, nbytes=len(raw)))
+            for own in header.tensors:
+                entry = next(entry for entry in manifest.tensors if entry.file == file.name)
+                tensors.append(
+                    msgspec.structs.replace(
+                        entry, name=own.name, dtype=own.dtype, shape=own.shape, nbytes=own.nbytes,
+                        blake3=digest_bytes(raw[own.offset : own.offset + own.nbytes]),
+                    )
+                )  # fmt: skip
+        return msgspec.structs.replace(manifest, weight_files=tuple(files), tensors=tuple(tensors))
+
+    rewrite(stage(split), change)
+
+
+def without(directory: Path, name: str) -> None:
+    rewrite(
+        directory,
+        lambda manifest: msgspec.structs.replace(
+            manifest, tensors=tuple(entry for entry in manifest.tensors if entry.name != name)
+        ),
+    )
+
+
+def drop_everywhere(split: Path) -> None:
+    kinds = {own.name: (own.dtype, own.shape) for own in read_header(weights(split)).tensors if own.name != UP}
+    write_safetensors(weights(split), kinds, {"format": "pt"})
+    refresh(split)
+
+
+def move(split: Path, name: str, to: int) -> None:
+    moved = next(entry for entry in load_manifest(stage(split)).tensors if entry.name == name)
+    without(stage(split), name)
+    rewrite(stage(split, to), lambda m: msgspec.structs.replace(m, tensors=(*m.tensors, moved)))
+
+
+def copy_into(split: Path, name: str, to: int) -> None:
+    copied = next(entry for entry in load_manifest(stage(split)).tensors if entry.name == name)
+    rewrite(stage(split, to), lambda m: msgspec.structs.replace(m, tensors=(*m.tensors, copied)))
+
+
+def index(split: Path, change: Callable[[dict[str, str]], object]) -> None:
+    path = stage(split) / INDEX_NAME
+    told = json.loads(path.read_text())
+    change(told["weight_map"])
+    path.write_text(json.dumps(told))
+
+
+def replace_stage(split: Path, seed: bytes, ranges: list[str]) -> None:
+    """Put stage 1 of a split of another model, or of other ranges, into its place."""
+    source = model_at(split.parent / "other")
+    for path in source.glob("*.safetensors"):
+        raw = bytearray(path.read_bytes())
+        start = read_header(path).header_bytes
+        raw[start:] = bytes(byte ^ seed[0] for byte in raw[start:])
+        path.write_bytes(raw)
+    split_checkpoint(source, split.parent / "other-split", ranges=ranges)
+    shutil.rmtree(stage(split))
+    shutil.copytree(split.parent / "other-split" / "stage_1", stage(split))
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def forge_config(split: Path) -> None:
+    for directory in split.iterdir():
+        edit(directory / "config.json", rope_theta=5.0)
+        path = directory / "config.json"
+        own = SmallFile("config.json", path.stat().st_size, digest_file(path))
+        rewrite(
+            directory,
+            lambda manifest, own=own: msgspec.structs.replace(
+                manifest, small_files=tuple(own if f.path == own.path else f for f in manifest.small_files)
+            ),
+        )
+
+
+def link_out(path: Path) -> None:
+    outside = path.parents[2] / "outside"
+    shutil.copy(path, outside)
+    path.unlink()
+    path.symlink_to(outside)
+
+
+def model_at(directory: Path) -> Path:
+    """A model of one file a layer, so that a stage has several."""
+    kinds = llama(LAYERS, tied=True)
+    write_checkpoint(directory, kinds, llama_config(LAYERS, tie_word_embeddings=True))
+    (directory / "model.safetensors").unlink()
+    weight_map = {}
+    for layer in (None, *range(LAYERS)):
+        own = {name: kind for name, kind in kinds.items() if layer_of(name) == layer}
+        file = f"model-{0 if layer is None else layer + 1:05}.safetensors"
+        write_safetensors(directory / file, own, {"format": "pt"})
+        weight_map |= dict.fromkeys(own, file)
+    (directory / INDEX_NAME).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return directory
+
+
+def layer_of(name: str) -> int | None:
+    parts = name.split(".")
+    return int(parts[2]) if parts[1] == "layers" else None
+
+
+def in_model(split: Path) -> Path:
+    return split.parent / "model"
+
+
+def file_with(directory: Path, tensor: str) -> Path:
+    return next(p for p in directory.glob("*.safetensors") if tensor in header_of(p))
+
+
+def unhashed(split: Path) -> None:
+    shutil.rmtree(split)
+    split_checkpoint(in_model(split), split, 3, way=Way(Mode.COPY, hashed=False))
+    flip(file_with(stage(split), UP), UP)
+
+
+OTHER = ["0-2", "2-3", "3-6"]
+SAME = ["0-2", "2-4", "4-6"]
+NEW = "model.layers.2.mlp.up_proj.wieght"
+
+FAULTS = [
+    Fault("a tensor is missing from a weight file", lambda s: with_header(weights(s), lambda h: h.pop(UP) and None),
+          Code.FILE, "leaves a gap", tensor=NORM),
+    Fault("a tensor and its bytes are missing from a weight file", lambda s: write_safetensors(
+        weights(s), {o.name: (o.dtype, o.shape) for o in read_header(weights(s)).tensors if o.name != UP}),
+          Code.MISSING, f"lacks tensor {UP}", tensor=UP),
+    Fault("a tensor is missing from file, index and manifest alike", drop_everywhere,
+          Code.MISSING, "layer 2 has no mlp.up_proj.weight", None),
+    Fault("the same, held against the model", drop_everywhere,
+          Code.MISSING, f"no stage holds tensor {UP}", None, UP, True),
+    Fault("a weight file holds one tensor more", lambda s: write_safetensors(
+        weights(s), {o.name: (o.dtype, o.shape) for o in read_header(weights(s)).tensors} | {"more": ("U8", (1,))}),
+          Code.EXTRA, "holds tensor more, which is not in the manifest", tensor="more"),
+    Fault("a tensor is in two weight files of a stage", lambda s: shutil.copy(
+        weights(s), stage(s) / "model-00002-of-00002.safetensors"),
+          Code.EXTRA, f"model-00002-of-00002.safetensors holds tensor {UP}", tensor=UP),
+    Fault("a tensor is twice in one header", lambda s: with_header(weights(s), lambda h: json.dumps(h).encode()[:-1]
+          + b"," + json.dumps({UP: h[UP]}).encode()[1:]), Code.FILE, f"the name {UP} occurs twice", tensor=UP),
+    Fault("a tensor is in two stages that need it once", lambda s: copy_into(s, UP, 0),
+          Code.EXTRA, f"stage 0 holds tensor {UP}, which it does not need", 0, UP),
+    Fault("a tensor is in the wrong stage", lambda s: move(s, UP, 0),
+          Code.MISSING, f"stage 1 lacks tensor {UP}", 1, UP),
+    Fault("a tensor is renamed", lambda s: with_header(weights(s), renamed(UP, NEW)),
+          Code.EXTRA, f"holds tensor {NEW}", tensor=NEW),
+    Fault("a renamed tensor is missed", lambda s: with_header(weights(s), renamed(UP, NEW)),
+          Code.MISSING, f"lacks tensor {UP}", tensor=UP),
+    Fault("one bit of a tensor is flipped", lambda s: flip(weights(s), UP),
+          Code.BYTES, f"the bytes of tensor {UP} in {WEIGHTS} were changed", tensor=UP),
+    Fault("a tensor's bytes are zeros (a hole)", lambda s: blank(weights(s), UP), Code.BYTES, UP, tensor=UP),
+    Fault("two layers are swapped", swap_layers, Code.BYTES, f"the bytes of tensor {UP}", tensor=UP),
+    Fault("two layers are swapped, and the manifest made to agree", lambda s: (swap_layers(s), refresh(s)),
+          Code.BYTES, "do not hold the content of the model", None),
+    Fault("the same, held against the model", lambda s: (swap_layers(s), refresh(s)),
+          Code.BYTES, f"the bytes of tensor {UP} differ from the model's", 1, UP, True),
+    Fault("a tensor has another dtype", lambda s: with_header(weights(s), lambda h: h[UP].update(dtype="F16")),
+          Code.TENSOR, f"{UP} in {WEIGHTS} is F16", tensor=UP),
+    Fault("a tensor has another shape", lambda s: with_header(weights(s), lambda h: h[UP].update(shape=[8, 16])),
+          Code.TENSOR, "is BF16 [8, 16], not BF16 [16, 8]", tensor=UP),
+    Fault("a weight file is truncated", lambda s: lengthen(weights(s), -1), Code.FILE, "truncated, first in tensor",
+          tensor=NORM),
+    Fault("a weight file is cut to nothing", lambda s: weights(s).write_bytes(b""), Code.FILE, "it has 0 bytes"),
+    Fault("a weight file is padded", lambda s: lengthen(weights(s), 1), Code.FILE, "longer than its header says"),
+    Fault("two tensors overlap", lambda s: with_header(weights(s), lambda h: shift(h, -2)),
+          Code.FILE, "overlaps the tensor before it", tensor=NORM),
+    Fault("a tensor's byte range is off by one", lambda s: with_header(weights(s), lambda h: shift(h, 1)),
+          Code.FILE, "gap before it", tensor=NORM),
+    Fault("a tensor takes other bytes than its shape asks for", lambda s: with_header(
+        weights(s), lambda h: h[UP].update(shape=[16, 9])), Code.FILE, "does not take the 256 bytes", tensor=UP),
+    Fault("a dtype that there is not", lambda s: with_header(weights(s), lambda h: h[UP].update(dtype="BF61")),
+          Code.FILE, "has the dtype BF61", tensor=UP),
+    Fault("a header that claims to be larger than any", lambda s: claim(weights(s), MAX_HEADER_BYTES + 1),
+          Code.FILE, "more than the 100000000 that are allowed"),
+    Fault("a header longer than its file", lambda s: claim(weights(s), 100_000), Code.FILE, "truncated"),
+    Fault("a header that is not JSON", lambda s: with_header(weights(s), lambda h: b"{"), Code.FILE, "not the JSON"),
+    Fault("a header that is nested deeper than can be read", lambda s: with_header(
+        weights(s), lambda h: b'{"a":' * 100_000 + b"1" + b"}" * 100_000), Code.FILE, "not the JSON"),
+    Fault("blanks or metadata of a header are changed", lambda s: with_header(
+        weights(s), lambda h: h.update(__metadata__={"format": "tf"})), Code.FILE, "the header of"),
+    Fault("a Git LFS pointer in the place of a weight file", lambda s: weights(s).write_bytes(b"version https://git"),
+          Code.FILE, "is a Git LFS pointer"),
+    Fault("a weight file is missing", lambda s: weights(s).unlink(), Code.FILE, f"{WEIGHTS} is missing"),
+    Fault("a directory or pipe in the place of a weight file", lambda s: (weights(s).unlink(), os.mkfifo(weights(s))),
+          Code.FILE, f"{WEIGHTS} is not a file"),
+    Fault("a layer range is off by one", lambda s: [rewrite(d, lambda m: msgspec.structs.replace(
+        m, partition=((0, 2), (2, 5), (4, 6)))) for d in s.iterdir()], Code.RANGES, "4", 2),
+    Fault("a stage is missing", lambda s: shutil.rmtree(stage(s)), Code.STAGES, "stage 1 of 3 is missing"),
+    Fault("a stage is there twice", lambda s: shutil.copytree(stage(s), stage(s, 3)),
+          Code.STAGES, "stage 3 holds the manifest of stage 1", 3),
+    Fault("a stage of another split", lambda s: replace_stage(s, b"\0", OTHER),
+          Code.STAGES, "is of another split than stage 0: partition"),
+    Fault("a stage of another model of the same shape", lambda s: replace_stage(s, b"\1", SAME),
+          Code.STAGES, "is of another split than stage 0: sample_digest"),
+    Fault("the tied head is missing", lambda s: without(stage(s, 2), EMBEDDING),
+          Code.MISSING, f"stage 2 lacks tensor {EMBEDDING}", 2, EMBEDDING),
+    Fault("the tokenizer differs", lambda s: (stage(s) / "tokenizer.json").write_text("{}"),
+          Code.FILE, "tokenizer.json was changed"),
+    Fault("the config differs", lambda s: edit(stage(s) / "config.json", rope_theta=2.0),
+          Code.FILE, "config.json was changed"),
+    Fault("the config differs, and the manifests made to agree", forge_config,
+          Code.FILE, "config.json is not the one that the model was split with", None),
+    Fault("a small file is missing", lambda s: (stage(s) / "chat_template.jinja").unlink(),
+          Code.FILE, "chat_template.jinja is missing"),
+    Fault("a file is there that the split did not write", lambda s: (stage(s) / "code/more.py").write_text(""),
+          Code.FILE, "code/more.py is not in the manifest"),
+    Fault("the index names the wrong file", lambda s: index(
+        s, lambda m: m.update({UP: "model-00002-of-00002.safetensors"})),
+          Code.FILE, f"puts tensor {UP} into model-00002-of-00002.safetensors; it is in {WEIGHTS}", tensor=UP),
+    Fault("the index leaves a tensor out", lambda s: index(s, lambda m: m.pop(UP)),
+          Code.FILE, f"does not name tensor {UP}", tensor=UP),
+    Fault("the index names a tensor that is not there", lambda s: index(s, lambda m: m.update(more=WEIGHTS)),
+          Code.FILE, "names tensor more, which the stage does not hold", tensor="more"),
+    Fault("a symbolic link leads out of the stage", lambda s: link_out(weights(s)),
+          Code.FILE, f"{WEIGHTS} is a symbolic link out of the stage directory"),
+    Fault("the manifest is missing", lambda s: (stage(s) / STAGE_FILE).unlink(), Code.MANIFEST, f"no {STAGE_FILE}"),
+    Fault("the manifest is changed", lambda s: (stage(s) / STAGE_FILE).write_bytes(
+        (stage(s) / STAGE_FILE).read_bytes().replace(b'"stage": 1', b'"stage": 0')), Code.MANIFEST, "was changed"),
+    Fault("the manifest is of another version", lambda s: rewrite(
+        stage(s), lambda m: msgspec.structs.replace(m, schema_version=99)), Code.MANIFEST, "schema version 99"),
+    Fault("the manifest names a file outside the stage", lambda s: rewrite(stage(s), lambda m: msgspec.structs.replace(
+        m, weight_files=(msgspec.structs.replace(m.weight_files[0], name="../x"),))), Code.MANIFEST, "outside"),
+    Fault("the model has other bytes", lambda s: flip(file_with(in_model(s), UP), UP),
+          Code.BYTES, f"the bytes of tensor {UP} differ from the model's", 1, UP, True),
+    Fault("the model has another config", lambda s: edit(in_model(s) / "config.json", rope_theta=3.0),
+          Code.SOURCE, "is not of the model", 1, None, True),
+    Fault("the model has another tokenizer", lambda s: (in_model(s) / "tokenizer.json").write_text("{}"),
+          Code.FILE, "tokenizer.json differs from the model's", 1, None, True),
+    Fault("one bit is flipped in a split without hashes", unhashed,
+          Code.BYTES, f"the bytes of tensor {UP} differ from the model's", 1, UP, True),
+]  # fmt: skip
+UNREADABLE = Fault("a file may not be read", lambda s: weights(s).chmod(0), Code.FILE, "Permission denied")
+
+
+@pytest.fixture
+def split(tmp_path: Path) -> Path:
+    split_checkpoint(model_at(tmp_path / "model"), tmp_path / "out", 3)
+    return tmp_path / "out"
+
+
+def test_the_split_before_any_fault_is_valid(split: Path) -> None:
+    assert verify_split(find_target(split, in_model(split))).faults == []
+    assert UP in header_of(weights(split))
+    assert content(UP, "BF16", (16, 8)) in weights(split).read_bytes()
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.what}{' (model)' if fault.model else ''}")
+def test_a_fault_is_found_and_named(split: Path, fault: Fault) -> None:
+    fault.build(split)
+    faults = verify_split(find_target(split, in_model(split) if fault.model else None)).faults
+    fitting = [found for found in faults if found.code is fault.code and fault.says in found.message]
+    assert fitting, [f"{found.code}: {found.message}" for found in faults]
+    assert any((found.stage, found.tensor) == (fault.stage, fault.tensor) for found in fitting), fitting
+    if fault.stage is not None:
+        assert any(f"stage {fault.stage}" in found.message for found in fitting)
+
+
+def test_a_file_that_may_not_be_read_is_named(split: Path) -> None:
+    """Root reads whatever it likes, unless it is told not to."""
+    UNREADABLE.build(split)
+    words = [sys.executable, "-m", "zpptool", "validate", str(split), "--json"]
+    if os.geteuid() == 0:
+        if shutil.which("setpriv") is None:
+            pytest.skip("root cannot be kept from reading here: there is no setpriv")
+        words = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", *words]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 3, done.stderr
+    faults = json.loads(done.stdout)["faults"]
+    assert [(found["code"], found["stage"]) for found in faults] == [(UNREADABLE.code, 1)]
+    assert UNREADABLE.says in faults[0]["message"]
+
+
+def table() -> str:
+    lines = ["| what is wrong | code | it names | needs `--model` |", "|---|---|---|---|"]
+    for fault in [*FAULTS, UNREADABLE]:
+        named = ["stage"] * (fault.stage is not None) + ["tensor"] * (fault.tensor is not None)
+        lines.append(f"| {fault.what} | `{fault.code}` | {', '.join(named)} | {'yes' if fault.model else ''} |")
+    return "\n".join(lines)
+
+
+def test_the_docs_list_these_faults_and_no_other() -> None:
+    documented = [line for line in DOCS.read_text().splitlines() if line.startswith("|")]
+    assert "\n".join(documented) == table(), f"put this into {DOCS.name}:\n{table()}"

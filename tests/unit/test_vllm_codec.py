@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's control objects survive the ring unchanged, and nothing that is not carried slips through."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("vllm")
+pytestmark = pytest.mark.vllm
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from vllm.lora.request import LoRARequest  # noqa: E402
+from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams  # noqa: E402
+from vllm.v1.core.sched.output import CachedRequestData, GrammarOutput, NewRequestData, SchedulerOutput  # noqa: E402
+from vllm.v1.kv_cache_interface import (  # noqa: E402
+    FullAttentionSpec,
+    KVCacheConfig,
+    KVCacheGroupSpec,
+    KVCacheTensor,
+    MambaSpec,
+    SlidingWindowSpec,
+)
+from vllm.v1.outputs import LogprobsLists, LogprobsTensors, ModelRunnerOutput  # noqa: E402
+from vllm.v1.worker.worker_base import CompilationTimes  # noqa: E402
+
+from zpptool.engines.vllm import codec  # noqa: E402
+from zpptool.errors import ZppError  # noqa: E402
+
+
+def scheduler_output(**changes: object) -> SchedulerOutput:
+    sampling = SamplingParams(
+        temperature=0.7,
+        seed=3,
+        stop=["\n"],
+        logit_bias={5: 1.5},
+        n=2,
+        structured_outputs=StructuredOutputsParams(json={"type": "object"}),
+        output_kind=RequestOutputKind.DELTA,
+    )
+    new = NewRequestData("new", [1, 2, 3], [], sampling, None, ([1, 2], [3]), 0, LoRARequest("a", 1, "/lora"))
+    old = CachedRequestData(["old"], {"old"}, [[7]], {"old": [1, 7]}, [([4],)], [9], [1])
+    fields = {
+        "scheduled_new_reqs": [new],
+        "scheduled_cached_reqs": old,
+        "num_scheduled_tokens": {"new": 3, "old": 1},
+        "total_num_scheduled_tokens": 4,
+        "scheduled_spec_decode_tokens": {},
+        "scheduled_encoder_inputs": {},
+        "finished_req_ids": {"gone"},
+        "free_encoder_mm_hashes": [],
+    }
+    return SchedulerOutput(**{**fields, **changes})
+
+
+def through_the_ring(value: object) -> object:
+    return codec.decode(codec.encode(value))
+
+
+def test_a_scheduler_output_arrives_as_it_left() -> None:
+    sent = scheduler_output()
+    assert through_the_ring(sent) == sent
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        FullAttentionSpec(block_size=16, num_kv_heads=3, head_size=64, dtype=torch.bfloat16),
+        SlidingWindowSpec(block_size=32, num_kv_heads=1, head_size=8, dtype=torch.float16, sliding_window=128),
+        MambaSpec(block_size=16, shapes=((2, 3), (4,)), dtypes=(torch.float32, torch.bfloat16)),
+    ],
+)
+def test_a_kv_cache_configuration_arrives_as_it_left(spec: object) -> None:
+    tensor = KVCacheTensor(size=4096, layers=["a", "b"], layer_stride=1, block_stride=2)
+    sent = KVCacheConfig(num_blocks=7, kv_cache_tensors=[tensor], kv_cache_groups=[KVCacheGroupSpec(["a", "b"], spec)])
+    assert through_the_ring([sent, {"layer": spec}]) == [sent, {"layer": spec}]
+
+
+def test_an_output_with_logprobs_arrives_as_it_left() -> None:
+    lists = LogprobsLists(np.array([[3, 4]], np.int32), np.array([[-0.5, -np.inf]], np.float32), np.array([1]))
+    tensors = LogprobsTensors(torch.tensor([[1]]), torch.tensor([[-0.25]]), torch.tensor([2]))
+    sent = ModelRunnerOutput(["a"], {"a": 0}, [[3]], lists, {"a": tensors, "b": None}, pooler_output=[torch.ones(2, 3)])
+    got = through_the_ring(sent)
+    assert isinstance(got, ModelRunnerOutput)
+    assert (got.req_ids, got.req_id_to_index, got.sampled_token_ids) == (["a"], {"a": 0}, [[3]])
+    assert got.logprobs is not None
+    for ours, theirs in zip(lists[:3], got.logprobs[:3], strict=True):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)
+    assert got.prompt_logprobs_dict["b"] is None
+    assert torch.equal(got.prompt_logprobs_dict["a"].logprobs, tensors.logprobs)
+    assert torch.equal(got.pooler_output[0], torch.ones(2, 3))
+
+
+def test_a_grammar_and_the_times_of_compilation_arrive() -> None:
+    grammar = GrammarOutput(["a"], np.arange(6, dtype=np.int32).reshape(2, 3))
+    got = through_the_ring(grammar)
+    np.testing.assert_array_equal(got.grammar_bitmask, grammar.grammar_bitmask)
+    assert through_the_ring([CompilationTimes(1.5, 0.0)]) == [CompilationTimes(1.5, 0.0)]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.bool, torch.int64])
+def test_tensors_of_any_dtype_arrive_with_their_bits(dtype: torch.dtype) -> None:
+    sent = torch.arange(6).reshape(2, 3).to(dtype)
+    got = through_the_ring({"t": sent})["t"]
+    assert got.dtype is dtype
+    assert torch.equal(got.view(torch.uint8), sent.view(torch.uint8))
+    assert through_the_ring(torch.empty(0, 4, dtype=dtype)).shape == (0, 4)
+
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.text() | st.binary(),
+    lambda inner: (
+        st.lists(inner)
+        | st.lists(inner).map(tuple)
+        | st.dictionaries(st.text() | st.integers(0, 99), inner)
+        | st.sets(st.integers(0, 9) | st.text())
+    ),
+    max_leaves=20,
+)
+
+
+@given(plain)
+def test_plain_values_of_any_nesting_arrive_with_their_types(value: object) -> None:
+    got = through_the_ring(value)
+    assert got == value
+    assert type(got) is type(value)
+
+
+def test_what_is_not_carried_is_refused_by_the_name_of_its_field() -> None:
+    with pytest.raises(ZppError, match=r"SchedulerOutput\.kv_connector_metadata holds a builtins\.object"):
+        codec.encode([scheduler_output(kv_connector_metadata=object())])
+
+
+def test_bytes_that_name_a_class_that_is_not_carried_build_nothing() -> None:
+    alien = msgspec.msgpack.encode(
+        msgspec.msgpack.Ext(codec._OBJECT, msgspec.msgpack.encode(["Popen", {"args": "true"}]))
+    )
+    with pytest.raises(ZppError, match="'Popen'"):
+        codec.decode(alien)
+
+
+def test_a_field_that_this_vllm_does_not_have_is_refused() -> None:
+    alien = msgspec.msgpack.encode(
+        msgspec.msgpack.Ext(codec._OBJECT, msgspec.msgpack.encode(["GrammarOutput", {"surprise": 1}]))
+    )
+    with pytest.raises(ZppError, match="no field surprise"):
+        codec.decode(alien)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_value_or_a_refusal(data: bytes) -> None:
+    with suppress(ZppError):
+        codec.decode(data)

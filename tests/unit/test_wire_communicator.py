@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ranks in processes of their own exchange tensor dicts with their neighbours, and may reuse what they sent."""
+
+from __future__ import annotations
+
+import multiprocessing
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from zpptool.errors import ExitCode, ZppError
+from zpptool.wire import ZeroMQCommunicator
+from zpptool.wire.link import LinkError, LinkTimeout, PushLink
+from zpptool.wire.messages import Kind, Limits, WireError
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.torch
+
+SPAWN = multiprocessing.get_context("spawn")
+EXAMPLE = Path(__file__).parents[2] / "examples" / "communicator.py"
+
+
+def free_addresses(count: int) -> list[str]:
+    """TCP endpoints that nobody binds now."""
+    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return [f"tcp://127.0.0.1:{port}" for port in ports]
+
+
+def pass_on(rank: int, addresses: list[str], rounds: int) -> None:
+    """A rank between: adds one to every tensor, writes its rank into the trace, sends the dict on."""
+    torch.set_num_threads(1)
+    with ZeroMQCommunicator(rank, len(addresses), bind=addresses[rank], connect=addresses[rank - 1]) as ring:
+        for _ in range(rounds):
+            got = ring.recv_tensor_dict()
+            for value in got.values():
+                if isinstance(value, torch.Tensor):
+                    value.add_(1)
+            got["trace"].append(rank)
+            ring.send_tensor_dict(got)
+
+
+@pytest.fixture(params=["tcp", "ipc"])
+def addresses(request, tmp_path) -> list[str]:
+    """What the three ranks bind."""
+    return free_addresses(3) if request.param == "tcp" else [f"ipc://{tmp_path}/{rank}" for rank in range(3)]
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[ZeroMQCommunicator, ZeroMQCommunicator]]:
+    """Ranks 0 and 1 in one process; rank 0 only sends."""
+    with (
+        ZeroMQCommunicator(0, 2, bind="tcp://127.0.0.1:*", timeout_s=10) as first,
+        ZeroMQCommunicator(1, 2, connect=first.endpoint, timeout_s=10) as second,
+    ):
+        yield first, second
+
+
+@pytest.mark.parametrize("size", [1, 16_777_216])
+def test_a_dict_goes_round_a_ring_of_three_processes(addresses, size):
+    rounds = 3
+    others = [SPAWN.Process(target=pass_on, args=(rank, addresses, rounds)) for rank in (2, 1)]
+    for process in others:
+        process.start()
+    with ZeroMQCommunicator(0, 3, bind=addresses[0], connect=addresses[2]) as ring:
+        for number in range(rounds):
+            states = torch.full((size,), float(number))
+            sent = {"hidden_states": states, "residual": torch.ones(2, 3).t(), "trace": [0], "step": number}
+            ring.send_tensor_dict(sent)
+            states.fill_(-1)
+            got = ring.recv_tensor_dict()
+            assert torch.all(got["hidden_states"] == number + 2)
+            assert torch.equal(got["residual"], torch.full((3, 2), 3.0))
+            assert (got["trace"], got["step"]) == ([0, 1, 2], number)
+    for process in others:
+        process.join(20)
+        assert process.exitcode == 0
+
+
+@pytest.mark.parametrize("size", [100, 100_000, 2_000_000])
+def test_a_sent_tensor_may_be_overwritten_at_once(pair, size):
+    first, second = pair
+    states = torch.empty(size)
+    for step in range(6):
+        states.fill_(step)
+        first.send_tensor_dict({"states": states})
+        states.fill_(-1)
+        assert torch.all(second.recv_tensor_dict()["states"] == step)
+
+
+def test_isend_hands_out_when_the_tensor_may_be_overwritten(pair):
+    first, second = pair
+    states = torch.ones(4_000_000)
+    handle = first.isend_tensor_dict({"states": states})
+    got = second.recv_tensor_dict()
+    handle.wait()
+    assert handle.is_completed()
+    states.fill_(-1)
+    assert torch.all(got["states"] == 1)
+
+
+def test_one_thread_sends_while_another_receives():
+    addresses = free_addresses(2)
+    with (
+        ZeroMQCommunicator(0, 2, bind=addresses[0], connect=addresses[1], timeout_s=20) as first,
+        ZeroMQCommunicator(1, 2, bind=addresses[1], connect=addresses[0], timeout_s=20) as second,
+    ):
+        messages = [{"t": torch.full((30_000,), float(number)), "n": number} for number in range(100)]
+        faults: list[BaseException] = []
+
+        def sends(ring: ZeroMQCommunicator) -> None:
+            for message in messages:
+                ring.send_tensor_dict(message)
+
+        def receives(ring: ZeroMQCommunicator) -> None:
+            try:
+                for message in messages:
+                    got = ring.recv_tensor_dict()
+                    assert got["n"] == message["n"]
+                    assert torch.equal(got["t"], message["t"])
+            except BaseException as error:
+                faults.append(error)
+
+        threads = [
+            threading.Thread(target=work, args=(ring,)) for ring in (first, second) for work in (sends, receives)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert not faults
+
+
+def test_only_neighbours_can_be_reached(pair):
+    first, second = pair
+    first.send_tensor_dict({"n": 1}, dst=1)
+    assert second.recv_tensor_dict(src=0) == {"n": 1}
+    for call in (
+        lambda: first.send_tensor_dict({}, dst=0),
+        lambda: second.recv_tensor_dict(src=1),
+        lambda: second.send_tensor_dict({}),
+        lambda: first.recv_tensor_dict(),
+    ):
+        with pytest.raises(ZppError, match=r"Rank \d cannot") as caught:
+            call()
+        assert caught.value.exit_code is ExitCode.USAGE
+
+
+def test_places_on_the_ring():
+    with ZeroMQCommunicator(2, 3, bind="tcp://127.0.0.1:*") as last:
+        assert (last.next_rank, last.prev_rank, last.is_first_rank, last.is_last_rank) == (0, 1, False, True)
+    for rank, world_size in ((0, 1), (3, 3), (-1, 2)):
+        with pytest.raises(ZppError, match="cannot be"):
+            ZeroMQCommunicator(rank, world_size, bind="tcp://127.0.0.1:*")
+    with pytest.raises(ZppError, match="neither"):
+        ZeroMQCommunicator(0, 2)
+
+
+def test_an_endpoint_in_use_leaves_nothing_open(pair):
+    first, _ = pair
+    with pytest.raises(ZppError, match="in use") as caught:
+        ZeroMQCommunicator(1, 2, bind=first.endpoint, connect="tcp://127.0.0.1:9")
+    assert caught.value.exit_code is ExitCode.ADDRESS
+
+
+def test_waiting_ends_with_who_was_awaited():
+    with ZeroMQCommunicator(1, 3, connect="tcp://127.0.0.1:9", bind="tcp://127.0.0.1:*", timeout_s=0.1) as alone:
+        with pytest.raises(LinkTimeout, match=r"Stage 1 waited 0.1 s for stage 0 \(tcp://127.0.0.1:9\) to send"):
+            alone.recv_tensor_dict()
+        with pytest.raises(LinkTimeout, match=r"for stage 2 .* to take message 0; it is not connected"):
+            alone.send_tensor_dict({"n": 1})
+
+
+def send_until_stuck(ring: ZeroMQCommunicator) -> tuple[int, LinkTimeout]:
+    """How many 16 MB tensors nobody receives are sent before one is stuck half way, and what that raises."""
+    for accepted in range(200):
+        try:
+            ring.send_tensor_dict({"states": torch.full((4_000_000,), float(accepted))})
+        except LinkTimeout as error:
+            return accepted, error
+    raise AssertionError("3 GB were taken that nobody read")
+
+
+def test_a_send_that_runs_out_of_time_inside_a_tensor_closes_the_link():
+    with (
+        ZeroMQCommunicator(0, 2, bind="tcp://127.0.0.1:*", timeout_s=0.3) as first,
+        ZeroMQCommunicator(1, 2, connect=first.endpoint) as second,
+    ):
+        accepted, error = send_until_stuck(first)
+        assert f"take the bytes of message {accepted}" in error.message
+        with pytest.raises(LinkError, match="closed"):
+            first.send_tensor_dict({"n": 1})
+        for number in range(accepted):
+            assert torch.all(second.recv_tensor_dict()["states"] == number)
+
+
+def test_what_is_no_tensor_dict_is_refused_by_name():
+    with (
+        PushLink("tcp://127.0.0.1:*", stage=0, peer="stage 1") as push,
+        ZeroMQCommunicator(1, 2, connect=push.endpoint, limits=Limits(max_tensors=1)) as second,
+    ):
+        push.send(Kind.CONTROL, b"", timeout_s=10)
+        with pytest.raises(LinkError, match="expected tensors of stage 0 and got control of stage 0"):
+            second.recv_tensor_dict()
+        push.send(Kind.TENSORS, b"", source=5, timeout_s=10)
+        with pytest.raises(LinkError, match="got tensors of stage 5"):
+            second.recv_tensor_dict()
+        push.send(Kind.TENSORS, b"\x80\x04", timeout_s=10)
+        with pytest.raises(WireError, match="Stage 1 refused a message from stage 0") as caught:
+            second.recv_tensor_dict()
+        assert caught.value.endpoint == push.endpoint
+
+
+def test_the_example_runs():
+    done = subprocess.run([sys.executable, EXAMPLE], capture_output=True, text=True, timeout=60, check=True)
+    assert "dtype=torch.bfloat16" in done.stdout
+    assert "'token': 42" in done.stdout

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An address that cannot be used is told as such, with exit code 5 and a next step, before anything waits for it."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import zmq
+
+from zpptool.errors import ExitCode, ZppError
+from zpptool.wire.link import PullLink, PushLink
+from zpptool.wire.sockets import make_socket
+
+
+def open_push(endpoint: str) -> None:
+    """Bind and close."""
+    PushLink(endpoint, stage=0, peer="stage 1").close()
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "told"),
+    [
+        ("127.0.0.1:5555", "is not an endpoint"),
+        ("tcp://127.0.0.1", "is not an endpoint"),
+        ("tcp://127.0.0.1:http", "is not an endpoint"),
+        ("tcp:// :5", "is not an endpoint"),
+        ("tcp://::1:5555", "is not an endpoint"),
+        ("inproc://stage0", "is not an endpoint"),
+        ("udp://127.0.0.1:5555", "is not an endpoint"),
+        ("tcp://127.0.0.1:70000", "above 65535"),
+        ("tcp://no-such-host.invalid:5555", "cannot be resolved"),
+        ("tcp://192.0.2.1:5555", "no such address"),
+        ("ipc://", "names no path"),
+        ("ipc:///no/such/directory/socket", "is no directory"),
+        ("ipc:///tmp/" + "x" * 200, "at most 107"),
+    ],
+)
+def test_an_endpoint_that_cannot_be_bound_is_refused(endpoint, told):
+    with pytest.raises(ZppError, match=told) as caught:
+        open_push(endpoint)
+    assert caught.value.exit_code is ExitCode.ADDRESS
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "told"),
+    [
+        ("tcp://*:5555", "no host"),
+        ("tcp://127.0.0.1:*", "no port"),
+        ("tcp://127.0.0.1:0", "no port"),
+        ("tcp://no-such-host.invalid:5555", "cannot be resolved"),
+    ],
+)
+def test_an_endpoint_that_nobody_can_be_at_is_refused(endpoint, told):
+    with pytest.raises(ZppError, match=told) as caught:
+        PullLink(endpoint, stage=1, peer="stage 0")
+    assert caught.value.exit_code is ExitCode.ADDRESS
+
+
+def test_a_port_in_use_is_told():
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ZppError, match=f"{port} is in use") as caught:
+            open_push(f"tcp://127.0.0.1:{port}")
+    assert caught.value.exit_code is ExitCode.ADDRESS
+    assert caught.value.hint
+    open_push(f"tcp://127.0.0.1:{port}")
+
+
+def test_an_ipc_path_in_use_is_not_taken_over(tmp_path: Path):
+    endpoint = f"ipc://{tmp_path}/s"
+    with PushLink(endpoint, stage=0, peer="stage 1"), pytest.raises(ZppError, match="in use"):
+        open_push(endpoint)
+
+
+def test_an_abandoned_ipc_path_is_bound_again(tmp_path: Path):
+    with socket.socket(socket.AF_UNIX) as abandoned:
+        abandoned.bind(str(tmp_path / "s"))
+    open_push(f"ipc://{tmp_path}/s")
+
+
+def test_a_file_at_an_ipc_path_is_left_alone(tmp_path: Path):
+    (tmp_path / "s").write_text("precious")
+    with pytest.raises(ZppError, match="a file, not a socket"):
+        open_push(f"ipc://{tmp_path}/s")
+    assert (tmp_path / "s").read_text() == "precious"
+
+
+def test_the_bound_port_is_told():
+    with PushLink("tcp://127.0.0.1:*", stage=0, peer="stage 1") as link:
+        host, port = link.endpoint.rsplit(":", 1)
+    assert host == "tcp://127.0.0.1"
+    assert int(port) > 0
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
+def test_an_ipv6_address_can_be_bound():
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError as error:
+        pytest.skip(f"no IPv6 loopback here: {error}")
+    with PushLink("tcp://[::1]:*", stage=0, peer="stage 1") as push, PullLink(push.endpoint, stage=1, peer="x") as pull:
+        assert pull.endpoint.startswith("tcp://[::1]:")
+
+
+def test_no_option_is_left_at_an_unbounded_default():
+    with zmq.Context() as context, make_socket(context, zmq.PULL, high_water_mark=7, max_frame_bytes=999) as made:
+        assert (made.get(zmq.SNDHWM), made.get(zmq.RCVHWM), made.get(zmq.MAXMSGSIZE)) == (7, 7, 999)
+        assert 0 < made.get(zmq.LINGER) <= 2000
+        assert made.get(zmq.HEARTBEAT_IVL) > 0
+        assert made.get(zmq.HEARTBEAT_TIMEOUT) > 0

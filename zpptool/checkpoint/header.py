@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The header of one safetensors file, read without reading its tensors, and written back for a part of them.
+
+A `Header` that leaves this module is true to its file: every tensor's byte count is what its dtype and shape ask for,
+and the tensors lie one behind the other, without gap or overlap, from the end of the header to the end of the file.
+A header is bounded before it is believed. The rules are those of safetensors 0.8 (`SafeTensors::read_metadata`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeGuard
+
+import msgspec
+
+from zpptool.errors import ExitCode, ZppError
+
+MAX_HEADER_BYTES = 100_000_000
+MAX_RANK = 64
+MAX_TENSORS = 1_000_000
+BLOCK_BYTES = 4096
+"""What file systems share between files: a block, at a multiple of its length."""
+LENGTH_BYTES = 8
+METADATA_KEY = "__metadata__"
+DTYPE_BITS = {
+    "BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8,
+    "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
+    "C64": 64, "F64": 64, "I64": 64, "U64": 64,
+}  # fmt: skip
+"""Bits an element, of every dtype that safetensors 0.8 knows."""
+
+
+class HeaderFault(ZppError):
+    """A safetensors file that cannot be believed (INVALID); `tensor` is the one at fault, where it is one."""
+
+    def __init__(self, message: str, hint: str | None = None, tensor: str | None = None) -> None:
+        super().__init__(message, hint, ExitCode.INVALID)
+        self.tensor = tensor
+
+
+class TensorInfo(NamedTuple):
+    """One tensor and where its bytes lie.
+
+    Attributes:
+        name: as in the checkpoint.
+        dtype: as safetensors writes it, for example `BF16`.
+        shape: in elements; empty for a scalar.
+        file: the safetensors file.
+        offset: of the first byte, from the start of the file.
+        nbytes: how many bytes.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """What one safetensors file holds.
+
+    Attributes:
+        file: the file.
+        file_bytes: its length.
+        header_bytes: the length of its head (length field and JSON): where tensor data starts.
+        metadata: the free-form `__metadata__`, for example `{"format": "pt"}`.
+        tensors: in the order of their bytes.
+    """
+
+    file: Path
+    file_bytes: int
+    header_bytes: int
+    metadata: dict[str, str]
+    tensors: tuple[TensorInfo, ...]
+
+
+def read_header(file: Path) -> Header:
+    """Read and check the header of `file`.
+
+    Raises:
+        HeaderFault: (INVALID) the file cannot be read, is truncated, or its header lies.
+    """
+    try:
+        if not file.is_file():
+            raise HeaderFault(f"{file} is not a file" if file.exists() else f"{file} is missing")
+        with file.open("rb", buffering=0) as stream:
+            file_bytes = os.fstat(stream.fileno()).st_size
+            json_bytes = json_length(file, stream.read(LENGTH_BYTES), file_bytes)
+            raw = stream.read(json_bytes)
+    except OSError as cause:
+        raise HeaderFault(f"{file} cannot be read: {cause.strerror}") from cause
+    return parse_header(file, raw, file_bytes)
+
+
+def parse_header(file: Path, raw: bytes, file_bytes: int) -> Header:
+    """The header whose JSON is `raw`, of a file that is `file_bytes` long; raises HeaderFault."""
+    metadata, tensors = _quick(file, raw) or _careful(file, raw)
+    tensors.sort(key=_place)
+    reached = data_start = LENGTH_BYTES + len(raw)
+    for tensor in tensors:
+        if tensor.offset != reached:
+            fault = "overlaps the tensor before it" if tensor.offset < reached else "leaves a gap before it"
+            raise _bad(file, f"tensor {tensor.name} {fault}", tensor.name)
+        reached += tensor.nbytes
+    if reached != file_bytes:
+        cut = next((tensor.name for tensor in tensors if tensor.offset + tensor.nbytes > file_bytes), None)
+        relation = f"truncated, first in tensor {cut}" if cut else "longer than its header says"
+        raise HeaderFault(
+            f"{file} is {relation}: its header describes {reached} bytes and the file has {file_bytes}",
+            "download or copy the file again",
+            cut,
+        )
+    return Header(file, file_bytes, data_start, metadata, tuple(tensors))
+
+
+def write_header(tensors: Iterable[TensorInfo], metadata: Mapping[str, str], phase: int | None = None) -> bytes:
+    """The head of a safetensors file that holds `tensors` one behind the other, in the given order.
+
+    Tensor data starts at a multiple of eight bytes, as safetensors itself writes it; with a `phase`, a multiple of
+    eight, that many bytes past a multiple of `BLOCK_BYTES`. The JSON is followed by spaces up to there.
+    """
+    entries: dict[str, Any] = {METADATA_KEY: dict(metadata)} if metadata else {}
+    reached = 0
+    for tensor in tensors:
+        offsets = [reached, reached + tensor.nbytes]
+        entries[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": offsets}
+        reached += tensor.nbytes
+    raw = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    data_start = LENGTH_BYTES + len(raw)
+    raw += b" " * (-data_start % 8 if phase is None else (phase - data_start) % BLOCK_BYTES)
+    return len(raw).to_bytes(LENGTH_BYTES, "little") + raw
+
+
+def json_length(file: Path, start: bytes, file_bytes: int) -> int:
+    """The length of the JSON, from the first `LENGTH_BYTES` of a file that is `file_bytes` long; raises HeaderFault."""
+    if start == b"version ":
+        raise HeaderFault(f"{file} is a Git LFS pointer, not the weights", "run `git lfs pull` in the checkpoint")
+    if len(start) < LENGTH_BYTES:
+        raise HeaderFault(f"{file} is truncated: it has {file_bytes} bytes", "download or copy the file again")
+    length = int.from_bytes(start, "little")
+    if length > MAX_HEADER_BYTES:
+        raise _bad(file, f"it claims to be {length} bytes long, more than the {MAX_HEADER_BYTES} that are allowed")
+    if length > file_bytes - LENGTH_BYTES:
+        raise HeaderFault(
+            f"{file} is truncated: its header alone is {length} bytes and the file has {file_bytes}",
+            "download or copy the file again",
+        )
+    return length
+
+
+class _Entry(msgspec.Struct):
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
+
+_entries = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_entry = msgspec.json.Decoder(_Entry)
+
+
+def _quick(file: Path, raw: bytes) -> tuple[dict[str, str], list[TensorInfo]] | None:
+    """Metadata and tensors of a header without fault, or None: `_careful` then tells what the fault is, if any.
+
+    A decoder that goes by types drops a name that occurs twice. Without escapes every name is written out, so that
+    as many entries as there are keys `"dtype"` means that no entry was dropped.
+    """
+    try:
+        entries = _entries.decode(raw)
+        told = bytes(entries.pop(METADATA_KEY, b"{}"))
+        metadata = _metadata(file, json.loads(told, object_pairs_hook=_no_duplicates))
+        data_start = LENGTH_BYTES + len(raw)
+        tensors = []
+        for name, content in entries.items():
+            entry = _entry.decode(content)
+            begin, end = entry.data_offsets
+            if DTYPE_BITS[entry.dtype] * math.prod(entry.shape) != 8 * (end - begin) or begin < 0:
+                return None
+            if entry.shape and (min(entry.shape) < 0 or max(entry.shape) >> 63 or len(entry.shape) > MAX_RANK):
+                return None
+            tensors.append(TensorInfo(name, entry.dtype, entry.shape, file, data_start + begin, end - begin))
+    except (ValueError, KeyError, RecursionError):
+        return None
+    keys = (b'"dtype"', b'"shape"', b'"data_offsets"', METADATA_KEY.encode())
+    counts = [raw.count(key) for key in keys]
+    if b"\\" in raw or counts[:3] != [len(tensors)] * 3 or counts[3] > 1 or len(tensors) > MAX_TENSORS:
+        return None
+    return metadata, tensors
+
+
+def _careful(file: Path, raw: bytes) -> tuple[dict[str, str], list[TensorInfo]]:
+    entries = _parse_json(file, raw)
+    metadata = _metadata(file, entries.pop(METADATA_KEY, {}))
+    if len(entries) > MAX_TENSORS:
+        raise _bad(file, f"it names {len(entries)} tensors, more than the {MAX_TENSORS} that are allowed")
+    data_start = LENGTH_BYTES + len(raw)
+    return metadata, [_tensor(file, name, entry, data_start) for name, entry in entries.items()]
+
+
+def _place(tensor: TensorInfo) -> tuple[int, int]:
+    return tensor.offset, tensor.nbytes
+
+
+def _parse_json(file: Path, raw: bytes) -> dict[str, Any]:
+    try:
+        entries = json.loads(raw, object_pairs_hook=_no_duplicates)
+    except _Twice as cause:
+        raise _bad(file, f"the name {cause} occurs twice", str(cause)) from cause
+    except (ValueError, RecursionError) as cause:
+        raise _bad(file, f"it is not the JSON it should be ({cause})") from cause
+    if not isinstance(entries, dict):
+        raise _bad(file, "it is not a JSON object")
+    return entries
+
+
+class _Twice(ValueError):
+    """A name that an object has twice."""
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _value in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise _Twice(twice)
+    return made
+
+
+def _metadata(file: Path, metadata: Any) -> dict[str, str]:
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _bad(file, f"{METADATA_KEY} does not map names to texts")
+    return metadata
+
+
+def _tensor(file: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
+    if not isinstance(entry, dict):
+        raise _bad(file, f"the entry of tensor {name} is not an object", name)
+    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    bits = DTYPE_BITS.get(dtype) if isinstance(dtype, str) else None
+    if bits is None or not isinstance(dtype, str):
+        raise _bad(file, f"tensor {name} has the dtype {dtype}, which safetensors does not know", name)
+    if not _naturals(shape) or len(shape) > MAX_RANK:
+        raise _bad(file, f"tensor {name} has no usable shape", name)
+    if not _naturals(offsets) or len(offsets) != 2:
+        raise _bad(file, f"tensor {name} has no usable data_offsets", name)
+    begin, end = offsets
+    asked_bits = bits * math.prod(shape)
+    if asked_bits != 8 * (end - begin):
+        raise _bad(file, f"tensor {name} ({dtype} {shape}) does not take the {end - begin} bytes it is given", name)
+    return TensorInfo(name, dtype, tuple(shape), file, data_start + begin, end - begin)
+
+
+def _naturals(value: Any) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 63 for item in value)
+
+
+def _bad(file: Path, fault: str, tensor: str | None = None) -> HeaderFault:
+    return HeaderFault(f"the safetensors header of {file} is bad: {fault}", "download or copy the file again", tensor)

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every tensor of a checkpoint directory: its name, dtype, shape and place, known from headers alone.
+
+A `CheckpointIndex` names each tensor once, and each one's bytes are where it says. Both a full checkpoint and a stage
+directory, which holds a part of one, can be read. Nothing is ever written here, and no tensor byte is read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from zpptool.checkpoint.config import layer_count, read_config
+from zpptool.checkpoint.header import Header, TensorInfo, read_header
+from zpptool.errors import ZppError, invalid_error
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+MAX_INDEX_BYTES = 256 * 1024 * 1024
+_NUMBERED = re.compile(r".*-\d+-of-(?P<total>\d+)\.safetensors")
+
+__all__ = ["INDEX_NAME", "SINGLE_NAME", "CheckpointIndex", "TensorInfo", "read_index"]
+
+
+@dataclass(frozen=True)
+class CheckpointIndex:
+    """The tensors of one directory.
+
+    Attributes:
+        directory: as given, not resolved.
+        config: the parsed config.json.
+        tensors: by name, in the order of files and of bytes in them.
+        headers: of the weight files, in the order of their names.
+        stale: tensors that lie a second time in a file which the index does not name for them: name to file.
+        notes: what was chosen where there was a choice, in sentences for a user.
+    """
+
+    directory: Path
+    config: dict[str, Any]
+    tensors: dict[str, TensorInfo]
+    headers: tuple[Header, ...]
+    stale: dict[str, Path] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def num_layers(self) -> int:
+        """How many decoder layers config.json says the model has; raises ZppError (INVALID) when it does not."""
+        return layer_count(self.config)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+def read_index(directory: Path) -> CheckpointIndex:
+    """Read config.json, the index where there is one, and the header of every weight file.
+
+    Raises:
+        ZppError: (INVALID) it is no checkpoint directory, holds no safetensors, a header is bad, or the index names a
+            file or a tensor that is not there.
+    """
+    directory = Path(directory)
+    present = sorted(path.name for path in directory.glob("*.safetensors"))
+    if not present and (foreign := _foreign_weights(directory)):
+        raise foreign
+    config = read_config(directory)
+    weight_map = _read_weight_map(directory)
+    names, notes = _weight_files(directory, present, weight_map)
+    headers = tuple(read_header(directory / name) for name in names)
+    tensors, stale = _collect(directory, headers, weight_map)
+    if not tensors:
+        raise invalid_error(f"the safetensors files of {directory} hold no tensor")
+    return CheckpointIndex(directory, config, tensors, headers, stale, tuple(notes))
+
+
+def _read_weight_map(directory: Path) -> dict[str, str] | None:
+    """The index's map from tensor to file, or None where there is no index."""
+    path = directory / INDEX_NAME
+    if not path.exists():
+        return None
+    try:
+        if path.stat().st_size > MAX_INDEX_BYTES:
+            raise invalid_error(f"{path} is larger than any index of a checkpoint")
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as cause:
+        raise invalid_error(f"{path} cannot be read as JSON: {cause}") from cause
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise invalid_error(f"{path} has no weight_map")
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str) or not name or "/" in name:
+            raise invalid_error(f"{path} puts tensor {tensor} into {name!r}, which is not the name of a file beside it")
+    return weight_map
+
+
+def _weight_files(
+    directory: Path, present: list[str], weight_map: dict[str, str] | None
+) -> tuple[list[str], list[str]]:
+    """The names of the files to read, and notes on those beside them that are not.
+
+    The Hugging Face files win over Mistral's own `consolidated*` ones; with an index, the files it names are the
+    checkpoint; a checkpoint without one is `model.safetensors`, or all safetensors files that are not an adapter.
+    """
+    usable = [name for name in present if not name.startswith(("consolidated", "adapter"))]
+    if weight_map is not None:
+        chosen = sorted(set(weight_map.values()))
+        missing = [name for name in chosen if not (directory / name).is_file()]
+        if missing:
+            raise invalid_error(
+                f"{directory / INDEX_NAME} names {len(missing)} missing file(s), the first is {missing[0]}",
+                "download the checkpoint again; some of its files are not there",
+            )
+    elif SINGLE_NAME in usable:
+        chosen = [SINGLE_NAME]
+    elif usable:
+        _check_complete(directory, usable)
+        chosen = usable
+    else:
+        raise _no_safetensors(directory, present)
+    left = [name for name in present if name not in chosen]
+    return chosen, [f"left out {', '.join(left)}: the weights are read from {_named(chosen)}"] if left else []
+
+
+def _named(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}"
+
+
+def _check_complete(directory: Path, names: list[str]) -> None:
+    """Numbered shards without an index must all be there: each name says how many there are."""
+    totals = {int(match["total"]) for name in names if (match := _NUMBERED.fullmatch(name))}
+    if totals and (len(totals) > 1 or totals != {len(names)}):
+        raise invalid_error(
+            f"{directory} holds {len(names)} safetensors file(s) and no index, but their names tell of {max(totals)}",
+            f"download the missing files, and {INDEX_NAME}",
+        )
+
+
+def _foreign_weights(directory: Path) -> ZppError | None:
+    for suffix in (".bin", ".gguf", ".pth", ".pt"):
+        if any(directory.glob(f"*{suffix}")):
+            return invalid_error(
+                f"{directory} holds {suffix} weights only, no safetensors",
+                "load it with transformers' from_pretrained and write it with save_pretrained, as safetensors",
+            )
+    return None
+
+
+def _no_safetensors(directory: Path, present: list[str]) -> ZppError:
+    if any(name.startswith("consolidated") for name in present):
+        return invalid_error(
+            f"{directory} holds only Mistral's own consolidated*.safetensors, not the Hugging Face ones",
+            "download the model*.safetensors files of the same model",
+        )
+    if any(name.startswith("adapter") for name in present):
+        return invalid_error(f"{directory} holds an adapter, not a model", "merge the adapter into its base model")
+    return invalid_error(f"{directory} holds no safetensors file", "name a directory with the weights of the model")
+
+
+def _collect(
+    directory: Path, headers: Iterable[Header], weight_map: dict[str, str] | None
+) -> tuple[dict[str, TensorInfo], dict[str, Path]]:
+    """One place for each tensor. A tensor that no index names is still the model's: loaders read whole files."""
+    tensors: dict[str, TensorInfo] = {}
+    stale: dict[str, Path] = {}
+    for header in headers:
+        for tensor in header.tensors:
+            home = weight_map.get(tensor.name) if weight_map else None
+            if home is not None and home != header.file.name:
+                stale[tensor.name] = header.file
+            elif tensor.name in tensors:
+                other = tensors[tensor.name].file.name
+                raise invalid_error(f"{directory} holds tensor {tensor.name} in both {other} and {header.file.name}")
+            else:
+                tensors[tensor.name] = tensor
+    lost = [name for name in weight_map or () if name not in tensors]
+    if lost:
+        home = (weight_map or {})[lost[0]]
+        raise invalid_error(
+            f"{directory / INDEX_NAME} names {len(lost)} tensor(s) that their files do not hold, "
+            f"the first is {lost[0]} in {home}",
+            "download the checkpoint again; index and files do not belong together",
+        )
+    return tensors, stale

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A checkpoint made whole again from its stages: every tensor, config and small file as it was, in the files it was in.
+
+The manifests tell for each tensor the source file and its place there. The head of a source file is written as
+safetensors itself writes it; where that is what the source had, which a digest tells, the file is the source's to the
+last byte. Every byte that a stage's manifest has a digest of is held against it on the way.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from zpptool.checkpoint.agreement import check_agreement
+from zpptool.checkpoint.config import read_config
+from zpptool.checkpoint.digest import digest_bytes
+from zpptool.checkpoint.header import TensorInfo, read_header, write_header
+from zpptool.checkpoint.index import INDEX_NAME, read_index
+from zpptool.checkpoint.loading import index_digest
+from zpptool.checkpoint.manifest import Manifest, TensorEntry, WeightFile, load_manifest
+from zpptool.checkpoint.output import (
+    Workplace,
+    check_output,
+    check_space,
+    disk_fault,
+    locked,
+    resolve_output,
+    whole_directory,
+)
+from zpptool.checkpoint.streaming import WrittenFile, read_chunks, side_by_side, write_all, write_hashed, write_whole
+from zpptool.checkpoint.transport import Advance
+from zpptool.checkpoint.verify import find_target
+from zpptool.errors import invalid_error
+
+
+class Holder(NamedTuple):
+    """A tensor, and the stage that is asked for it."""
+
+    stage: int
+    entry: TensorEntry
+
+
+@dataclass(frozen=True)
+class RestoredFile:
+    """One weight file of the checkpoint.
+
+    Attributes:
+        name: as in the source.
+        tensors: in the order of the source, where their bytes lie in the stages.
+        metadata: of the file.
+        head: of the file.
+        identical: the file is the source's to the last byte, its head too.
+    """
+
+    name: str
+    tensors: tuple[TensorInfo, ...]
+    metadata: dict[str, str]
+    head: bytes
+    identical: bool
+
+    @property
+    def nbytes(self) -> int:
+        """Its length."""
+        return len(self.head) + sum(tensor.nbytes for tensor in self.tensors)
+
+
+@dataclass(frozen=True)
+class JoinPlan:
+    """All that a join will write.
+
+    Attributes:
+        stages: the stage directories, by number.
+        manifests: of them.
+        holders: which stage is asked for each tensor.
+        files: the weight files to write.
+    """
+
+    stages: dict[int, Path]
+    manifests: dict[int, Manifest]
+    holders: dict[str, Holder]
+    files: tuple[RestoredFile, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for file in self.files for tensor in file.tensors)
+
+
+def first_holders(manifests: Mapping[int, Manifest]) -> dict[str, Holder]:
+    """For each tensor of the stages the first stage that holds it."""
+    holders: dict[str, Holder] = {}
+    for stage in sorted(manifests):
+        for entry in manifests[stage].tensors:
+            holders.setdefault(entry.name, Holder(stage, entry))
+    return holders
+
+
+def plan_join(directory: Path) -> JoinPlan:
+    """Plan the checkpoint that the stages in `directory` make.
+
+    Raises:
+        ZppError: (INVALID) it is not a whole split, or the stages do not belong together.
+    """
+    target = find_target(directory)
+    if not target.whole:
+        raise invalid_error(f"{directory} is one stage of a split", "name the directory that holds all stages")
+    manifests = {stage: load_manifest(path) for stage, path in target.stages.items()}
+    faults = check_agreement(manifests, read_config(target.stages[min(manifests)]), directory)
+    if faults:
+        raise invalid_error(
+            f"{directory} cannot be joined: {faults[0].message}", "`zpptool validate` tells all that is wrong"
+        )
+    holders = first_holders(manifests)
+    return JoinPlan(target.stages, manifests, holders, _restored(target.stages, manifests, holders))
+
+
+def write_join(plan: JoinPlan, output: Path, advance: Advance = lambda _bytes: None) -> Path:
+    """Write the checkpoint, whole or not at all, and return its directory; a second run goes on where one stopped.
+
+    Args:
+        plan: from `plan_join`.
+        output: the directory to make.
+        advance: is told, from any thread, of the bytes that are done; their sum is `plan.nbytes`.
+
+    Raises:
+        ZppError: (INVALID) the output is taken or too small, or a stage does not hold what its manifest says.
+    """
+    target = resolve_output(output, plan.stages[0].parent)
+    identity = digest_bytes("".join(manifest.digest for manifest in plan.manifests.values()).encode())
+    try:
+        with locked(target):
+            check_output(target, force=False)
+            check_space(target, plan.nbytes)
+            with whole_directory(target, identity) as place:
+                _write_all_files(plan, place, advance)
+                if index_digest(read_index(place.directory)) != plan.manifests[0].model_digest and not _reduced(plan):
+                    raise invalid_error(f"what the stages in {plan.stages[0].parent} make is not their model")
+    except OSError as cause:
+        raise disk_fault(cause, target) from cause
+    return target
+
+
+def _restored(
+    stages: Mapping[int, Path], manifests: Mapping[int, Manifest], holders: Mapping[str, Holder]
+) -> tuple[RestoredFile, ...]:
+    places = {
+        stage: {
+            tensor.name: tensor
+            for file in manifest.weight_files
+            for tensor in read_header(stages[stage] / file.name).tensors
+        }
+        for stage, manifest in manifests.items()
+    }
+    homes = {(stage, file.name): file for stage, own in manifests.items() for file in own.weight_files}
+    tensors: dict[str, list[tuple[int, TensorInfo]]] = defaultdict(list)
+    sources: dict[str, WeightFile] = {}
+    for name, (stage, entry) in holders.items():
+        place = places[stage].get(name)
+        if place is None or (place.dtype, place.shape) != (entry.dtype, entry.shape):
+            raise invalid_error(
+                f"stage {stage} does not hold tensor {name} of its manifest", "`zpptool validate` tells what is wrong"
+            )
+        home = homes[stage, entry.file]
+        sources[home.source] = home
+        tensors[home.source].append((entry.source_offset, place))
+    return tuple(_restored_file(sources[name], tensors[name]) for name in sorted(tensors))
+
+
+def _restored_file(home: WeightFile, placed: list[tuple[int, TensorInfo]]) -> RestoredFile:
+    tensors = tuple(tensor for _offset, tensor in sorted(placed, key=lambda item: (item[0], item[1].nbytes)))
+    head = write_header(tensors, home.metadata)
+    return RestoredFile(home.source, tensors, home.metadata, head, digest_bytes(head) == home.source_header_blake3)
+
+
+def _write_all_files(plan: JoinPlan, place: Workplace, advance: Advance) -> None:
+    first = plan.manifests[0]
+    side_by_side([partial(_write_or_keep, plan, place, file, advance=advance) for file in plan.files])
+    for small in first.small_files:
+        if small.path == INDEX_NAME:
+            continue
+        path = place.directory / small.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _nbytes, digest = write_whole(path, read_chunks(plan.stages[0] / small.path))
+        if digest != small.blake3:
+            raise invalid_error(f"stage 0: {small.path} was changed after the split", "split the model again")
+    if first.source_index is not None:
+        weight_map = {tensor.name: file.name for file in plan.files for tensor in file.tensors}
+        index = {"metadata": first.source_index, "weight_map": weight_map}
+        write_whole(place.directory / INDEX_NAME, [(json.dumps(index, indent=2, sort_keys=True) + "\n").encode()])
+
+
+def _write_or_keep(
+    plan: JoinPlan, place: Workplace, file: RestoredFile, stop: threading.Event, advance: Advance
+) -> None:
+    path = place.directory / file.name
+    if place.finished(path) is not None:
+        advance(sum(tensor.nbytes for tensor in file.tensors))
+        return
+    path.unlink(missing_ok=True)
+    with path.open("xb", buffering=0) as target:
+        write_all(target, memoryview(file.head))
+        hashes = write_hashed(target, file.tensors, stop, advance)
+        os.fsync(target.fileno())
+    for name, digest in hashes.items():
+        stage, entry = plan.holders[name]
+        if entry.blake3 not in ("", digest):
+            raise invalid_error(
+                f"stage {stage}: the bytes of tensor {name} in {entry.file} were changed", "split the model again"
+            )
+    place.finish(path, WrittenFile(file.nbytes, digest_bytes(file.head), hashes))
+
+
+def _reduced(plan: JoinPlan) -> bool:
+    """Whether tensors of the source were left out of the split, so that what is joined is less than the model."""
+    return any(manifest.dropped_tensors for manifest in plan.manifests.values())

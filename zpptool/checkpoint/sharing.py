@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What decoder layers share beyond the hidden state that passes from one to the next.
+
+Weights can be shared between stages: each stage that needs them gets a copy. A layer's key and value cache cannot: a
+layer that reads another's has to be in its stage. Both are told from names and config, by rules for any model.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from zpptool.checkpoint.config import text_config
+from zpptool.checkpoint.decoder import Decoder
+from zpptool.checkpoint.roles import words_of
+
+_NOT_SHARED_BETWEEN_LAYERS = frozenset({"expert", "experts", "mlp", "head"})
+"""What is called shared and is not: an expert that all tokens of a layer share."""
+
+
+def shared_weights(decoder: Decoder) -> dict[str, tuple[int, ...]]:
+    """The layers that read each tensor which is stored in one layer and read by others too (Zamba's shared blocks).
+
+    A module that is called shared is stored with its first layers only. It is read by every layer that otherwise
+    consists of the same modules and lacks it. Where several such modules are stored and take turns, each is taken to
+    be read by all of these layers: a copy too many does no harm.
+    """
+    modules: dict[int, set[str]] = defaultdict(set)
+    stored: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for name, layer in decoder.layer_of.items():
+        module, _, inner = decoder.within_layer(name).partition(".")
+        modules[layer].add(module)
+        words = words_of(module)
+        if "shared" in words and not words & _NOT_SHARED_BETWEEN_LAYERS:
+            stored[module][inner].append(name)
+    read_by: dict[str, tuple[int, ...]] = {}
+    for module, tensors in stored.items():
+        for names in tensors.values():
+            holders = {decoder.layer_of[name] for name in names}
+            kinds = [modules[layer] - {module} for layer in holders]
+            readers = {layer for layer, own in modules.items() if layer not in holders and own - {module} in kinds}
+            if readers:
+                read_by |= {name: tuple(sorted(readers | {decoder.layer_of[name]})) for name in names}
+    return read_by
+
+
+def joined_layers(decoder: Decoder, config: dict[str, Any]) -> dict[int, str]:
+    """The layers that must be in the stage of the layer before them, and why: a cut there would part a shared cache."""
+    sources = _stated_sources(decoder.num_layers, config) | _named_sources(decoder)
+    return {
+        layer: f"layer {reader} reads the key and value cache of layer {source}"
+        for reader, source in sorted(sources.items())
+        for layer in range(source + 1, reader + 1)
+    }
+
+
+def _stated_sources(num_layers: int, config: dict[str, Any]) -> dict[int, int]:
+    """The layer whose cache each of the last `num_kv_shared_layers` layers reads (Gemma 3n's and Gemma 4's rule).
+
+    It is the last layer before them that is of the same type; where types are not told, any may be it.
+    """
+    text = text_config(config)
+    count, types = text.get("num_kv_shared_layers"), text.get("layer_types")
+    if not isinstance(count, int) or not 0 < count < num_layers:
+        return {}
+    first = num_layers - count
+    if not isinstance(types, list) or len(types) != num_layers:
+        return dict.fromkeys(range(first, num_layers), 0)
+    last_of = {kind: layer for layer, kind in enumerate(types[:first])}
+    return {layer: last_of.get(types[layer], 0) for layer in range(first, num_layers)}
+
+
+def _named_sources(decoder: Decoder) -> dict[int, int]:
+    """The layer whose cache each layer reads that makes queries and no keys, while others do: the last that does."""
+    projections: Mapping[int, set[str]] = defaultdict(set)
+    for name, layer in decoder.layer_of.items():
+        projections[layer].update(part for part in decoder.within_layer(name).split(".") if part.endswith("_proj"))
+    keyed = sorted(layer for layer, own in projections.items() if {"q_proj", "k_proj"} <= own)
+    return {
+        layer: max(earlier)
+        for layer, own in projections.items()
+        if "q_proj" in own
+        and not any(part.startswith(("k", "v", "qkv")) for part in own)
+        and (earlier := [source for source in keyed if source < layer])
+    }

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files of planned stages, written into a place to work in: weights side by side, then all that names them.
+
+A weight file that an earlier run has finished is kept. The manifest of a stage comes last, when all it tells of stands.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import zpptool
+from zpptool.checkpoint.digest import digest_bytes, model_digest_of, source_digest_of
+from zpptool.checkpoint.index import INDEX_NAME
+from zpptool.checkpoint.loading import tensor_list_digest
+from zpptool.checkpoint.manifest import MANIFEST_VERSION, DroppedTensor, Manifest, SmallFile, TensorEntry, WeightFile
+from zpptool.checkpoint.output import Workplace
+from zpptool.checkpoint.shards import ShardPlan, read_head
+from zpptool.checkpoint.smallfiles import STAGE_FILE
+from zpptool.checkpoint.splitplan import SplitPlan, StagePlan
+from zpptool.checkpoint.streaming import Way, WrittenFile, read_chunks, side_by_side, write_shard, write_whole
+from zpptool.checkpoint.transport import Advance
+from zpptool.errors import ZppError
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the manifests of all stages say alike.
+
+    Attributes:
+        sample_digest: see `sample`.
+        source_index: the `metadata` of the source's index, or None.
+    """
+
+    sample_digest: str
+    source_index: dict[str, Any] | None
+
+
+def write_stages(plan: SplitPlan, facts: ModelFacts, place: Workplace, way: Way, advance: Advance) -> None:
+    """Write all stages of `plan`; each into its own directory of `place`, or the only one into `place` itself.
+
+    Raises:
+        ZppError: the source cannot be read, or not twice alike; OSError: the disk fails.
+    """
+    directories = {stage.stage: stage_directory(plan, stage, place.directory) for stage in plan.stages}
+    for directory in directories.values():
+        directory.mkdir(exist_ok=True)
+    shards = [(stage.stage, shard) for stage in plan.stages for shard in stage.shards]
+    jobs: list[Callable[[threading.Event], WrittenFile]] = [
+        partial(_write_or_keep, place, directories[stage] / shard.name, shard, way, advance=advance)
+        for stage, shard in shards
+    ]
+    written = dict(zip(((stage, shard.name) for stage, shard in shards), side_by_side(jobs), strict=True))
+    hashes: dict[str, str] = {}
+    for file in written.values():
+        for name, digest in file.hashes.items():
+            if hashes.setdefault(name, digest) != digest:
+                raise ZppError(f"tensor {name} read differently the second time", "does something write to the source?")
+    all_read = len(hashes) == len(plan.index.tensors) - len(plan.dropped_tensors)
+    source_digest = source_digest_of(hashes) if all_read else ""
+    list_digest = tensor_list_digest(plan.index)
+    for stage in plan.stages:
+        directory = directories[stage.stage]
+        small = [_write_index(stage, directory)]
+        small += [_copy_small(plan.index.directory, directory, name) for name in plan.small_files]
+        files = {shard.name: written[stage.stage, shard.name] for shard in stage.shards}
+        manifest = _manifest(plan, facts, stage, files, small, source_digest, list_digest)
+        write_whole(directory / STAGE_FILE, [manifest.to_bytes()])
+
+
+def stage_directory(plan: SplitPlan, stage: StagePlan, output: Path) -> Path:
+    """Where a stage lies in what a run makes: the run for one stage makes that stage's directory."""
+    return output if plan.is_one_stage else output / stage.directory_name
+
+
+def _write_or_keep(
+    place: Workplace, path: Path, shard: ShardPlan, way: Way, stop: threading.Event, advance: Advance
+) -> WrittenFile:
+    finished = place.finished(path)
+    if finished is not None and finished.header_blake3 == digest_bytes(shard.head):
+        advance(shard.nbytes)
+        return finished
+    path.unlink(missing_ok=True)
+    written = write_shard(path, shard, way, stop, advance)
+    place.finish(path, written)
+    return written
+
+
+def _write_index(stage: StagePlan, directory: Path) -> SmallFile:
+    weight_map = {tensor.name: shard.name for shard in stage.shards for tensor in shard.tensors}
+    content = {"metadata": {"total_size": stage.nbytes}, "weight_map": dict(sorted(weight_map.items()))}
+    nbytes, digest = write_whole(directory / INDEX_NAME, [(json.dumps(content, indent=2) + "\n").encode()])
+    return SmallFile(INDEX_NAME, nbytes, digest)
+
+
+def _copy_small(source: Path, directory: Path, name: str) -> SmallFile:
+    path = directory / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbytes, digest = write_whole(path, read_chunks(source / name))
+    return SmallFile(name, nbytes, digest)
+
+
+def _manifest(
+    plan: SplitPlan,
+    facts: ModelFacts,
+    stage: StagePlan,
+    files: dict[str, WrittenFile],
+    small: Sequence[SmallFile],
+    source_digest: str,
+    list_digest: str,
+) -> Manifest:
+    tensors = tuple(
+        TensorEntry(
+            tensor.name, tensor.dtype, tensor.shape, tensor.nbytes, files[shard.name].hashes.get(tensor.name, ""),
+            shard.name, tensor.offset,
+        )
+        for shard in stage.shards
+        for tensor in shard.tensors
+    )  # fmt: skip
+    return Manifest(
+        schema_version=MANIFEST_VERSION,
+        zpptool_version=zpptool.__version__,
+        digest="",
+        source_digest=source_digest,
+        sample_digest=facts.sample_digest,
+        source_index=facts.source_index,
+        model_digest=model_digest_of(plan.index.config, list_digest),
+        tensors_digest=list_digest,
+        num_layers=plan.structure.num_layers,
+        num_stages=len(plan.partition),
+        stage=stage.stage,
+        partition=tuple((own.start, own.end) for own in plan.partition),
+        layer_prefix=plan.structure.layer_prefix,
+        tensors=tensors,
+        shared={entry.name: reason for entry in tensors if (reason := plan.assignment.shared.get(entry.name))},
+        dropped=dict(plan.assignment.dropped),
+        dropped_tensors=tuple(
+            DroppedTensor(tensor.name, tensor.dtype, tensor.shape) for tensor in plan.dropped_tensors
+        ),
+        weight_files=tuple(_weight_file(shard, files[shard.name]) for shard in stage.shards),
+        small_files=tuple(small),
+    )
+
+
+def _weight_file(shard: ShardPlan, written: WrittenFile) -> WeightFile:
+    return WeightFile(
+        shard.name,
+        written.nbytes,
+        written.header_blake3,
+        shard.source.name,
+        digest_bytes(read_head(shard.header)),
+        shard.header.metadata,
+    )

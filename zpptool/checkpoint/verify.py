@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The proof of a split: every layer once, every tensor accounted for, every byte as it was.
+
+Three questions, each with all its faults: do the manifests together make the model (`agreement`), are the files what
+the manifests say (`stagefiles`), and, where the source is given, is it the same to the last byte (`_check_source`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from zpptool.checkpoint.agreement import check_agreement
+from zpptool.checkpoint.config import read_config
+from zpptool.checkpoint.digest import digest_file
+from zpptool.checkpoint.faults import SplitFault, SplitFaultCode
+from zpptool.checkpoint.index import CheckpointIndex, read_index
+from zpptool.checkpoint.loading import index_digest
+from zpptool.checkpoint.manifest import Manifest, is_stage_directory, load_manifest
+from zpptool.checkpoint.smallfiles import small_files
+from zpptool.checkpoint.stagefiles import WeightCheck, check_small_files, check_weights
+from zpptool.checkpoint.streaming import hash_tensors, side_by_side
+from zpptool.checkpoint.transport import Advance
+from zpptool.errors import ZppError, invalid_error
+
+_STAGE_NAME = re.compile(r"stage_(0|[1-9]\d*)")
+
+
+class Target(NamedTuple):
+    """What is to be proven.
+
+    Attributes:
+        directory: a split, or one stage directory of it.
+        stages: the stage directories, by number.
+        whole: whether it is a whole split.
+        model: the source checkpoint, where the split is to be held against it.
+    """
+
+    directory: Path
+    stages: dict[int, Path]
+    whole: bool
+    model: CheckpointIndex | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weight files that the proof reads."""
+        files = [path for stage in self.stages.values() for path in stage.glob("*.safetensors")]
+        return sum(path.stat().st_size for path in files) + (self.model.nbytes if self.model else 0)
+
+
+@dataclass
+class Verdict:
+    """What was found.
+
+    Attributes:
+        manifests: those that could be read, by stage.
+        faults: all of them; none means that the split is proven.
+    """
+
+    manifests: dict[int, Manifest] = field(default_factory=dict)
+    faults: list[SplitFault] = field(default_factory=list)
+
+    @property
+    def valid(self) -> bool:
+        """Whether the proof holds."""
+        return not self.faults
+
+    @property
+    def unhashed(self) -> list[int]:
+        """The stages whose bytes are held against nothing but a source, where one is given."""
+        return [stage for stage, manifest in self.manifests.items() if not manifest.hashed]
+
+    @property
+    def dropped(self) -> dict[str, str]:
+        """Tensors of the source that no stage holds: name to reason."""
+        return {name: reason for manifest in self.manifests.values() for name, reason in manifest.dropped.items()}
+
+
+def find_target(directory: Path, model: Path | None = None) -> Target:
+    """Find the stages in `directory`, and read the source's headers where it is given.
+
+    Raises:
+        ZppError: (INVALID) `directory` holds no stage, or `model` is no checkpoint.
+    """
+    if not directory.is_dir():
+        raise invalid_error(f"{directory} is not a directory", "name the --output-dir of a split")
+    try:
+        return _find_target(directory, model)
+    except OSError as cause:
+        raise invalid_error(f"{cause.filename} cannot be read: {cause.strerror}") from cause
+
+
+def _find_target(directory: Path, model: Path | None) -> Target:
+    source = read_index(model) if model is not None else None
+    if is_stage_directory(directory):
+        return Target(directory, {load_manifest(directory).stage: directory}, False, source)
+    stages = {
+        int(match[1]): path
+        for path in sorted(directory.iterdir())
+        if (match := _STAGE_NAME.fullmatch(path.name)) and path.is_dir()
+    }
+    if not stages:
+        raise invalid_error(f"{directory} holds no stage_0, stage_1, ...", "name the --output-dir of a split")
+    return Target(directory, dict(sorted(stages.items())), True, source)
+
+
+def verify_split(target: Target, advance: Advance = lambda _bytes: None) -> Verdict:
+    """Prove a split, or one stage of it.
+
+    Args:
+        target: from `find_target`.
+        advance: is told, from any thread, of the bytes that are done.
+    """
+    verdict = Verdict()
+    for stage, path in target.stages.items():
+        try:
+            verdict.manifests[stage] = load_manifest(path)
+        except ZppError as fault:
+            verdict.faults.append(SplitFault(SplitFaultCode.MANIFEST, f"stage {stage}: {fault.message}", stage))
+    if not verdict.manifests:
+        return verdict
+    if target.whole:
+        verdict.faults += _check_together(target, verdict.manifests)
+    hashes: dict[int, dict[str, str]] = {}
+    for stage, manifest in verdict.manifests.items():
+        verdict.faults += check_small_files(target.stages[stage], manifest)
+        checks = _check_stage_weights(target.stages[stage], manifest, advance, hash_all=target.model is not None)
+        verdict.faults += [fault for check in checks for fault in check.faults]
+        hashes[stage] = {name: digest for check in checks for name, digest in check.hashes.items()}
+    if target.model is not None:
+        verdict.faults += _check_source(target, target.model, verdict.manifests, hashes, advance)
+    return verdict
+
+
+def _check_together(target: Target, manifests: Mapping[int, Manifest]) -> list[SplitFault]:
+    stage = min(manifests)
+    try:
+        config = read_config(target.stages[stage])
+    except ZppError as fault:
+        return [SplitFault(SplitFaultCode.FILE, f"stage {stage}: {fault.message}", stage)]
+    return check_agreement(manifests, config, target.directory)
+
+
+def _check_stage_weights(directory: Path, manifest: Manifest, advance: Advance, *, hash_all: bool) -> list[WeightCheck]:
+    return side_by_side(
+        [
+            partial(check_weights, directory, manifest, file, advance=advance, hash_all=hash_all)
+            for file in manifest.weight_files
+        ]
+    )
+
+
+def _check_source(
+    target: Target,
+    source: CheckpointIndex,
+    manifests: Mapping[int, Manifest],
+    hashes: Mapping[int, Mapping[str, str]],
+    advance: Advance,
+) -> list[SplitFault]:
+    """The stages against the source: the same model, the same small files, the same bytes."""
+    faults = []
+    digest = index_digest(source)
+    for stage, manifest in manifests.items():
+        if manifest.model_digest != digest:
+            message = f"stage {stage} is not of the model in {source.directory}: config or tensor list differ"
+            faults.append(SplitFault(SplitFaultCode.SOURCE, message, stage))
+        faults += _check_source_files(stage, target.stages[stage], source.directory)
+    wanted = _source_hashes(source, {name for held in hashes.values() for name in held}, advance)
+    for stage, held in hashes.items():
+        for name, found in held.items():
+            if name not in wanted:
+                message = f"stage {stage}: tensor {name} is not in the model in {source.directory}"
+                faults.append(SplitFault(SplitFaultCode.EXTRA, message, stage, name))
+            elif found != wanted[name]:
+                message = f"stage {stage}: the bytes of tensor {name} differ from the model's in {source.directory}"
+                faults.append(SplitFault(SplitFaultCode.BYTES, message, stage, name))
+    if target.whole:
+        dropped = {tensor.name for manifest in manifests.values() for tensor in manifest.dropped_tensors}
+        lost = source.tensors.keys() - dropped - {name for held in hashes.values() for name in held}
+        faults += [
+            SplitFault(SplitFaultCode.MISSING, f"no stage holds tensor {name} of the model", None, name)
+            for name in sorted(lost)
+        ]
+    return faults
+
+
+def _source_hashes(source: CheckpointIndex, names: set[str], advance: Advance) -> dict[str, str]:
+    jobs = []
+    for header in source.headers:
+        wanted = [tensor for tensor in header.tensors if source.tensors[tensor.name] == tensor and tensor.name in names]
+        jobs.append(partial(hash_tensors, wanted, advance=advance))
+    return {name: digest for hashes in side_by_side(jobs) for name, digest in hashes.items()}
+
+
+def _check_source_files(stage: int, directory: Path, source: Path) -> list[SplitFault]:
+    faults = []
+    theirs, _large = small_files(source)
+    for name in theirs:
+        own = directory / name
+        if not own.is_file():
+            message = f"stage {stage}: {name} of the model is missing"
+        elif digest_file(own) != digest_file(source / name):
+            message = f"stage {stage}: {name} differs from the model's"
+        else:
+            continue
+        faults.append(SplitFault(SplitFaultCode.FILE, message, stage))
+    for name in sorted(set(small_files(directory)[0]) - set(theirs)):
+        faults.append(SplitFault(SplitFaultCode.FILE, f"stage {stage}: {name} is not in the model", stage))
+    return faults

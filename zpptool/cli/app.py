@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `zpptool` command: registration of the verbs, and `main`, the one place that catches a `ZppError`.
+
+A verb's module parses, calls one library function and prints its result. It imports what is heavy inside the command
+body, so that `zpptool --help` stays quick and loads no torch.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+import zpptool
+from zpptool.cli.join import join
+from zpptool.cli.plan import plan
+from zpptool.cli.plan_ports import plan_ports
+from zpptool.cli.run_stage import run_stage
+from zpptool.cli.split import split
+from zpptool.cli.test_pipeline import test_pipeline
+from zpptool.cli.validate import validate
+from zpptool.cli.validate_ranges import validate_ranges
+from zpptool.console import Console
+from zpptool.errors import ExitCode, ZppError, usage_error
+
+app = typer.Typer(
+    name="zpptool",
+    help="Run a large language model as a pipeline of independent stages on stock vLLM, over ZeroMQ.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"zpptool {zpptool.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    ctx: typer.Context,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Run a large language model as a pipeline of independent stages on stock vLLM, over ZeroMQ."""
+    if ctx.obj and ctx.invoked_subcommand not in TAKES_ENGINE_ARGUMENTS:
+        raise usage_error(f"{ctx.invoked_subcommand} takes nothing after --, but got {' '.join(ctx.obj)}")
+
+
+def _parted(words: list[str]) -> tuple[list[str], list[str]]:
+    """The words before `--`, and those after it, which are the engine's."""
+    if "--" not in words:
+        return words, []
+    at = words.index("--")
+    return words[:at], words[at + 1 :]
+
+
+app.command("split")(split)
+app.command("join")(join)
+app.command("validate")(validate)
+app.command("validate-ranges")(validate_ranges)
+app.command("plan-ports")(plan_ports)
+app.command("plan")(plan)
+app.command("run-stage")(run_stage)
+app.command("test-pipeline")(test_pipeline)
+
+TAKES_ENGINE_ARGUMENTS = frozenset({"plan", "run-stage", "test-pipeline"})
+"""The verbs that hand what follows `--` to the engine."""
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def main() -> NoReturn:
+    """Run the command line; turn every fault into one message and its exit code. SIGTERM is taken as Ctrl-C is."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    words, engine_words = _parted(sys.argv[1:])
+    try:
+        app(args=words, obj=engine_words)
+    except ZppError as fault:
+        Console(as_json="--json" in words).error(fault)
+        sys.exit(fault.exit_code)
+    except SystemExit as ended:
+        if ended.code == ExitCode.INTERRUPTED:  # typer's word for Ctrl-C
+            print("interrupted", file=sys.stderr)
+        raise
+    sys.exit(ExitCode.OK)

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`zpptool join`: make the checkpoint whole again from its stages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zpptool.cli.options import JsonOption, QuietOption
+from zpptool.console import Console, human_bytes
+
+
+def join(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The directory of a split, all stages in it.")],
+    output_dir: Annotated[
+        Path, typer.Option("--output-dir", "-o", metavar="OUT", help="Will hold the checkpoint.", show_default=False)
+    ],
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Restore the checkpoint that a split was made from: every tensor's bytes, the config, the small files.
+
+    The weights come back in the files they were in. Each byte is held against the digests of the split on the way.
+    """
+    from zpptool.checkpoint.join import plan_join, write_join
+
+    console = Console(as_json=as_json, quiet=quiet)
+    plan = plan_join(directory)
+    with console.progress(f"joining {directory}", plan.nbytes) as advance:
+        write_join(plan, output_dir, advance)
+    payload = {
+        "path": str(output_dir),
+        "stages": len(plan.stages),
+        "files": [
+            {"name": file.name, "bytes": file.nbytes, "tensors": len(file.tensors), "identical": file.identical}
+            for file in plan.files
+        ],
+        "dropped": [{"tensor": name, "reason": reason} for name, reason in plan.manifests[0].dropped.items()],
+    }
+
+    def show(out: Console) -> None:
+        rows = [
+            (file.name, len(file.tensors), human_bytes(file.nbytes), "yes" if file.identical else "tensors only")
+            for file in plan.files
+        ]
+        out.table(str(output_dir), ("file", "tensors", "size", "as the source's"), rows, right=("tensors", "size"))
+        for name, reason in plan.manifests[0].dropped.items():
+            out.line(f"not in the split: {name} ({reason})")
+        out.line(f"joined {len(plan.stages)} stages")
+
+    console.result(payload, show)

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options that several commands share, spelled once."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zpptool.errors import usage_error
+from zpptool.ports import DEFAULT_API_PORT, DEFAULT_BASE_PORT, DEFAULT_HOST
+
+_RANGES = re.compile(r"\[?\s*\d+\s*[-:]\s*\d+\s*\]?([,\s]+\[?\s*\d+\s*[-:]\s*\d+\s*\]?)*")
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress.")]
+RangesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ranges",
+        metavar="START-END ...",
+        help="Layer ranges, one a stage, in order: --ranges 0-8 8-16 16-24. Half-open: 0-8 is layers 0 to 7.",
+    ),
+]
+NumStagesOption = Annotated[
+    int | None,
+    typer.Option("--num-stages", "--pipeline-parallel-size", metavar="N", help="How many stages."),
+]
+ModelOption = Annotated[
+    Path | None,
+    typer.Option("--model", metavar="DIR", help="A Hugging Face checkpoint directory."),
+]
+BasePortOption = Annotated[
+    int,
+    typer.Option(
+        "--base-port",
+        metavar="PORT",
+        help=f"The first stage's forward port, {DEFAULT_BASE_PORT} by default; the return port is this + N.",
+        show_default=False,
+    ),
+]
+ApiPortOption = Annotated[
+    int,
+    typer.Option(
+        "--api-port",
+        metavar="PORT",
+        help=f"Where the OpenAI API listens, beside stage 0; {DEFAULT_API_PORT} by default.",
+        show_default=False,
+    ),
+]
+HostsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--hosts",
+        metavar="A,B,...",
+        help=f"The machines, by name or address: one for all stages, or one a stage, in order. {DEFAULT_HOST} if none.",
+    ),
+]
+
+
+def typed_ranges(option: list[str] | None, words: list[str] | None) -> list[str]:
+    """The ranges of a command line, in order: of `--ranges 0-8 8-16` the option gets one, the arguments the rest."""
+    from zpptool.layers import split_range_words
+
+    return split_range_words([*(option or []), *(words or [])])
+
+
+DtypeOption = Annotated[
+    str, typer.Option("--dtype", metavar="DTYPE", help="bfloat16, float16, float32; auto is the checkpoint's own.")
+]
+DeviceOption = Annotated[
+    str, typer.Option("--device", metavar="DEVICE", help="cpu, cuda; auto takes a GPU where there is one.")
+]
+TensorParallelOption = Annotated[
+    int, typer.Option("--tensor-parallel-size", metavar="N", help="Devices of one stage; only 1 for now.")
+]
+StartTimeoutOption = Annotated[
+    float, typer.Option("--start-timeout", metavar="S", min=1, help="Seconds until all stages must stand.")
+]
+StepTimeoutOption = Annotated[
+    float, typer.Option("--step-timeout", metavar="S", min=1, help="Seconds that one step may take.")
+]
+
+
+def model_and_ranges(model: Path | None, words: list[str] | None, ranges: list[str] | None) -> tuple[Path, list[str]]:
+    """The model and the ranges of a command line that may have both among its positional words.
+
+    `--ranges 0-8 8-16` gives the option one range and leaves the others among the positional words; a word that reads
+    as ranges is one, and the one other word is the model, unless --model names it.
+
+    Raises:
+        ZppError: (USAGE) no model, or more than one.
+    """
+    models = [word for word in words or () if not _reads_as_ranges(word)]
+    more = [word for word in words or () if _reads_as_ranges(word)]
+    if model is not None:
+        models.insert(0, str(model))
+    if len(models) != 1:
+        raise usage_error(
+            f"{len(models)} models are named: {', '.join(models)}" if models else "no model is named",
+            "Name one directory.",
+        )
+    return Path(models[0]), typed_ranges(ranges, more)
+
+
+def host_list(hosts: str | None) -> list[str] | None:
+    """The hosts of `--hosts a,b`, in order; None where none are given."""
+    return [host.strip() for host in hosts.split(",")] if hosts else None
+
+
+def refuse_tensor_parallel(size: int) -> None:
+    """Refuse more than one device a stage.
+
+    Raises:
+        ZppError: (USAGE) `size` is not 1.
+    """
+    if size != 1:
+        raise usage_error(f"--tensor-parallel-size {size}: a stage runs on one device for now", "Leave it at 1.")
+
+
+def _reads_as_ranges(word: str) -> bool:
+    return _RANGES.fullmatch(word.strip()) is not None

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`zpptool plan`: partition, addresses and weights of a pipeline in one file, and what to run on each host."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zpptool.cli.options import (
+    ApiPortOption,
+    BasePortOption,
+    DtypeOption,
+    HostsOption,
+    JsonOption,
+    ModelOption,
+    NumStagesOption,
+    RangesOption,
+    host_list,
+    model_and_ranges,
+)
+from zpptool.console import Console, human_bytes
+from zpptool.errors import invalid_error
+from zpptool.plan import Engine, PipelinePlan, kv_bytes_per_token, make_plan
+from zpptool.ports import DEFAULT_API_PORT, DEFAULT_BASE_PORT, firewall_rules
+
+
+def plan(
+    ctx: typer.Context,
+    words: Annotated[list[str] | None, typer.Argument(metavar="[MODEL]", help="A full checkpoint.")] = None,
+    model: ModelOption = None,
+    num_stages: NumStagesOption = None,
+    ranges: RangesOption = None,
+    base_port: BasePortOption = DEFAULT_BASE_PORT,
+    api_port: ApiPortOption = DEFAULT_API_PORT,
+    hosts: HostsOption = None,
+    engine: Annotated[Engine, typer.Option("--engine", help="What computes the layers.")] = Engine.VLLM,
+    dtype: DtypeOption = "auto",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the plan here, as YAML.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it is there.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Plan a pipeline: which layers on which host, who binds what, how much weight. Reads headers only.
+
+    Hand the file to every stage: zpptool run-stage --plan zpp.yaml --stage-idx K. What follows -- goes to the engine.
+    """
+    from zpptool.checkpoint.config import read_config
+
+    directory, range_words = model_and_ranges(model, words, ranges)
+    made = make_plan(
+        directory,
+        num_stages=num_stages,
+        ranges=range_words or None,
+        base_port=base_port,
+        api_port=api_port,
+        hosts=host_list(hosts),
+        engine=engine,
+        dtype=dtype,
+        engine_args=tuple(ctx.obj or ()),
+    )
+    if output is not None:
+        if output.exists() and not force:
+            raise invalid_error(f"{output} is there already", "Choose another name, or give --force.")
+        output.write_text(made.to_yaml())
+    config = read_config(directory)
+    payload = _payload(made, config, output)
+    Console(as_json=as_json).result(payload, lambda out: _show(out, made, payload, output))
+
+
+def _payload(made: PipelinePlan, config: dict[str, Any], output: Path | None) -> dict[str, Any]:
+    return {
+        "model": made.model,
+        "model_digest": made.model_digest,
+        "digest": made.digest,
+        "num_layers": made.num_layers,
+        "engine": made.engine,
+        "file": str(output) if output else None,
+        "stages": [
+            {
+                "stage": place.stage,
+                "host": place.host,
+                "layers": [own.start, own.end],
+                "weight_bytes": place.weight_bytes,
+                "kv_bytes_per_token": kv_bytes_per_token(config, own),
+                "bind": place.bind,
+                "connect": place.connect,
+            }
+            for place, own in zip(made.stages, made.partition, strict=True)
+        ],
+    }
+
+
+def _show(out: Console, made: PipelinePlan, payload: dict[str, Any], output: Path | None) -> None:
+    rows = []
+    for place, stage in zip(made.stages, payload["stages"], strict=True):
+        per_token = stage["kv_bytes_per_token"]
+        cache = human_bytes(per_token * 1024) if per_token else "?"
+        rows.append((place.stage, place.host, place.layers, human_bytes(place.weight_bytes), cache, place.bind))
+    columns = ("stage", "host", "layers", "weights", "KV of 1024 tokens", "binds")
+    out.table(f"{made.num_layers} layers of {made.model}", columns, rows, right=("stage", *columns[3:5]))
+    name = shlex.quote(str(output or "zpp.yaml"))
+    for place in made.stages:
+        out.line(f"on {place.host}: zpptool run-stage --plan {name} --stage-idx {place.stage}")
+    for rule in firewall_rules([place.endpoints for place in made.stages], made.api_port):
+        out.line(str(rule))
+    out.line(f"wrote {output}" if output else "nothing is written: give -o FILE")

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`zpptool validate`: prove a split; with range options, check the ranges as `validate-ranges` does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from zpptool.cli.options import JsonOption, NumStagesOption, QuietOption, RangesOption
+from zpptool.cli.validate_plan import validate_plan
+from zpptool.cli.validate_ranges import validate_ranges
+from zpptool.console import Console, human_bytes
+from zpptool.errors import ExitCode, usage_error
+
+if TYPE_CHECKING:
+    from zpptool.checkpoint.verify import Target, Verdict
+
+
+def validate(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="TARGET", help="A split, one stage directory of it, or a plan."),
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", metavar="DIR", help="The source checkpoint, to compare every byte with.")
+    ] = None,
+    ranges: RangesOption = None,
+    total_layers: Annotated[
+        int | None, typer.Option("--total-layers", metavar="N", min=1, help="With --ranges: how many decoder layers.")
+    ] = None,
+    num_stages: NumStagesOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Prove that a split holds every layer once and every tensor unchanged; with --model, byte for byte.
+
+    Of a plan, check ranges, addresses and, where it lies on this machine, the model.
+
+    All faults are listed, each with its stage and tensor. With --ranges, --total-layers or --num-stages instead of
+    TARGET, the layer ranges are checked as `zpptool validate-ranges` does.
+    """
+    if ranges or total_layers is not None or num_stages is not None:
+        validate_ranges(words, ranges, total_layers, model, num_stages, as_json)
+        return
+    if not words or len(words) != 1:
+        raise usage_error(
+            "name one split directory" if words else "it is not said what to validate",
+            "zpptool validate OUT --model MODEL, or zpptool validate --ranges 0-8 8-16 --total-layers 16",
+        )
+    console = Console(as_json=as_json, quiet=quiet)
+    if Path(words[0]).is_file():
+        validate_plan(Path(words[0]), model, console)
+        return
+    from zpptool.checkpoint.verify import find_target, verify_split
+
+    target = find_target(Path(words[0]), model)
+    if not target.whole:
+        console.note(f"note: {target.directory} is one stage; only that one is proven, not the whole split")
+    with console.progress(f"reading {target.directory}", target.nbytes) as advance:
+        verdict = verify_split(target, advance)
+    if verdict.unhashed and target.model is None:
+        named = ", ".join(map(str, verdict.unhashed))
+        console.warn(f"the split was made with --no-hash: no byte of stage {named} is proven; give --model")
+    console.result(_payload(target, verdict), lambda out: _show(out, target, verdict))
+    if not verdict.valid:
+        raise typer.Exit(ExitCode.INVALID)
+
+
+def _payload(target: Target, verdict: Verdict) -> dict[str, Any]:
+    return {
+        "valid": verdict.valid,
+        "whole": target.whole,
+        "bytes_proven": target.model is not None or not verdict.unhashed,
+        "stages": [
+            {
+                "stage": stage,
+                "path": str(target.stages[stage]),
+                "layers": [manifest.layers.start, manifest.layers.end],
+                "tensors": len(manifest.tensors),
+                "bytes": manifest.nbytes,
+            }
+            for stage, manifest in verdict.manifests.items()
+        ],
+        "dropped": [{"tensor": name, "reason": reason} for name, reason in verdict.dropped.items()],
+        "faults": [
+            {"code": fault.code, "message": fault.message, "stage": fault.stage, "tensor": fault.tensor}
+            for fault in verdict.faults
+        ],
+    }
+
+
+def _show(out: Console, target: Target, verdict: Verdict) -> None:
+    rows = [
+        (stage, own.layers, len(own.tensors), human_bytes(own.nbytes), target.stages[stage])
+        for stage, own in verdict.manifests.items()
+    ]
+    columns = ("stage", "layers", "tensors", "size", "directory")
+    out.table("", columns, rows, right=("stage", "tensors", "size"))
+    for name, reason in verdict.dropped.items():
+        out.line(f"dropped: {name} ({reason})")
+    for fault in verdict.faults:
+        out.line(f"{fault.code}: {fault.message}")
+    against = f", byte for byte as in {target.model.directory}" if target.model else ""
+    what = "every layer once, every tensor accounted for" if target.whole else "one stage, as its manifest says"
+    out.line(f"valid: {what}{against}" if verdict.valid else f"invalid: {len(verdict.faults)} fault(s)")

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`zpptool validate-ranges`: does a list of layer ranges cover a model, each layer once? Names every fault."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zpptool.cli.options import JsonOption, ModelOption, NumStagesOption, RangesOption, typed_ranges
+from zpptool.console import Console
+from zpptool.errors import ExitCode, usage_error
+from zpptool.layers import FaultCode, LayerRange, RangeFault, check_ranges, even_partition
+
+
+def validate_ranges(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[RANGES]...", help="More layer ranges, as after --ranges.")
+    ] = None,
+    ranges: RangesOption = None,
+    total_layers: Annotated[
+        int | None, typer.Option("--total-layers", metavar="N", min=1, help="How many decoder layers the model has.")
+    ] = None,
+    model: ModelOption = None,
+    num_stages: NumStagesOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check layer ranges: overlaps, gaps, bounds, order and form; every fault, not only the first.
+
+    Without ranges, --num-stages N shows the ranges that the layers are dealt out in by default. --model reads the
+    number of layers from config.json and nothing else.
+    """
+    texts = typed_ranges(ranges, words)
+    if not texts and num_stages is None:
+        raise usage_error(
+            "no layer ranges are given", "give --ranges 0-8 8-16 ..., or --num-stages N for the default ranges"
+        )
+    total = _total_layers(total_layers, model)
+    if texts:
+        read, faults = check_ranges(texts, total, num_stages)
+    else:
+        assert num_stages is not None
+        read, faults = list(even_partition(total, num_stages)), []
+    payload = {
+        "valid": not faults,
+        "total_layers": total,
+        "ranges": [[item.start, item.end] for item in read],
+        "faults": [{"code": fault.code, "message": fault.message, "stage": fault.stage} for fault in faults],
+    }
+    shown = texts or [str(item) for item in read]
+    Console(as_json=as_json).result(payload, lambda out: _show(out, shown, read, faults, total))
+    if faults:
+        raise typer.Exit(ExitCode.INVALID)
+
+
+def _total_layers(given: int | None, model: Path | None) -> int:
+    from zpptool.checkpoint.loading import count_layers
+
+    if model is None:
+        if given is None:
+            raise usage_error("it is not said how many layers the model has", "give --total-layers N or --model DIR")
+        return given
+    found = count_layers(model)
+    if given not in (None, found):
+        raise usage_error(
+            f"--total-layers says {given} and {model / 'config.json'} says {found} layers", "give one of the two"
+        )
+    return found
+
+
+def _show(
+    out: Console, texts: Sequence[str], read: Sequence[LayerRange], faults: Sequence[RangeFault], total: int
+) -> None:
+    at_fault = {fault.stage for fault in faults if fault.code is FaultCode.FORMAT}
+    parsed = iter(read)
+    rows: list[tuple[int, object, object]] = []
+    for stage, text in enumerate(texts):
+        if stage in at_fault:
+            rows.append((stage, text, "?"))
+        else:
+            item = next(parsed)
+            rows.append((stage, item, item.count))
+    out.table(f"{total} layers in {len(texts)} stages", ("stage", "layers", "count"), rows, right=("stage", "count"))
+    for fault in faults:
+        out.line(f"{fault.code}: {fault.message}")
+    out.line("valid" if not faults else "invalid")

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the workers of all engines have in common: take a place in the ring, answer the roll call, do the head's calls.
+
+Every call is done once and in order. One that fails is reported to the head, and the stage goes on: the head decides
+what a failed call means. A link that fails is another matter, for it is then no longer known which tensors belong to
+which call: it ends the process.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from functools import partial
+from typing import NoReturn, Protocol
+
+import zpptool
+from zpptool.checkpoint.loading import model_digest
+from zpptool.errors import ExitCode, ZppError
+from zpptool.pipeline.child import end_before_long, end_on_sigterm, run_child
+from zpptool.pipeline.ring.control import Call
+from zpptool.pipeline.ring.node import RingOver, StageNode
+from zpptool.pipeline.ring.place import facts_of, say, take_stage_place
+from zpptool.pipeline.spec import StageSpec, spec_from_argv
+from zpptool.wire.errors import WireFault
+
+
+class StageEngine(Protocol):
+    """What computes the layers of one stage, before and after they are loaded."""
+
+    def agreed(self) -> dict[str, str]:
+        """What has to be the same on every stage, by name; asked before anything is loaded."""
+        ...
+
+    def do(self, call: Call, payload: bytes) -> bytes | None:
+        """Do one call of the head.
+
+        Args:
+            call: its method says what to do.
+            payload: its arguments, in the engine's own encoding.
+
+        Returns:
+            the answer, in the engine's own encoding; None where another stage has failed at the call and said so.
+        """
+        ...
+
+
+def common_facts(spec: StageSpec) -> dict[str, str]:
+    """What has to be the same on the head and on every stage, whatever the engine; read from headers only.
+
+    The digest names the model whether this process looks at the full checkpoint or at one stage's directory.
+
+    Raises:
+        ZppError: (INVALID) the directory is neither.
+    """
+    return {
+        "zpptool": zpptool.__version__,
+        "model digest": model_digest(spec.directory),
+        "plan digest": spec.plan_digest or "none",
+    }
+
+
+def run_stage_worker(make: Callable[[StageSpec, StageNode], StageEngine]) -> NoReturn:
+    """The whole life of a stage's worker process, as told on its command line."""
+
+    def work() -> None:
+        spec = spec_from_argv(sys.argv)
+        end_on_sigterm()
+        node = take_stage_place(spec)
+        node.on_over(_end_even_if_busy)
+        try:
+            engine = make(spec, node)
+            node.join(facts_of(spec, engine.agreed()))
+            serve_calls(spec, node, engine.do)
+        finally:
+            node.close()
+
+    run_child(_own_name(), work)
+
+
+def _end_even_if_busy(why: ZppError) -> None:
+    """When the run is over, a stage that loads weights or computes does not go on with it for minutes."""
+    end_before_long(ExitCode.OK if isinstance(why, RingOver) else ExitCode.STAGE)
+
+
+def _own_name() -> str:
+    """What this process calls itself in its log; a command line that cannot be read is for the body to refuse."""
+    try:
+        return f"stage {spec_from_argv(sys.argv).stage}"
+    except ZppError:
+        return "stage"
+
+
+def serve_calls(spec: StageSpec, node: StageNode, do: Callable[[Call, bytes], bytes | None]) -> None:
+    """Do the head's calls, one after the other, until it says stop.
+
+    Raises:
+        WireFault: (STAGE) the stage before was lost, or did not send what a call needs.
+    """
+    try:
+        for received in node.calls():
+            call = received.control
+            assert isinstance(call, Call)
+            _serve_call(spec, node, call, partial(do, call, received.payload))
+    except RingOver:
+        return
+
+
+def _serve_call(spec: StageSpec, node: StageNode, call: Call, do: Callable[[], bytes | None]) -> None:
+    try:
+        answer = do()
+    except RingOver:
+        raise
+    except WireFault as cause:
+        node.fail(None, f"{call.method} failed: {cause.message}")
+        raise
+    except Exception as cause:
+        _report(spec, node, call, cause)
+    else:
+        if answer is not None:
+            node.reply(call, answer)
+
+
+def _report(spec: StageSpec, node: StageNode, call: Call, cause: Exception) -> None:
+    """Tell the head that a call failed."""
+    detail = "" if isinstance(cause, ZppError) else traceback.format_exc()
+    message = cause.message if isinstance(cause, ZppError) else f"{type(cause).__name__}: {cause}"
+    say(f"stage {spec.stage}", f"{call.method} failed: {message}\n{detail}".rstrip())
+    node.fail(call, f"{call.method} failed: {message}", detail)

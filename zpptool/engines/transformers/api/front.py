@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The HTTP front of the embedded engine: the part of the OpenAI API that a trial and a first look need.
+
+It stands in front of the pipeline and of the unsplit model alike, and knows of neither. Answers have OpenAI's shapes,
+and vLLM's names for what OpenAI does not have (`/tokenize`, `return_token_ids`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from jinja2 import TemplateError
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from zpptool.engines.transformers.api import shapes
+from zpptool.engines.transformers.api.answer import Answer, answer_all, answer_one
+from zpptool.engines.transformers.api.requests import (
+    BadRequest,
+    ChatRequest,
+    CompletionRequest,
+    GenerationRequest,
+    Message,
+    TokenizeRequest,
+    parse,
+)
+from zpptool.engines.transformers.api.served import ServedModel
+from zpptool.errors import ZppError
+
+DEFAULT_COMPLETION_TOKENS = 16
+"""OpenAI's, for /v1/completions; a chat may go on to the model's limit."""
+
+
+class Front:
+    """The routes of one served model."""
+
+    def __init__(self, served: ServedModel) -> None:
+        self._served = served
+
+    def app(self) -> Starlette:
+        """The ASGI application."""
+        return Starlette(
+            routes=[
+                Route("/health", self.health),
+                Route("/v1/models", self.models),
+                Route("/tokenize", self.tokenize, methods=["POST"]),
+                Route("/v1/completions", self.completions, methods=["POST"]),
+                Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            ],
+            exception_handlers={BadRequest: _refuse, ZppError: self._fail},
+        )
+
+    async def health(self, _request: Request) -> Response:
+        """200 as long as answers can be given, else 503."""
+        return Response(status_code=200 if self._served.is_healthy() else 503)
+
+    async def models(self, _request: Request) -> Response:
+        """The one model."""
+        card = {"id": self._served.name, "object": "model", "created": 0, "owned_by": "zpptool"}
+        return JSONResponse({"object": "list", "data": [{**card, "max_model_len": self._served.max_model_len}]})
+
+    async def tokenize(self, request: Request) -> Response:
+        """The token ids of a prompt or of a chat."""
+        wanted = parse(TokenizeRequest, await _json(request))
+        if (wanted.prompt is None) == (wanted.messages is None):
+            raise BadRequest("prompt: give either a prompt or messages", "prompt")
+        if wanted.messages is not None:
+            token_ids = self._chat_ids(wanted.messages, wanted.add_generation_prompt)
+        else:
+            token_ids = self._served.encode(wanted.prompt, add_special_tokens=wanted.add_special_tokens)
+        return JSONResponse({"tokens": token_ids, "count": len(token_ids), "max_model_len": self._served.max_model_len})
+
+    async def completions(self, request: Request) -> Response:
+        """Go on from one prompt or from several."""
+        wanted = parse(CompletionRequest, await _json(request))
+        prompts = [
+            self._served.encode(prompt, add_special_tokens=wanted.add_special_tokens)
+            if isinstance(prompt, str)
+            else prompt
+            for prompt in wanted.prompts()
+        ]
+        max_tokens = wanted.max_tokens or DEFAULT_COMPLETION_TOKENS
+        return await self._answer(request, wanted, shapes.Completion, prompts, max_tokens)
+
+    async def chat(self, request: Request) -> Response:
+        """Answer a chat."""
+        wanted = parse(ChatRequest, await _json(request))
+        prompt = self._chat_ids(wanted.messages, wanted.add_generation_prompt)
+        asked = wanted.max_completion_tokens or wanted.max_tokens
+        room = max(self._served.max_model_len - len(prompt), 1)
+        return await self._answer(request, wanted, shapes.Chat, [prompt], asked or room)
+
+    async def _answer(
+        self,
+        request: Request,
+        wanted: GenerationRequest,
+        shape: type[shapes.Shape],
+        prompts: list[list[int]],
+        max_tokens: int,
+    ) -> Response:
+        if wanted.model not in (None, self._served.name):
+            raise BadRequest(f"model: there is no {wanted.model} here, only {self._served.name}", "model", 404)
+        for prompt in prompts:
+            self._check(prompt, max_tokens)
+        shaped = shape(self._served.name, prompts, wanted.return_token_ids)
+        pieces = answer_all([answer_one(self._served, prompt, max_tokens, wanted) for prompt in prompts])
+        if wanted.stream:
+            events = self._events(pieces, shaped, with_usage=wanted.stream_options.include_usage)
+            return StreamingResponse(events, media_type="text/event-stream")
+        async with aclosing(pieces):
+            async for index, piece in pieces:
+                shaped.answers[index].add(piece)
+                if await request.is_disconnected():
+                    break
+        return JSONResponse(shaped.whole())
+
+    async def _events(
+        self, pieces: AsyncGenerator[tuple[int, Answer], None], shaped: shapes.Shape, *, with_usage: bool
+    ) -> AsyncIterator[str]:
+        """The answer as server-sent events; a fault in the middle of it is one too."""
+        try:
+            async with aclosing(pieces):
+                async for index, piece in pieces:
+                    yield _event(shaped.chunk(index, piece))
+            if with_usage:
+                yield _event(shaped.usage_chunk())
+        except ZppError as fault:
+            yield _event(_error(fault.message, "server_error", None, 500))
+        yield "data: [DONE]\n\n"
+
+    def _chat_ids(self, messages: list[Message], add_generation_prompt: bool) -> list[int]:
+        tokenizer = self._served.tokenizer
+        if tokenizer.chat_template is None:
+            raise BadRequest("messages: this model has no chat template", "messages")
+        try:
+            token_ids: list[int] = tokenizer.apply_chat_template(
+                [message.for_template() for message in messages],
+                add_generation_prompt=add_generation_prompt,
+                tokenize=True,
+                return_dict=False,
+            )
+        except TemplateError as cause:
+            raise BadRequest(f"messages: the chat template refuses them: {cause}", "messages") from cause
+        return token_ids
+
+    def _check(self, prompt: list[int], max_tokens: int) -> None:
+        """Refuse a prompt that the model cannot take."""
+        limit = self._served.max_model_len
+        if not prompt:
+            raise BadRequest("prompt: it has no tokens", "prompt")
+        if max(prompt) >= self._served.vocab_size:
+            raise BadRequest(f"prompt: {max(prompt)} is not a token of this model", "prompt")
+        if len(prompt) >= limit:
+            raise BadRequest(
+                f"prompt: {len(prompt)} tokens leave no room for an answer; {limit} is the limit", "prompt"
+            )
+        if len(prompt) + max_tokens > limit:
+            raise BadRequest(
+                f"max_tokens: {len(prompt)} tokens of prompt and {max_tokens} more are too many; {limit} is the limit",
+                "max_tokens",
+            )
+
+    async def _fail(self, _request: Request, fault: Exception) -> Response:
+        """The pipeline could not do it: 500, or 503 where it will not be able to again."""
+        status = 500 if self._served.is_healthy() else 503
+        return JSONResponse(_error(str(fault), "server_error", None, status), status)
+
+
+def _error(message: str, kind: str, param: str | None, code: int) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+async def _refuse(_request: Request, refused: Exception) -> Response:
+    assert isinstance(refused, BadRequest)
+    kind = "not_found_error" if refused.status == 404 else "invalid_request_error"
+    return JSONResponse(_error(refused.message, kind, refused.param, refused.status), refused.status)
+
+
+async def _json(request: Request) -> Any:
+    try:
+        return await request.json()
+    except ValueError as cause:
+        raise BadRequest(f"the body is not JSON: {cause}") from cause
+
+
+def _event(content: dict[str, Any]) -> str:
+    return f"data: {json.dumps(content)}\n\n"

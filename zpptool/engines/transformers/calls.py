@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the head asks of the embedded engine's stages, as typed payloads.
+
+`LOAD_MODEL` carries nothing and every stage answers it. `STEP` carries a `Step` and only the last stage answers it,
+with the token that it chose; `FREE` carries the number of a sequence and nobody's answer is waited for.
+"""
+
+from __future__ import annotations
+
+import msgspec
+import torch
+import transformers
+
+from zpptool.engines.base import common_facts
+from zpptool.engines.transformers.loading import load_config
+from zpptool.engines.transformers.sampling import SamplingParams
+from zpptool.errors import usage_error
+from zpptool.pipeline.spec import StageSpec
+
+LOAD_MODEL, STEP, FREE = "load_model", "step", "free"
+
+
+class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One step of one sequence.
+
+    Attributes:
+        sequence: its number, given by the head.
+        token_ids: the whole prompt in its first step, then the one token that was chosen last.
+        sampling: how its tokens are chosen; said in its first step only.
+    """
+
+    sequence: int
+    token_ids: list[int]
+    sampling: SamplingParams | None
+
+
+_encoder = msgspec.msgpack.Encoder()
+_step_decoder = msgspec.msgpack.Decoder(Step)
+_number_decoder = msgspec.msgpack.Decoder(int)
+
+
+def encode_step(step: Step) -> bytes:
+    """A step as a payload."""
+    return _encoder.encode(step)
+
+
+def decode_step(payload: bytes) -> Step:
+    """The step in a payload.
+
+    Raises:
+        msgspec.DecodeError: it is none.
+    """
+    return _step_decoder.decode(payload)
+
+
+def encode_number(number: int) -> bytes:
+    """A sequence's number, or a token, as a payload."""
+    return _encoder.encode(number)
+
+
+def decode_number(payload: bytes) -> int:
+    """The number in a payload.
+
+    Raises:
+        msgspec.DecodeError: it is none.
+    """
+    return _number_decoder.decode(payload)
+
+
+def check_arguments(spec: StageSpec) -> None:
+    """Refuse what only another engine understands.
+
+    Raises:
+        ZppError: (USAGE) there are engine arguments, or the dtype or the device is none that torch computes in.
+    """
+    if spec.engine_args:
+        raise usage_error(f"the transformers engine takes no arguments after --: {' '.join(spec.engine_args)}")
+    named = getattr(torch, spec.dtype, None)
+    if spec.dtype != "auto" and not (isinstance(named, torch.dtype) and named.is_floating_point):
+        raise usage_error(f"{spec.dtype} is no dtype to compute in", "Use bfloat16, float16, float32 or auto.")
+    try:
+        torch.empty(0, device=device_of(spec))
+    except (RuntimeError, AssertionError) as cause:
+        raise usage_error(f"torch cannot compute on {spec.device}: {cause}", "Use cpu or auto.") from cause
+
+
+def agreed_facts(spec: StageSpec) -> dict[str, str]:
+    """What this process believes about the pipeline, by name; equal everywhere or the head refuses.
+
+    Raises:
+        ZppError: (INVALID) the directory holds no model that transformers knows.
+    """
+    dtype = load_config(spec.directory).dtype if spec.dtype == "auto" else getattr(torch, spec.dtype)
+    return {
+        **common_facts(spec),
+        "engine": f"transformers {transformers.__version__}",
+        "dtype": str(dtype or spec.dtype).removeprefix("torch."),
+    }
+
+
+def device_of(spec: StageSpec) -> str:
+    """The torch device to compute on; `auto` is a GPU where there is one."""
+    if spec.device != "auto":
+        return spec.device
+    return "cuda" if torch.cuda.is_available() else "cpu"

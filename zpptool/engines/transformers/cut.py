@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model that was cut to the layers of one stage, and its forward over the next tokens of one sequence.
+
+It is the model's own forward, called as `generate` calls the whole model's for one sequence without padding.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import Cache, PreTrainedModel
+
+from zpptool.engines.transformers.cache import new_cache, pass_layer
+from zpptool.engines.transformers.surgery import LeftStage, Passage, decoder_layers
+from zpptool.layers import LayerRange
+
+
+@dataclass
+class CachedSequence:
+    """One sequence in flight: the stage's cache of it, and how many tokens that holds."""
+
+    cache: Cache
+    num_tokens: int = 0
+
+
+class CutModel:
+    """A model of which only the decoder layers `layers`, and what goes with the first and the last, are there.
+
+    Attributes:
+        model: cut by `zpptool.engines.transformers.surgery`.
+        layers: those that are there.
+        passage: what the modules in the place of the others share.
+        num_layers: of the whole model.
+        is_first: it takes token ids, not hidden states.
+        is_last: it returns logits, not hidden states.
+    """
+
+    def __init__(self, model: PreTrainedModel, layers: LayerRange, passage: Passage) -> None:
+        self.model = model
+        self.layers = layers
+        self.passage = passage
+        self.num_layers = len(decoder_layers(model)[1])
+        self.is_first = layers.start == 0
+        self.is_last = layers.end == self.num_layers
+        self._accepted = inspect.signature(model.forward).parameters.keys()
+        self._cache_name = "cache_params" if "cache_params" in self._accepted else "past_key_values"
+
+    def new_sequence(self) -> CachedSequence:
+        """A sequence of no tokens yet; raises ZppError (INVALID) for a model whose cache cannot be kept in parts."""
+        return CachedSequence(new_cache(self.model.config))
+
+    def run_tokens(self, sequence: CachedSequence, token_ids: Tensor) -> Tensor:
+        """Run the first stage over the next tokens, [tokens]; returns as `run_hidden_states`."""
+        return self._run(sequence, len(token_ids), input_ids=token_ids.to(self.model.device)[None])
+
+    def run_hidden_states(self, sequence: CachedSequence, hidden_states: Tensor) -> Tensor:
+        """Run a later stage over the next tokens.
+
+        Args:
+            hidden_states: as the stage before returned them. They are copied: BLAS results may differ in the last bit
+                with the alignment of their operands, and a message has them wherever its header ends.
+
+        Returns:
+            hidden states, [1, tokens, ...]; on the last stage the logits after the last token, [vocabulary].
+        """
+        self.passage.hidden_states = hidden_states.to(self.model.device, copy=True)
+        return self.run_without_input(sequence, hidden_states.shape[1])
+
+    def run_without_input(self, sequence: CachedSequence, num_tokens: int) -> Tensor:
+        """Run a later stage with what the passage holds, and NaN for the embeddings, of which it must make no use."""
+        weight = self.model.get_input_embeddings().weight
+        shape = (1, num_tokens, weight.shape[-1])
+        poison = torch.full(shape, torch.nan, dtype=weight.dtype, device=self.model.device)
+        return self._run(sequence, num_tokens, inputs_embeds=poison)
+
+    @torch.inference_mode()
+    def _run(self, sequence: CachedSequence, num_tokens: int, **inputs: Tensor) -> Tensor:
+        start, end = sequence.num_tokens, sequence.num_tokens + num_tokens
+        if "position_ids" in self._accepted:
+            inputs["position_ids"] = torch.arange(start, end, device=self.model.device)[None]
+        keep = {"logits_to_keep": 1} if "logits_to_keep" in self._accepted else {}
+        self.passage.begin_step(sequence.cache, num_tokens)
+        sequence.num_tokens = end
+        try:
+            output = self.model(**inputs, **{self._cache_name: sequence.cache}, use_cache=True, **keep)
+        except LeftStage as left:
+            for index in range(self.layers.end, self.num_layers):
+                pass_layer(sequence.cache, index, num_tokens)
+            return left.hidden_states
+        return output.logits[0, -1]

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The head process of the embedded engine: the HTTP front, and every sequence's way round the ring.
+
+Started beside stage 0 as `python -m zpptool.engines.transformers.head SPEC`. Each sequence has at most one step in the
+ring; several sequences fill it. When the pipeline breaks the process ends, with the one error that names the cause.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Collection, Generator, Sequence
+
+from zpptool.engines.transformers.api.front import Front
+from zpptool.engines.transformers.api.served import served_model
+from zpptool.engines.transformers.api.server import ApiServer
+from zpptool.engines.transformers.calls import (
+    FREE,
+    LOAD_MODEL,
+    STEP,
+    Step,
+    agreed_facts,
+    check_arguments,
+    decode_number,
+    encode_number,
+    encode_step,
+)
+from zpptool.engines.transformers.sampling import SamplingParams
+from zpptool.pipeline.child import end_on_sigterm, run_child
+from zpptool.pipeline.ring.headnode import HeadNode
+from zpptool.pipeline.ring.place import say, take_head_place
+from zpptool.pipeline.spec import StageSpec, spec_from_argv
+
+
+class RingModel:
+    """The model that the stages of a ring are together.
+
+    Args:
+        node: the head's place in the ring; the stages have loaded.
+    """
+
+    def __init__(self, node: HeadNode) -> None:
+        self._node = node
+        self._numbers = itertools.count()
+
+    def generate(
+        self, prompt_ids: Sequence[int], max_new_tokens: int, stop_ids: Collection[int], sampling: SamplingParams
+    ) -> Generator[int, None, None]:
+        """The tokens of one sequence; each waits for one way round the ring. The stages forget it at the end.
+
+        Raises:
+            ZppError: (STAGE) a stage failed at it, or the pipeline is broken.
+        """
+        sequence = next(self._numbers)
+        step = Step(sequence, list(prompt_ids), sampling)
+        try:
+            for _ in range(max_new_tokens):
+                answer = self._node.call(STEP, encode_step(step), from_all=False).result()
+                token = decode_number(answer[0])
+                yield token
+                if token in stop_ids:
+                    return
+                step = Step(sequence, [token], None)
+        finally:
+            self._node.call(FREE, encode_number(sequence), from_all=False)
+
+    def is_healthy(self) -> bool:
+        """Whether the pipeline is whole."""
+        return self._node.fault is None
+
+
+def main() -> None:
+    """Gather the stages, have them load, and serve until told to stop."""
+    spec = spec_from_argv(sys.argv)
+    check_arguments(spec)
+    end_on_sigterm()
+    with ApiServer(spec.api_host, spec.api_port) as server:
+        node = take_head_place(spec)
+        node.on_fault(lambda _fault: server.interrupt())
+        try:
+            serve(spec, node, server)
+        finally:
+            node.stop("the head has ended")
+            node.close()
+
+
+def serve(spec: StageSpec, node: HeadNode, server: ApiServer) -> None:
+    """Serve the ring's model until something ends it.
+
+    Raises:
+        ZppError: (INVALID) the stages do not fit together; (STAGE) the pipeline broke.
+    """
+    node.gather(agreed_facts(spec))
+    model = RingModel(node)
+    served = served_model(spec.directory, model.generate, model.is_healthy)
+    node.call(LOAD_MODEL, b"", from_all=True, timeout_s=spec.start_timeout_s).result()
+    say("head", f"all stages have loaded their layers; the API is at http://{spec.api_host}:{spec.api_port}")
+    server.start(Front(served).app())
+    server.wait()
+    if node.fault is not None:
+        raise node.fault
+
+
+if __name__ == "__main__":
+    run_child("head", main)

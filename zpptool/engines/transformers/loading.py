@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Load part of a transformers model: every weight the stage owns, and no byte of any other.
+
+transformers' own loader does the work (renames, stacked experts, tied weights, quantised formats) on the subset of the
+checkpoint's tensors that the stage owns. Between loading and its filling in of what is missing, the modules that were
+not given are replaced (`zpptool.engines.transformers.surgery`), so nothing is ever initialised at random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+from zpptool.checkpoint.index import TensorInfo
+from zpptool.engines.transformers.surgery import Passage, cut_layers, stand_in_for
+from zpptool.engines.weights import DTYPES, read_tensor
+from zpptool.errors import invalid_error
+from zpptool.layers import LayerRange
+
+
+class StoredTensor:
+    """A tensor still in its file, with the interface of safetensors' slice, which transformers' loader takes."""
+
+    def __init__(self, info: TensorInfo) -> None:
+        self.info = info
+        self.shape = info.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """As of a tensor."""
+        return DTYPES[self.info.dtype]
+
+    def get_dtype(self) -> str:
+        """The dtype's name in the safetensors format."""
+        return self.info.dtype
+
+    def is_floating_point(self) -> bool:
+        """As `torch.Tensor.is_floating_point`."""
+        return self.dtype.is_floating_point
+
+    def __getitem__(self, _everything: Any) -> Tensor:
+        """The tensor as a whole; reads its bytes and no others."""
+        return read_tensor(self.info)
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Keep transformers from drawing in a stage's log."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def load_config(directory: Path) -> PreTrainedConfig:
+    """The checkpoint's config as transformers reads it.
+
+    Raises:
+        ZppError: (INVALID) transformers does not know the model, or it would run code from the checkpoint.
+    """
+    try:
+        return AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as cause:
+        raise invalid_error(f"transformers cannot read the config of {directory}: {cause}") from cause
+
+
+def load_cut_model(
+    config: PreTrainedConfig,
+    tensors: Iterable[TensorInfo],
+    owned: LayerRange,
+    passage: Passage,
+    dtype: str | torch.dtype,
+    device: str,
+) -> PreTrainedModel:
+    """Build the model on the meta device, cut it to the layers `owned`, and load `tensors` into what is left.
+
+    Raises:
+        ZppError: (INVALID) there is no causal language model for the config, a tensor that the stage's layers need is
+            not among `tensors`, or one does not fit.
+    """
+    model_class, config = _causal_model(config)
+    part = _part_of(model_class, owned, passage)
+    state = {info.name: StoredTensor(info) for info in tensors}
+    try:
+        with no_progress_bars():
+            model, report = part.from_pretrained(
+                None, config=config, state_dict=state, dtype=dtype, device_map={"": device}, output_loading_info=True
+            )
+    except RuntimeError as cause:
+        raise invalid_error(f"the tensors of layers {owned} do not fit the model: {cause}") from cause
+    held = chain(model.named_parameters(), model.named_buffers())
+    missing = sorted({*report["missing_keys"], *(name for name, tensor in held if tensor.is_meta)})
+    if missing:
+        raise invalid_error(f"the checkpoint holds no tensor for {', '.join(missing)}, which this stage needs")
+    return model
+
+
+def _causal_model(config: PreTrainedConfig) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
+    """The class that `AutoModelForCausalLM` takes for `config`, and the config that it gives it."""
+    try:
+        model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    except KeyError:
+        raise invalid_error(f"transformers has no causal language model for {config.model_type}") from None
+    if model_class.config_class is config.sub_configs.get("text_config"):
+        config = config.get_text_config()
+    return model_class, config
+
+
+def _part_of(model_class: type[PreTrainedModel], owned: LayerRange, passage: Passage) -> type[PreTrainedModel]:
+    """`model_class`, cut to the layers `owned` as it is built, and to the weights that were given as it is loaded.
+
+    The class keeps its name and module: transformers looks conversions up by them.
+    """
+
+    def __init__(self: PreTrainedModel, config: PreTrainedConfig) -> None:
+        model_class.__init__(self, config)
+        cut_layers(self, owned, passage)
+
+    def _finalize_model_loading(model: PreTrainedModel, load_config: Any, loading_info: Any) -> Any:
+        _replace_missing(model, loading_info, passage)
+        return model_class._finalize_model_loading(model, load_config, loading_info)
+
+    body = {
+        "__init__": __init__,
+        "_finalize_model_loading": staticmethod(_finalize_model_loading),
+        "__module__": model_class.__module__,
+        "__doc__": model_class.__doc__,
+    }
+    return type(model_class.__name__, (model_class,), body)
+
+
+def _replace_missing(model: PreTrainedModel, loading_info: Any, passage: Passage) -> None:
+    """Stand in for the modules that were given no weights, unless theirs are tied to weights that were given."""
+    present = model.state_dict().keys() - loading_info.missing_keys
+    tied = model.all_tied_weights_keys  # target to source; transformers ties either to the other
+    will_be_tied = {name for pair in tied.items() if not present.isdisjoint(pair) for name in pair}
+    stand_in_for(model, loading_info.missing_keys - will_be_tied, passage)
+    left = model.state_dict().keys()
+    loading_info.missing_keys &= left
+    model.all_tied_weights_keys = {
+        target: source for target, source in tied.items() if target in left and source in left
+    }

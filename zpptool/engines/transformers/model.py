@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Part of a transformers model: the layers of one stage, and what they compute for the sequences in flight.
+
+Chained, the parts compute bit for bit what the unsplit model computes for the same sequence (same dtype, same number of
+threads): each runs the model's own forward over the same shapes. A model that cannot be run so is refused when it is
+loaded (`zpptool.engines.transformers.probe`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from zpptool.checkpoint.loading import load_plan
+from zpptool.engines.transformers.cut import CachedSequence, CutModel
+from zpptool.engines.transformers.loading import load_config, load_cut_model
+from zpptool.engines.transformers.probe import UNCUT_HINT, probe
+from zpptool.engines.transformers.surgery import Passage
+from zpptool.errors import ZppError, invalid_error
+from zpptool.layers import LayerRange, Partition
+
+HIDDEN_STATES = "hidden_states"
+"""The name under which a stage's output travels to the next."""
+
+
+class PartialModel:
+    """The layers of one stage, with the embedding on the first and the head on the last, and the sequences in flight.
+
+    It runs one step at a time and is not to be shared between threads.
+    """
+
+    def __init__(self, cut: CutModel) -> None:
+        self._cut = cut
+        self._sequences: dict[Hashable, CachedSequence] = {}
+
+    @property
+    def layers(self) -> LayerRange:
+        """The decoder layers that it owns."""
+        return self._cut.layers
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it takes token ids; otherwise it takes what the stage before returned."""
+        return self._cut.is_first
+
+    @property
+    def is_last(self) -> bool:
+        """Whether it returns logits; otherwise it returns what the stage after takes."""
+        return self._cut.is_last
+
+    def step(
+        self, sequence_id: Hashable, inputs: Sequence[int] | Tensor | Mapping[str, Tensor]
+    ) -> Tensor | dict[str, Tensor]:
+        """Run the next tokens of one sequence: the whole prompt first, then one token a step. A new id begins one.
+
+        Args:
+            sequence_id: whose cache to use.
+            inputs: on the first stage the token ids, [tokens]; on a later one what the stage before returned.
+
+        Returns:
+            on the last stage the logits after the last token, [vocabulary]; on any other what the next stage takes,
+            `{"hidden_states": [1, tokens, ...]}`.
+
+        Raises:
+            ZppError: (INVALID) `inputs` are not what this stage takes.
+        """
+        received = inputs.get(HIDDEN_STATES) if isinstance(inputs, Mapping) else None
+        if self.is_first == isinstance(inputs, Mapping) or (received is None and not self.is_first):
+            raise invalid_error(f"layers {self.layers} take {'token ids' if self.is_first else HIDDEN_STATES}")
+        sequence = self._sequences.get(sequence_id)
+        if sequence is None:
+            sequence = self._sequences[sequence_id] = self._cut.new_sequence()
+        if received is None:
+            output = self._cut.run_tokens(sequence, torch.as_tensor(inputs, dtype=torch.long))
+        else:
+            output = self._cut.run_hidden_states(sequence, received)
+        return output if self.is_last else {HIDDEN_STATES: output}
+
+    def free(self, sequence_id: Hashable) -> None:
+        """Forget a sequence; one that is not known is no fault."""
+        self._sequences.pop(sequence_id, None)
+
+
+def load_part(
+    directory: Path,
+    stage: int,
+    partition: Partition,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str = "cpu",
+) -> PartialModel:
+    """Load the decoder layers of `stage`, and what goes with the first and the last of them.
+
+    Args:
+        directory: the stage's directory of `zpptool split`, or a whole checkpoint, of which only the bytes of the
+            stage's own tensors are read.
+        stage: from 0.
+        partition: the layer ranges of all stages.
+        dtype: what to compute in; "auto" for the dtype that the checkpoint names.
+
+    Raises:
+        ZppError: (INVALID) the checkpoint cannot be read, lacks a tensor that the stage needs, or its model cannot be
+            run in parts.
+    """
+    tensors = load_plan(directory, stage, partition)
+    config = load_config(directory)
+    owned = partition[stage]
+    try:
+        passage = Passage()
+        cut = CutModel(load_cut_model(config, tensors, owned, passage, dtype, device), owned, passage)
+        probe(cut)
+    except ZppError:
+        raise
+    except Exception as cause:  # whatever the model's own code raises for want of something
+        raise invalid_error(
+            f"{config.model_type} cannot be run in parts: layers {owned} fail with {type(cause).__name__}: {cause}",
+            UNCUT_HINT,
+        ) from cause
+    return PartialModel(cut)

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The unsplit model for a trial: stock transformers behind the front that the pipeline has too.
+
+Started as `python -m zpptool.engines.transformers.reference SPEC`. Prompts are answered one after the other.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Collection, Generator, Sequence
+
+from transformers import PreTrainedModel
+
+from zpptool.engines.transformers.api.front import Front
+from zpptool.engines.transformers.api.served import served_model
+from zpptool.engines.transformers.api.server import ApiServer
+from zpptool.engines.transformers.calls import check_arguments, device_of
+from zpptool.engines.transformers.sampling import SamplingParams
+from zpptool.engines.transformers.unsplit import generate, load_unsplit
+from zpptool.pipeline.child import end_on_sigterm, run_child
+from zpptool.pipeline.spec import spec_from_argv
+
+
+class UnsplitModel:
+    """A whole model, for one sequence at a time."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._turn = threading.Lock()
+
+    def generate(
+        self, prompt_ids: Sequence[int], max_new_tokens: int, stop_ids: Collection[int], sampling: SamplingParams
+    ) -> Generator[int, None, None]:
+        """The tokens of one sequence; all are there before the first is given."""
+        drawn = sampling if sampling.temperature else None
+        with self._turn:
+            tokens = generate(self._model, prompt_ids, max_new_tokens, sorted(stop_ids), drawn)
+        yield from tokens
+
+
+def main() -> None:
+    """Load the model and serve it until told to stop."""
+    spec = spec_from_argv(sys.argv)
+    check_arguments(spec)
+    end_on_sigterm()
+    with ApiServer(spec.api_host, spec.api_port) as server:
+        model = UnsplitModel(load_unsplit(spec.directory, dtype=spec.dtype, device=device_of(spec)))
+        server.start(Front(served_model(spec.directory, model.generate, lambda: True)).app())
+        server.wait()
+
+
+if __name__ == "__main__":
+    run_child("reference", main)

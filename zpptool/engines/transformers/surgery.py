@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cut a transformers model down to one stage, so that the model's own forward still runs and stays right.
+
+The skeleton stays whole: the list of decoder layers keeps its full length and every layer its absolute index, so
+positions, masks, rotary tables and per-layer rules are computed by the model's own code. Only what the stage does not
+own is replaced, by modules that hold no weights:
+
+* a decoder layer before the stage's first becomes a `PassedLayer`; the one just before it hands on the hidden states
+  that were received, in the form the model's loop expects from a layer;
+* any other module whose weights the stage was not given becomes a `StandIn`;
+* the forward is left at the output of the stage's last layer, unless it is the model's last.
+
+What a replaced module makes up is NaN. So a value that the stage would need but was not given poisons its output, where
+`zpptool.engines.transformers.probe` looks for it, rather than make the output quietly wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+from transformers import Cache, PreTrainedModel
+
+from zpptool.engines.transformers.cache import pass_layer
+from zpptool.errors import invalid_error
+from zpptool.layers import LayerRange
+
+
+@dataclass
+class Passage:
+    """What one step brings to the modules that stand in for those of other stages.
+
+    Attributes:
+        hidden_states: the output of the layer before the stage's first, [1, tokens, ...]; None while the model is
+            probed: layers then hand on what they are given.
+        cache: the sequence's cache; a layer that is passed still counts its tokens there.
+        num_tokens: of this step.
+        extras: what a decoder layer of this model returns after the hidden states; None where it returns these alone,
+            and `Cache` in the place of the cache.
+        stand_ins_used: the names of the stand-ins that were called.
+    """
+
+    hidden_states: Tensor | None = None
+    cache: Cache | None = None
+    num_tokens: int = 0
+    extras: tuple[Any, ...] | None = None
+    stand_ins_used: list[str] = field(default_factory=list)
+
+    def begin_step(self, cache: Cache, num_tokens: int) -> None:
+        """Take note of the sequence that is next."""
+        self.cache, self.num_tokens = cache, num_tokens
+        self.stand_ins_used.clear()
+
+    def layer_output(self, hidden_states: Tensor) -> Any:
+        """`hidden_states` in the form in which a decoder layer of this model returns them."""
+        if self.extras is None:
+            return hidden_states
+        return (hidden_states, *(self.cache if extra is Cache else extra for extra in self.extras))
+
+
+def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The hidden states in a call of a decoder layer."""
+    return args[0] if args else kwargs["hidden_states"]
+
+
+class _Replaced(nn.Module):
+    """A module in the place of another, which stays on the meta device and answers for its attributes."""
+
+    def __init__(self, original: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["original"] = original  # past nn.Module: not a child, so nothing is ever loaded into it
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["original"], name)
+
+
+class PassedLayer(_Replaced):
+    """A decoder layer of an earlier stage."""
+
+    def __init__(self, original: nn.Module, index: int, passage: Passage, *, hands_on: bool) -> None:
+        super().__init__(original)
+        self.__dict__.update(index=index, passage=passage, hands_on=hands_on)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the layer was given, which is NaN, or the received hidden states if it is the last that is passed."""
+        pass_layer(self.passage.cache, self.index, self.passage.num_tokens)
+        received = self.passage.hidden_states if self.hands_on else None
+        return self.passage.layer_output(layer_input(args, kwargs) if received is None else received)
+
+
+class StandIn(_Replaced):
+    """A module of another stage, outside the decoder layers: right in the shape of what it returns, NaN in value."""
+
+    def __init__(self, original: nn.Module, name: str, passage: Passage) -> None:
+        super().__init__(original)
+        self.__dict__.update(name=name, passage=passage)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """NaN in the shape and dtype of what the original returns; it runs on the meta device to tell."""
+        devices: list[torch.device] = []
+
+        def to_meta(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                devices.append(value.device)
+                return value.to("meta")
+            return value
+
+        def poison(value: Any) -> Any:
+            return torch.full_like(value, torch.nan, device=devices[0]) if isinstance(value, Tensor) else value
+
+        self.passage.stand_ins_used.append(self.name)
+        args, kwargs = tree_map(to_meta, (args, kwargs))
+        return tree_map(poison, self.original(*args, **kwargs))
+
+
+class LeftStage(Exception):
+    """The forward came to the end of the stage's layers; `hidden_states` are what goes to the next stage."""
+
+    def __init__(self, hidden_states: Tensor) -> None:
+        super().__init__()
+        self.hidden_states = hidden_states
+
+
+def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """The list of the model's decoder layers, and its name: the outermost list of as many modules as there are layers.
+
+    Raises:
+        ZppError: (INVALID) the model has no such list.
+    """
+    total = model.config.get_text_config(decoder=True).num_hidden_layers
+    decoder = model.get_decoder()
+    prefix = next(name for name, module in model.named_modules() if module is decoder)
+    for root, root_name in ((decoder, prefix), (model, "")):
+        for name, module in root.named_modules():
+            if isinstance(module, nn.ModuleList) and len(module) == total:
+                return ".".join(part for part in (root_name, name) if part), module
+    raise invalid_error(f"{type(model).__name__} does not keep its {total} decoder layers in one list")
+
+
+def cut_layers(model: PreTrainedModel, owned: LayerRange, passage: Passage) -> None:
+    """Replace the decoder layers that lie outside `owned`, and leave the forward after its last layer.
+
+    Raises:
+        ZppError: (INVALID) the model has no list of decoder layers, or `owned` is not within it.
+    """
+    name, layers = decoder_layers(model)
+    if not 0 <= owned.start < owned.end <= len(layers):
+        raise invalid_error(f"layers {owned} are not within the model's 0-{len(layers)} ({name})")
+    for index, layer in enumerate(layers):
+        if index not in range(*owned):
+            layers[index] = PassedLayer(layer, index, passage, hands_on=index == owned.start - 1)
+    if owned.end < len(layers):
+        layers[owned.end - 1].register_forward_hook(_leave)
+
+
+def _leave(_layer: nn.Module, _args: Any, output: Any) -> None:
+    raise LeftStage(output if isinstance(output, Tensor) else output[0])
+
+
+def stand_in_for(model: PreTrainedModel, missing: Iterable[str], passage: Passage) -> None:
+    """Replace every module that has one of the `missing` parameters of its own.
+
+    Raises:
+        ZppError: (INVALID) a missing parameter belongs to a decoder layer of the stage, or to a module that holds the
+            decoder layers.
+    """
+    layers_name, layers = decoder_layers(model)
+    for parameter in sorted(missing):
+        name = parameter.rpartition(".")[0]
+        module = model.get_submodule(name)
+        if isinstance(module, StandIn):
+            continue
+        if parameter.startswith(f"{layers_name}.") or any(child is layers for child in module.modules()):
+            raise invalid_error(
+                f"the checkpoint holds no tensor for {parameter}, which this stage needs",
+                "Check the checkpoint with `zpptool validate`.",
+            )
+        parent, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, StandIn(module, name, passage))

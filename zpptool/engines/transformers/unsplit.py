@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the unsplit model answers: stock transformers, `from_pretrained` and `generate`, one prompt at a time.
+
+This is the truth that a pipeline of parts is held against: none of the code that cuts is in it. Greedy means the
+likeliest token, with none of the penalties that a checkpoint's generation_config.json may ask for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+
+from zpptool.engines.transformers.loading import no_progress_bars
+from zpptool.engines.transformers.sampling import Sampler, SamplingParams
+
+
+def load_unsplit(directory: Path, *, dtype: str | torch.dtype = "auto", device: str = "cpu") -> PreTrainedModel:
+    """The whole model, as transformers loads it.
+
+    Its weights are then copied out of the mapped files: BLAS results may differ in the last bit with the alignment of
+    their operands, and in a file a tensor lies wherever its neighbours end.
+    """
+    with no_progress_bars():
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True).to(device).eval()
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    model.generation_config = GenerationConfig()
+    return model
+
+
+def generate(
+    model: PreTrainedModel,
+    prompt: Sequence[int],
+    max_new_tokens: int,
+    stop_token_ids: Sequence[int] = (),
+    sampling: SamplingParams | None = None,
+) -> list[int]:
+    """The tokens that the unsplit model adds to one prompt.
+
+    Args:
+        prompt: token ids.
+        max_new_tokens: how many at most.
+        stop_token_ids: end after any of these, which is still returned.
+        sampling: None for greedy; otherwise the tokens are drawn by our sampler from the model's logits.
+    """
+    token_ids = torch.tensor([list(prompt)], device=model.device)
+    config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=list(stop_token_ids) or None,
+        pad_token_id=stop_token_ids[0] if stop_token_ids else 0,
+    )
+    draw = LogitsProcessorList([_Draw(Sampler(sampling))] if sampling else [])
+    mask = torch.ones_like(token_ids)
+    output = model.generate(token_ids, attention_mask=mask, generation_config=config, logits_processor=draw)
+    return output[0, len(prompt) :].tolist()
+
+
+class _Draw(LogitsProcessor):
+    """Leaves greedy search one token to choose: the one that the sampler drew."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = sampler
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        drawn = torch.full_like(scores, -torch.inf)
+        drawn[0, self._sampler(scores[0])] = 0
+        return drawn

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One stage's worker process: part of a transformers model, driven by the calls that come round the ring.
+
+Started as `python -m zpptool.engines.transformers.worker SPEC`.
+
+A step's call reaches every stage ahead of the step's tensors, so each stage but the first takes exactly one tensor
+message for each step, in order, whatever becomes of the step: a stage that fails at it sends a message that says so in
+the tensors' place, and the stages after it pass that on. The tensors bear the number of their call, which is checked.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from zpptool.engines.base import run_stage_worker
+from zpptool.engines.transformers.calls import (
+    FREE,
+    LOAD_MODEL,
+    STEP,
+    Step,
+    agreed_facts,
+    check_arguments,
+    decode_number,
+    decode_step,
+    device_of,
+    encode_number,
+)
+from zpptool.engines.transformers.model import PartialModel, load_part
+from zpptool.engines.transformers.sampling import Sampler
+from zpptool.errors import ZppError
+from zpptool.pipeline.ring.control import Call
+from zpptool.pipeline.ring.node import StageNode
+from zpptool.pipeline.ring.place import say
+from zpptool.pipeline.spec import StageSpec
+from zpptool.wire import tensors
+from zpptool.wire.link import LinkError
+
+CALL, FAILED = "call", "failed"
+"""What travels beside a step's tensors: the number of its call, and whether it failed (then there are no tensors)."""
+
+
+class TransformersStage:
+    """Part of a transformers model at one place of the ring.
+
+    Args:
+        spec: its place and what it loads.
+        node: its links, open.
+
+    Raises:
+        ZppError: (USAGE) the spec asks for what this engine does not have.
+    """
+
+    def __init__(self, spec: StageSpec, node: StageNode) -> None:
+        check_arguments(spec)
+        self._spec = spec
+        self._node = node
+        self._part: PartialModel | None = None
+        self._samplers: dict[int, Sampler] = {}
+
+    def agreed(self) -> dict[str, str]:
+        """What has to be the same on every stage."""
+        return agreed_facts(self._spec)
+
+    def do(self, call: Call, payload: bytes) -> bytes | None:
+        """Do one call of the head."""
+        if call.method == LOAD_MODEL:
+            return self._load()
+        if call.method == STEP:
+            return self._step(call.number, decode_step(payload))
+        if call.method == FREE:
+            return self._free(decode_number(payload))
+        raise ZppError(f"{call.method} is no call that the transformers engine knows")
+
+    def _load(self) -> bytes:
+        spec = self._spec
+        say(f"stage {spec.stage}", f"loading layers {spec.layers} from {spec.model}")
+        self._part = load_part(spec.directory, spec.stage, spec.ranges, dtype=spec.dtype, device=device_of(spec))
+        say(f"stage {spec.stage}", "loaded")
+        return b""
+
+    def _step(self, number: int, step: Step) -> bytes | None:
+        """Run one step of one sequence.
+
+        Returns:
+            on the last stage the token that it chose; None where a stage before failed at this step.
+        """
+        inputs: list[int] | dict[str, Tensor] | None = step.token_ids if self._spec.is_first else self._receive(number)
+        if inputs is None:
+            self._pass_on({CALL: number, FAILED: True})
+            return None
+        try:
+            output = self._part.step(step.sequence, inputs)
+            if self._spec.is_last:
+                return encode_number(self._sampler(step)(output))
+        except Exception:
+            self._pass_on({CALL: number, FAILED: True})
+            raise
+        self._pass_on({CALL: number, **output})
+        return b""
+
+    def _free(self, sequence: int) -> bytes:
+        self._part.free(sequence)
+        self._samplers.pop(sequence, None)
+        return b""
+
+    def _receive(self, number: int) -> dict[str, Tensor] | None:
+        """The tensors of the call of this number; None where a stage before failed at it.
+
+        Raises:
+            RingOver: the run was stopped.
+            WireFault: they did not come in time, or others came.
+        """
+        received = self._node.unpack(self._node.receive_tensors())
+        if received.pop(CALL, None) != number:
+            raise LinkError(f"stage {self._spec.stage} did not get the tensors of call {number} when they were due")
+        return None if received.pop(FAILED, False) else received
+
+    def _pass_on(self, outputs: dict[str, Tensor | int | bool]) -> None:
+        """Send a step's tensors to the next stage. What a model returns is never written again, so the memory may be
+        sent as it is, and nobody has to wait until it has left."""
+        if not self._spec.is_last:
+            packed = tensors.pack(outputs)
+            self._node.send_tensors(packed.header, packed.frames)
+
+    def _sampler(self, step: Step) -> Sampler:
+        """The sequence's own, made with its first step."""
+        if step.sampling is not None:
+            self._samplers[step.sequence] = Sampler(step.sampling)
+        return self._samplers[step.sequence]
+
+
+if __name__ == "__main__":
+    run_stage_worker(TransformersStage)

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's control objects as bytes, without pickle.
+
+Plain values travel as msgpack. An object travels as the name of its class and those fields that differ from their
+defaults; only the classes of `_CARRIED` are ever built, and only from data, so bytes from a socket cannot run code.
+The fields are asked of the class (`dataclasses.fields`, `__struct_fields__`), not listed here: a field that a later
+vLLM adds is carried when it holds plain data or a carried class, and refused by name when it does not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import fractions
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+
+from zpptool.engines.vllm import hooks
+from zpptool.errors import ZppError
+
+_TUPLE, _SET, _ARRAY, _TENSOR, _DTYPE, _OBJECT, _ENUM, _FRACTION = range(1, 9)
+_PLAIN = frozenset({type(None), bool, int, float, str, bytes})
+
+_UNREADABLE = (ValueError, TypeError, KeyError, RuntimeError, ZeroDivisionError, msgspec.DecodeError)
+"""What bytes that `encode` did not make can raise: bad msgpack, bad text, a key that is none, too deep a nesting."""
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(value: object) -> bytes:
+    """`value` as bytes.
+
+    Raises:
+        ZppError: it holds, at the place named, something that is not carried between stages.
+    """
+    return _encoder.encode(_lower(value, "the message"))
+
+
+def decode(data: bytes | memoryview) -> Any:
+    """The value whose bytes `encode` made.
+
+    Raises:
+        ZppError: the bytes are not such a value, or name a class that is not carried.
+    """
+    try:
+        return _decoder.decode(data)
+    except _UNREADABLE as cause:
+        raise ZppError(f"a control message's payload cannot be read: {cause!r}") from cause
+
+
+def _lower(value: Any, where: str) -> Any:
+    """`value` in terms of what msgpack knows; `where` names its place, for the error."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if kind is list:
+        return value if _all_plain(value) else [_lower(item, where) for item in value]
+    if kind is dict:
+        if _all_plain(value) and _all_plain(value.values()):
+            return value
+        return {_lower(key, where): _lower(item, f"{where}[{key!r}]") for key, item in value.items()}
+    if kind is tuple:
+        return _ext(_TUPLE, _lower(list(value), where))
+    if kind in (set, frozenset):
+        return _ext(_SET, _lower(list(value), where))
+    if kind is torch.Tensor:
+        return _ext(_TENSOR, _lower_tensor(value))
+    if kind is np.ndarray:
+        return _ext(_ARRAY, [value.dtype.str, list(value.shape), value.tobytes()])
+    if isinstance(value, np.generic):
+        return _lower(value.item(), where)
+    if kind is torch.dtype:
+        return _ext(_DTYPE, str(value).removeprefix("torch."))
+    if kind is fractions.Fraction:
+        return _ext(_FRACTION, [value.numerator, value.denominator])
+    if _CARRIED.get(kind.__name__) is kind:
+        if issubclass(kind, enum.Enum):
+            return _ext(_ENUM, [kind.__name__, value.name])
+        return _ext(_OBJECT, [kind.__name__, _fields_to_send(value, where)])
+    raise ZppError(
+        f"{where} holds a {kind.__module__}.{kind.__qualname__}, which is not carried between stages",
+        "The feature that needs it is not supported across stages.",
+    )
+
+
+def _all_plain(values: Iterable[Any]) -> bool:
+    return _PLAIN.issuperset(map(type, values))
+
+
+def _ext(code: int, value: Any) -> msgspec.msgpack.Ext:
+    return msgspec.msgpack.Ext(code, _encoder.encode(value))
+
+
+def _fields_to_send(value: Any, where: str) -> dict[str, Any]:
+    shape = _SHAPES[type(value)]
+    sent = {}
+    for name, default in shape.defaults.items():
+        item = getattr(value, name)
+        if item is default or (type(item) in _PLAIN and type(default) is type(item) and item == default):
+            continue
+        sent[name] = _lower(item, f"{where}.{type(value).__name__}.{name}")
+    return sent
+
+
+def _lower_tensor(tensor: torch.Tensor) -> list[Any]:
+    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return [str(tensor.dtype).removeprefix("torch."), list(tensor.shape), flat.numpy().tobytes()]
+
+
+def _raise_tensor(raw: list[Any]) -> torch.Tensor:
+    dtype, shape, content = raw
+    flat = torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
+    return flat.view(_dtype(dtype)).reshape(shape)
+
+
+def _raise_array(raw: list[Any]) -> np.ndarray:
+    dtype, shape, content = raw
+    return np.frombuffer(content, dtype=np.dtype(dtype)).reshape(shape).copy()
+
+
+def _raise_object(raw: list[Any]) -> Any:
+    name, fields = raw
+    return _SHAPES[_carried(name)].build(fields)
+
+
+def _raise_enum(raw: list[Any]) -> enum.Enum:
+    name, member = raw
+    return _carried(name)[member]
+
+
+def _raise(code: int, data: memoryview) -> Any:
+    """The value of one msgpack extension."""
+    build = _BUILDERS.get(code)
+    if build is None:
+        raise ZppError(f"a control message's payload holds an extension of an unknown kind, {code}")
+    try:
+        return build(_decoder.decode(data))
+    except _UNREADABLE as cause:
+        raise ZppError(f"a control message's payload cannot be built again: {cause!r}") from cause
+
+
+_decoder = msgspec.msgpack.Decoder(ext_hook=_raise)
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ZppError(f"a control message's payload names a dtype that torch does not have: {name!r}")
+    return dtype
+
+
+def _carried(name: str) -> Any:
+    carried = _CARRIED.get(name)
+    if carried is None:
+        raise ZppError(f"a control message's payload names a class that is not carried between stages: {name!r}")
+    return carried
+
+
+class _Required:
+    """Stands for the default of a field that has none: no value is equal to it."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Shape:
+    """How objects of one class are taken apart and built again.
+
+    Attributes:
+        defaults: every field's default (`_Required` for none; a factory's is what it makes, compared by identity only,
+            so that such a field always travels).
+        build: makes an object of the fields that travelled.
+    """
+
+    defaults: dict[str, Any]
+    build: Callable[[dict[str, Any]], Any]
+
+
+def _shape_of(kind: type) -> _Shape:
+    if dataclasses.is_dataclass(kind):
+        return _dataclass_shape(kind)
+    if issubclass(kind, msgspec.Struct):
+        infos = msgspec.structs.fields(kind)
+        defaults = {i.name: _Required if i.default is msgspec.NODEFAULT else i.default for i in infos}
+        return _Shape(defaults, lambda fields: kind(**fields))
+    named: Any = kind
+    return _Shape(
+        {name: named._field_defaults.get(name, _Required) for name in named._fields}, lambda fields: kind(**fields)
+    )
+
+
+def _dataclass_shape(kind: type) -> _Shape:
+    """Built without `__init__` and `__post_init__`, as pickle does: what they computed has travelled."""
+    fields = dataclasses.fields(kind)
+    defaults = {f.name: _Required if f.default is dataclasses.MISSING else f.default for f in fields}
+
+    def build(sent: dict[str, Any]) -> Any:
+        unknown = sent.keys() - defaults.keys()
+        if unknown:
+            raise ZppError(f"{kind.__name__} has no field {', '.join(sorted(unknown))}: another vLLM version?")
+        made = object.__new__(kind)
+        for name, default in defaults.items():
+            object.__setattr__(made, name, sent.get(name, default))
+        return made
+
+    return _Shape(defaults, build)
+
+
+def _carried_classes() -> dict[str, type]:
+    """By name: what vLLM's scheduler and workers say to each other, and the enums in it."""
+    carried = {}
+    for kind in hooks.control_classes():
+        known = carried.setdefault(kind.__name__, kind)
+        assert known is kind, f"two control classes are called {kind.__name__}"
+    return carried
+
+
+_CARRIED = _carried_classes()
+_SHAPES = {
+    kind: _shape_of(kind)
+    for kind in _CARRIED.values()
+    if not issubclass(kind, enum.Enum) and not inspect.isabstract(kind)
+}
+_BUILDERS: dict[int, Callable[[Any], Any]] = {
+    _TUPLE: tuple,
+    _SET: set,
+    _ARRAY: _raise_array,
+    _TENSOR: _raise_tensor,
+    _DTYPE: _dtype,
+    _OBJECT: _raise_object,
+    _ENUM: _raise_enum,
+    _FRACTION: lambda raw: fractions.Fraction(*raw),
+}

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The head process: vLLM's own OpenAI server and scheduler, with the ring as their executor.
+
+Started beside stage 0 as `python -m zpptool.engines.vllm.head SPEC`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import uvloop
+
+from zpptool.engines.vllm import hooks
+from zpptool.engines.vllm.executor import SPEC_VARIABLE, RingExecutor, fault_file
+from zpptool.errors import stage_error
+from zpptool.pipeline.child import run_child
+from zpptool.pipeline.ring.place import say
+from zpptool.pipeline.spec import spec_from_argv
+
+
+def main() -> None:
+    """Serve the OpenAI API until told to stop.
+
+    The API server ends by itself, and as if all were well, when its engine core has died.
+
+    Raises:
+        ZppError: (STAGE) the pipeline broke.
+    """
+    spec = spec_from_argv(sys.argv)
+    hooks.prepare_environment(spec)
+    warning = hooks.version_warning()
+    if warning:
+        say("head", warning)
+    os.environ[SPEC_VARIABLE] = spec.to_json()
+    try:
+        uvloop.run(hooks.run_server(hooks.serve_arguments(spec, RingExecutor)))
+    finally:
+        word = fault_file(spec)
+        if word.exists():
+            raise stage_error(word.read_text())
+
+
+if __name__ == "__main__":
+    run_child("head", main)

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every name of vLLM that is not its public API and that zpptool touches, in one place.
+
+Checked against vLLM 0.32. The rest of `engines/vllm/` asks here; a later vLLM that moves or renames one of these is
+met in this file alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import enum
+import inspect
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import torch
+import vllm
+from vllm.compilation.cuda_graph import CUDAGraphStat
+from vllm.config import VllmConfig
+from vllm.distributed import parallel_state
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.cli.serve import make_arg_parser, validate_parsed_serve_args
+from vllm.entrypoints.launchers.api_server.entry import run_server
+from vllm.lora.request import LoRARequest
+from vllm.model_executor.models.utils import is_pp_missing_parameter
+from vllm.platforms import current_platform
+from vllm.pooling_params import LateInteractionParams, PoolingParams
+from vllm.sampling_params import (
+    RepetitionDetectionParams,
+    RequestOutputKind,
+    SamplingParams,
+    SamplingType,
+    StructuredOutputsParams,
+)
+from vllm.usage.usage_lib import UsageContext
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.utils.network_utils import get_file_store_init_method
+from vllm.v1 import kv_cache_interface
+from vllm.v1.attention.backend import MultipleOf
+from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
+from vllm.v1.core.kv_cache_utils import KVCacheBlockCopy
+from vllm.v1.core.sched import output as scheduler_output
+from vllm.v1.outputs import (
+    DraftTokenIds,
+    KVConnectorOutput,
+    LogprobsLists,
+    LogprobsTensors,
+    ModelRunnerOutput,
+    SamplingMaskLists,
+)
+from vllm.v1.worker import cpu_worker, gpu_worker
+from vllm.v1.worker.worker_base import CompilationTimes, WorkerWrapperBase
+
+from zpptool.errors import usage_error
+from zpptool.layers import vllm_layer_partition
+from zpptool.pipeline.spec import StageSpec
+
+SEEN_TO_WORK = ("0.32",)
+"""The releases that zpptool's tests have run."""
+
+__all__ = [
+    "control_classes",
+    "current_platform",
+    "engine_config",
+    "is_pp_missing_parameter",
+    "make_worker",
+    "new_store",
+    "pipeline_group",
+    "prepare_environment",
+    "run_server",
+    "serve_arguments",
+    "set_empty_intermediate_tensors",
+    "version_warning",
+]  # fmt: skip
+
+
+def version_warning() -> str | None:
+    """What to tell a user whose vLLM is not one that was seen to work; None where it is."""
+    if any(vllm.__version__.startswith(f"{seen}.") for seen in SEEN_TO_WORK):
+        return None
+    return f"vLLM {vllm.__version__} is installed; zpptool was seen to work with {', '.join(SEEN_TO_WORK)}"
+
+
+def control_classes() -> Iterator[type]:
+    """The classes whose objects the scheduler, the executor and the workers hand to each other, and their enums."""
+    yield from _data_classes(scheduler_output)
+    yield from _data_classes(kv_cache_interface)
+    yield from (
+        ModelRunnerOutput, LogprobsLists, LogprobsTensors, SamplingMaskLists, KVConnectorOutput, DraftTokenIds,
+        CUDAGraphStat, CompilationTimes, KVCacheBlockCopy, MultipleOf, MambaAttentionBackendEnum,
+        SamplingParams, SamplingType, StructuredOutputsParams, RepetitionDetectionParams, RequestOutputKind,
+        PoolingParams, LateInteractionParams, LoRARequest,
+    )  # fmt: skip
+
+
+def _data_classes(module: ModuleType) -> Iterator[type]:
+    for _name, kind in inspect.getmembers(module, inspect.isclass):
+        own = kind.__module__ == module.__name__
+        if own and (dataclasses.is_dataclass(kind) or issubclass(kind, enum.Enum)):
+            yield kind
+
+
+def prepare_environment(spec: StageSpec) -> None:
+    """Tell vLLM the partition; it reads this whenever it builds layers or counts them, in every process."""
+    os.environ["VLLM_PP_LAYER_PARTITION"] = vllm_layer_partition(spec.ranges)
+
+
+def serve_arguments(spec: StageSpec, executor_class: type | None) -> argparse.Namespace:
+    """What `vllm serve` would have parsed, with the ring as its executor, or with vLLM's own where that is None.
+
+    vLLM refuses an executor by name when pipeline_parallel_size > 1, so that the class object is set on the namespace.
+
+    Raises:
+        ZppError: (USAGE) a device that this vLLM is not built for, or an engine argument that it does not know or that
+            makes no sense across stages.
+    """
+    parser = make_arg_parser(FlexibleArgumentParser(prog="zpptool run-stage ... --", exit_on_error=False))
+    words = [
+        spec.model, "--pipeline-parallel-size", str(spec.num_stages), "--dtype", spec.dtype,
+        "--host", spec.api_host, "--port", str(spec.api_port), "--no-async-scheduling", *spec.engine_args,
+    ]  # fmt: skip
+    try:
+        args = parser.parse_args(words)
+    except argparse.ArgumentError as cause:
+        raise usage_error(f"vLLM does not take these arguments after --: {cause}") from cause
+    args.model = args.model_tag or args.model
+    if spec.device not in ("auto", current_platform.device_type):
+        raise usage_error(
+            f"this vLLM computes on {current_platform.device_type}, not on {spec.device}",
+            "vLLM is built for one kind of device: install the build for the other, or leave --device out.",
+        )
+    if args.tensor_parallel_size != 1 or args.data_parallel_size != 1:
+        raise usage_error("a stage runs on one device: --tensor-parallel-size and --data-parallel-size must be 1")
+    if args.async_scheduling:
+        raise usage_error("--async-scheduling broadcasts tokens over torch.distributed, which stages do not share")
+    if executor_class is not None:
+        args.distributed_executor_backend = executor_class
+    validate_parsed_serve_args(args)
+    return args
+
+
+def engine_config(args: argparse.Namespace) -> VllmConfig:
+    """The engine's configuration, made as the API server makes it, so that head and stages come to the same one."""
+    return AsyncEngineArgs.from_cli_args(args).create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+
+
+def make_worker(config: VllmConfig, stage: int) -> WorkerWrapperBase:
+    """A worker of the kind that the platform asks for, at `stage`, not yet on its device.
+
+    `parallel_config.rank` decides which layers a worker counts as its own (`get_layers_start_end_indices`).
+    """
+    config.parallel_config.rank = stage
+    wrapper = WorkerWrapperBase(rpc_rank=0, global_rank=stage)
+    wrapper.init_worker(
+        [
+            {
+                "vllm_config": config,
+                "local_rank": 0,
+                "rank": stage,
+                "distributed_init_method": new_store(),
+                "is_driver_worker": True,
+            }
+        ]
+    )
+    return wrapper
+
+
+def new_store() -> str:
+    """Where torch.distributed of one stage meets itself."""
+    return get_file_store_init_method()
+
+
+@contextmanager
+def pipeline_group(group: Any) -> Iterator[None]:
+    """While a worker sets up its device: let vLLM build its process groups for one stage alone, then put `group` in
+    the place of its pipeline group.
+
+    The function that builds them is bound by name in two modules. During the real call the pipeline has one stage, so
+    that no stage waits for another; afterwards the configuration says the truth again.
+    """
+    real: Callable[..., None] = gpu_worker.init_worker_distributed_environment
+
+    def alone(config: VllmConfig, rank: int, init_method: str | None, local_rank: int, backend: str) -> None:
+        parallel = config.parallel_config
+        num_stages, world_size = parallel.pipeline_parallel_size, parallel.world_size
+        parallel.pipeline_parallel_size, parallel.world_size = 1, parallel.tensor_parallel_size
+        try:
+            real(config, 0, init_method, local_rank, backend)
+        finally:
+            parallel.pipeline_parallel_size, parallel.world_size = num_stages, world_size
+        group.adopt(parallel_state._PP, torch.device(current_platform.device_type))
+        parallel_state._PP = group
+
+    modules = (gpu_worker, cpu_worker)
+    for module in modules:
+        module.init_worker_distributed_environment = alone
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.init_worker_distributed_environment = real
+
+
+def set_empty_intermediate_tensors(worker: WorkerWrapperBase, config: VllmConfig) -> None:
+    """Make the buffers that a stage copies its input into, where vLLM has not.
+
+    vLLM 0.32 makes them in the dummy run of its warm-up, which a CPU worker skips when it runs eagerly with a fixed KV
+    cache; a later stage then dies of `assert self.intermediate_tensors is not None`.
+    """
+    runner = worker.worker.model_runner
+    if runner.intermediate_tensors is None:
+        runner.intermediate_tensors = runner.model.make_empty_intermediate_tensors(
+            batch_size=runner.max_num_tokens, dtype=config.model_config.dtype, device=runner.device
+        )

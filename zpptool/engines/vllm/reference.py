@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The unsplit model for a trial: what `vllm serve MODEL` runs, with the trial's arguments and nothing of ours in it.
+
+Started as `python -m zpptool.engines.vllm.reference SPEC`.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import uvloop
+
+from zpptool.engines.vllm import hooks
+from zpptool.pipeline.child import run_child
+from zpptool.pipeline.spec import spec_from_argv
+
+
+def main() -> None:
+    """Serve the OpenAI API until told to stop."""
+    uvloop.run(hooks.run_server(hooks.serve_arguments(spec_from_argv(sys.argv), None)))
+
+
+if __name__ == "__main__":
+    run_child("reference", main)

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One tensor of a safetensors file as a torch tensor: exactly its bytes are read, into memory of its own."""
+
+from __future__ import annotations
+
+import torch
+
+from zpptool.checkpoint.index import TensorInfo
+from zpptool.errors import invalid_error
+
+DTYPES = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "U16": torch.uint16,
+    "I32": torch.int32, "U32": torch.uint32, "I64": torch.int64, "U64": torch.uint64,
+    "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "C64": torch.complex64,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "F4": torch.float4_e2m1fn_x2,
+}  # fmt: skip
+"""safetensors' names of the dtypes (safetensors 0.8, `safetensors/torch.py`)."""
+
+
+def read_tensor(info: TensorInfo) -> torch.Tensor:
+    """Read one tensor.
+
+    Returns:
+        a CPU tensor of `info.shape` and `info.dtype`; its memory is its own and may be written.
+
+    Raises:
+        ZppError: (INVALID) a dtype that torch does not have, or a file that ends before the tensor does.
+    """
+    dtype = DTYPES.get(info.dtype)
+    if dtype is None:
+        raise invalid_error(f"tensor {info.name} in {info.file} has dtype {info.dtype}, which torch does not have")
+    content = torch.empty(info.nbytes, dtype=torch.uint8)
+    with open(info.file, "rb", buffering=0) as file:
+        file.seek(info.offset)
+        view, done = memoryview(content.numpy()), 0
+        while done < info.nbytes:
+            got = file.readinto(view[done:])
+            if not got:
+                raise invalid_error(f"{info.file} ends in the middle of tensor {info.name}", "Fetch the file again.")
+            done += got
+    typed = content.view(dtype)
+    return typed.reshape(info.shape) if dtype is not torch.float4_e2m1fn_x2 else typed.reshape(*info.shape[:-1], -1)

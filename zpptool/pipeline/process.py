@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Child processes as a group: start them, notice the first that ends, end them all, leave nothing behind.
+
+Every child leads a process group of its own, so that a Ctrl-C in the terminal reaches only the parent, which then ends
+its children in order, and so that whatever a child has started can be ended with it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from zpptool.errors import ExitCode
+from zpptool.pipeline.child import PARENT_VARIABLE
+
+HEAD_NAME = "head"
+POLL_S = 0.02
+STOP_GRACE_S = 8.0
+"""How long a child may take over its own end before it is killed; a stage forces its exit earlier."""
+SETTLE_S = 3.0
+"""How long the end of one child may take to end the others."""
+TAIL_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """One started process.
+
+    Attributes:
+        name: what a user calls it (`stage 1`, `head`).
+        popen: the process.
+        log: where its output goes; None where it shares this process's.
+    """
+
+    name: str
+    popen: subprocess.Popen[bytes]
+    log: Path | None
+
+    @property
+    def ended(self) -> bool:
+        return self.popen.poll() is not None
+
+    def how_it_ended(self) -> str:
+        """Its end in words: `exited with code 3`, `was killed by SIGKILL`."""
+        code = self.popen.poll()
+        if code is None:
+            return "is running"
+        if code < 0:
+            named = -code in set(signal.Signals)  # the real-time signals have no names
+            return f"was killed by {signal.Signals(-code).name if named else f'signal {-code}'}"
+        return f"exited with code {code}"
+
+    def tail(self, lines: int = 20) -> str:
+        """The last lines of its log; empty where it has none."""
+        if self.log is None or not self.log.exists():
+            return ""
+        with self.log.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(file.tell() - TAIL_BYTES, 0))
+            return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
+
+
+class ProcessGroup:
+    """Children that live and end together. Use as a context manager: leaving it ends them all."""
+
+    def __init__(self) -> None:
+        self.children: list[Child] = []
+
+    def start(self, name: str, argv: Sequence[str], env: Mapping[str, str], log: Path | None = None) -> Child:
+        """Start one child; its output goes to `log`, or to this process's output where that is None.
+
+        It is told whose child it is, and ends when this process does: see `die_with_parent`.
+        """
+        output = log.open("wb") if log else None
+        try:
+            popen = subprocess.Popen(
+                argv,
+                env={**os.environ, **env, PARENT_VARIABLE: str(os.getpid())},
+                stdin=subprocess.DEVNULL,
+                stdout=output or sys.stderr,
+                stderr=subprocess.STDOUT if output else None,
+                start_new_session=True,
+            )
+        finally:
+            if output:
+                output.close()
+        child = Child(name, popen, log)
+        self.children.append(child)
+        return child
+
+    def any_ended(self) -> bool:
+        """Whether a child has ended."""
+        return any(child.ended for child in self.children)
+
+    def wait_for_end(self) -> Child:
+        """Block until a child has ended, and tell which one's end says most about why: see `culprit`."""
+        while not self.any_ended():
+            time.sleep(POLL_S)
+        return self.culprit()
+
+    def culprit(self) -> Child:
+        """Once a child has ended: the one to blame. Where one ends the others follow, and each is given `SETTLE_S` to
+        do so. A child that was killed is to blame, or else one that gives a reason of its own; only then one that lost
+        the others, of these the head, which was told by whom; and last one that ended well."""
+        _wait_for_all(self.children, SETTLE_S)
+        return min((child for child in self.children if child.ended), key=_innocence)
+
+    def stop(self, grace_s: float = STOP_GRACE_S) -> None:
+        """End all children: SIGTERM, a grace, then SIGKILL for each one's whole process group.
+
+        The head goes first and may take half of the grace, for it tells all stages, those elsewhere too, that the run
+        is over: by way of stage 0. A Ctrl-C cuts the grace short.
+        """
+        heads = [child for child in self.children if child.name == HEAD_NAME]
+        try:
+            _terminate(heads, grace_s / 2)
+            _terminate(self.children, grace_s / 2)
+        finally:
+            for child in self.children:
+                _kill_group(child.popen.pid)
+                child.popen.wait()
+
+    def __enter__(self) -> ProcessGroup:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def _terminate(children: Sequence[Child], grace_s: float) -> None:
+    """Ask children to end, and give them time for it."""
+    for child in children:
+        if not child.ended:
+            child.popen.terminate()
+    _wait_for_all(children, grace_s)
+
+
+def _wait_for_all(children: Sequence[Child], timeout_s: float) -> None:
+    """Return when all children have ended, or the time is up."""
+    deadline = time.monotonic() + timeout_s
+    while not all(child.ended for child in children) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+
+
+def _innocence(child: Child) -> tuple[int, bool]:
+    """How little an ended child has to do with the end of the others."""
+    code = child.popen.returncode
+    if code < 0:
+        return 0, False
+    rank = 2 if code == ExitCode.STAGE else 3 if code == ExitCode.OK else 1
+    return rank, child.name != HEAD_NAME
+
+
+def _kill_group(pid: int) -> None:
+    """Kill what is left of a child's process group; nothing left is what was hoped for."""
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the head and the stages say to each other, as typed messages.
+
+A control message is one msgpack map with a tag, decoded into exactly one of the structs below: an unknown tag, a
+missing field or a field of another type is an error, never a guess. What a `Call` or a `Reply` carries for the engine
+(its payload) rides beside it as a frame of its own and is opaque here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from zpptool.wire.link import LinkError
+from zpptool.wire.messages import Buffer
+
+
+class StageFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one process of the ring says about itself in the roll call.
+
+    Attributes:
+        stage: its place.
+        host: the name of its machine.
+        pid: its process id there.
+        num_stages: how many stages it was told that there are.
+        layers: the half-open layer range that it owns.
+        agreed: what has to be the same in the whole pipeline (model digest, dtype, versions, ...), by name.
+    """
+
+    stage: int
+    host: str
+    pid: int
+    num_stages: int
+    layers: tuple[int, int]
+    agreed: dict[str, str]
+
+
+class RollCall(msgspec.Struct, tag="roll-call", frozen=True, forbid_unknown_fields=True):
+    """Goes once round the ring before anything is loaded; every stage adds itself."""
+
+    stages: tuple[StageFacts, ...]
+
+
+class Verdict(msgspec.Struct, tag="verdict", frozen=True, forbid_unknown_fields=True):
+    """The head's word on the stages that answered the roll call: why they do not fit together; no reason, they do."""
+
+    reasons: tuple[str, ...]
+
+
+class Call(msgspec.Struct, tag="call", frozen=True, forbid_unknown_fields=True):
+    """The head asks every stage to do something.
+
+    Attributes:
+        number: counts the calls of a run; a reply bears the number of its call.
+        method: what to do, in the engine's words.
+        from_all: every stage replies; otherwise only the last one does, and any stage that fails.
+    """
+
+    number: int
+    method: str
+    from_all: bool
+
+
+class Reply(msgspec.Struct, tag="reply", frozen=True, forbid_unknown_fields=True):
+    """One stage's answer to one call, on its way to the head."""
+
+    number: int
+    stage: int
+
+
+class Fault(msgspec.Struct, tag="fault", frozen=True, forbid_unknown_fields=True):
+    """A stage cannot go on, on its way to the head; `number` names the call that failed, if one did."""
+
+    stage: int
+    number: int | None
+    message: str
+    detail: str
+
+
+class Stop(msgspec.Struct, tag="stop", frozen=True, forbid_unknown_fields=True):
+    """The run is over; goes once round the ring, and every stage ends: in good order, unless the pipeline `broke`."""
+
+    reason: str
+    broke: bool
+
+
+Control = RollCall | Verdict | Call | Reply | Fault | Stop
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Control)
+
+
+class Received(NamedTuple):
+    """A control message and the payload that rode beside it (empty for none)."""
+
+    control: Control
+    payload: bytes
+
+
+def encode(control: Control) -> bytes:
+    """The header bytes of a control message."""
+    return _encoder.encode(control)
+
+
+def decode(header: bytes, frames: Sequence[Buffer], *, stage: int, peer: str, endpoint: str) -> Received:
+    """A control message from the header and frames that came from `peer`.
+
+    Raises:
+        LinkError: the bytes are not one of the messages above, or more than one frame rides beside it.
+    """
+    try:
+        control = _decoder.decode(header)
+    except (msgspec.DecodeError, UnicodeDecodeError) as cause:
+        raise LinkError(
+            f"{peer} sent a control message that cannot be read ({cause})", stage=stage, peer=peer, endpoint=endpoint
+        ) from cause
+    if len(frames) > 1:
+        raise LinkError(
+            f"{peer} sent {len(frames)} frames with one control message", stage=stage, peer=peer, endpoint=endpoint
+        )
+    return Received(control, bytes(frames[0]) if frames else b"")

@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A stage's place in the ring.
+
+One thread receives. It relays what is on its way round (calls and stops onward, replies and faults to the head) before
+anything else, so a stage that computes holds nobody up; what is for this stage goes into two first-in first-out
+queues, one for control and one for tensors. A call goes down the ring ahead of the tensors of its step, and both
+queues keep the order of the link, so the n-th call that wants tensors and the n-th tensor message belong together.
+
+Both queues are bounded in fact by what the head keeps in flight: it starts no new step before an old one is answered.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from zpptool.errors import ExitCode, ZppError, invalid_error, stage_error
+from zpptool.pipeline.ring import control as c
+from zpptool.pipeline.ring.neighbour import POLL_S, Delivery, check_sender
+from zpptool.wire import tensors
+from zpptool.wire.errors import WireError, WireFault
+from zpptool.wire.link import LinkError, LinkTimeout, PullLink, PushLink
+from zpptool.wire.messages import Kind, Message
+
+REMIND_S = 20.0
+"""How often a stage that waits for the ring to close says so again."""
+
+_Wanted = TypeVar("_Wanted")
+
+
+class RingOver(ZppError):
+    """The head has stopped the run, so what was being waited for will not come."""
+
+
+class RingBroken(LinkError):
+    """The head has stopped the run because the pipeline is broken."""
+
+
+class StageNode:
+    """One stage's two links and the thread that serves them.
+
+    Args:
+        stage: this stage's place.
+        upstream: receives from the stage before (from the head, on stage 0).
+        downstream: sends to the next stage (to the head, on the last one).
+        is_last: whether `downstream` leads to the head.
+        start_timeout_s: how long to wait for the neighbours and for the head's verdict.
+        step_timeout_s: how long to wait for the tensors of a step, and for a neighbour to take a message.
+        note: is told, in words, what this stage waits for.
+    """
+
+    def __init__(
+        self,
+        stage: int,
+        upstream: PullLink,
+        downstream: PushLink,
+        *,
+        is_last: bool,
+        start_timeout_s: float,
+        step_timeout_s: float,
+        note: Callable[[str], None],
+    ) -> None:
+        self.stage = stage
+        self._upstream = upstream
+        self._downstream = downstream
+        self._outbox = Delivery(downstream, self._raise_if_over)
+        self._is_last = is_last
+        self._start_timeout_s = start_timeout_s
+        self._step_timeout_s = step_timeout_s
+        self._note = note
+        self._control: queue.SimpleQueue[c.Received | ZppError] = queue.SimpleQueue()
+        self._tensors: queue.SimpleQueue[Message | ZppError] = queue.SimpleQueue()
+        self._over: ZppError | None = None
+        self._on_over: Callable[[ZppError], None] = lambda _why: None
+        self._rumour: str | None = None
+        self._joined = threading.Event()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name=f"stage-{stage}-receive", daemon=True)
+
+    def join(self, facts: c.StageFacts) -> None:
+        """Take part in the roll call and wait for the head's verdict.
+
+        Raises:
+            ZppError: (INVALID) the head refuses the pipeline; (STAGE) a neighbour or the verdict did not come in time.
+        """
+        self._thread.start()
+        self._note(f"waiting for {self._upstream.peer} at {self._upstream.endpoint}")
+        roll = self._await(c.RollCall, f"the roll call from {self._upstream.peer}")
+        self._note(f"waiting for {self._downstream.peer} to connect to {self._downstream.endpoint}")
+        self._send(c.RollCall(stages=(*roll.stages, facts)), timeout_s=self._start_timeout_s)
+        self._note("waiting for the head's verdict on the roll call")
+        verdict = self._await(c.Verdict, "the head's verdict on the roll call")
+        self._joined.set()
+        if verdict.reasons:
+            raise invalid_error("the head refuses this pipeline: " + "; ".join(verdict.reasons))
+
+    def on_over(self, callback: Callable[[ZppError], None]) -> None:
+        """Have `callback` called once, from the receiving thread, when the run is over, and told why."""
+        self._on_over = callback
+
+    def calls(self) -> Iterator[c.Received]:
+        """The head's calls, in order, until it says stop.
+
+        A call that was on its way when the stop came is not done.
+
+        Raises:
+            ZppError: (STAGE) a neighbour was lost.
+        """
+        while True:
+            try:
+                received = self._next_control(timeout_s=None)
+            except RingOver as over:
+                self._note(over.message)
+                return
+            if isinstance(received.control, c.Call):
+                yield received
+
+    def reply(self, call: c.Call, payload: bytes) -> None:
+        """Answer a call, if this stage's answer is wanted."""
+        if call.from_all or self._is_last:
+            self._send(c.Reply(number=call.number, stage=self.stage), payload)
+
+    def fail(self, call: c.Call | None, message: str, detail: str = "") -> None:
+        """Tell the head that this stage cannot go on (with `call`, if one was being done)."""
+        number = call.number if call else None
+        told = f"stage {self.stage}: {message}"
+        self._send(c.Fault(stage=self.stage, number=number, message=told, detail=detail))
+
+    def send_tensors(self, header: bytes, frames: list[memoryview]) -> Callable[[], None]:
+        """Send a packed tensor dict to the next stage.
+
+        Returns:
+            a function that waits until the memory behind `frames` may be changed.
+        """
+        sent = self._outbox.send(Kind.TENSORS, header, frames, source=self.stage, timeout_s=self._step_timeout_s)
+        return lambda: sent.wait(self._step_timeout_s)
+
+    def receive_tensors(self) -> Message:
+        """The next tensor message of the stage before.
+
+        Raises:
+            RingOver: the run was stopped.
+            ZppError: (STAGE) it did not come within the step timeout, or that stage was lost.
+        """
+        try:
+            got = self._tensors.get(timeout=self._step_timeout_s)
+        except queue.Empty:
+            raise LinkTimeout(
+                f"stage {self.stage} has waited {self._step_timeout_s:g} s for the tensors of {self._upstream.peer}",
+                stage=self.stage, peer=self._upstream.peer, endpoint=self._upstream.endpoint,
+            ) from None  # fmt: skip
+        if isinstance(got, ZppError):
+            raise got
+        return got
+
+    def unpack(self, message: Message, device: Any = None) -> dict[str, Any]:
+        """The tensors and plain values of a tensor message, on `device` (a torch device; the CPU if None).
+
+        Raises:
+            WireError: (STAGE) it cannot be right; names the stage that sent it.
+        """
+        try:
+            return tensors.unpack(message.header, message.frames, device=device)
+        except WireError as error:
+            raise self._upstream.refusal(error) from None
+
+    def close(self) -> None:
+        """End the thread and close both links; what was sent before still leaves within the links' linger."""
+        self._closing.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._upstream.close()
+        self._downstream.close()
+
+    def _await(self, wanted: type[_Wanted], what: str) -> _Wanted:
+        began = time.monotonic()
+        while (waited := time.monotonic() - began) < self._start_timeout_s:
+            try:
+                received = self._next_control(timeout_s=min(REMIND_S, self._start_timeout_s - waited))
+            except queue.Empty:
+                self._note(f"still waiting for {what} ({time.monotonic() - began:.0f} s)")
+                continue
+            if isinstance(received.control, wanted):
+                return received.control
+        raise stage_error(
+            f"stage {self.stage} has waited {self._start_timeout_s:g} s for {what} at {self._upstream.endpoint}",
+            "Is the stage before it running, and is the address right?",
+        )
+
+    def _next_control(self, *, timeout_s: float | None) -> c.Received:
+        got = self._control.get(timeout=timeout_s)
+        if isinstance(got, ZppError):
+            raise got
+        return got
+
+    def _send(self, control: c.Control, payload: bytes = b"", *, timeout_s: float | None = None) -> None:
+        self._raise_if_over()
+        frames = (payload,) if payload else ()
+        timeout_s = timeout_s or self._step_timeout_s
+        self._outbox.send(Kind.CONTROL, c.encode(control), frames, source=self.stage, timeout_s=timeout_s)
+
+    def _raise_if_over(self) -> None:
+        if self._over is not None:
+            raise self._over
+        if self._closing.is_set():
+            raise RingOver(f"stage {self.stage} has closed its links", exit_code=ExitCode.STAGE)
+
+    def _serve(self) -> None:
+        """The receiving thread: relay, then sort into the queues; of a fault, tell the head and both readers."""
+        try:
+            self._receive_all()
+        except ZppError as fault:
+            self._give_up(fault)
+        except Exception as cause:  # whatever it is, nobody may go on waiting for this thread
+            self._give_up(stage_error(f"stage {self.stage} cannot receive any more: {type(cause).__name__}: {cause}"))
+
+    def _receive_all(self) -> None:
+        heard = False
+        while not self._closing.is_set():
+            if self._upstream.poll(POLL_S):
+                self._sort(self._upstream.recv(POLL_S))
+                heard = True
+                continue
+            if heard:
+                check_sender(self._upstream)
+            if not self._joined.is_set():
+                self._outbox.check_receiver()
+
+    def _give_up(self, fault: ZppError) -> None:
+        if self._closing.is_set():
+            return
+        if self._rumour is not None:
+            fault.hint = f"It began elsewhere: {self._rumour}."
+        told = c.Fault(stage=self.stage, number=None, message=fault.message, detail=fault.hint or "")
+        self._last_word(c.encode(told))
+        self._end(fault)
+
+    def _sort(self, message: Message) -> None:
+        if message.kind is Kind.TENSORS:
+            self._tensors.put(message)
+            return
+        received = c.decode(
+            message.header, message.frames,
+            stage=self.stage, peer=self._upstream.peer, endpoint=self._upstream.endpoint,
+        )  # fmt: skip
+        match received.control:
+            case c.Reply():
+                self._relay(message)
+            case c.Fault(number=number, message=told):
+                if number is None:
+                    self._rumour = told
+                self._relay(message)
+            case c.RollCall():
+                self._control.put(received)
+            case c.Stop(reason=reason, broke=broke):
+                self._last_word(message.header)
+                told = f"the head has stopped the run: {reason}"
+                self._end(RingBroken(told) if broke else RingOver(told, exit_code=ExitCode.STAGE))
+            case _:
+                if not self._is_last:
+                    self._relay(message)
+                self._control.put(received)
+
+    def _end(self, why: ZppError) -> None:
+        """Let whoever waits on this node know that nothing more will come."""
+        self._over = why
+        self._control.put(why)
+        self._tensors.put(why)
+        self._on_over(why)
+
+    def _relay(self, message: Message) -> None:
+        self._outbox.send(
+            message.kind, message.header, message.frames,
+            source=message.source, epoch=message.epoch, timeout_s=self._step_timeout_s,
+        )  # fmt: skip
+
+    def _last_word(self, header: bytes) -> None:
+        """Send what ends the run; whoever it is for may be gone already, which is no fault when all is ending."""
+        try:
+            self._downstream.send(Kind.CONTROL, header, source=self.stage, timeout_s=POLL_S)
+        except WireFault as silent:
+            self._note(f"{self._downstream.peer} could not be told of the end: {silent.message}")

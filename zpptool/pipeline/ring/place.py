@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Taking one's place in the ring: a spec becomes the two links of a stage or of the head."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from zpptool.errors import ZppError
+from zpptool.pipeline.ring.control import StageFacts
+from zpptool.pipeline.ring.headnode import HeadNode
+from zpptool.pipeline.ring.node import StageNode
+from zpptool.pipeline.spec import StageSpec
+from zpptool.wire.link import PullLink, PushLink
+from zpptool.wire.messages import HEAD
+
+
+def take_stage_place(spec: StageSpec) -> StageNode:
+    """Open the links of a stage's worker.
+
+    Raises:
+        ZppError: (ADDRESS) an endpoint cannot be used.
+    """
+    downstream = "the head" if spec.is_last else f"stage {spec.stage + 1}"
+    upstream = "the head" if spec.is_first else f"stage {spec.stage - 1}"
+    push, pull = _open_links(
+        partial(PushLink, spec.bind, stage=spec.stage, peer=downstream),
+        partial(PullLink, spec.local if spec.is_first else spec.connect, stage=spec.stage, peer=upstream),
+    )
+    return StageNode(
+        spec.stage,
+        pull,
+        push,
+        is_last=spec.is_last,
+        start_timeout_s=spec.start_timeout_s,
+        step_timeout_s=spec.step_timeout_s,
+        note=lambda text: say(f"stage {spec.stage}", text),
+    )
+
+
+def take_head_place(spec: StageSpec) -> HeadNode:
+    """Open the links of the head, which stands beside stage 0 and is told stage 0's spec.
+
+    Raises:
+        ZppError: (ADDRESS) an endpoint cannot be used.
+    """
+    push, pull = _open_links(
+        partial(PushLink, spec.local, stage=HEAD, peer="stage 0"),
+        partial(PullLink, spec.connect, stage=HEAD, peer=f"stage {spec.num_stages - 1}"),
+    )
+    return HeadNode(
+        spec.num_stages,
+        spec.num_layers,
+        push,
+        pull,
+        start_timeout_s=spec.start_timeout_s,
+        step_timeout_s=spec.step_timeout_s,
+        note=lambda text: say("head", text),
+    )
+
+
+def _open_links(open_push: Callable[[], PushLink], open_pull: Callable[[], PullLink]) -> tuple[PushLink, PullLink]:
+    """Both links of a place, or none."""
+    push = open_push()
+    try:
+        return push, open_pull()
+    except ZppError:
+        push.close(linger_s=0)
+        raise
+
+
+def facts_of(spec: StageSpec, agreed: Mapping[str, str]) -> StageFacts:
+    """What a stage says about itself in the roll call."""
+    return StageFacts(
+        stage=spec.stage,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        num_stages=spec.num_stages,
+        layers=(spec.layers.start, spec.layers.end),
+        agreed=dict(agreed),
+    )
+
+
+def say(who: str, text: str) -> None:
+    """One line of a stage's log: who, and what it does or waits for."""
+    print(f"zpptool {who}: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ZeroMQCommunicator`: tensor dicts between neighbours of a ring, in the shape of vLLM's `GroupCoordinator`.
+
+The invariant: after `send_tensor_dict` returns, the caller may change every tensor it sent; what arrives at the next
+rank is what they held at the call. Each rank has at most one link out and one link in, and both wait with a deadline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from zpptool.errors import ZppError, usage_error
+from zpptool.wire.errors import WireError, place_name
+from zpptool.wire.link import PullLink, PushLink, Sent
+from zpptool.wire.messages import Kind, Limits
+from zpptool.wire.tensors import pack, unpack
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Handle:
+    """A tensor dict on its way."""
+
+    __slots__ = ("_sent", "_timeout_s")
+
+    def __init__(self, sent: Sent, timeout_s: float) -> None:
+        self._sent = sent
+        self._timeout_s = timeout_s
+
+    def is_completed(self) -> bool:
+        """Whether the tensors may be changed."""
+        return self._sent.done
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Return when the tensors may be changed; by default within the communicator's deadline.
+
+        Raises:
+            LinkTimeout: they are still being sent, and may not.
+        """
+        self._sent.wait(self._timeout_s if timeout_s is None else timeout_s)
+
+
+class ZeroMQCommunicator:
+    """Sends tensor dicts to the next rank and receives them from the previous one.
+
+    Rank `i` binds an endpoint and rank `i + 1` connects to it; where the last rank binds one and rank 0 connects to it,
+    the ranks form a ring. One thread may send while another receives.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        world_size: int,
+        *,
+        bind: str | None = None,
+        connect: str | None = None,
+        timeout_s: float = 60.0,
+        device: str | torch.device | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        """Open this rank's links.
+
+        Args:
+            bind: this rank's own endpoint, to which the next rank connects, for example `tcp://127.0.0.1:15550`. None
+                where it sends nothing.
+            connect: the endpoint that the previous rank binds. None where it receives nothing.
+            timeout_s: deadline of each call, in seconds.
+            device: where received tensors go; by default host memory.
+            limits: what is accepted from the previous rank.
+
+        Raises:
+            ZppError: ranks that cannot be (exit 2), or an endpoint that cannot be used (exit 5).
+        """
+        if world_size < 2 or not 0 <= rank < world_size:
+            raise usage_error(f"Rank {rank} of {world_size} cannot be: there are two ranks or more, counted from 0.")
+        if bind is None and connect is None:
+            raise usage_error(f"Rank {rank} has neither an endpoint to bind nor one to connect to.")
+        self.rank = rank
+        self.world_size = world_size
+        self.next_rank = (rank + 1) % world_size
+        self.prev_rank = (rank - 1) % world_size
+        self._timeout_s = timeout_s
+        self._device = device
+        self._limits = limits or Limits()
+        self._out: PushLink | None = None
+        self._in: PullLink | None = None
+        try:
+            if bind is not None:
+                self._out = PushLink(bind, stage=rank, peer=place_name(self.next_rank), limits=limits)
+            if connect is not None:
+                self._in = PullLink(connect, stage=rank, peer=place_name(self.prev_rank), limits=limits)
+        except ZppError:
+            self.close()
+            raise
+
+    @property
+    def endpoint(self) -> str | None:
+        """The endpoint the next rank connects to, with the port that was found for `*`."""
+        return self._out.endpoint if self._out else None
+
+    @property
+    def is_first_rank(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank == 0
+
+    @property
+    def is_last_rank(self) -> bool:
+        """Whether this is the rank before rank 0."""
+        return self.rank == self.world_size - 1
+
+    def send_tensor_dict(self, tensor_dict: Mapping[str, torch.Tensor | Any], dst: int | None = None) -> None:
+        """Send tensors and plain values to the next rank; all of them may be changed when this returns.
+
+        Waits while the next rank is not there, or has as many messages unread as the queues hold, and until large
+        tensors are handed to the system. When a deadline passes within a tensor, the link out is closed, so that no
+        later change of that tensor can be sent.
+
+        Args:
+            dst: the next rank, which it is by default; no other can be reached.
+
+        Raises:
+            LinkTimeout: the next rank does not take it until the deadline.
+            LinkError: two receivers are connected, or the communicator is closed.
+            WireError: something in the dict cannot be carried.
+            ZppError: another rank was asked for (exit 2).
+        """
+        handle = self.isend_tensor_dict(tensor_dict, dst)
+        try:
+            handle.wait()
+        except BaseException:
+            if self._out is not None:
+                self._out.close(linger_s=0)
+            raise
+
+    def isend_tensor_dict(self, tensor_dict: Mapping[str, torch.Tensor | Any], dst: int | None = None) -> Handle:
+        """As `send_tensor_dict`, but leave the tensors unchanged until the handle's `wait` returns."""
+        link = self._out
+        if link is None or dst not in (None, self.next_rank):
+            raise self._unreachable("send to", dst, self.next_rank if link else None)
+        packed = pack(tensor_dict)
+        sent = link.send(Kind.TENSORS, packed.header, packed.frames, timeout_s=self._timeout_s)
+        return Handle(sent, self._timeout_s)
+
+    def recv_tensor_dict(self, src: int | None = None) -> dict[str, torch.Tensor | Any]:
+        """The next tensor dict of the previous rank. Its tensors are the caller's own and may be changed.
+
+        Args:
+            src: the previous rank, which it is by default; no other can be received from.
+
+        Raises:
+            LinkTimeout: nothing came until the deadline.
+            SequenceError: messages were lost on the way.
+            WireError: what came cannot be right.
+            ZppError: another rank was asked for (exit 2).
+        """
+        link = self._in
+        if link is None or src not in (None, self.prev_rank):
+            raise self._unreachable("receive from", src, self.prev_rank if link else None)
+        message = link.recv(self._timeout_s)
+        if message.kind is not Kind.TENSORS or message.source != self.prev_rank:
+            raise link.fault(
+                f"expected tensors of {link.peer} and got {message.kind.name.lower()} of {place_name(message.source)}",
+                "Is that endpoint bound by the previous rank?",
+            )
+        try:
+            return unpack(message.header, message.frames, device=self._device, limits=self._limits)
+        except WireError as error:
+            raise link.refusal(error) from error
+
+    def close(self) -> None:
+        """End both links; what was sent goes on its way for two seconds at most."""
+        for link in (self._out, self._in):
+            if link is not None:
+                link.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _unreachable(self, verb: str, asked: int | None, neighbour: int | None) -> ZppError:
+        if neighbour is None:
+            return usage_error(f"Rank {self.rank} cannot {verb} anyone: it was given no endpoint for that.")
+        return usage_error(f"Rank {self.rank} cannot {verb} rank {asked}, only rank {neighbour}, its neighbour.")
