@@ -8,14 +8,17 @@ the link is woken, and a signal handler that interrupted a call leaves the closi
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket as net
 import threading
+import weakref
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
 import zmq
+import zmq.utils.garbage  # before the atexit handler below, which has to run before this module's own
 
 from zpptool.errors import ZppError
 from zpptool.wire.deadline import Deadline
@@ -37,6 +40,15 @@ def _remember_process() -> None:
 
 
 os.register_at_fork(after_in_child=_remember_process)
+
+_open: weakref.WeakSet[Endpoint] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_forgotten() -> None:
+    """Close what the program left open before pyzmq, at exit, forgets the memory that libzmq may still be sending."""
+    for link in list(_open):
+        link.close()
 
 
 class Endpoint:
@@ -81,6 +93,7 @@ class Endpoint:
         # Plain integers, as everywhere on the way of a message: zmq's flags are enums, whose arithmetic costs more than
         # the calls it is for.
         self._watched: list[tuple[Any, int]] = [(self._socket, int(event)), (self._alarm.fileno(), int(zmq.POLLIN))]
+        _open.add(self)
         try:
             self.endpoint = attach(self._socket, address, bind=bind)
         except ZppError:
@@ -183,6 +196,7 @@ class Endpoint:
         if self._closed:
             return
         self._closed = True
+        _open.discard(self)
         self._peers.stop(self._socket)
         self._socket.close(linger=int(self._linger_s * 1000))
         if self._own_context:
