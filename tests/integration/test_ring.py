@@ -140,6 +140,14 @@ def test_a_stop_ends_every_stage_in_good_order(tmp_path: Path, capsys: pytest.Ca
         assert f"zpptool stage {stage}: the head has stopped the run: that was all" in told
 
 
+def test_answers_under_way_when_the_head_stops_are_no_loss(tmp_path: Path) -> None:
+    with threads(ring_specs(3, tmp_path)) as ring:
+        for _ in range(500):
+            ring.head.call("where", b"x" * 1000, from_all=True)
+    for stage in ring.stages:
+        assert stage.exception() is None
+
+
 def test_a_stage_that_waits_for_tensors_hears_the_stop(tmp_path: Path) -> None:
     ring = Ring(ring_specs(2, tmp_path))
     ring.start()

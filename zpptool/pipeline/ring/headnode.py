@@ -23,6 +23,9 @@ from zpptool.wire.errors import WireFault
 from zpptool.wire.link import PullLink, PushLink
 from zpptool.wire.messages import HEAD, Kind
 
+STOP_ROUND_S = 2.0
+"""How long the word that the run is over may take round the ring before the head leaves all the same."""
+
 
 @dataclass(slots=True)
 class _OpenCall:
@@ -131,13 +134,19 @@ class HeadNode:
         return future
 
     def stop(self, reason: str) -> None:
-        """Tell every stage that the run is over. A ring that is broken is told by what, and as far as it reaches."""
+        """Tell every stage that the run is over, and wait for the word to come home: a stage that still had an answer
+        to pass on when the head left would take that for a loss. A ring that is broken is told by what, and as far as
+        it reaches."""
         fault = self.fault
         stop = c.Stop(reason=fault.message if fault else reason, broke=fault is not None)
         try:
             self._outward.send(Kind.CONTROL, c.encode(stop), source=HEAD, timeout_s=POLL_S)
         except WireFault as fault:
             self._note(f"the stop did not reach stage 0: {fault.message}")
+            return
+        if stop.broke or not self._thread.is_alive() or self._thread is threading.current_thread():
+            return
+        self._thread.join(STOP_ROUND_S)
 
     def close(self) -> None:
         """End the thread, fail the calls that are still open, and close both links."""
@@ -196,7 +205,10 @@ class HeadNode:
             while not self._closing.is_set():
                 self._check_deadlines()
                 if self._homeward.poll(POLL_S):
-                    self._take(self._receive(POLL_S))
+                    received = self._receive(POLL_S)
+                    if isinstance(received.control, c.Stop):
+                        return
+                    self._take(received)
                 else:
                     check_sender(self._homeward)
         except ZppError as fault:
