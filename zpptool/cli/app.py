@@ -15,6 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import zpptool
+from zpptool.cli.deploy import deploy
 from zpptool.cli.join import join
 from zpptool.cli.plan import plan
 from zpptool.cli.plan_ports import plan_ports
@@ -67,6 +68,7 @@ app.command("validate")(validate)
 app.command("validate-ranges")(validate_ranges)
 app.command("plan-ports")(plan_ports)
 app.command("plan")(plan)
+app.command("deploy")(deploy)
 app.command("run-stage")(run_stage)
 app.command("test-pipeline")(test_pipeline)
 

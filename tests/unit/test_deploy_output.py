@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A directory that deploy writes is whole or not there, and nobody else's is replaced."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from zpptool.deploy.output import write_directory
+from zpptool.errors import ExitCode, ZppError
+
+
+def names(directory: Path) -> set[str]:
+    return {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
+
+
+def test_files_are_written_into_their_directories(tmp_path: Path) -> None:
+    write_directory({"a.yaml": "a\n", "host/b.yaml": "b\n"}, tmp_path / "deep" / "out")
+    assert (tmp_path / "deep/out/host/b.yaml").read_text() == "b\n"
+    assert list((tmp_path / "deep").iterdir()) == [tmp_path / "deep" / "out"]
+
+
+def test_what_is_there_is_replaced_with_force_only_and_keys_stay(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write_directory({"old.yaml": "old\n"}, out)
+    (out / "keys").mkdir(mode=0o700)
+    (out / "keys/stage_0.keys").write_text("secret")
+    (out / "keys/stage_0.keys").chmod(0o600)
+    with pytest.raises(ZppError, match="is there already") as refused:
+        write_directory({"new.yaml": "new\n"}, out)
+    assert refused.value.exit_code == ExitCode.INVALID
+    write_directory({"new.yaml": "new\n"}, out, force=True)
+    assert names(out) == {"new.yaml", "keys/stage_0.keys", ".zpptool-deploy"}
+    assert (out / "keys/stage_0.keys").stat().st_mode & 0o777 == 0o600
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_another_ones_directory_is_left_alone(tmp_path: Path) -> None:
+    out = tmp_path / "home"
+    out.mkdir()
+    (out / "thesis").write_text("years of work")
+    with pytest.raises(ZppError, match="not written by zpptool"):
+        write_directory({"new.yaml": "new\n"}, out, force=True)
+    assert names(out) == {"thesis"}
+
+
+def test_a_fault_half_way_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    write_directory({"old.yaml": "old\n"}, out)
+    rename = Path.rename
+
+    def fail_for_new(self: Path, target: Path) -> Path:
+        if target == out and (self / "new.yaml").exists():
+            raise OSError(28, os.strerror(28))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail_for_new)
+    with pytest.raises(ZppError, match="No space left"):
+        write_directory({"new.yaml": "new\n"}, out, force=True)
+    assert names(out) == {"old.yaml", ".zpptool-deploy"}
+    assert list(tmp_path.iterdir()) == [out]

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`zpptool deploy`: from a plan to Kubernetes manifests, a compose file or systemd units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zpptool.cli.options import JsonOption
+from zpptool.console import Console
+from zpptool.deploy.wish import Deployment, Device, check_deployment
+from zpptool.plan import PipelinePlan, load_plan_file
+
+DEFAULT_NAME = "zpp"
+DEFAULT_IMAGE = "zpptool:latest"
+
+
+class Target(StrEnum):
+    """What the pipeline is deployed on."""
+
+    KUBERNETES = "kubernetes"
+    COMPOSE = "compose"
+    SYSTEMD = "systemd"
+
+
+def deploy(
+    target: Annotated[Target, typer.Argument(help="What to write: manifests, a compose file, or units.")],
+    plan_file: Annotated[
+        Path, typer.Option("--plan", metavar="FILE", help="The plan that zpptool plan wrote.", show_default=False)
+    ],
+    output: Annotated[
+        Path, typer.Option("--output-dir", "-o", metavar="DIR", help="Will hold the files.", show_default=False)
+    ],
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="SOURCE",
+            help="Where stages get their tensors: hf://org/name@revision, a directory on each host, or, on "
+            "Kubernetes, pvc://claim/path. The plan's own model if not given.",
+        ),
+    ] = None,
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="Of everything that is made.")] = DEFAULT_NAME,
+    image: Annotated[
+        str, typer.Option("--image", metavar="IMAGE", help="The container image; docker/ holds its recipes.")
+    ] = DEFAULT_IMAGE,
+    device: Annotated[Device, typer.Option("--device", help="What each stage computes on.")] = Device.CUDA,
+    program: Annotated[
+        str, typer.Option("--zpptool", metavar="PATH", help="systemd: where zpptool lies on the hosts.")
+    ] = "/opt/zpptool/bin/zpptool",
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Links without keys: only in a network that strangers cannot reach.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace DIR if zpptool deploy wrote it.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the files that run a plan: Kubernetes manifests, a compose file, or systemd units.
+
+    The same plan and options always give the same files. No secret is written: each stage's key file goes into DIR/keys
+    (systemd: /etc/zpptool/NAME) by your own hand. There is exactly one of each stage; to serve more, deploy the whole
+    pipeline again under another --name.
+    """
+    from zpptool.deploy.output import write_directory
+
+    plan = load_plan_file(plan_file)
+    wish = check_deployment(
+        Deployment(
+            plan=plan,
+            name=name,
+            image=image,
+            source=source or plan.model,
+            device=device,
+            insecure=insecure,
+            program=program,
+        )
+    )
+    files = _writer(target)(wish)
+    write_directory(files, output, force=force)
+    steps = _next(target, wish, output)
+    payload = {"target": target, "directory": str(output), "files": sorted(files), "next": steps}
+    Console(as_json=as_json).result(payload, lambda out: _show(out, plan, sorted(files), steps))
+
+
+def _writer(target: Target) -> Callable[[Deployment], dict[str, str]]:
+    from zpptool.deploy.compose import compose_files
+    from zpptool.deploy.kubernetes.manifests import kubernetes_files
+    from zpptool.deploy.systemd import systemd_files
+
+    return {
+        Target.KUBERNETES: kubernetes_files,
+        Target.COMPOSE: compose_files,
+        Target.SYSTEMD: systemd_files,
+    }[target]
+
+
+def _next(target: Target, wish: Deployment, output: Path) -> list[str]:
+    """What is left to do, each a line to read."""
+    stages = len(wish.plan.stages)
+    if target is Target.SYSTEMD:
+        keys = f"put each stage's key file into /etc/zpptool/{wish.name}/ on its host; make a user zpptool there"
+        act = [
+            f"on each host: copy its zpp.yaml to /etc/zpptool/{wish.name}/ and its units to /etc/systemd/system/",
+            f"on each host: systemctl daemon-reload && systemctl enable --now {wish.name}.target",
+        ]
+    else:
+        keys = f"put the key files of {stages} stages into {output}/keys"
+        compose = f"docker compose -f {output}/compose.yaml up -d"
+        act = [compose if target is Target.COMPOSE else f"kubectl apply -k {output}"]
+    return act if wish.insecure else [keys, *act]
+
+
+def _show(out: Console, plan: PipelinePlan, files: list[str], steps: list[str]) -> None:
+    for file in files:
+        out.line(f"wrote {file}")
+    out.line(f"a pipeline of {len(plan.stages)} stages, plan {plan.digest[:16]}; next:")
+    for step in steps:
+        out.line(f"  {step}")
