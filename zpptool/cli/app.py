@@ -16,6 +16,7 @@ import typer
 
 import zpptool
 from zpptool.cli.deploy import deploy
+from zpptool.cli.doctor import doctor
 from zpptool.cli.join import join
 from zpptool.cli.plan import plan
 from zpptool.cli.plan_ports import plan_ports
@@ -69,6 +70,7 @@ app.command("validate-ranges")(validate_ranges)
 app.command("plan-ports")(plan_ports)
 app.command("plan")(plan)
 app.command("deploy")(deploy)
+app.command("doctor")(doctor)
 app.command("run-stage")(run_stage)
 app.command("test-pipeline")(test_pipeline)
 

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each check makes of what it sees: real sockets, files and processes, and numbers where a machine has others."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from checkpoints import llama, llama_config, write_checkpoint
+from stages import free_base_port
+
+from zpptool.doctor import checkup, clock, cpu, engine, keys, memory, model, network, versions
+from zpptool.doctor.finding import Finding, Level, blocked
+from zpptool.doctor.patient import Patient, make_patient
+from zpptool.errors import ZppError
+from zpptool.plan import Engine, make_plan
+
+GIB = 1 << 30
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("doctor") / "model"
+    write_checkpoint(directory, llama(layers=4), llama_config(layers=4))
+    return directory
+
+
+def patient_of(target: object = None, **said: object) -> Patient:
+    told = {
+        "engine": Engine.TRANSFORMERS, "num_stages": None, "base_port": 15550, "api_port": 8000, "hosts": None,
+        "host": None, "keys": None, **said,
+    }  # fmt: skip
+    return make_patient(None if target is None else str(target), **told)  # type: ignore[arg-type]
+
+
+def levels(findings: Iterator[Finding]) -> list[Level]:
+    return [finding.level for finding in findings]
+
+
+def test_whoever_has_something_to_do_is_told_what(checkpoint: Path) -> None:
+    light = tuple(check for check in checkup.CHECKS if check is not engine.check_engine_and_devices)
+    for finding in checkup.examine(patient_of(checkpoint, num_stages=2), light):
+        assert (finding.level is Level.OK) == (not finding.fix), finding
+        assert "\n" not in finding.message + finding.fix
+
+
+def test_a_check_that_fails_is_a_finding_and_hides_no_other() -> None:
+    def broken(_patient: Patient) -> Iterator[Finding]:
+        raise RuntimeError("no such file system")
+        yield
+
+    found = list(checkup.examine(patient_of(), (broken, versions.check_zeromq)))
+    assert "no such file system" in found[0].message
+    assert found[1].check == "pyzmq"
+
+
+@pytest.mark.parametrize(
+    ("version", "level"),
+    [("0.32.0", Level.OK), ("0.32.1+cpu", Level.OK), ("0.31.0", Level.WARNING), (None, Level.BLOCKER)],
+)
+def test_vllm_is_the_one_that_was_checked(version: str | None, level: Level) -> None:
+    assert versions.vllm_finding(version).level is level
+
+
+def test_what_a_process_answers_is_heard_and_how_it_ends_too() -> None:
+    assert engine.ask("import json; answer = {'gpus': []}\n" + engine._TELL) == {"gpus": []}
+    assert "nonsense" in str(engine.ask("import nonsense"))
+    assert "signal 6" in str(engine.ask("import os; os.abort()"))
+
+
+@pytest.mark.torch
+@pytest.mark.timeout(200)
+def test_the_engine_imports_here(checkpoint: Path) -> None:
+    pytest.importorskip("transformers")
+    assert not blocked(engine.check_engine_and_devices(patient_of(checkpoint)))
+
+
+def test_a_gpu_without_room_for_its_stage_is_a_blocker() -> None:
+    gpus = [("A", 8 * GIB, 16 * GIB), ("B", 16 * GIB, 16 * GIB)]
+    assert levels(engine.device_findings(gpus, [10 * GIB, 10 * GIB])) == [Level.BLOCKER, Level.OK]
+    assert levels(engine.device_findings(gpus, [1, 1, 1])) == [Level.OK, Level.OK, Level.WARNING]
+    assert levels(engine.device_findings([], [1])) == [Level.OK]
+
+
+def test_too_little_of_anything_is_told() -> None:
+    assert memory.memory_finding(GIB, 2 * GIB).level is Level.WARNING
+    assert memory.memory_finding(2 * GIB, GIB).level is Level.OK
+    assert memory.shared_memory_finding(64 << 20).level is Level.WARNING
+    assert memory.shared_memory_finding(GIB).level is Level.OK
+    assert memory.files_finding(1024).level is Level.WARNING
+    assert memory.files_finding(-1).level is Level.OK
+    assert memory.disk_finding(Path("/"), 1).level is Level.WARNING
+
+
+@pytest.mark.parametrize(
+    ("cores", "nodes", "stages", "threads", "bound", "level"),
+    [
+        (8, 1, 1, "", "", Level.OK),
+        (8, 1, 2, "", "", Level.WARNING),
+        (8, 1, 2, "4", "", Level.OK),
+        (8, 1, 2, "5", "", Level.WARNING),
+        (8, 1, 2, "", "0-3", Level.OK),
+        (8, 2, 1, "8", "", Level.WARNING),
+        (8, 2, 1, "", "0-3", Level.OK),
+        (8, 1, 1, "all", "", Level.WARNING),
+    ],
+)
+def test_stages_share_the_cores(cores: int, nodes: int, stages: int, threads: str, bound: str, level: Level) -> None:
+    assert cpu.cpu_finding(cores, nodes, stages, threads, bound).level is level
+
+
+def test_the_kernel_tells_of_its_clock() -> None:
+    assert clock.clock_finding(clock.STA_UNSYNC, 16_000_000).level is Level.WARNING
+    assert clock.clock_finding(0, 500_000).level is Level.OK
+    status = clock.clock_status()
+    assert status is None or status[1] >= 0
+
+
+def test_a_taken_port_is_a_blocker_that_names_who_has_it(checkpoint: Path) -> None:
+    base = free_base_port(3)
+    told = {"num_stages": 2, "base_port": base, "api_port": base + 1}
+    assert levels(network.check_ports(patient_of(checkpoint, **told))) == [Level.OK]
+    with socket.create_server(("127.0.0.1", base)):
+        (found,) = network.check_ports(patient_of(checkpoint, **told))
+    assert found.level is Level.BLOCKER
+    assert str(base) in found.message
+    assert str(os.getpid()) in found.message
+
+
+def test_a_peer_is_reached_or_not() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert network.peer_finding(1, f"tcp://127.0.0.1:{port}").level is Level.OK
+    closed = network.peer_finding(1, f"tcp://127.0.0.1:{port}")
+    assert closed.level is Level.WARNING
+    assert "stage 1" in closed.fix
+    assert network.peer_finding(1, "tcp://no-such-host.invalid:1").level is Level.BLOCKER
+
+
+def test_only_stages_of_other_machines_that_ours_hear_from_are_asked() -> None:
+    with socket.create_server(("127.0.0.2", 0)) as server:
+        port = server.getsockname()[1]
+        ours = patient_of(num_stages=2, hosts=["127.0.0.1", "127.0.0.2"], base_port=port - 2, host="127.0.0.1")
+        assert ours.here == (0,)
+        (found,) = network.check_peers(ours)
+    assert found == Finding("stage 1", Level.OK, f"tcp://127.0.0.2:{port} answers")
+
+
+def test_the_model_is_read_and_held_against_the_plan(checkpoint: Path, tmp_path: Path) -> None:
+    plan = make_plan(checkpoint, num_stages=2, base_port=15550, api_port=8000)
+    file = tmp_path / "zpp.yaml"
+    file.write_text(plan.to_yaml())
+    assert levels(model.check_model(patient_of(file))) == [Level.OK]
+    file.write_text(plan.to_yaml().replace(str(checkpoint), str(tmp_path / "gone")))
+    assert levels(model.check_model(patient_of(file))) == [Level.BLOCKER]
+    other = tmp_path / "other"
+    write_checkpoint(other, llama(layers=5), llama_config(layers=5))
+    file.write_text(plan.to_yaml().replace(str(checkpoint), str(other)))
+    found = [finding.message for finding in model.check_model(patient_of(file)) if finding.level is Level.BLOCKER]
+    assert any("4 layers" in message for message in found)
+    (other / "config.json").write_text("{")
+    assert levels(model.check_model(patient_of(other))) == [Level.BLOCKER]
+
+
+def test_a_host_that_is_none_of_the_plans_is_refused() -> None:
+    with pytest.raises(ZppError, match="no host of the pipeline"):
+        patient_of(num_stages=2, hosts=["a", "b"], host="c")
+
+
+def test_keys_are_their_owners_alone(tmp_path: Path) -> None:
+    assert not list(keys.check_keys(patient_of()))
+    assert levels(keys.check_keys(patient_of(keys=tmp_path))) == [Level.BLOCKER]
+    file = tmp_path / "stage_0.keys"
+    assert keys.keys_finding(file).level is Level.BLOCKER
+    file.write_text("secret")
+    file.chmod(0o644)
+    assert keys.keys_finding(file).level is Level.BLOCKER
+    file.chmod(0o600)
+    assert levels(keys.check_keys(patient_of(keys=tmp_path))) == [Level.OK]

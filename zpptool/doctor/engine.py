@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Does the engine import, and which devices does torch see? A process of its own is asked: a crash is a finding."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from zpptool.console import human_bytes
+from zpptool.doctor.finding import Finding, blocker, ok, warning
+from zpptool.doctor.patient import Patient
+from zpptool.plan import Engine
+
+IMPORT_TIMEOUT_S = 180.0
+WEIGHTS_SHARE = 0.9
+"""Of a device's free memory, vLLM takes this much by itself (--gpu-memory-utilization)."""
+_ANSWER = "ZPP "
+_ASK = """
+import json, torch
+answer = {"gpus": []}
+if torch.cuda.is_available():
+    for number in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(number)
+        answer["gpus"].append([torch.cuda.get_device_name(number), free, total])
+"""
+_TELL = f"print({_ANSWER!r} + json.dumps(answer), flush=True)\n"
+_IMPORTS = {Engine.VLLM: "import vllm, vllm.platforms\n", Engine.TRANSFORMERS: "import transformers\n"}
+
+
+def check_engine_and_devices(patient: Patient) -> Iterator[Finding]:
+    """The imports, then the devices and whether the stages of this machine fit."""
+    answer = ask(_IMPORTS[patient.engine] + _ASK + _TELL)
+    if isinstance(answer, str):
+        yield blocker(
+            "import",
+            f"{patient.engine} cannot be imported: {answer}",
+            "Remove torchvision, torchaudio and torchcodec if they are named; else install zpptool's extra again.",
+        )
+        return
+    yield ok("import", f"torch and {patient.engine} import")
+    yield from device_findings(answer["gpus"], [place.weight_bytes for place in patient.places])
+
+
+def ask(script: str) -> dict[str, Any] | str:
+    """What a script answers in a process of its own, or, if it has none, its last words."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            stdin=subprocess.DEVNULL,
+            timeout=IMPORT_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"no answer within {IMPORT_TIMEOUT_S:.0f} s"
+    for line in done.stdout.splitlines():
+        if line.startswith(_ANSWER):
+            answer: dict[str, Any] = json.loads(line.removeprefix(_ANSWER))
+            return answer
+    if done.returncode < 0:
+        return f"the process was ended by signal {-done.returncode}"
+    return (done.stderr.strip().splitlines() or ["no word"])[-1]
+
+
+def device_findings(gpus: Sequence[tuple[str, int, int]], weights: Sequence[int]) -> Iterator[Finding]:
+    """The GPUs, each with its name, free and total bytes, against the weights of this machine's stages, in order."""
+    if not gpus:
+        yield ok("devices", "no GPU: stages compute on the CPU")
+        return
+    for number, (name, free, total) in enumerate(gpus):
+        message = f"{name}, {human_bytes(free)} free of {human_bytes(total)}"
+        if number < len(weights) and weights[number] > free * WEIGHTS_SHARE:
+            need = human_bytes(weights[number])
+            yield blocker(
+                f"GPU {number}", f"{message}, its stage's weights take {need}", "Free it, or use more stages."
+            )
+        else:
+            yield ok(f"GPU {number}", message)
+    if len(weights) > len(gpus):
+        yield warning(
+            "devices",
+            f"{len(weights)} stages for {len(gpus)} GPUs",
+            "Plan fewer stages on this host, or share by --gpu-id.",
+        )
