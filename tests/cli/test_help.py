@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import resource
+import shlex
 
 import pytest
 import typer.main
@@ -11,6 +13,7 @@ from conftest import Ran
 
 from zpptool import __version__
 from zpptool.cli.app import app
+from zpptool.cli.examples import EXAMPLES
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
@@ -27,8 +30,27 @@ PRIOR_ART_FLAGS = {
 }  # fmt: skip
 
 
-def test_the_version_is_the_packages(zpptool) -> None:
-    assert zpptool("--version").out == f"zpptool {__version__}\n"
+def test_the_versions_are_those_that_are_installed(zpptool) -> None:
+    own, *others = zpptool("--version").out.splitlines()
+    assert own == f"zpptool {__version__}"
+    told = dict(line.split(" ", 1) for line in others)
+    assert list(told) == ["vllm", "torch", "transformers", "pyzmq"]
+    assert told["pyzmq"] == importlib.metadata.version("pyzmq")
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_the_examples_of_a_command_are_under_its_help_and_are_taken(name: str, zpptool) -> None:
+    shown = " ".join(zpptool(name, "--help").out.split())
+    for line in EXAMPLES[name]:
+        assert line in shown
+        words = shlex.split(line)
+        assert words[1] == name
+        COMMANDS[name].make_context(name, words[2 : words.index("--") if "--" in words else None])
+
+
+def test_every_command_has_examples() -> None:
+    groups = {name for name, command in COMMANDS.items() if hasattr(command, "commands")}
+    assert set(COMMANDS) - groups == set(EXAMPLES)
 
 
 def test_help_answers_in_less_than_400_ms(zpptool) -> None:

@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 import zpptool
+from zpptool.cli.config import config_app
 from zpptool.cli.deploy import deploy
 from zpptool.cli.doctor import doctor
+from zpptool.cli.examples import epilog
 from zpptool.cli.join import join
 from zpptool.cli.plan import plan
 from zpptool.cli.plan_ports import plan_ports
 from zpptool.cli.run_stage import run_stage
+from zpptool.cli.settings import Settings, engine_arguments, install, read_settings
 from zpptool.cli.split import split
 from zpptool.cli.test_pipeline import test_pipeline
 from zpptool.cli.validate import validate
@@ -38,8 +43,13 @@ app = typer.Typer(
 
 
 def _print_version(wanted: bool) -> None:
+    """From the metadata of what is installed: nothing is imported."""
     if wanted:
+        from zpptool.doctor.versions import engine_versions
+
         print(f"zpptool {zpptool.__version__}")
+        for name, version in engine_versions().items():
+            print(f"{name} {version or 'is not installed'}")
         raise typer.Exit
 
 
@@ -47,10 +57,25 @@ def _print_version(wanted: bool) -> None:
 def _root(
     ctx: typer.Context,
     _version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the versions and exit.")
     ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", metavar="FILE", help="Options as YAML; see docs/configuration.md.", envvar="ZPP_CONFIG"
+        ),
+    ] = None,
 ) -> None:
-    """Run a large language model as a pipeline of independent stages on stock vLLM, over ZeroMQ."""
+    """Run a large language model as a pipeline of independent stages on stock vLLM, over ZeroMQ.
+
+    An option may be typed, set in the environment (--base-port is ZPP_BASE_PORT), or stand in the --config file; the
+    first of these that says something counts.
+    """
+    assert isinstance(ctx.command, TyperGroup)
+    settings = Settings() if config is None else read_settings(config, ctx.command)
+    ctx.default_map = install(ctx.command, settings)
+    if not ctx.obj and ctx.invoked_subcommand in TAKES_ENGINE_ARGUMENTS:
+        ctx.obj = engine_arguments(settings, ctx.invoked_subcommand)
     if ctx.obj and ctx.invoked_subcommand not in TAKES_ENGINE_ARGUMENTS:
         raise usage_error(f"{ctx.invoked_subcommand} takes nothing after --, but got {' '.join(ctx.obj)}")
 
@@ -63,16 +88,27 @@ def _parted(words: list[str]) -> tuple[list[str], list[str]]:
     return words[:at], words[at + 1 :]
 
 
-app.command("split")(split)
-app.command("join")(join)
-app.command("validate")(validate)
-app.command("validate-ranges")(validate_ranges)
-app.command("plan-ports")(plan_ports)
-app.command("plan")(plan)
-app.command("deploy")(deploy)
-app.command("doctor")(doctor)
-app.command("run-stage")(run_stage)
-app.command("test-pipeline")(test_pipeline)
+def _config_first(words: list[str]) -> list[str]:
+    """`--config FILE` may stand anywhere; it belongs to zpptool itself, and so goes before the command."""
+    for place, word in enumerate(words):
+        if word == "--config" and place + 1 < len(words):
+            return [word, words[place + 1], *words[:place], *words[place + 2 :]]
+        if word.startswith("--config="):
+            return [word, *words[:place], *words[place + 1 :]]
+    return words
+
+
+app.command("split", epilog=epilog("split"))(split)
+app.command("join", epilog=epilog("join"))(join)
+app.command("validate", epilog=epilog("validate"))(validate)
+app.command("validate-ranges", epilog=epilog("validate-ranges"))(validate_ranges)
+app.command("plan-ports", epilog=epilog("plan-ports"))(plan_ports)
+app.command("plan", epilog=epilog("plan"))(plan)
+app.command("deploy", epilog=epilog("deploy"))(deploy)
+app.command("doctor", epilog=epilog("doctor"))(doctor)
+app.command("run-stage", epilog=epilog("run-stage"))(run_stage)
+app.command("test-pipeline", epilog=epilog("test-pipeline"))(test_pipeline)
+app.add_typer(config_app, name="config")
 
 TAKES_ENGINE_ARGUMENTS = frozenset({"plan", "run-stage", "test-pipeline"})
 """The verbs that hand what follows `--` to the engine."""
@@ -87,7 +123,7 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _interrupt)
     words, engine_words = _parted(sys.argv[1:])
     try:
-        app(args=words, obj=engine_words)
+        app(args=_config_first(words), obj=engine_words, prog_name="zpptool")
     except ZppError as fault:
         Console(as_json="--json" in words).error(fault)
         sys.exit(fault.exit_code)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer._click.globals import get_current_context
 
 from zpptool.errors import usage_error
 from zpptool.ports import DEFAULT_API_PORT, DEFAULT_BASE_PORT, DEFAULT_HOST
@@ -84,18 +85,28 @@ StepTimeoutOption = Annotated[
 ]
 
 
+def on_command_line(name: str) -> bool:
+    """Whether a parameter of the running command was typed; else it comes from environment, file or default."""
+    context = get_current_context(silent=True)
+    source = context.get_parameter_source(name) if context is not None else None
+    return source is None or source.name == "COMMANDLINE"
+
+
 def model_and_ranges(model: Path | None, words: list[str] | None, ranges: list[str] | None) -> tuple[Path, list[str]]:
     """The model and the ranges of a command line that may have both among its positional words.
 
     `--ranges 0-8 8-16` gives the option one range and leaves the others among the positional words; a word that reads
-    as ranges is one, and the one other word is the model, unless --model names it.
+    as ranges is one, and the one other word is the model, unless --model names it. What is typed goes before what
+    environment or file say.
 
     Raises:
         ZppError: (USAGE) no model, or more than one.
     """
     models = [word for word in words or () if not _reads_as_ranges(word)]
     more = [word for word in words or () if _reads_as_ranges(word)]
-    if model is not None:
+    if more and not on_command_line("ranges"):
+        ranges = None
+    if model is not None and (not models or on_command_line("model")):
         models.insert(0, str(model))
     if len(models) != 1:
         raise usage_error(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zpptool.cli.options import JsonOption, NumStagesOption, QuietOption, RangesOption
+from zpptool.cli.options import JsonOption, NumStagesOption, QuietOption, RangesOption, on_command_line
 from zpptool.cli.validate_plan import validate_plan
 from zpptool.cli.validate_ranges import validate_ranges
 from zpptool.console import Console, human_bytes
@@ -41,7 +41,8 @@ def validate(
     All faults are listed, each with its stage and tensor. With --ranges, --total-layers or --num-stages instead of
     TARGET, the layer ranges are checked as `zpptool validate-ranges` does.
     """
-    if ranges or total_layers is not None or num_stages is not None:
+    told = {"ranges": ranges, "total_layers": total_layers, "num_stages": num_stages}
+    if any(value and on_command_line(name) for name, value in told.items()):
         validate_ranges(words, ranges, total_layers, model, num_stages, as_json)
         return
     if not words or len(words) != 1:

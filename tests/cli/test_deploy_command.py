@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`zpptool deploy` as a user runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from checkpoints import llama, llama_config, write_checkpoint
+from commands import typed_here
+from conftest import Ran
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    return typed_here(monkeypatch, capsys)
+
+
+@pytest.fixture
+def plan(tmp_path: Path, run: Callable[..., Ran]) -> Path:
+    write_checkpoint(tmp_path / "model", llama(), llama_config())
+    made = run("plan", tmp_path / "model", "--num-stages", 2, "--hosts", "a,b", "-o", tmp_path / "zpp.yaml")
+    assert made.code == 0, made.err
+    return tmp_path / "zpp.yaml"
+
+
+@pytest.mark.parametrize("target", ["kubernetes", "compose", "systemd"])
+def test_files_are_written_once_and_replaced_with_force(
+    target: str, plan: Path, tmp_path: Path, run: Callable[..., Ran]
+) -> None:
+    out = tmp_path / "out"
+    words = ["deploy", target, "--plan", plan, "-o", out, "--json"]
+    words += ["--model", "hf://org/name@0123"] if target == "kubernetes" else []
+    first = run(*words)
+    assert first.code == 0, first.err
+    before = {name: (out / name).read_bytes() for name in first.json["files"]}
+    assert before
+    assert run(*words).code == 3
+    assert run(*words, "--force").code == 0
+    assert {name: (out / name).read_bytes() for name in first.json["files"]} == before
+
+
+def test_the_next_steps_are_told(plan: Path, tmp_path: Path, run: Callable[..., Ran]) -> None:
+    told = run("deploy", "compose", "--plan", plan, "-o", tmp_path / "out").out
+    assert "key files of 2 stages" in told
+    assert "docker compose -f" in told
+    told = run("deploy", "compose", "--plan", plan, "-o", tmp_path / "other", "--insecure").out
+    assert "key files" not in told
+    assert "ZPP_KEYS" not in (tmp_path / "other/compose.yaml").read_text()
+
+
+def test_a_plan_that_cannot_work_is_not_deployed(plan: Path, tmp_path: Path, run: Callable[..., Ran]) -> None:
+    plan.write_text(plan.read_text().replace("layers: 2-4", "layers: 3-4"))
+    assert run("deploy", "compose", "--plan", plan, "-o", tmp_path / "out").code == 3
+    assert not (tmp_path / "out").exists()

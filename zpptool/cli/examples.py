@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The examples under each command's help: lines that the command takes as they stand."""
+
+from __future__ import annotations
+
+EXAMPLES = {
+    "split": (
+        "zpptool split MODEL --num-stages 4 --output-dir stages",
+        "zpptool split MODEL --ranges 0-7 7-19 19-30 --dry-run --explain",
+        "zpptool split hf://org/name@main --num-stages 4 --stage 1 --output-dir stages",
+    ),
+    "join": ("zpptool join stages --output-dir MODEL",),
+    "validate": ("zpptool validate stages --model MODEL", "zpptool validate zpp.yaml"),
+    "validate-ranges": (
+        "zpptool validate-ranges --ranges 0-8 8-16 --total-layers 16",
+        "zpptool validate-ranges --model MODEL --num-stages 4",
+    ),
+    "plan-ports": (
+        "zpptool plan-ports --num-stages 4 --check",
+        "zpptool plan-ports --num-stages 2 --hosts 10.0.0.1,10.0.0.2",
+    ),
+    "plan": (
+        "zpptool plan MODEL --num-stages 2 --hosts 10.0.0.1,10.0.0.2 -o zpp.yaml",
+        "zpptool plan MODEL --num-stages 2 -o zpp.yaml -- --max-model-len 4096",
+    ),
+    "deploy": (
+        "zpptool deploy kubernetes --plan zpp.yaml --model hf://org/name@main -o manifests",
+        "zpptool deploy compose --plan zpp.yaml --model /models/name --device cpu -o compose",
+        "zpptool deploy systemd --plan zpp.yaml -o units",
+    ),
+    "doctor": (
+        "zpptool doctor",
+        "zpptool doctor zpp.yaml --host 10.0.0.2",
+        "zpptool doctor MODEL --num-stages 4 --json",
+    ),
+    "run-stage": (
+        "zpptool run-stage stages/stage_0 --port 8000",
+        "zpptool run-stage --plan zpp.yaml --stage-idx 1",
+        "zpptool run-stage MODEL --stage-idx 1 --total-stages 3 -- --max-model-len 4096",
+    ),
+    "test-pipeline": (
+        "zpptool test-pipeline --pipeline-dir stages --model MODEL --engine vllm",
+        "zpptool test-pipeline MODEL --num-stages 3 --test-input Hello --junit junit.xml",
+    ),
+}
+
+
+def epilog(name: str) -> str:
+    """What stands under a command's options; an empty line parts what is not to be joined into one."""
+    return "\n\n".join(("Examples:", *(f"$ {line}" for line in EXAMPLES[name])))
