@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,9 +21,10 @@ from zpptool.cli.options import (
     model_and_ranges,
 )
 from zpptool.console import Console, human_bytes
+from zpptool.deploy.byhand import orders
 from zpptool.errors import invalid_error
 from zpptool.plan import Engine, PipelinePlan, kv_bytes_per_token, make_plan
-from zpptool.ports import DEFAULT_API_PORT, DEFAULT_BASE_PORT, firewall_rules
+from zpptool.ports import DEFAULT_API_PORT, DEFAULT_BASE_PORT
 
 
 def plan(
@@ -46,7 +46,8 @@ def plan(
 ) -> None:
     """Plan a pipeline: which layers on which host, who binds what, how much weight. Reads headers only.
 
-    Hand the file to every stage: zpptool run-stage --plan zpp.yaml --stage-idx K. What follows -- goes to the engine.
+    What to run and what to open on each host is printed: the command lines are to be run as they stand, beside the file.
+    What follows -- goes to the engine.
     """
     from zpptool.checkpoint.config import read_config
 
@@ -91,6 +92,14 @@ def _payload(made: PipelinePlan, config: dict[str, Any], output: Path | None) ->
             }
             for place, own in zip(made.stages, made.partition, strict=True)
         ],
+        "hosts": [
+            {
+                "host": there.host,
+                "commands": list(there.commands),
+                "open": [{"port": rule.port, "peer": rule.peer} for rule in there.rules],
+            }
+            for there in orders(made, output or Path("zpp.yaml"))
+        ],
     }
 
 
@@ -102,9 +111,8 @@ def _show(out: Console, made: PipelinePlan, payload: dict[str, Any], output: Pat
         rows.append((place.stage, place.host, place.layers, human_bytes(place.weight_bytes), cache, place.bind))
     columns = ("stage", "host", "layers", "weights", "KV of 1024 tokens", "binds")
     out.table(f"{made.num_layers} layers of {made.model}", columns, rows, right=("stage", *columns[3:5]))
-    name = shlex.quote(str(output or "zpp.yaml"))
-    for place in made.stages:
-        out.line(f"on {place.host}: zpptool run-stage --plan {name} --stage-idx {place.stage}")
-    for rule in firewall_rules([place.endpoints for place in made.stages], made.api_port):
-        out.line(str(rule))
+    for there in orders(made, output or Path("zpp.yaml")):
+        out.line(f"on {there.host}:")
+        for line in (*map(str, there.rules), *there.commands):
+            out.line(f"  {line}")
     out.line(f"wrote {output}" if output else "nothing is written: give -o FILE")
