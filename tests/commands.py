@@ -8,8 +8,8 @@ import sys
 from collections.abc import Callable
 
 import pytest
+from conftest import Ran
 
-from tests.conftest import Ran
 from zpptool.cli.app import main
 
 

@@ -46,7 +46,7 @@ def plan(
 ) -> None:
     """Plan a pipeline: which layers on which host, who binds what, how much weight. Reads headers only.
 
-    What to run and what to open on each host is printed: the command lines are to be run as they stand, beside the file.
+    What to run and what to open on each host is printed: run the command lines as they stand, beside the file.
     What follows -- goes to the engine.
     """
     from zpptool.checkpoint.config import read_config
