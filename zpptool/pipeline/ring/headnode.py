@@ -17,11 +17,14 @@ from dataclasses import dataclass, field
 
 from zpptool.errors import ZppError, invalid_error, stage_error
 from zpptool.pipeline.ring import control as c
-from zpptool.pipeline.ring.neighbour import POLL_S, Delivery, check_sender
+from zpptool.pipeline.ring.neighbour import POLL_S, Delivery, PeerLost, check_sender
 from zpptool.pipeline.ring.rollcall import disagreements
 from zpptool.wire.errors import WireFault
 from zpptool.wire.link import PullLink, PushLink
 from zpptool.wire.messages import HEAD, Kind
+
+CAUSE_S = 0.6
+"""How long the head, when stage 0 has gone, waits for word of what made it go: a stage ends because of another one."""
 
 STOP_ROUND_S = 2.0
 """How long the word that the run is over may take round the ring before the head leaves all the same."""
@@ -75,6 +78,7 @@ class HeadNode:
         self._numbers = itertools.count()
         self._open: dict[int, _OpenCall] = {}
         self.fault: ZppError | None = None
+        self._suspected: tuple[ZppError, float] | None = None
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._on_fault: Callable[[ZppError], None] = lambda _fault: None
@@ -129,6 +133,8 @@ class HeadNode:
             self._open[number] = _OpenCall(method, wanted, allowed_s, time.monotonic() + allowed_s, future)
         try:
             self._say(c.Call(number=number, method=method, from_all=from_all), payload)
+        except PeerLost as fault:
+            self._suspect(fault)
         except ZppError as fault:
             self._break(fault)
         return future
@@ -248,6 +254,8 @@ class HeadNode:
 
     def _check_deadlines(self) -> None:
         now = time.monotonic()
+        if self._suspected is not None and self._suspected[1] < now:
+            raise self._suspected[0]
         with self._lock:
             late = next((call for call in self._open.values() if call.deadline < now), None)
         if late is not None:
@@ -257,6 +265,12 @@ class HeadNode:
                 f"{late.method} was not answered in {late.allowed_s:g} s by stage {silent}",
                 "See its log, and those of the stages before it: one of them is busy, stopped or hung.",
             )
+
+    def _suspect(self, fault: ZppError) -> None:
+        """Stage 0 has gone; the receiving thread breaks the pipeline with what it hears next, or with this."""
+        with self._lock:
+            if self._suspected is None:
+                self._suspected = fault, time.monotonic() + CAUSE_S
 
     def _break(self, fault: ZppError) -> None:
         if not self._closing.is_set() and self._fail_all(fault):
