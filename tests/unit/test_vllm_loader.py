@@ -60,16 +60,18 @@ def test_a_layer_must_have_its_tensors_on_every_stage() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "stages"),
+    ("name", "parts", "stages"),
     [
-        ("model.norm.weight", [0, 1]),
-        ("language_model.model.decoder.final_layer_norm.bias", [0, 1]),
-        ("language_model.lm_head.weight", [0, 1]),
-        ("model.embed_tokens.weight", [1, 2]),
-        ("vision_tower.patch.weight", [1, 2]),
-        ("model.layers.1.input_layernorm.weight", []),
-        ("model.layers.1.mlp.router.weight", []),
+        ("model.norm.weight", {"model", "lm_head"}, [0, 1]),
+        ("language_model.model.decoder.final_layer_norm.bias", {"language_model", "qformer"}, [0, 1]),
+        ("language_model.lm_head.weight", {"language_model"}, [0, 1]),
+        ("model.embed_tokens.weight", {"model", "lm_head"}, [1, 2]),
+        ("vision_tower.patch.weight", {"vision_tower", "model"}, [1, 2]),
+        ("query_tokens", {"query_tokens", "qformer", "language_model"}, [1, 2]),
+        ("query_tokens", {"query_tokens", "model"}, []),
+        ("model.layers.1.input_layernorm.weight", {"model"}, []),
+        ("model.layers.1.mlp.router.weight", {"model"}, []),
     ],
 )
-def test_at_which_stages_a_parameter_has_no_use(name: str, stages: list[int]) -> None:
-    assert [stage for stage in range(3) if used_elsewhere(name, 1 << 30, place(stage))] == stages
+def test_at_which_stages_a_parameter_has_no_use(name: str, parts: set[str], stages: list[int]) -> None:
+    assert [stage for stage in range(3) if used_elsewhere(name, 1 << 30, place(stage), parts)] == stages

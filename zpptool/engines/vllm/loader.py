@@ -10,7 +10,7 @@ stays without a tensor, and is filled with NaN: if it were used after all, nobod
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -20,13 +20,15 @@ from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
 from zpptool.checkpoint.loading import load_plan
-from zpptool.checkpoint.roles import Side, outside_role
+from zpptool.checkpoint.roles import Side, outside_role, words_of
 from zpptool.engines.weights import read_tensor
 from zpptool.pipeline.spec import StageSpec
 
 LOAD_FORMAT = "zpptool"
 _REPLACED_FORMATS = ("auto", "hf", "safetensors")
 """The ways of loading that this one stands in for; any other was asked for by the user and stays."""
+_LANGUAGE_WORDS = frozenset({"language", "text", "llm", "thinker"})
+"""What a model that takes more than text calls the part of it that has the decoder."""
 
 
 class OwnTensorsLoader(DefaultModelLoader):
@@ -48,19 +50,28 @@ class OwnTensorsLoader(DefaultModelLoader):
             ValueError: vLLM's own; it names the parameters.
         """
         if loaded_weights is not None:
+            parts = {name.partition(".")[0] for name, _ in model.named_parameters()}
             for name, parameter in model.named_parameters():
-                if name not in loaded_weights and used_elsewhere(name, parameter.nbytes, self.spec):
+                if name not in loaded_weights and used_elsewhere(name, parameter.nbytes, self.spec, parts):
                     if parameter.is_floating_point():
                         parameter.data.fill_(float("nan"))
                     loaded_weights.add(name)
         super().track_weights_loading(model, loaded_weights, *args, **kwargs)
 
 
-def used_elsewhere(name: str, nbytes: int, spec: StageSpec) -> bool:
-    """Whether a parameter lies outside the layers, at the end of the pipeline at which this stage does not stand."""
+def used_elsewhere(name: str, nbytes: int, spec: StageSpec, parts: Collection[str]) -> bool:
+    """Whether a parameter lies outside the layers, at the end of the pipeline at which this stage does not stand.
+
+    Args:
+        name: the parameter's.
+        nbytes: its bytes.
+        spec: the stage.
+        parts: what the model consists of at its top; beside a language model the rest feeds it.
+    """
     if any(part.isdigit() for part in name.split(".")):
         return False
-    role = outside_role(name, nbytes, beside_decoder=False)
+    texts = {part for part in parts if words_of(part) & _LANGUAGE_WORDS}
+    role = outside_role(name, nbytes, beside_decoder=bool(texts) and name.partition(".")[0] not in texts)
     if role is None:
         return False
     return (role.side is Side.OUTPUT and not spec.is_last) or (role.side is Side.INPUT and not spec.is_first)
