@@ -26,6 +26,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from families.case import Outcome, model_classes, try_class
 from families.table import coverage_table
+from families.vllm_outcome import read_outcomes
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -48,7 +49,7 @@ def main() -> int:
                 print(f"{name}: {done[name].structure} {done[name].embedded} {done[name].reason}".strip(), flush=True)
     outcomes = sorted((o for o in done.values() if only is None or o.name in only), key=lambda outcome: outcome.name)
     if not options.no_table:
-        options.table.write_text(coverage_table(outcomes))
+        options.table.write_text(coverage_table(outcomes, read_outcomes()))
         print(f"wrote {options.table}", file=sys.stderr)
     bad = [outcome for outcome in outcomes if "wrong" in outcome.structure or outcome.embedded == "different"]
     for outcome in bad:

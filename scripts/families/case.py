@@ -85,11 +85,11 @@ def try_class(name: str, model_class: type[PreTrainedModel], config_class: type[
         return outcome
     try:
         structure = _structure_at_full_size(directory / "stamped")
-        partition = _partition(structure)
+        partition = partition_of(structure, STAGES)
         outcome.layers = structure.layer_prefix
         assign(structure, partition)
     except ZppError as refusal:
-        outcome.structure, outcome.reason = "refused", _plain(refusal, directory)
+        outcome.structure, outcome.reason = "refused", plain(refusal, directory)
         return outcome
     fault = disagreement(structure, truth, directory / "stamped")
     outcome.structure, outcome.reason = ("wrong", fault) if fault else ("right", "")
@@ -117,11 +117,11 @@ def disagreement(structure: Structure, truth: Truth, directory: Path) -> str:
     return ""
 
 
-def _partition(structure: Structure) -> Partition:
+def partition_of(structure: Structure, num_stages: int) -> Partition:
     """As many stages as wanted, or as many as the layers that must stay together leave."""
     bounds = [layer for layer in range(1, structure.num_layers) if layer not in structure.joined]
-    even = [owned.start for owned in even_partition(structure.num_layers, min(STAGES, structure.num_layers))[1:]]
-    chosen = sorted(even if set(even) <= set(bounds) else bounds[: STAGES - 1])
+    even = [owned.start for owned in even_partition(structure.num_layers, min(num_stages, structure.num_layers))[1:]]
+    chosen = sorted(even if set(even) <= set(bounds) else bounds[: num_stages - 1])
     return tuple(LayerRange(start, end) for start, end in pairwise([0, *chosen, structure.num_layers]))
 
 
@@ -143,7 +143,7 @@ def _split_and_run(directory: Path, partition: Partition, outcome: Outcome) -> N
             return
         parts = [load_part(path, stage, partition) for stage, path in enumerate(stages)]
     except ZppError as refusal:
-        outcome.embedded, outcome.reason = "refused", _plain(refusal, directory)
+        outcome.embedded, outcome.reason = "refused", plain(refusal, directory)
         return
     try:
         expected = generate(load_unsplit(directory / "model"), _PROMPT, _NEW_TOKENS)
@@ -171,10 +171,15 @@ def _run(parts: list[Any], count: int) -> list[int]:
     return tokens
 
 
-def _plain(refusal: ZppError, directory: Path) -> str:
+def plain(refusal: ZppError, directory: Path) -> str:
     """The refusal without the place of a directory that is gone, and no longer than a table can hold."""
     text = refusal.message.replace(f"{directory / 'stamped'}: ", "").replace(f"{directory}/stamped", "it")
     text = text.replace(f"{directory}/", "")
+    return shortened(text)
+
+
+def shortened(text: str) -> str:
+    """No longer than a table can hold."""
     return text if len(text) <= _REASON_LENGTH else f"{text[:_REASON_LENGTH]}..."
 
 

@@ -110,3 +110,13 @@ EXCEPTIONS: dict[str, Change] = {
         attention_head_dim=32, attention_hidden_size=128, mamba_headdim=32,
     ),
 }  # fmt: skip
+
+_NO_AUX = {"topk_method": "noaux_tc"}
+
+VLLM_EXCEPTIONS: dict[str, Change] = {
+    "bamba": _set(mamba_n_heads=8),
+    "bloom": _set(hidden_size=128),
+    "cosmos3_edge_text": _sections(6, 5, 5),
+    "deepseek_v3": _set(**_NO_AUX),
+}
+"""Beyond `EXCEPTIONS`, where vLLM is to run the model: its heads are larger, and it reads more from a config."""

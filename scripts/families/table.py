@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 
 from families.case import STAGES, Outcome
 from families.tiny import LAYERS
+from families.vllm_outcome import FAILED, IDENTICAL, VERDICTS, VllmOutcome
 
 _HEAD = """\
 <!-- SPDX-License-Identifier: Apache-2.0 -->
@@ -32,15 +33,23 @@ large, so that no tensor passes for a small one.
 loads, {different} differ. The rest were not run: their structure is refused, or the unsplit model does not generate
 from text alone.
 
-**vLLM.** Not run by this script.
+**vLLM.** {vllm}
 
 | class | family | layers | structure | embedded engine | vLLM | why not |
 |---|---|---|---|---|---|---|
 """
+_VLLM = """\
+{count} classes, {first} to {last}, with {versions}, by
+`python scripts/vllm_coverage.py`, which keeps its records in [coverage-vllm.jsonl](coverage-vllm.jsonl): unsplit stock
+vLLM against two stages in processes of their own over zpptool's links; float32, greedy, eager, three prompts in flight
+at once, one of them longer than a step. A tiny model has no processor beside it, so prompts are text alone, and vLLM
+leaves the towers out. A class that vLLM has not written itself runs by transformers' code there, as the cell says.
+
+{met}"""
 
 
-def coverage_table(outcomes: Sequence[Outcome]) -> str:
-    """The page for `outcomes`."""
+def coverage_table(outcomes: Sequence[Outcome], on_vllm: Mapping[str, VllmOutcome]) -> str:
+    """The page for `outcomes`, with what is kept of each on vLLM, by name."""
     structure = Counter(outcome.structure for outcome in outcomes)
     embedded = Counter(outcome.embedded for outcome in outcomes)
     head = _HEAD.format(
@@ -57,19 +66,44 @@ def coverage_table(outcomes: Sequence[Outcome]) -> str:
         identical=embedded["identical"],
         engine_refused=embedded["refused"],
         different=embedded["different"],
+        vllm=_vllm_words([on_vllm[outcome.name] for outcome in outcomes if outcome.name in on_vllm]),
     )
-    return head + "".join(f"| {' | '.join(_cells(outcome))} |\n" for outcome in outcomes)
+    return head + "".join(f"| {' | '.join(_cells(outcome, on_vllm.get(outcome.name)))} |\n" for outcome in outcomes)
 
 
-def _cells(outcome: Outcome) -> tuple[str, ...]:
+def _vllm_words(tried: Sequence[VllmOutcome]) -> str:
+    """What was tried on vLLM, with what, and what came of it."""
+    if not tried:
+        return "Not run."
+    count = Counter(outcome.verdict for outcome in tried)
+    versions = "; ".join(sorted({outcome.versions for outcome in tried}))
+    dates = sorted({outcome.date for outcome in tried})
+    met = "\n".join(f"* *{verdict}* ({count[verdict]}): {VERDICTS[verdict]};" for verdict in VERDICTS if count[verdict])
+    return _VLLM.format(count=len(tried), versions=versions, first=dates[0], last=dates[-1], met=f"{met[:-1]}.")
+
+
+def vllm_cell(outcome: VllmOutcome | None) -> str:
+    """What the table says of one class on vLLM."""
+    if outcome is None:
+        return "not run"
+    runs_as = f" (as {outcome.runs_as})" if outcome.runs_as and outcome.verdict in (IDENTICAL, FAILED) else ""
+    why = "" if outcome.verdict == IDENTICAL or not outcome.reason else f": {outcome.reason}"
+    return _plain(f"{outcome.verdict}{runs_as}{why}")
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown takes as it is, in one cell."""
+    return text.replace("|", "\\|").replace("<", "\\<").replace("\n", " ")
+
+
+def _cells(outcome: Outcome, on_vllm: VllmOutcome | None) -> tuple[str, ...]:
     checked = "" if outcome.checked in ("", "all") else f" ({outcome.checked})"
-    reason = outcome.reason.replace("|", "\\|").replace("<", "\\<")
     return (
         outcome.name,
         outcome.family,
         f"`{outcome.layers}`" if outcome.layers else "",
         outcome.structure + checked,
         outcome.embedded or "not run",
-        "not run",
-        reason,
+        vllm_cell(on_vllm),
+        _plain(outcome.reason),
     )

@@ -8,16 +8,19 @@ decoder, the hardest case for telling them apart.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from families.exceptions import EXCEPTIONS
+from families.exceptions import EXCEPTIONS, VLLM_EXCEPTIONS, Change
 
 LAYERS = 6
 _LAYER_COUNTS = (
     "num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth", "num_blocks", "num_decoder_layers",
     "num_encoder_layers", "encoder_layers", "decoder_layers", "layers", "num_hidden_blocks"
 )  # fmt: skip
-_SIZES: tuple[tuple[str, int], ...] = (
+Sizes = tuple[tuple[str, int], ...]
+_SIZES: Sizes = (
     (r"^(vocab_size|text_vocab_size|padded_vocab_size|vocab_size_per_layer_input|ctx_len)$", 320),
     (r"position_embeddings|n_positions|max_seq_len|n_ctx|max_sequence_length|context_length|max_\w+_positions", 128),
     (r"(num_key_value_heads|num_kv_heads|n_kv_heads|num_query_groups|multi_query_group_num|linear_num_key_heads)$", 2),
@@ -37,22 +40,51 @@ _SIZES: tuple[tuple[str, int], ...] = (
     (r"(sliding_window|attention_window_size|window_size|attention_chunk_size|chunk_size)$", 8),
 )  # fmt: skip
 """What a size is called, and how large it is made; the first that fits counts."""
+_VLLM_SIZES: Sizes = (
+    (r"^kv_lora_rank$", 512),
+    (r"qk_rope_head_dim$", 64),
+    (r"(qk_nope_head_dim|v_head_dim)$", 128),
+    (r"qk_head_dim$", 192),
+    (r"rotary_dim$", 32),
+    (r"(head_dim|attention_head_size|d_head|head_size|d_kv|kv_channels)$", 32),
+    (r"(state_size|d_state)$", 16),
+    (r"^(hidden_size|d_model|n_embd|word_embed_proj_dim|embedding_size|dim|hidden_dim|lru_width)$", 128),
+)
+"""Before `_SIZES` where vLLM is to run the model: heads of 32 are the smallest that its attention on a CPU knows
+(`CPUAttentionBackend.get_supported_head_sizes`), and latent attention comes there in DeepSeek's size alone."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is made tiny in another way: sizes that count before `_SIZES`, and exceptions beyond `EXCEPTIONS`."""
+
+    sizes: Sizes = ()
+    exceptions: Mapping[str, Change] = field(default_factory=dict)
+
+
+PLAIN = Variant()
+VLLM = Variant(_VLLM_SIZES, VLLM_EXCEPTIONS)
 _DROPPED = ("transformers_version", "_attn_implementation", "architectures", "id2label", "label2id", "_name_or_path")
 _FIRST_SPECIAL_TOKEN = 300
 _INITIALISER = 0.3
 """Weights so large that what a layer does is seen in the tokens."""
 
 
-def tiny_config(config_class: type[Any]) -> Any:
-    """A config of this class with tiny sizes; raises whatever the class raises at sizes that do not fit together."""
-    values = _shrink(config_class().to_dict())
+def tiny_config(config_class: type[Any], variant: Variant = PLAIN) -> Any:
+    """A config of this class with tiny sizes; raises whatever the class raises at sizes that do not fit together.
+
+    Args:
+        config_class: the class.
+        variant: `VLLM` where vLLM is to run the model.
+    """
+    values = _shrink(config_class().to_dict(), (*variant.sizes, *_SIZES))
     values["model_type"] = config_class.model_type
-    values = _with_exceptions(values)
+    values = _with_exceptions(values, variant.exceptions)
     del values["model_type"]
     return config_class(**values)
 
 
-def _shrink(values: dict[str, Any]) -> dict[str, Any]:
+def _shrink(values: dict[str, Any], sizes: Sizes) -> dict[str, Any]:
     count = next((values[key] for key in _LAYER_COUNTS if isinstance(values.get(key), int)), None)
     small: dict[str, Any] = {}
     for key, value in values.items():
@@ -61,13 +93,13 @@ def _shrink(values: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, list | tuple) and (len(value) == count or "type" in key) and len(value) > LAYERS:
             small[key] = _first_of_each_kind(list(value))
         elif value is None and key == "head_dim" and "num_attention_heads" in values:
-            small[key] = 16
+            small[key] = _small_value(key, 10**6, sizes)
         elif value is None and key == "num_key_value_heads":
             small[key] = 4
         elif key == "initializer_range":
             small[key] = _INITIALISER
         else:
-            small[key] = _small_value(key, value)
+            small[key] = _small_value(key, value, sizes)
     if "qk_rope_head_dim" in small and "head_dim" in small:
         small["head_dim"] = small["qk_rope_head_dim"]
     if "kv_lora_rank" in small and "num_key_value_heads" in small:
@@ -75,11 +107,11 @@ def _shrink(values: dict[str, Any]) -> dict[str, Any]:
     return small
 
 
-def _small_value(key: str, value: Any) -> Any:
+def _small_value(key: str, value: Any, sizes: Sizes) -> Any:
     if isinstance(value, dict):
         if not all(isinstance(inner, str) for inner in value):
             return value
-        return _small_rope(value) if "rope" in key else _shrink(value)
+        return _small_rope(value) if "rope" in key else _shrink(value, sizes)
     if isinstance(value, bool) or not isinstance(value, int):
         return value
     if re.search(r"(pad|bos|eos|sep|cls|unk|mask|decoder_start|forced_\w+)_token_id$", key):
@@ -88,7 +120,7 @@ def _small_value(key: str, value: Any) -> Any:
         return _FIRST_SPECIAL_TOKEN + sum(map(ord, key)) % 19
     if key in _LAYER_COUNTS:
         return LAYERS
-    for pattern, size in _SIZES:
+    for pattern, size in sizes:
         if re.search(pattern, key):
             return size if value > size or key.endswith(("heads", "n_head", "head_dim")) else value
     return value
@@ -108,9 +140,14 @@ def _first_of_each_kind(values: list[Any]) -> list[Any]:
     return first[: LAYERS - len(missing)] + missing
 
 
-def _with_exceptions(values: dict[str, Any]) -> dict[str, Any]:
+def _with_exceptions(values: dict[str, Any], more: Mapping[str, Change]) -> dict[str, Any]:
     inner = {
-        key: _with_exceptions(value) if isinstance(value, dict) and isinstance(value.get("model_type"), str) else value
+        key: _with_exceptions(value, more)
+        if isinstance(value, dict) and isinstance(value.get("model_type"), str)
+        else value
         for key, value in values.items()
     }
-    return EXCEPTIONS.get(str(values.get("model_type")), lambda own: own)(inner)
+    kind = str(values.get("model_type"))
+    for exceptions in (EXCEPTIONS, more):
+        inner = exceptions.get(kind, lambda own: own)(inner)
+    return inner

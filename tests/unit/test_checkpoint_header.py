@@ -193,6 +193,14 @@ def test_a_deep_header_is_refused(tmp_path: Path) -> None:
     assert "is not the JSON it should be" in refusal(tmp_path / "a.safetensors")
 
 
+@pytest.mark.parametrize("where", ["name", "metadata"])
+def test_half_a_surrogate_pair_is_no_text(tmp_path: Path, where: str) -> None:
+    name, told = ("a\ud800", "b") if where == "name" else ("a", "b\ud800")
+    entry = {"dtype": "U8", "shape": [8], "data_offsets": [0, 8]}
+    write_raw(tmp_path / "a.safetensors", {"__metadata__": {"told": told}, name: entry}, bytes(8))
+    assert "is not the JSON it should be" in refusal(tmp_path / "a.safetensors")
+
+
 def test_the_fault_names_its_tensor(tmp_path: Path) -> None:
     for begin in (4, 12):
         entries = {

@@ -104,11 +104,17 @@ def test_an_index_that_points_elsewhere_is_refused(tmp_path: Path, name: object)
     assert "not the name of a file beside it" in refusal(tmp_path).message
 
 
-@pytest.mark.parametrize("content", ["[]", "{", '{"weight_map": []}', "{}"])
+@pytest.mark.parametrize("content", ["[]", "{", '{"weight_map": []}', "{}", '{"metadata": {"a": "\\ud800"}}'])
 def test_an_index_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
     write_checkpoint(tmp_path, shards=2)
     (tmp_path / INDEX_NAME).write_text(content)
     assert INDEX_NAME in refusal(tmp_path).message
+
+
+def test_a_config_nested_deeper_than_can_be_read_is_refused(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path)
+    (tmp_path / "config.json").write_text('{"a":' * 100_000 + "1" + "}" * 100_000)
+    assert "config.json cannot be read as JSON" in refusal(tmp_path).message
 
 
 def test_a_directory_that_is_none_is_refused(tmp_path: Path) -> None:

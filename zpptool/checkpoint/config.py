@@ -36,7 +36,7 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise invalid_error(f"{directory} holds no config.json", "Name a Hugging Face checkpoint directory.")
     try:
         config = json.loads(path.read_bytes())
-    except (OSError, ValueError) as cause:
+    except (OSError, ValueError, RecursionError) as cause:
         raise invalid_error(f"{path} cannot be read as JSON: {cause}") from cause
     if not isinstance(config, dict):
         raise invalid_error(f"{path} is not a JSON object")

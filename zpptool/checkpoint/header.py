@@ -212,6 +212,8 @@ def _place(tensor: TensorInfo) -> tuple[int, int]:
 def _parse_json(file: Path, raw: bytes) -> dict[str, Any]:
     try:
         entries = json.loads(raw, object_pairs_hook=_no_duplicates)
+        if b"\\u" in raw:
+            json.dumps(entries, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except _Twice as cause:
         raise _bad(file, f"the name {cause} occurs twice", str(cause)) from cause
     except (ValueError, RecursionError) as cause:

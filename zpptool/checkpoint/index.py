@@ -86,7 +86,10 @@ def _read_weight_map(directory: Path) -> dict[str, str] | None:
     try:
         if path.stat().st_size > MAX_INDEX_BYTES:
             raise invalid_error(f"{path} is larger than any index of a checkpoint")
-        content = json.loads(path.read_bytes())
+        raw = path.read_bytes()
+        content = json.loads(raw)
+        if b"\\u" in raw:
+            json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (OSError, ValueError, RecursionError) as cause:
         raise invalid_error(f"{path} cannot be read as JSON: {cause}") from cause
     weight_map = content.get("weight_map") if isinstance(content, dict) else None

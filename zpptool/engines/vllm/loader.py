@@ -3,11 +3,15 @@
 
 vLLM's default loader opens every shard and skips a missing layer's tensors only after it has read them. This one asks
 the checkpoint's headers which tensors the stage owns; the model's own `load_weights` does the rest, as ever.
+
+Some of vLLM's classes make the last norm (Cohere, OPT) on every stage and use it on the last one only. Such a parameter
+stays without a tensor, and is filled with NaN: if it were used after all, nobody could take the answers for right.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,12 +20,15 @@ from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
 from zpptool.checkpoint.loading import load_plan
+from zpptool.checkpoint.roles import Side, outside_role, words_of
 from zpptool.engines.weights import read_tensor
 from zpptool.pipeline.spec import StageSpec
 
 LOAD_FORMAT = "zpptool"
 _REPLACED_FORMATS = ("auto", "hf", "safetensors")
 """The ways of loading that this one stands in for; any other was asked for by the user and stays."""
+_LANGUAGE_WORDS = frozenset({"language", "text", "llm", "thinker"})
+"""What a model that takes more than text calls the part of it that has the decoder."""
 
 
 class OwnTensorsLoader(DefaultModelLoader):
@@ -33,6 +40,41 @@ class OwnTensorsLoader(DefaultModelLoader):
         """The stage's tensors by their names in the checkpoint."""
         for tensor in load_plan(self.spec.directory, self.spec.stage, self.spec.ranges):
             yield tensor.name, read_tensor(tensor)
+
+    def track_weights_loading(
+        self, model: nn.Module, loaded_weights: set[str] | None, *args: Any, **kwargs: Any
+    ) -> None:
+        """Refuse a parameter that got no tensor, unless it has its use at the pipeline's other end.
+
+        Raises:
+            ValueError: vLLM's own; it names the parameters.
+        """
+        if loaded_weights is not None:
+            parts = {name.partition(".")[0] for name, _ in model.named_parameters()}
+            for name, parameter in model.named_parameters():
+                if name not in loaded_weights and used_elsewhere(name, parameter.nbytes, self.spec, parts):
+                    if parameter.is_floating_point():
+                        parameter.data.fill_(float("nan"))
+                    loaded_weights.add(name)
+        super().track_weights_loading(model, loaded_weights, *args, **kwargs)
+
+
+def used_elsewhere(name: str, nbytes: int, spec: StageSpec, parts: Collection[str]) -> bool:
+    """Whether a parameter lies outside the layers, at the end of the pipeline at which this stage does not stand.
+
+    Args:
+        name: the parameter's.
+        nbytes: its bytes.
+        spec: the stage.
+        parts: what the model consists of at its top; beside a language model the rest feeds it.
+    """
+    if any(part.isdigit() for part in name.split(".")):
+        return False
+    texts = {part for part in parts if words_of(part) & _LANGUAGE_WORDS}
+    role = outside_role(name, nbytes, beside_decoder=bool(texts) and name.partition(".")[0] not in texts)
+    if role is None:
+        return False
+    return (role.side is Side.OUTPUT and not spec.is_last) or (role.side is Side.INPUT and not spec.is_first)
 
 
 def use_own_tensors(config: VllmConfig, stage_spec: StageSpec) -> None:

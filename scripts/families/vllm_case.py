@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One model class on vLLM: made tiny, saved, split in two, run unsplit and as a pipeline, token by token the same."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from transformers import PreTrainedModel
+
+from families.case import partition_of, plain, shortened
+from families.forked import Fork, Forks, alone, wait_for
+from families.tiny import VLLM, tiny_config
+from families.vllm_outcome import (
+    DIFFERENT,
+    FAILED,
+    IDENTICAL,
+    NO_PIPELINE,
+    NOT_BUILT,
+    NOT_ON_VLLM,
+    REFUSED,
+    VllmOutcome,
+)
+from families.vllm_run import examine, run_head, run_stage, run_unsplit
+from zpptool.checkpoint.index import read_index
+from zpptool.checkpoint.split import split_checkpoint
+from zpptool.checkpoint.structure import infer_structure
+from zpptool.checkpoint.verify import find_target, verify_split
+from zpptool.errors import ZppError
+from zpptool.pipeline.spec import StageSpec
+from zpptool.plan import Engine
+from zpptool.ports import plan_endpoints
+
+STAGES = 2
+WORDS = (
+    "--enforce-eager", "--skip-tokenizer-init", "--max-model-len", "128", "--max-num-batched-tokens", "64",
+    "--max-num-seqs", "4", "--kv-cache-memory-bytes", str(64 << 20), "--no-enable-prefix-caching",
+    "--language-model-only",
+)  # fmt: skip
+"""What both sides tell vLLM. There are no processors beside a tiny model, so towers are not built: text alone."""
+ALONE_IN_A_STEP = ("--scheduler-cls", "zpptool.engines.vllm.solo.SoloScheduler")
+_LOG_LINES = 400
+
+
+def try_on_vllm(
+    name: str, model_class: type[PreTrainedModel], config_class: type[Any], work: Path, limit_s: int
+) -> VllmOutcome:
+    """Make, split and run one class, in an empty directory `work`; each of its processes gets `limit_s` seconds."""
+    model, said = work / "model", work / "said.json"
+    try:
+        build = _in_a_child(work, "build", partial(_build, model_class, config_class, work), said, limit_s)
+    except _Failed as failure:
+        return VllmOutcome(name, NOT_BUILT, reason=failure.reason)
+    if "refused" in build:
+        return VllmOutcome(name, REFUSED, reason=build["refused"])
+    partition = tuple((start, end) for start, end in build["partition"])
+    unsplit = _spec(model, ((0, partition[-1][1]),), work)
+    try:
+        known = _in_a_child(work, "examine", partial(examine, unsplit, said), said, limit_s)
+        expected = _in_a_child(work, "unsplit", partial(run_unsplit, unsplit, said), said, limit_s)
+    except _Failed as failure:
+        return VllmOutcome(name, NOT_ON_VLLM, reason=failure.reason)
+    runs_as = known["class"] if known["class"] != name else ""
+    if not known["pipeline"]:
+        return VllmOutcome(name, NO_PIPELINE, runs_as)
+    try:
+        got = _run_pipeline(work, partition, said, limit_s)
+    except _Failed as failure:
+        return VllmOutcome(name, FAILED, runs_as, failure.reason)
+    if got != expected:
+        return VllmOutcome(name, DIFFERENT, runs_as, f"{got} for {expected}")
+    return VllmOutcome(name, IDENTICAL, runs_as)
+
+
+class _Failed(Exception):
+    """A process of the try did not do what it was to do; `reason` is its own word for it."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def _build(model_class: type[PreTrainedModel], config_class: type[Any], work: Path) -> None:
+    """Save the tiny model, split it, validate the split; write the partition, or zpptool's refusal."""
+    torch.manual_seed(0)
+    model = model_class(tiny_config(config_class, VLLM)).float().eval()
+    model.save_pretrained(work / "model")
+    try:
+        partition = partition_of(infer_structure(read_index(work / "model")), STAGES)
+        split_checkpoint(work / "model", work / "split", ranges=[str(owned) for owned in partition])
+        faults = verify_split(find_target(work / "split", work / "model")).faults
+        told: dict[str, Any] = {"partition": partition} if not faults else {"refused": faults[0].message}
+    except ZppError as refusal:
+        told = {"refused": plain(refusal, work)}
+    (work / "said.json").write_text(json.dumps(told))
+
+
+def _run_pipeline(work: Path, partition: tuple[tuple[int, int], ...], said: Path, limit_s: int) -> Any:
+    """The answers of the pipeline: a worker a stage and the head, over sockets of their own."""
+    said.unlink(missing_ok=True)
+    specs = [
+        msgspec.structs.replace(
+            _spec(work / "split" / f"stage_{link.stage}", partition, work, ALONE_IN_A_STEP),
+            stage=link.stage, bind=link.bind, connect=link.connect, start_timeout_s=limit_s, step_timeout_s=limit_s,
+        )
+        for link in plan_endpoints(len(partition), transport="ipc", ipc_dir=work)
+    ]  # fmt: skip
+    with Forks(work) as forks:
+        workers = [forks.start(f"stage-{spec.stage}", partial(run_stage, spec)) for spec in specs]
+        head = forks.start("head", alone(partial(run_head, specs[0], said)))
+        _finish([head, *workers], limit_s)
+    return json.loads(said.read_text())
+
+
+def _in_a_child(work: Path, name: str, body: Callable[[], None], said: Path, limit_s: int) -> Any:
+    """What `body` wrote into `said`, running in a process of its own."""
+    said.unlink(missing_ok=True)
+    with Forks(work) as forks:
+        _finish([forks.start(name, alone(body))], limit_s)
+    return json.loads(said.read_text())
+
+
+def _finish(forks: list[Fork], limit_s: int) -> None:
+    try:
+        failed = wait_for(forks, time.monotonic() + limit_s)
+    except TimeoutError:
+        raise _Failed(f"not done within {limit_s} s") from None
+    if failed is not None:
+        logs = [failed, *(fork for fork in forks if fork is not failed)]
+        told = next(filter(None, (said_in(fork.tail(_LOG_LINES)) for fork in logs)), "it ended without a word")
+        raise _Failed(shortened(told.replace(f"{failed.log.parent}/", "")))
+
+
+def said_in(log: str) -> str:
+    """The line of a process's log that tells why it ended: a stage's word for the call that failed, or the last error
+    that was raised, or the one line that zpptool ends with."""
+    lines = log.splitlines()
+    calls = [match[1] for line in lines if (match := re.search(r"zpptool stage \d+: (\w+ failed: .*)", line))]
+    errors = [place for place, line in enumerate(lines) if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    missing = [line for line in lines if line.startswith("ModuleNotFoundError: ")]
+    if calls or missing:
+        return [*calls, *missing][0]
+    if errors:
+        told = lines[errors[-1]]
+        kind, _, text = told.partition(": ")
+        inner = lines[errors[-1] + 1 :][:1] if "validation error" in told else []
+        return inner[0].strip().partition(" [type=")[0] if inner else f"{kind.rpartition('.')[2]}: {text}"
+    return next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), "")
+
+
+def _spec(model: Path, partition: tuple[tuple[int, int], ...], work: Path, words: tuple[str, ...] = ()) -> StageSpec:
+    return StageSpec(
+        engine=Engine.VLLM, model=str(model), partition=partition, stage=0, bind="", connect="",
+        local=f"ipc://{work / 'head'}", dtype="float32", engine_args=(*WORDS, *words),
+    )  # fmt: skip

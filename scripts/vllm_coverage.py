@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which model classes stock vLLM runs as a pipeline of two stages on a CPU: try each, and keep what came of it.
+
+    nice -n 10 python scripts/vllm_coverage.py              # all; carries on where an earlier run was stopped
+    python scripts/vllm_coverage.py --only LlamaForCausalLM,Qwen3ForCausalLM --results /tmp/some.jsonl
+    python scripts/coverage_report.py --table-only          # then: the page, with the new column
+
+Needs vllm. One process imports it, once; each class is tried in forks of that process, every one with a time limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+os.environ.update(
+    OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_OMP_THREADS_BIND="nobind",
+    VLLM_NO_USAGE_STATS="1", VLLM_PLUGINS="",
+)  # fmt: skip
+
+import torch
+import transformers
+import vllm
+from families.case import model_classes
+from families.vllm_case import try_on_vllm
+from families.vllm_outcome import RESULTS, VERDICTS, WRONG, read_outcomes, write_outcomes
+from vllm.model_executor.models import registry
+
+
+def main() -> int:
+    """Try the classes, print and keep a line for each; 1 if a pipeline is wrong."""
+    options = _parser().parse_args()
+    only = set(options.only.split(",")) if options.only else None
+    # vLLM looks at a class in a new process, which would import everything again; here every fork is such a process.
+    registry._run_in_subprocess = lambda ask: ask()
+    done = {} if options.fresh else read_outcomes(options.results)
+    made = ", ".join(f"{package.__name__} {package.__version__}" for package in (vllm, transformers, torch))
+    classes = model_classes()
+    tried = sorted(only or classes, key=lambda name: name not in registry.ModelRegistry.models)  # vLLM's own first
+    for name in tried:
+        if name in done and done[name].verdict not in options.again:
+            continue
+        model_class, config_class = classes[name]
+        start = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="zpp-", ignore_cleanup_errors=True) as work:
+            outcome = try_on_vllm(name, model_class, config_class, Path(work), options.limit)
+        outcome.seconds = round(time.monotonic() - start, 1)
+        outcome.date, outcome.versions = datetime.now(UTC).date().isoformat(), made
+        done[name] = outcome
+        write_outcomes(done, options.results)
+        print(f"{name}: {outcome.verdict} {outcome.runs_as} {outcome.reason}".strip(), flush=True)
+    wrong = [name for name in tried if done[name].verdict in WRONG]
+    for name in wrong:
+        print(f"wrong: {name}: {done[name].reason}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--only", help="class names, with commas between")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="one line a class")
+    parser.add_argument("--again", nargs="+", choices=VERDICTS, default=(), help="try those that came to this again")
+    parser.add_argument("--fresh", action="store_true", help="forget earlier results")
+    parser.add_argument("--limit", type=int, default=90, metavar="SECONDS", help="for one process of one class")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
