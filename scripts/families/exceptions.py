@@ -111,12 +111,21 @@ EXCEPTIONS: dict[str, Change] = {
     ),
 }  # fmt: skip
 
-_NO_AUX = {"topk_method": "noaux_tc"}
-
 VLLM_EXCEPTIONS: dict[str, Change] = {
+    "afmoe": _set(score_func="sigmoid"),
     "bamba": _set(mamba_n_heads=8),
     "bloom": _set(hidden_size=128),
-    "cosmos3_edge_text": _sections(6, 5, 5),
-    "deepseek_v3": _set(**_NO_AUX),
+    "deepseek_v3": _set(topk_method="noaux_tc"),
+    "falcon": _set(ffn_hidden_size=512),
+    "glm4_moe": _set(head_dim=32),
+    "glm4_moe_lite": _set(first_k_dense_replace=1),
+    "gpt_bigcode": _set(num_key_value_heads=1),
+    "granitemoehybrid": _set(mamba_n_heads=8),
+    "hy_v3": _set(first_k_dense_replace=1),
+    "lfm2": _set(block_dim=128, conv_dim=128),
+    "llama4_text": _set(attention_chunk_size=128),
+    "longcat_flash": _set(mla_scale_q_lora=True, mla_scale_kv_lora=True),
+    "mamba2": _set(num_heads=8),
+    "minimax_m2": _set(rotary_dim=16),
 }
 """Beyond `EXCEPTIONS`, where vLLM is to run the model: its heads are larger, and it reads more from a config."""

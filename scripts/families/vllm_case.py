@@ -133,8 +133,8 @@ def _finish(forks: list[Fork], limit_s: int) -> None:
     except TimeoutError:
         raise _Failed(f"not done within {limit_s} s") from None
     if failed is not None:
-        logs = [failed, *(fork for fork in forks if fork is not failed)]
-        told = next(filter(None, (said_in(fork.tail(_LOG_LINES)) for fork in logs)), "it ended without a word")
+        logs = [*(fork for fork in forks if fork is not failed), failed]
+        told = said_in("\n".join(fork.tail(_LOG_LINES) for fork in logs)) or "it ended without a word"
         raise _Failed(shortened(told.replace(f"{failed.log.parent}/", "")))
 
 
@@ -144,7 +144,7 @@ def said_in(log: str) -> str:
     lines = log.splitlines()
     calls = [match[1] for line in lines if (match := re.search(r"zpptool stage \d+: (\w+ failed: .*)", line))]
     errors = [place for place, line in enumerate(lines) if re.match(r"[\w.]*(Error|Exception)\b", line)]
-    missing = [line for line in lines if line.startswith("ModuleNotFoundError: ")]
+    missing = re.findall(r"ModuleNotFoundError: .*", log)
     if calls or missing:
         return [*calls, *missing][0]
     if errors:
