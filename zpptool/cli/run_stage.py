@@ -12,6 +12,7 @@ import typer
 from zpptool import ports
 from zpptool.cli.options import (
     BasePortOption,
+    BeatTimeoutOption,
     DeviceOption,
     DtypeOption,
     HostsOption,
@@ -118,6 +119,7 @@ def run_stage(
     tensor_parallel_size: TensorParallelOption = 1,
     start_timeout: StartTimeoutOption = 600.0,
     step_timeout: StepTimeoutOption = 300.0,
+    beat_timeout: BeatTimeoutOption = 60.0,
     stage_mode: Annotated[str, typer.Option("--pipeline-stage-mode", hidden=True)] = "external",
     external_worker: Annotated[bool, typer.Option("--external-pp-worker", hidden=True)] = False,
 ) -> None:
@@ -172,7 +174,13 @@ def run_stage(
             api_port=api_port,
             engine_args=tuple(ctx.obj or ()),
         )
-    spec = msgspec.structs.replace(spec, device=device, start_timeout_s=start_timeout, step_timeout_s=step_timeout)
+    spec = msgspec.structs.replace(
+        spec,
+        device=device,
+        start_timeout_s=start_timeout,
+        step_timeout_s=step_timeout,
+        beat_timeout_s=beat_timeout,
+    )
     run_in_foreground(spec, {"CUDA_VISIBLE_DEVICES": gpu_id} if gpu_id is not None else {}, console)
 
 

@@ -14,6 +14,7 @@ from zpptool.errors import ZppError
 from zpptool.pipeline.ring.control import StageFacts
 from zpptool.pipeline.ring.headnode import HeadNode
 from zpptool.pipeline.ring.node import StageNode
+from zpptool.pipeline.ring.status import status_path
 from zpptool.pipeline.spec import StageSpec
 from zpptool.wire.link import Party, PullLink, PushLink
 from zpptool.wire.messages import HEAD
@@ -48,6 +49,7 @@ def take_stage_place(spec: StageSpec) -> StageNode:
         start_timeout_s=spec.start_timeout_s,
         step_timeout_s=spec.step_timeout_s,
         note=note,
+        layers=(spec.layers.start, spec.layers.end),
     )
 
 
@@ -71,6 +73,8 @@ def take_head_place(spec: StageSpec) -> HeadNode:
         start_timeout_s=spec.start_timeout_s,
         step_timeout_s=spec.step_timeout_s,
         note=note,
+        beat_timeout_s=spec.beat_timeout_s,
+        status_at=status_path(spec.local),
     )
 
 
