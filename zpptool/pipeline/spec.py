@@ -33,6 +33,8 @@ class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         start_timeout_s: how long to wait for neighbours, the head and the loading of weights.
         step_timeout_s: how long one step may take.
         plan_digest: of the plan that this stage was started from; empty for none.
+        keys: this stage's key file; empty for none. (The path only: others can read a process's command line.)
+        insecure: whether links that strangers can reach may go without keys.
     """
 
     engine: Engine
@@ -50,6 +52,8 @@ class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     start_timeout_s: float = 600.0
     step_timeout_s: float = 300.0
     plan_digest: str = ""
+    keys: str = ""
+    insecure: bool = False
 
     @property
     def num_stages(self) -> int:

@@ -9,14 +9,17 @@ import socket
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 
 from zpptool.errors import ZppError
 from zpptool.pipeline.ring.control import StageFacts
 from zpptool.pipeline.ring.headnode import HeadNode
 from zpptool.pipeline.ring.node import StageNode
 from zpptool.pipeline.spec import StageSpec
+from zpptool.wire.keys import link_keys, read_key_file
 from zpptool.wire.link import Party, PullLink, PushLink
 from zpptool.wire.messages import HEAD
+from zpptool.wire.safety import Safety
 
 
 def take_stage_place(spec: StageSpec) -> StageNode:
@@ -29,8 +32,17 @@ def take_stage_place(spec: StageSpec) -> StageNode:
     upstream = HEAD if spec.is_first else spec.stage - 1
     party = Party(spec.stage, spec.num_stages, spec.plan_digest)
     note = partial(say, f"stage {spec.stage}")
+    before = None if spec.is_first else link_safety(spec, spec.stage, upstream)
     push, pull = _open_links(
-        partial(PushLink, spec.bind, stage=spec.stage, peer=downstream, party=party, note=note),
+        partial(
+            PushLink,
+            spec.bind,
+            stage=spec.stage,
+            peer=downstream,
+            party=party,
+            note=note,
+            safety=link_safety(spec, spec.stage, downstream),
+        ),
         partial(
             PullLink,
             spec.local if spec.is_first else spec.connect,
@@ -38,6 +50,7 @@ def take_stage_place(spec: StageSpec) -> StageNode:
             peer=upstream,
             party=party,
             note=note,
+            safety=before,
         ),
     )
     return StageNode(
@@ -59,9 +72,11 @@ def take_head_place(spec: StageSpec) -> HeadNode:
     """
     party = Party(HEAD, spec.num_stages, spec.plan_digest, run_id=secrets.token_hex(8))
     note = partial(say, "head")
+    last = spec.num_stages - 1
+    homeward = link_safety(spec, HEAD, last)
     push, pull = _open_links(
         partial(PushLink, spec.local, stage=HEAD, peer=0, party=party, note=note),
-        partial(PullLink, spec.connect, stage=HEAD, peer=spec.num_stages - 1, party=party, note=note),
+        partial(PullLink, spec.connect, stage=HEAD, peer=last, party=party, note=note, safety=homeward),
     )
     return HeadNode(
         spec.num_stages,
@@ -72,6 +87,16 @@ def take_head_place(spec: StageSpec) -> HeadNode:
         step_timeout_s=spec.step_timeout_s,
         note=note,
     )
+
+
+def link_safety(spec: StageSpec, place: int, peer: int) -> Safety:
+    """What a place demands of one neighbour: the keys of the spec's key file, if it has one.
+
+    Raises:
+        ZppError: (INVALID) the key file cannot be used, or has no keys for these two.
+    """
+    keys = link_keys(read_key_file(Path(spec.keys)), place, peer) if spec.keys else None
+    return Safety(keys, spec.insecure)
 
 
 def _open_links(open_push: Callable[[], PushLink], open_pull: Callable[[], PullLink]) -> tuple[PushLink, PullLink]:
