@@ -110,6 +110,17 @@ def run_stage(
     api_port: Annotated[
         int, typer.Option("--port", "--api-port", metavar="PORT", help="Stage 0's OpenAI API port.")
     ] = ports.DEFAULT_API_PORT,
+    headless: Annotated[
+        bool, typer.Option("--headless", help="No API server: the head is a script's zpptool.LLM(..., launch=False).")
+    ] = False,
+    head_addr: Annotated[
+        str | None,
+        typer.Option(
+            "--head-addr",
+            metavar="HOST:PORT",
+            help="Headless stage 0: where the script binds; the port after the return port if not given.",
+        ),
+    ] = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     gpu_id: Annotated[
@@ -129,6 +140,7 @@ def run_stage(
     On one host with default ports: run-stage stages/stage_0, run-stage stages/stage_1, ... and nothing else.
     """
     from zpptool.pipeline.foreground import run_in_foreground
+    from zpptool.pipeline.headless import head_endpoint
     from zpptool.pipeline.resolve import refuse_api_port, resolve_links, resolve_place, spec_of_plan
     from zpptool.pipeline.spec import StageSpec
 
@@ -158,7 +170,7 @@ def run_stage(
             base_port=base_port,
             hosts=host_list(hosts),
         )
-        if place.stage == 0:
+        if place.stage == 0 and not headless:
             refuse_api_port(endpoints[0], api_port)
         spec = StageSpec(
             engine=engine,
@@ -173,6 +185,12 @@ def run_stage(
             engine_args=tuple(ctx.obj or ()),
         )
     spec = msgspec.structs.replace(spec, device=device, start_timeout_s=start_timeout, step_timeout_s=step_timeout)
+    if head_addr is not None and not (headless and spec.is_first):
+        raise usage_error("--head-addr is for a headless stage 0", "Say --headless too, on stage 0.")
+    if headless and spec.engine is not Engine.VLLM:
+        raise usage_error("--headless is for vLLM: only zpptool.LLM is a head of its own", "Say --engine vllm.")
+    if headless and spec.is_first:
+        spec = msgspec.structs.replace(spec, headless=True, local=head_endpoint(spec.connect, head_addr))
     run_in_foreground(spec, {"CUDA_VISIBLE_DEVICES": gpu_id} if gpu_id is not None else {}, console)
 
 

@@ -109,8 +109,12 @@ class ProcessGroup:
         """Once a child has ended: the one to blame. Where one ends the others follow, and each is given `SETTLE_S` to
         do so. A child that was killed is to blame, or else one that gives a reason of its own; only then one that lost
         the others, of these the head, which was told by whom; and last one that ended well."""
-        _wait_for_all(self.children, SETTLE_S)
+        self.settle()
         return min((child for child in self.children if child.ended), key=_innocence)
+
+    def settle(self) -> None:
+        """Give the children `SETTLE_S` to end by themselves."""
+        _wait_for_all(self.children, SETTLE_S)
 
     def stop(self, grace_s: float = STOP_GRACE_S) -> None:
         """End all children: SIGTERM, a grace, then SIGKILL for each one's whole process group.

@@ -25,9 +25,8 @@ from zpptool.errors import ZppError
 
 _TUPLE, _SET, _ARRAY, _TENSOR, _DTYPE, _OBJECT, _ENUM, _FRACTION = range(1, 9)
 _PLAIN = frozenset({type(None), bool, int, float, str, bytes})
+_DTYPES = {name: dtype for name, dtype in vars(torch).items() if isinstance(dtype, torch.dtype)}
 
-_UNREADABLE = (ValueError, TypeError, KeyError, RuntimeError, ZeroDivisionError, msgspec.DecodeError)
-"""What bytes that `encode` did not make can raise: bad msgpack, bad text, a key that is none, too deep a nesting."""
 
 _encoder = msgspec.msgpack.Encoder()
 
@@ -49,7 +48,9 @@ def decode(data: bytes | memoryview) -> Any:
     """
     try:
         return _decoder.decode(data)
-    except _UNREADABLE as cause:
+    except ZppError:
+        raise
+    except Exception as cause:  # of bytes that `encode` did not make: whatever msgpack, a constructor or torch says
         raise ZppError(f"a control message's payload cannot be read: {cause!r}") from cause
 
 
@@ -140,7 +141,9 @@ def _raise(code: int, data: memoryview) -> Any:
         raise ZppError(f"a control message's payload holds an extension of an unknown kind, {code}")
     try:
         return build(_decoder.decode(data))
-    except _UNREADABLE as cause:
+    except ZppError:
+        raise
+    except Exception as cause:  # of bytes that `encode` did not make: whatever msgpack, a constructor or torch says
         raise ZppError(f"a control message's payload cannot be built again: {cause!r}") from cause
 
 
@@ -148,8 +151,8 @@ _decoder = msgspec.msgpack.Decoder(ext_hook=_raise)
 
 
 def _dtype(name: str) -> torch.dtype:
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype):
+    dtype = _DTYPES.get(name)
+    if dtype is None:
         raise ZppError(f"a control message's payload names a dtype that torch does not have: {name!r}")
     return dtype
 

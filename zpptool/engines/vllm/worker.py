@@ -23,7 +23,8 @@ from zpptool.pipeline.spec import StageSpec
 WORKER_METHODS = frozenset(
     {
         "add_lora", "compile_or_warm_up_model", "determine_available_memory", "execute_dummy_batch",
-        "execute_model", "get_kv_cache_spec", "get_supported_kv_cache_layouts", "get_supported_tasks",
+        "execute_model", "get_kv_cache_spec", "get_simple_cpu_offload_num_cpu_blocks",
+        "get_supported_kv_cache_layouts", "get_supported_tasks",
         "initialize_from_config", "list_loras", "pin_lora", "profile", "remove_lora", "reset_encoder_cache",
         "reset_mm_cache", "sample_tokens", "set_kv_cache_layout", "sleep", "supports_draft_weight_updates",
         "synchronize_device", "take_draft_token_ids", "update_max_model_len", "wake_up",
