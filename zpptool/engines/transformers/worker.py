@@ -28,6 +28,7 @@ from zpptool.engines.transformers.calls import (
 from zpptool.engines.transformers.model import PartialModel, load_part
 from zpptool.engines.transformers.sampling import Sampler
 from zpptool.errors import ZppError
+from zpptool.pipeline import phases
 from zpptool.pipeline.ring.control import Call
 from zpptool.pipeline.ring.node import StageNode
 from zpptool.pipeline.ring.place import say
@@ -76,6 +77,7 @@ class TransformersStage:
         say(f"stage {spec.stage}", f"loading layers {spec.layers} from {spec.model}")
         self._part = load_part(spec.directory, spec.stage, spec.ranges, dtype=spec.dtype, device=device_of(spec))
         say(f"stage {spec.stage}", "loaded")
+        phases.tell_phase(phases.LOADED)
         return b""
 
     def _step(self, number: int, step: Step) -> bytes | None:

@@ -17,6 +17,7 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
 from zpptool.checkpoint.loading import load_plan
 from zpptool.engines.weights import read_tensor
+from zpptool.pipeline.phases import loading_teller
 from zpptool.pipeline.spec import StageSpec
 
 LOAD_FORMAT = "zpptool"
@@ -31,8 +32,11 @@ class OwnTensorsLoader(DefaultModelLoader):
 
     def get_all_weights(self, model_config: ModelConfig, model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         """The stage's tensors by their names in the checkpoint."""
-        for tensor in load_plan(self.spec.directory, self.spec.stage, self.spec.ranges):
+        tensors = load_plan(self.spec.directory, self.spec.stage, self.spec.ranges)
+        have_read = loading_teller(sum(tensor.nbytes for tensor in tensors))
+        for tensor in tensors:
             yield tensor.name, read_tensor(tensor)
+            have_read(tensor.nbytes)
 
 
 def use_own_tensors(config: VllmConfig, stage_spec: StageSpec) -> None:

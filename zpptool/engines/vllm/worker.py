@@ -15,6 +15,7 @@ from zpptool.engines.vllm.agreement import agreed_facts
 from zpptool.engines.vllm.executor import RingExecutor
 from zpptool.engines.vllm.group import WirePipelineGroup
 from zpptool.errors import ZppError
+from zpptool.pipeline import phases
 from zpptool.pipeline.ring.control import Call
 from zpptool.pipeline.ring.node import StageNode
 from zpptool.pipeline.ring.place import say
@@ -30,6 +31,8 @@ WORKER_METHODS = frozenset(
     }
 )  # fmt: skip
 """What the head may ask of a vLLM worker; anything else is refused by name."""
+
+WARMING_UP_METHODS = frozenset({"compile_or_warm_up_model", "determine_available_memory"})
 
 
 class StageWorker:
@@ -55,6 +58,8 @@ class StageWorker:
     def do(self, call: Call, payload: bytes) -> bytes:
         """Call the worker's method that the head names."""
         args, kwargs = codec.decode(payload)
+        if call.method in WARMING_UP_METHODS:
+            phases.tell_phase(phases.WARMING_UP)
         return codec.encode(self._method(call.method)(*args, **kwargs))
 
     def load_model(self) -> None:
@@ -67,6 +72,7 @@ class StageWorker:
         self._worker.load_model()
         hooks.current_platform.update_block_size_for_backend(self._config)
         self._say("loaded")
+        phases.tell_phase(phases.LOADED)
 
     def initialize_from_config(self, kv_cache_configs: list[Any]) -> None:
         """Allocate this stage's KV cache."""
