@@ -20,6 +20,7 @@ from zpptool.cli.options import (
     StartTimeoutOption,
     StepTimeoutOption,
     TensorParallelOption,
+    WireCodecOption,
     host_list,
     model_and_ranges,
     refuse_tensor_parallel,
@@ -27,10 +28,11 @@ from zpptool.cli.options import (
 from zpptool.console import Console
 from zpptool.errors import usage_error
 from zpptool.plan import Engine, load_plan_file
+from zpptool.wire.gauge import WireCodec
 
 SAID_BY_PLAN = (
     "num_stages", "layer_range", "ranges", "engine", "bind_port", "bind_host", "previous", "last", "next_addr", "bind",
-    "connect", "base_port", "hosts", "api_host", "api_port", "dtype",
+    "connect", "base_port", "hosts", "api_host", "api_port", "dtype", "wire_codec",
 )  # fmt: skip
 
 
@@ -118,6 +120,7 @@ def run_stage(
     tensor_parallel_size: TensorParallelOption = 1,
     start_timeout: StartTimeoutOption = 600.0,
     step_timeout: StepTimeoutOption = 300.0,
+    wire_codec: WireCodecOption = WireCodec.NONE,
     stage_mode: Annotated[str, typer.Option("--pipeline-stage-mode", hidden=True)] = "external",
     external_worker: Annotated[bool, typer.Option("--external-pp-worker", hidden=True)] = False,
 ) -> None:
@@ -171,6 +174,7 @@ def run_stage(
             api_host=api_host,
             api_port=api_port,
             engine_args=tuple(ctx.obj or ()),
+            wire_codec=wire_codec,
         )
     spec = msgspec.structs.replace(spec, device=device, start_timeout_s=start_timeout, step_timeout_s=step_timeout)
     run_in_foreground(spec, {"CUDA_VISIBLE_DEVICES": gpu_id} if gpu_id is not None else {}, console)

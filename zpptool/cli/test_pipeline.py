@@ -23,6 +23,7 @@ from zpptool.cli.options import (
     StartTimeoutOption,
     StepTimeoutOption,
     TensorParallelOption,
+    WireCodecOption,
     model_and_ranges,
     refuse_tensor_parallel,
 )
@@ -30,6 +31,7 @@ from zpptool.console import SCHEMA_VERSION, Console
 from zpptool.errors import ExitCode, ZppError, usage_error
 from zpptool.pipeline.trial.parity import Verdict
 from zpptool.plan import Engine
+from zpptool.wire.gauge import WireCodec
 
 DEFAULT_PROMPTS = ("The capital of France is", "def fibonacci(n):", "Once upon a time there was a")
 
@@ -82,6 +84,7 @@ def test_pipeline(
     ] = None,
     start_timeout: StartTimeoutOption = 600.0,
     step_timeout: StepTimeoutOption = 300.0,
+    wire_codec: WireCodecOption = WireCodec.NONE,
     multiprocess: Annotated[bool, typer.Option("--multiprocess", hidden=True)] = True,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -124,6 +127,7 @@ def test_pipeline(
         engine_args=tuple(ctx.obj or ()),
         start_timeout_s=start_timeout,
         step_timeout_s=step_timeout,
+        wire_codec=wire_codec,
     )
     _refuse_unwritable(report, junit)
     told_stages = num_stages or len(range_words) or None

@@ -10,6 +10,7 @@ import msgspec
 from zpptool.errors import usage_error
 from zpptool.layers import LayerRange, Partition
 from zpptool.plan import Engine
+from zpptool.wire.gauge import WireCodec
 
 
 class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,6 +34,7 @@ class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         start_timeout_s: how long to wait for neighbours, the head and the loading of weights.
         step_timeout_s: how long one step may take.
         plan_digest: of the plan that this stage was started from; empty for none.
+        wire_codec: whether its sending link compresses.
     """
 
     engine: Engine
@@ -50,6 +52,7 @@ class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     start_timeout_s: float = 600.0
     step_timeout_s: float = 300.0
     plan_digest: str = ""
+    wire_codec: WireCodec = WireCodec.NONE
 
     @property
     def num_stages(self) -> int:

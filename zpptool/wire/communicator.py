@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from zpptool.errors import ZppError, usage_error
 from zpptool.wire.errors import WireError, place_name
+from zpptool.wire.gauge import WireCodec
 from zpptool.wire.link import PullLink, PushLink, Sent
 from zpptool.wire.messages import Kind, Limits
 from zpptool.wire.tensors import pack, unpack
@@ -60,6 +61,8 @@ class ZeroMQCommunicator:
         timeout_s: float = 60.0,
         device: str | torch.device | None = None,
         limits: Limits | None = None,
+        codec: WireCodec = WireCodec.NONE,
+        shared_memory: bool = True,
     ) -> None:
         """Open this rank's links.
 
@@ -70,6 +73,8 @@ class ZeroMQCommunicator:
             timeout_s: deadline of each call, in seconds.
             device: where received tensors go; by default host memory.
             limits: what is accepted from the previous rank.
+            codec: whether messages to the next rank are compressed: `none`, `zstd`, or `auto` by the link's speed.
+            shared_memory: whether neighbours on this host pass large tensors through shared memory.
 
         Raises:
             ZppError: ranks that cannot be (exit 2), or an endpoint that cannot be used (exit 5).
@@ -89,9 +94,13 @@ class ZeroMQCommunicator:
         self._in: PullLink | None = None
         try:
             if bind is not None:
-                self._out = PushLink(bind, stage=rank, peer=self.next_rank, limits=limits)
+                self._out = PushLink(
+                    bind, stage=rank, peer=self.next_rank, limits=limits, codec=codec, shared_memory=shared_memory
+                )
             if connect is not None:
-                self._in = PullLink(connect, stage=rank, peer=self.prev_rank, limits=limits)
+                self._in = PullLink(
+                    connect, stage=rank, peer=self.prev_rank, limits=limits, shared_memory=shared_memory
+                )
         except ZppError:
             self.close()
             raise

@@ -30,7 +30,15 @@ def take_stage_place(spec: StageSpec) -> StageNode:
     party = Party(spec.stage, spec.num_stages, spec.plan_digest)
     note = partial(say, f"stage {spec.stage}")
     push, pull = _open_links(
-        partial(PushLink, spec.bind, stage=spec.stage, peer=downstream, party=party, note=note),
+        partial(
+            PushLink,
+            spec.bind,
+            stage=spec.stage,
+            peer=downstream,
+            party=party,
+            note=note,
+            codec=spec.wire_codec,
+        ),
         partial(
             PullLink,
             spec.local if spec.is_first else spec.connect,

@@ -21,6 +21,7 @@ from zpptool.pipeline.trial.joined import join_stages
 from zpptool.pipeline.trial.run import TrialOrder, free_port
 from zpptool.plan import Engine
 from zpptool.ports import StageEndpoints, open_ports, plan_endpoints, probe_ports
+from zpptool.wire.gauge import WireCodec
 
 ALONE_IN_A_STEP = {
     Engine.TRANSFORMERS: (),
@@ -55,6 +56,7 @@ class TrialWish:
     engine_args: tuple[str, ...]
     start_timeout_s: float
     step_timeout_s: float
+    wire_codec: WireCodec
 
 
 def plan_trial(wish: TrialWish, scratch: Path, log_dir: Path) -> TrialOrder:
@@ -95,6 +97,7 @@ def plan_trial(wish: TrialWish, scratch: Path, log_dir: Path) -> TrialOrder:
         engine_args=common,
         start_timeout_s=wish.start_timeout_s,
         step_timeout_s=wish.step_timeout_s,
+        wire_codec=wish.wire_codec,
     )
     endpoints = trial_endpoints(len(partition), wish.base_port, unsplit.api_port, scratch)
     stages = tuple(
