@@ -4,7 +4,7 @@
     python benchmarks/wire.py [--transport tcp|ipc] [--seconds 3]
 
 The variants take short turns in random order, so that a busy machine slows all alike. Shown are medians in microseconds
-and the ratio to bare ZeroMQ, which sends and receives the two tensors as two frames and copies where that is faster.
+and the ratio to bare ZeroMQ, whose PUSH and PULL take the two tensors as two frames and copy where that is faster.
 `link` is PushLink and PullLink with these frames, `communicator` is send_tensor_dict and recv_tensor_dict.
 """
 
@@ -43,8 +43,8 @@ class Side:
         self.push, self.pull = context.socket(zmq.PUSH), context.socket(zmq.PULL)
         self.push.bind(mine[0])
         self.pull.connect(other[0])
-        self.out = PushLink(mine[1], stage=rank, peer="the other side")
-        self.into = PullLink(other[1], stage=rank, peer="the other side")
+        self.out = PushLink(mine[1], stage=rank, peer=1 - rank)
+        self.into = PullLink(other[1], stage=rank, peer=1 - rank)
         self.communicator = ZeroMQCommunicator(rank, 2, bind=mine[2], connect=other[2], timeout_s=TIMEOUT_S)
 
     def send(self, variant: str, tensors: Tensors) -> None:

@@ -24,7 +24,9 @@ from toys import Ring, changed, ring_specs, stage_life, threads
 from zpptool.errors import ZppError
 from zpptool.pipeline.ring import control as c
 from zpptool.pipeline.spec import StageSpec
-from zpptool.wire.messages import HEAD, Kind, encode
+from zpptool.wire.link import Party, PullLink, Window
+from zpptool.wire.messages import HEAD, Kind, Limits, decode, encode
+from zpptool.wire.words import Hello, Refused, Taken, Told, Welcome, Word, decode_word, encode_word
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -69,7 +71,7 @@ def test_bytes_that_are_no_zeromq_disturb_nobody(tmp_path: Path) -> None:
 def test_zeromq_peers_of_another_kind_disturb_nobody(tmp_path: Path) -> None:
     specs = ring_specs(2, tmp_path, base_port=free_base_port(3))
     with threads(specs) as ring, zmq.Context() as context, ExitStack() as held:
-        for kind in (zmq.PUSH, zmq.DEALER, zmq.SUB, zmq.REQ):
+        for kind in (zmq.PUSH, zmq.PULL, zmq.DEALER, zmq.ROUTER, zmq.SUB, zmq.REQ):
             stranger = held.enter_context(context.socket(kind))
             stranger.linger = 0
             for spec in specs:
@@ -83,26 +85,67 @@ def test_zeromq_peers_of_another_kind_disturb_nobody(tmp_path: Path) -> None:
         assert ring.head.fault is None
 
 
-def test_a_second_receiver_ends_the_pipeline_with_an_error_that_names_the_place(tmp_path: Path) -> None:
+def wire(header: bytes, *frames: bytes, sequence: int = 0, kind: Kind = Kind.CONTROL, session: int = 7) -> list[bytes]:
+    parts = encode(kind, header, frames, source=HEAD, epoch=0, sequence=sequence, session=session)
+    return [bytes(part) for part in parts]
+
+
+def word(said: Word, session: int = 0) -> list[bytes]:
+    return wire(encode_word(said), kind=Kind.LINK, session=session)
+
+
+HELLO = Hello(Party(1), Window(), Limits(), {})
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (word(HELLO), "another stage 1 is connected already"),
+        (word(Hello(Party(0), Window(), Limits(), {})), "stage 1 is awaited here, not stage 0"),
+        (word(Hello(Party(1, run_id="mine"), Window(), Limits(), {})), "stage 1 belongs to run mine"),
+        (word(Hello(Party(1, 7), Window(), Limits(), {})), "stage 1 counts 7 stages"),
+        ([b"hello"], "a preamble has 32"),
+        ([word(HELLO)[0][:4] + b"\x07" + word(HELLO)[0][5:]], "wire version 7, this side speaks"),
+        (wire(os.urandom(100), kind=Kind.LINK), "cannot be read"),
+        ([*word(HELLO), b"more"], "1 frames came, 0 were announced"),
+    ],
+    ids=["twin", "another place", "another run", "another plan", "noise", "version", "no word", "frames"],
+)
+def test_a_hostile_receiver_is_refused_in_words_and_the_ring_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], said: list[bytes], told: str
+) -> None:
     specs = ring_specs(2, tmp_path)
-    with threads(specs) as ring, zmq.Context() as context, context.socket(zmq.PULL) as stranger:
+    with threads(specs) as ring, zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
+        stranger.linger = 0
+        stranger.rcvtimeo = 5000
         stranger.connect(specs[0].bind)
-        while not ring.broken.wait(0.1):
-            ring.head.call("where", b"", from_all=False)
-        errors = " ".join(str(life.exception(5)) for life in ring.stages)
-    assert "2 receivers are connected where stage 1 alone should be" in errors or "went elsewhere" in errors
+        stranger.send_multipart(said)
+        answer = decode_word(decode(stranger.recv_multipart(), Limits()).header)
+        assert isinstance(answer, Refused)
+        assert told in answer.reason
+        for number in range(20):
+            stranger.send_multipart(word(Taken(1 << 60)))
+            stranger.send_multipart(word(Told(b"no fault at all")))
+            assert ring.ask("step", str(number).encode()) == [f"{number} 0 1".encode()]
+        assert ring.head.fault is None
+        assert not stranger.poll(100), "a stranger was sent something"
+    assert f"stage 0: somebody was refused at {specs[0].bind}" in capsys.readouterr().err
 
 
 @contextmanager
-def impostor(spec: StageSpec, *messages: list[bytes]) -> Iterator[None]:
-    """Somebody who holds the address that a stage connects to, and says this as soon as the stage is there."""
+def impostor(spec: StageSpec, *messages: list[bytes], welcome: bool = True) -> Iterator[None]:
+    """Somebody who holds the address that a stage connects to, welcomes it as he should, and then says this."""
 
     def speak() -> None:
-        for message in messages:
-            sender.send_multipart(message)
+        guest, _hello = sender.recv_multipart()
+        party = Party(spec.num_stages - 1 if spec.is_first else spec.stage - 1, run_id="his own" * (not spec.is_first))
+        first = [word(Welcome(party, Window(), {}), session=7)] if welcome else []
+        for message in (*first, *messages):
+            sender.send_multipart([guest, *message])
 
-    with zmq.Context() as context, context.socket(zmq.PUSH) as sender, ThreadPoolExecutor(1) as pool:
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as sender, ThreadPoolExecutor(1) as pool:
         sender.setsockopt(zmq.SNDTIMEO, 5000)
+        sender.setsockopt(zmq.RCVTIMEO, 5000)
         sender.linger = 2000
         sender.bind(spec.connect)
         said = pool.submit(speak)
@@ -110,14 +153,11 @@ def impostor(spec: StageSpec, *messages: list[bytes]) -> Iterator[None]:
         said.result(5)
 
 
-def wire(header: bytes, *frames: bytes, sequence: int = 0, kind: Kind = Kind.CONTROL) -> list[bytes]:
-    parts = encode(kind, header, frames, source=HEAD, epoch=0, sequence=sequence, session=7)
-    return [bytes(part) for part in parts]
-
-
 @pytest.mark.parametrize(
     ("message", "told"),
     [
+        (wire(c.encode(c.Stop(reason="go", broke=False)), session=8), "it belongs to another session"),
+        (wire(b"\x80", kind=Kind.LINK), "a word of the link that cannot be read"),
         ([b""], "a preamble has"),
         ([b"hello"], "a preamble has"),
         ([bytes(64)], "another protocol"),
@@ -141,7 +181,7 @@ def test_what_an_impostor_says_ends_the_stage_with_his_address(tmp_path: Path, m
 
 def test_a_head_that_hears_noise_says_where_it_came_from(tmp_path: Path) -> None:
     specs = ring_specs(2, tmp_path)
-    with impostor(specs[0], [b"hello"]):
+    with impostor(specs[0], [b"hello"], welcome=False):
         ring = Ring([specs[0]])
         try:
             ring.start()
@@ -164,8 +204,7 @@ def test_words_out_of_turn_are_not_obeyed(tmp_path: Path) -> None:
     messages.append(wire(b"tensors", b"2", sequence=len(said), kind=Kind.TENSORS))
     with impostor(spec, *messages), ThreadPoolExecutor(1) as pool:
         heard = pool.submit(stage_life, spec)
-        with zmq.Context() as context, context.socket(zmq.PULL) as head:
-            head.connect(spec.bind)
+        with PullLink(spec.bind, stage=HEAD, peer=2):
             error = heard.exception(5)
     assert isinstance(error, ZppError)
     assert "has waited 1 s for the roll call from stage 1" in error.message

@@ -17,7 +17,7 @@ from zpptool.wire.sockets import make_socket
 
 def open_push(endpoint: str) -> None:
     """Bind and close."""
-    PushLink(endpoint, stage=0, peer="stage 1").close()
+    PushLink(endpoint, stage=0, peer=1).close()
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_an_endpoint_that_cannot_be_bound_is_refused(endpoint, told):
 )
 def test_an_endpoint_that_nobody_can_be_at_is_refused(endpoint, told):
     with pytest.raises(ZppError, match=told) as caught:
-        PullLink(endpoint, stage=1, peer="stage 0")
+        PullLink(endpoint, stage=1, peer=0)
     assert caught.value.exit_code is ExitCode.ADDRESS
 
 
@@ -71,7 +71,7 @@ def test_a_port_in_use_is_told():
 
 def test_an_ipc_path_in_use_is_not_taken_over(tmp_path: Path):
     endpoint = f"ipc://{tmp_path}/s"
-    with PushLink(endpoint, stage=0, peer="stage 1"), pytest.raises(ZppError, match="in use"):
+    with PushLink(endpoint, stage=0, peer=1), pytest.raises(ZppError, match="in use"):
         open_push(endpoint)
 
 
@@ -89,7 +89,7 @@ def test_a_file_at_an_ipc_path_is_left_alone(tmp_path: Path):
 
 
 def test_the_bound_port_is_told():
-    with PushLink("tcp://127.0.0.1:*", stage=0, peer="stage 1") as link:
+    with PushLink("tcp://127.0.0.1:*", stage=0, peer=1) as link:
         host, port = link.endpoint.rsplit(":", 1)
     assert host == "tcp://127.0.0.1"
     assert int(port) > 0
@@ -101,12 +101,12 @@ def test_an_ipv6_address_can_be_bound():
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError as error:
         pytest.skip(f"no IPv6 loopback here: {error}")
-    with PushLink("tcp://[::1]:*", stage=0, peer="stage 1") as push, PullLink(push.endpoint, stage=1, peer="x") as pull:
+    with PushLink("tcp://[::1]:*", stage=0, peer=1) as push, PullLink(push.endpoint, stage=1, peer=0) as pull:
         assert pull.endpoint.startswith("tcp://[::1]:")
 
 
 def test_no_option_is_left_at_an_unbounded_default():
-    with zmq.Context() as context, make_socket(context, zmq.PULL, high_water_mark=7, max_frame_bytes=999) as made:
+    with zmq.Context() as context, make_socket(context, zmq.DEALER, high_water_mark=7, max_frame_bytes=999) as made:
         assert (made.get(zmq.SNDHWM), made.get(zmq.RCVHWM), made.get(zmq.MAXMSGSIZE)) == (7, 7, 999)
         assert 0 < made.get(zmq.LINGER) <= 2000
         assert made.get(zmq.HEARTBEAT_IVL) > 0

@@ -21,8 +21,8 @@ class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         partition: every stage's half-open layer range. A stage that was told only its own range has guessed the
             others; the head puts the true ones together from the roll call.
         stage: this stage's place.
-        bind: the endpoint that its PUSH socket binds (its forward port, or the return port on the last stage).
-        connect: the endpoint that its PULL socket connects to. On stage 0 that is the return link, which the head
+        bind: the endpoint that its sending link binds (its forward port, or the return port on the last stage).
+        connect: the endpoint that its receiving link connects to. On stage 0 that is the return link, which the head
             takes; the worker of stage 0 hears the head through `local`.
         local: stage 0 only: the endpoint between head and worker on this machine; empty elsewhere.
         dtype: the activations' and weights' dtype, or `auto` for the checkpoint's.

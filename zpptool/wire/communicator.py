@@ -89,9 +89,9 @@ class ZeroMQCommunicator:
         self._in: PullLink | None = None
         try:
             if bind is not None:
-                self._out = PushLink(bind, stage=rank, peer=place_name(self.next_rank), limits=limits)
+                self._out = PushLink(bind, stage=rank, peer=self.next_rank, limits=limits)
             if connect is not None:
-                self._in = PullLink(connect, stage=rank, peer=place_name(self.prev_rank), limits=limits)
+                self._in = PullLink(connect, stage=rank, peer=self.prev_rank, limits=limits)
         except ZppError:
             self.close()
             raise

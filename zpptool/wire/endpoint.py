@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What both ends of a link have in common: who may use the socket, how to wait for it, how to end it.
 
-The invariant: one thread at a time touches the socket, every wait ends at its deadline or when the link is closed, and
-`close` returns within its linger whatever the peer does and from wherever it is called: another thread that waits in
-the link is woken, and a signal handler that interrupted a call leaves the closing to that call.
+The invariant: one thread at a time touches the socket and what the link remembers, every wait ends at its deadline or
+when the link is closed, and `close` returns within its linger whatever the peer does and from wherever it is called:
+another thread that waits in the link is woken, and a signal handler that interrupted a call leaves the closing to that
+call. What others want done with the socket they leave as a chore: whoever has the socket does it before giving it back.
 """
 
 from __future__ import annotations
@@ -13,23 +14,30 @@ import os
 import socket as net
 import threading
 import weakref
+from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import zmq
 import zmq.utils.garbage  # before the atexit handler below, which has to run before this module's own
 
-from zpptool.errors import ZppError
+from zpptool.errors import ExitCode, ZppError
+from zpptool.wire.attendant import FAILED, Attendant
+from zpptool.wire.credit import Window
 from zpptool.wire.deadline import Deadline
-from zpptool.wire.errors import LinkError, LinkTimeout, WireError, place_name
-from zpptool.wire.messages import PREAMBLE_BYTES, Limits
-from zpptool.wire.peers import PeerWatch
+from zpptool.wire.errors import HEAD, LinkError, LinkRefused, LinkTimeout, PeerLost, WireError, place_name
+from zpptool.wire.messages import Buffer, Kind, Limits, encode
+from zpptool.wire.notes import SparingNote
 from zpptool.wire.sockets import LINGER_S, Context, attach, make_socket
+from zpptool.wire.words import Party, Word, encode_word
 
-HIGH_WATER_MARK = 32
-"""Messages that may wait on each side of a link: a few steps in flight, and the control messages between them."""
-
+Fault = TypeVar("Fault", bound=LinkError)
+_EVENTS = int(zmq.EVENTS)
+_POLLIN = int(zmq.POLLIN)
+WORDS_WAITING = 64
+"""Words of the link that may wait in a socket beside the window's messages."""
 
 _process = os.getpid()
 
@@ -52,7 +60,16 @@ def _close_forgotten() -> None:
 
 
 class Endpoint:
-    """One end of a hop. Its context, socket and I/O thread are its own, so that closing it flushes just this link."""
+    """One end of a hop. Its context, socket and I/O thread are its own, so that closing it flushes just this link.
+
+    Attributes:
+        stage: the place that this end belongs to.
+        peer: the other side, as errors name it.
+        endpoint: the address between them.
+        limits: what this end accepts of one message.
+        party: who this end is, in which run and epoch.
+        refused: how many greetings and connections were turned away.
+    """
 
     def __init__(
         self,
@@ -60,19 +77,28 @@ class Endpoint:
         address: str,
         *,
         stage: int,
-        peer: str,
+        peer: int,
         bind: bool,
-        high_water_mark: int,
+        party: Party,
+        window: Window | None,
         limits: Limits | None,
+        note: Callable[[str], None] | None,
         context: Context | None,
+        max_frame_bytes: int,
     ) -> None:
         self.stage = stage
-        self.peer = peer
+        self.peer = "the head" if peer == HEAD else place_name(peer)
         self.limits = limits or Limits()
         self.endpoint = address
+        self.party = party
+        self.refused = 0
+        self._awaited = peer
+        self._window = window or Window()
+        self._note = SparingNote(note)
         self._pid = _process
         self._turn = threading.Lock()
         self._holder: int | None = None
+        self._chores: deque[Callable[[], object]] = deque()
         self._closing = False
         self._closed = False
         self._torn = False
@@ -81,18 +107,15 @@ class Endpoint:
         if context is None:
             context = self._own_context = zmq.Context()
         self._socket = make_socket(
-            context,
-            kind,
-            high_water_mark=high_water_mark,
-            max_frame_bytes=max(self.limits.max_frame_bytes, PREAMBLE_BYTES + self.limits.max_header_bytes),
+            context, kind, high_water_mark=self._window.messages + WORDS_WAITING, max_frame_bytes=max_frame_bytes
         )
-        self._peers = PeerWatch(self._socket)
         self._wake, self._alarm = net.socketpair()
         self._wake.setblocking(False)
-        event = zmq.POLLOUT if kind == zmq.PUSH else zmq.POLLIN
+        self._alarm.setblocking(False)
         # Plain integers, as everywhere on the way of a message: zmq's flags are enums, whose arithmetic costs more than
         # the calls it is for.
-        self._watched: list[tuple[Any, int]] = [(self._socket, int(event)), (self._alarm.fileno(), int(zmq.POLLIN))]
+        self._watched: list[tuple[Any, int]] = [(self._socket, _POLLIN), (self._alarm.fileno(), _POLLIN)]
+        self._attendant = Attendant(self, self._socket, words=kind == zmq.ROUTER)
         _open.add(self)
         try:
             self.endpoint = attach(self._socket, address, bind=bind)
@@ -101,9 +124,22 @@ class Endpoint:
             raise
 
     @property
-    def peers(self) -> int:
-        """How many peers are connected now."""
-        return self._peers.count
+    def state(self) -> str:
+        """How the link stands: `waiting` for its peer, `connected`, `lost`, or `refused` by it."""
+        raise NotImplementedError
+
+    @property
+    def connected(self) -> bool:
+        """Whether the peer is there and welcome."""
+        return self.state == "connected"
+
+    @property
+    def sequence(self) -> int:
+        """The last message that went over the link in this epoch; -1 for none."""
+        raise NotImplementedError
+
+    def ping(self) -> None:
+        """Look for the peer, where that can be done. Never waits."""
 
     def close(self, linger_s: float = LINGER_S) -> None:
         """End the link. What was accepted goes on being sent for `linger_s` at most. Closing twice is no fault.
@@ -114,9 +150,7 @@ class Endpoint:
             return
         self._linger_s = linger_s
         self._closing = True
-        self._peers.release()
-        with suppress(OSError):  # full, or closed by another thread just now
-            self._wake.send(b"\0")
+        self._rouse()
         if self._holder == threading.get_ident():
             return
         with self._turn:
@@ -132,27 +166,88 @@ class Endpoint:
 
     def timed_out(self, deadline: Deadline, awaited: str) -> LinkTimeout:
         """The error for a wait that ended: who waited how long for what, and whether the peer was there."""
-        who = place_name(self.stage).capitalize()
-        where = f"{who} waited {deadline.timeout_s:g} s for {self.peer} ({self.endpoint}) to {awaited}"
-        if self.peers:
-            state, hint = "it is connected", f"See the log of {self.peer}: it is busy, stopped or hung."
+        told = (
+            f"waited {deadline.timeout_s:g} s for {self.peer} ({self.endpoint}) to {awaited}; {self._how_it_stands()}"
+        )
+        if self.connected:
+            hint = f"See the log of {self.peer}: it is busy, stopped or hung."
         else:
-            state, hint = "it is not connected", f"Is {self.peer} running, and does the address lead to it?"
-        return LinkTimeout(f"{where}; {state}.", hint, stage=self.stage, peer=self.peer, endpoint=self.endpoint)
+            hint = f"Is {self.peer} running, and does the address lead to it?"
+        return self._made(LinkTimeout, f"{place_name(self.stage).capitalize()} {told}", hint)
 
     def fault(self, told: str, hint: str | None = None) -> LinkError:
         """An error of this link: `told` says what happened."""
-        return LinkError(
-            f"{place_name(self.stage).capitalize()}: {told} ({self.endpoint}).",
-            hint,
-            stage=self.stage,
-            peer=self.peer,
-            endpoint=self.endpoint,
+        return self._made(LinkError, f"{place_name(self.stage).capitalize()}: {told} ({self.endpoint})", hint)
+
+    def lost(self) -> PeerLost:
+        """The error for a peer that was there and has gone."""
+        return self._made(
+            PeerLost,
+            f"{place_name(self.stage)} has lost {self.peer} at {self.endpoint}: it ended, or the way to it is cut",
         )
 
     def refusal(self, error: WireError) -> WireError:
         """A received message's fault, told with this link's names."""
-        return error.at(stage=self.stage, peer=self.peer, endpoint=self.endpoint)
+        told = f"{place_name(self.stage).capitalize()} refused a message from {self.peer} ({self.endpoint})"
+        return WireError(f"{told}: {error.message}", error.hint, **self._standing())
+
+    def _refused_by(self, who: str, reason: str, *, plan: bool) -> LinkRefused:
+        """The error for a link that one of its sides will not have."""
+        return self._made(
+            LinkRefused,
+            f"{place_name(self.stage).capitalize()}: {who} ({self.endpoint}): {reason}",
+            "Start all stages of one pipeline with the same plan, each at its own place.",
+            state="refused",
+            exit_code=ExitCode.INVALID if plan else ExitCode.STAGE,
+        )
+
+    def _made(
+        self, kind: type[Fault], told: str, hint: str | None = None, *, state: str | None = None, **more: Any
+    ) -> Fault:
+        standing = self._standing() | ({"state": state} if state else {})
+        last = f"message {self.sequence}" if self.sequence >= 0 else "no message"
+        told = f"{told.rstrip('.')} (epoch {self.party.epoch}, {last} so far, {standing['state']})."
+        return kind(told, hint, **standing, **more)
+
+    def _standing(self) -> dict[str, Any]:
+        return {
+            "stage": self.stage,
+            "peer": self.peer,
+            "endpoint": self.endpoint,
+            "epoch": self.party.epoch,
+            "sequence": self.sequence,
+            "state": self.state,
+        }
+
+    def _how_it_stands(self) -> str:
+        return "it is connected" if self.connected else "it is not connected"
+
+    def _observe(self, event: int, value: int) -> None:
+        """Take in an event of the socket's monitor; called from the attendant's thread."""
+        if event & FAILED:
+            self.refused += 1
+            self._note(f"somebody who cannot speak to {self.endpoint} was turned away ({zmq.Event(event)!r})")
+        elif event == zmq.EVENT_DISCONNECTED:
+            self._post(lambda: self._cut(value))
+        elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self._post(self._greet)
+
+    def _cut(self, connection: int) -> None:
+        """A connection has ended."""
+        raise NotImplementedError
+
+    def _greet(self) -> None:
+        """A connection has begun."""
+
+    def _hear(self) -> None:
+        """Take in the words of the peer that wait in the socket."""
+
+    def _packed(self, word: Word, session: int = 0) -> Buffer:
+        """The one frame of a word."""
+        return encode(
+            Kind.LINK, encode_word(word), (),
+            source=self.stage, epoch=self.party.epoch, sequence=0, session=session,
+        )[0]  # fmt: skip
 
     def _enter(self, deadline: Deadline) -> None:
         """Take the socket for this thread; `_leave` gives it back."""
@@ -173,31 +268,69 @@ class Endpoint:
         if self._torn:
             self._linger_s = 0.0
             self._closing = True
-        if self._closing:
+        self._catch_up()
+        if self._closing and not self._attendant.is_here:  # closing waits for the attendant's end
             self._dispose()
         self._holder = None
         self._turn.release()
+        if self._chores and not self._closed:
+            self._do_chores()
 
-    def _ready(self) -> bool:
-        """Whether the socket can send (receive) now. Asking makes libzmq take note of peers that came or went."""
-        return bool(zmq.zmq_poll(self._watched[:1], 0))
+    def _catch_up(self) -> None:
+        """Do the chores and hear the words that have come up meanwhile; the caller has the socket."""
+        if self._torn or self._closed:
+            return
+        while self._chores:
+            self._chores.popleft()()
+        self._hear()
+
+    def _post(self, chore: Callable[[], object]) -> None:
+        """Have `chore` done by whoever has the socket, or here and now if nobody has it. Never waits."""
+        self._chores.append(chore)
+        self._rouse()
+        self._do_chores()
+
+    def _do_chores(self) -> None:
+        while self._chores and not self._closed and self._turn.acquire(blocking=False):
+            self._holder = threading.get_ident()
+            self._leave()
+
+    def _hear_soon(self) -> bool:
+        """Hear what the peer says, unless another thread has the socket; then that one will, and this is False."""
+        if not self._turn.acquire(blocking=False):
+            return False
+        self._holder = threading.get_ident()
+        self._leave()
+        return True
+
+    def _rouse(self) -> None:
+        """Wake a thread that waits in this link."""
+        with suppress(OSError):  # full, or closed by another thread just now
+            self._wake.send(b"\0")
+
+    def _readable(self) -> bool:
+        """Whether something waits in the socket. Asking makes libzmq take note of what has happened."""
+        return bool(int(self._socket.getsockopt(_EVENTS)) & _POLLIN)
 
     def _wait(self, deadline: Deadline) -> None:
-        """Return when the socket may be ready, or the deadline has passed.
+        """Return when something may have come or a chore is to be done, or the deadline has passed.
 
         Raises:
             LinkError: the link was closed meanwhile.
         """
         zmq.zmq_poll(self._watched, deadline.remaining_ms())
+        with suppress(BlockingIOError):
+            self._alarm.recv(4096)
         if self._closing:
             raise self.fault(f"the link to {self.peer} was closed while waiting")
+        self._catch_up()
 
     def _dispose(self) -> None:
         if self._closed:
             return
         self._closed = True
         _open.discard(self)
-        self._peers.stop(self._socket)
+        self._attendant.stop(self._socket)
         self._socket.close(linger=int(self._linger_s * 1000))
         if self._own_context:
             self._own_context.term()  # returns when all is sent or the linger has passed

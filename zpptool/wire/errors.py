@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The three ways a wire fails: bytes that cannot be right, a link that broke its promise, a wait that ended.
+"""The ways a wire fails: bytes that cannot be right, a link that broke its promise, a wait that ended.
 
-Each carries who noticed (`stage`), who is on the other side (`peer`) and where (`endpoint`), so that a supervisor
-can act without reading the sentence. All leave with exit code `STAGE`.
+Each carries who noticed (`stage`), who is on the other side (`peer`), where (`endpoint`), and how the link stood then
+(`epoch`, `sequence`, `state`), so that a supervisor can act without reading the sentence. All leave with exit code
+`STAGE`, but for a peer that was given another plan, which is `INVALID`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ class WireFault(ZppError):
         stage: index of the place that noticed (`HEAD` for the head), None where no link is involved.
         peer: the other side by name, for example `stage 1`.
         endpoint: the address between them.
+        epoch: the link's epoch when it happened.
+        sequence: the last message that went over the link in that epoch; -1 for none.
+        state: how the link stood: `waiting`, `connected`, `lost` or `refused`.
     """
 
     def __init__(
@@ -40,20 +44,22 @@ class WireFault(ZppError):
         stage: int | None = None,
         peer: str | None = None,
         endpoint: str | None = None,
+        epoch: int | None = None,
+        sequence: int | None = None,
+        state: str | None = None,
+        exit_code: ExitCode = ExitCode.STAGE,
     ) -> None:
-        super().__init__(message, hint, ExitCode.STAGE)
+        super().__init__(message, hint, exit_code)
         self.stage = stage
         self.peer = peer
         self.endpoint = endpoint
+        self.epoch = epoch
+        self.sequence = sequence
+        self.state = state
 
 
 class WireError(WireFault):
     """A message that cannot be right: refused before anything was allocated for it."""
-
-    def at(self, *, stage: int, peer: str, endpoint: str) -> WireError:
-        """The same fault, told with the place where it was met."""
-        told = f"{place_name(stage).capitalize()} refused a message from {peer} ({endpoint}): {self.message}"
-        return WireError(told, self.hint, stage=stage, peer=peer, endpoint=endpoint)
 
 
 class LinkError(WireFault):
@@ -61,11 +67,23 @@ class LinkError(WireFault):
 
 
 class LinkTimeout(LinkError):
-    """A deadline passed; the message says what was awaited and whether the peer was connected at all."""
+    """A deadline passed; the message says what was awaited and how the link stood."""
+
+
+class LinkRefused(LinkError):
+    """One side of a link will not have the other: another place, run, plan or protocol, or a second peer."""
+
+
+class PeerLost(LinkError):
+    """The process on the other side of a link has gone, or the way to it is cut."""
+
+
+class StaleEpoch(LinkError):
+    """A message of an epoch that is over."""
 
 
 class SequenceError(LinkError):
-    """Messages were lost, repeated, or came from a second sender.
+    """Messages were lost, repeated, or belong to another session.
 
     Attributes:
         expected: the sequence number that was due.
@@ -74,11 +92,6 @@ class SequenceError(LinkError):
             it, so one loss is reported once.
     """
 
-    def __init__(
-        self, message: str, *, stage: int, peer: str, endpoint: str, expected: int, got: int, received: Message
-    ) -> None:
-        hint = "A PUSH deals its messages out among all who connect: is a second process connected to that endpoint?"
-        super().__init__(message, hint, stage=stage, peer=peer, endpoint=endpoint)
-        self.expected = expected
-        self.got = got
-        self.received = received
+    expected: int
+    got: int
+    received: Message

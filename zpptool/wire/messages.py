@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import IntEnum
 from typing import TypeAlias
 
@@ -37,7 +37,7 @@ __all__ = [
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 MAGIC = b"ZPPW"
-VERSION = 1
+VERSION = 2
 INLINE = 1
 """Flag: the one payload frame follows the header in the first frame."""
 INLINE_BELOW_BYTES = 64 << 10
@@ -54,6 +54,8 @@ class Kind(IntEnum):
     """A tensor dict, as `zpptool.wire.tensors` packs it."""
     CONTROL = 2
     """Anything else; header and frames belong to whoever sends it."""
+    LINK = 3
+    """What the two ends of a link say to each other (`zpptool.wire.words`); never seen by those who use the link."""
 
 
 _KINDS = {int(kind): kind for kind in Kind}  # a lookup costs a tenth of the enum's own call
@@ -77,6 +79,10 @@ class Limits:
     max_rank: int = 16
     max_dim: int = 1 << 40
 
+    def within(self, other: Limits) -> Limits:
+        """The lower of both, bound by bound: what one side may send and the other accepts."""
+        return Limits(*[min(getattr(self, bound.name), getattr(other, bound.name)) for bound in fields(Limits)])
+
 
 class Message(msgspec.Struct, frozen=True, gc=False):
     """One received message.
@@ -84,9 +90,9 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         kind: what it carries.
         source: the place it was first sent from: a stage index or `HEAD`. A relay keeps it.
-        epoch: the head's count of lost stages; a relay keeps it.
-        sequence: its number on the link it came over, from 0.
-        session: random number of the sender's link; a restarted sender has another one.
+        epoch: the head's count of lost stages when it was sent.
+        sequence: its number in its session, from 0.
+        session: random number that the sender drew when it welcomed this receiver.
         header: opaque here.
         frames: the payload. Each view keeps the received memory alive, and nobody else writes to it.
     """

@@ -1,37 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
 """The receiving end of a hop.
 
-The invariant: `recv` returns the message that was due, within the limits, or raises an error that names what is wrong
-with it; either way the link is ready for the next one.
+The invariant: `recv` returns the message that was due in the session that the sender has welcomed this end to, within
+the limits, or raises an error that names what is wrong; either way the link is ready for the next one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import msgspec
 import zmq
 
+from zpptool.wire.credit import Debt, Window
 from zpptool.wire.deadline import Deadline
-from zpptool.wire.endpoint import HIGH_WATER_MARK, Endpoint
-from zpptool.wire.errors import SequenceError, WireError, place_name
-from zpptool.wire.messages import Limits, Message, decode
+from zpptool.wire.endpoint import Endpoint
+from zpptool.wire.errors import LinkRefused, SequenceError, StaleEpoch, WireError, WireFault, place_name
+from zpptool.wire.greeting import unfit
+from zpptool.wire.messages import PREAMBLE_BYTES, Kind, Limits, Message, decode
 from zpptool.wire.sequence import SequenceCheck
 from zpptool.wire.sockets import Context
+from zpptool.wire.words import Hello, Hold, Party, Ping, Pong, Refused, Taken, Told, Welcome, Word, decode_word
 
 _DONTWAIT = int(zmq.DONTWAIT)
+WORDS_LINGER_S = 0.5
+"""How long a closing link goes on sending what was told to a sender that may be stopped."""
+_LAST_LOOK_S = 0.01
+"""libzmq tells of a connection's end a moment before it hands out what came last."""
 
 
 class PullLink(Endpoint):
-    """The receiving end of a hop. It connects by default, and goes on trying until the other side is there."""
+    """The receiving end of a hop. It connects, and goes on trying until the other side is there."""
 
     def __init__(
         self,
         endpoint: str,
         *,
         stage: int,
-        peer: str,
-        bind: bool = False,
-        high_water_mark: int = HIGH_WATER_MARK,
+        peer: int,
+        party: Party | None = None,
+        window: Window | None = None,
         limits: Limits | None = None,
-        late_join: bool = False,
+        note: Callable[[str], None] | None = None,
         context: Context | None = None,
     ) -> None:
         """Open the link.
@@ -39,78 +49,228 @@ class PullLink(Endpoint):
         Args:
             endpoint: what the peer binds, `tcp://host:port` or `ipc:///path`.
             stage: the place this end belongs to, a stage index or `HEAD`.
-            peer: the other side as errors name it, for example `stage 0`.
-            high_water_mark: messages that may wait here; as many may wait at the peer.
+            peer: the place that is to be at the other end.
+            party: who this end is; an empty `run_id` is learnt from the sender's welcome, as it is by default.
+            window: the most that the sender may have under way.
             limits: what this end accepts. A longer frame ends the connection before memory is taken for it.
-            late_join: this end was restarted: the sender's count may begin anywhere.
+            note: is told in words of a sender that was refused.
             context: a ZeroMQ context to share; by default the link has its own, and an I/O thread with it.
 
         Raises:
             ZppError: the endpoint cannot be used (exit 5).
         """
+        self._greeted = False
+        self._was_cut = False
+        self._refusal: LinkRefused | None = None
+        self._hold: str | None = None
+        self._interrupted = False
+        self._check: SequenceCheck | None = None
+        self._debt = Debt(Window())
+        self._stash: Message | WireFault | None = None
+        self._on_welcome: Callable[[str, int], None] = lambda _run, _epoch: None
+        limits = limits or Limits()
         super().__init__(
-            zmq.PULL,
+            zmq.DEALER,
             endpoint,
             stage=stage,
             peer=peer,
-            bind=bind,
-            high_water_mark=high_water_mark,
+            bind=False,
+            party=party or Party(stage),
+            window=window,
             limits=limits,
+            note=note,
             context=context,
+            max_frame_bytes=max(limits.max_frame_bytes, PREAMBLE_BYTES + limits.max_header_bytes),
         )
-        self._check = SequenceCheck(late_join=late_join)
+
+    @property
+    def state(self) -> str:
+        """`waiting` to be welcomed, `connected`, `lost` or `refused`."""
+        if self._refusal is not None:
+            return "refused"
+        if self._check is None:
+            return "waiting"
+        return "lost" if self._was_cut else "connected"
+
+    @property
+    def sequence(self) -> int:
+        """The last message received in this epoch; -1 for none."""
+        return self._check.due - 1 if self._check else -1
+
+    def close(self, linger_s: float = WORDS_LINGER_S) -> None:
+        """End the link. What was told goes on being sent for `linger_s` at most, if the sender is still there."""
+        super().close(0.0 if self._was_cut else linger_s)
+
+    def on_welcome(self, callback: Callable[[str, int], None]) -> None:
+        """Have `callback` called with run and epoch whenever the sender welcomes this end, from any thread; it must
+        not wait, nor use this link."""
+        self._on_welcome = callback
+
+    def tell(self, payload: bytes) -> None:
+        """Pass a few bytes to the owner of the sending end (`PushLink.on_told`), ahead of nothing and behind what was
+        told before. Never waits; a sender that has gone, or reads nothing, is not told."""
+        self._post(lambda: self._say(Told(payload)))
 
     def recv(self, timeout_s: float) -> Message:
         """The next message.
 
         Raises:
             LinkTimeout: none came before the deadline.
+            PeerLost: the sender, who has sent something in this epoch, has gone, and nothing of it is left to read.
+            LinkRefused: the sender will not have this end, or this end not that sender.
             SequenceError: it is not the one that was due. The link goes on behind it.
+            StaleEpoch: it belongs to an epoch that is over.
             WireError: it cannot be right; it is dropped.
             LinkError: the link is closed.
         """
         deadline = Deadline(timeout_s)
         self._enter(deadline)
         try:
-            while (parts := self._try_recv()) is None:
+            while not self._look():
                 if not deadline.remaining_ms():
-                    raise self.timed_out(deadline, f"send message {self._check.due}")
+                    due = self._check.due if self._check else 0
+                    raise self.timed_out(deadline, f"send message {due}")
                 self._wait(deadline)
-            return self._checked(parts)
+            got, self._stash = self._stash, None
+            if not isinstance(got, Message):
+                raise got or self._refusal or self.lost()
+            self._debt.take(len(got.header) + sum([frame.nbytes for frame in got.frames]))
+            if self._debt.due:
+                self._say_taken()
+            return got
         finally:
             self._leave()
 
+    def interrupt(self) -> None:
+        """Have the `poll` under way, or else the next one, return at once."""
+        self._interrupted = True
+        self._rouse()
+
     def poll(self, timeout_s: float) -> bool:
-        """Whether a message is there before the deadline."""
+        """Whether there is a message, or a fault, before the deadline or an `interrupt`: something for `recv`."""
         deadline = Deadline(timeout_s)
         self._enter(deadline)
         try:
-            while not self._ready():
-                if not deadline.remaining_ms():
+            while not self._look():
+                if self._interrupted or not deadline.remaining_ms():
+                    self._interrupted = False
                     return False
                 self._wait(deadline)
             return True
         finally:
             self._leave()
 
-    def _checked(self, parts: list[memoryview]) -> Message:
-        try:
-            message = decode(parts, self.limits)
-        except WireError as error:
-            raise self.refusal(error) from None
+    def _look(self) -> bool:
+        """Whether there is something for `recv`. Words of the link are taken in on the way."""
+        if self._chores:
+            self._catch_up()
+        if self._debt.due:
+            self._say_taken()
+        if self._stash is None:
+            self._stash = self._next()
+        if self._stash is None and self._is_over:
+            zmq.zmq_poll(self._watched[:1], int(_LAST_LOOK_S * 1000))
+            self._stash = self._next()
+        return self._stash is not None or self._is_over
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether nothing will come: one side was refused, or a sender that was heard has gone."""
+        return self._refusal is not None or (self._was_cut and self._check is not None and self._check.due > 0)
+
+    def _next(self) -> Message | WireFault | None:
+        """The next message that is there, or what is wrong with it."""
+        while (parts := self._try_recv()) is not None:
+            try:
+                message = decode(parts, self.limits)
+                if message.kind is not Kind.LINK:
+                    return self._checked(message)
+                self._take(decode_word(message.header), message)
+            except WireError as error:
+                return self.refusal(error)
+            except WireFault as fault:
+                return fault
+        return None
+
+    def _checked(self, message: Message) -> Message:
+        if self._check is None:
+            raise WireError("it came before a welcome; the peer is no link's other end.")
+        if message.epoch != self.party.epoch:
+            raise self._made(
+                StaleEpoch, f"{place_name(self.stage).capitalize()} got a message of epoch {message.epoch} from "
+                f"{self.peer} ({self.endpoint})",
+            )  # fmt: skip
         fault = self._check.accept(message.session, message.sequence)
         if fault is not None:
-            raise SequenceError(
+            error = self._made(
+                SequenceError,
                 f"{place_name(self.stage).capitalize()} expected message {fault.expected} of {self.peer} "
-                f"({self.endpoint}) and got {fault.got}: {fault.text}.",
-                stage=self.stage,
-                peer=self.peer,
-                endpoint=self.endpoint,
-                expected=fault.expected,
-                got=fault.got,
-                received=message,
+                f"({self.endpoint}) and got {fault.got}: {fault.text}",
             )
+            error.expected, error.got, error.received = fault.expected, fault.got, message
+            raise error
         return message
+
+    def _take(self, word: Word, message: Message) -> None:
+        """Take in one word of the sender."""
+        match word:
+            case Welcome(party=party, window=window):
+                self._be_welcomed(party, window, message.session)
+            case Hold(reason=reason):
+                self._hold = reason
+            case Refused(reason=reason, plan=plan):
+                self._refuse(f"{self.peer} refuses this link", reason, plan=plan)
+            case Ping(at=at):
+                self._say(Pong(at))
+
+    def _be_welcomed(self, theirs: Party, window: Window, session: int) -> None:
+        refused = unfit(theirs, self.party, self._awaited)
+        if refused is not None:
+            self._say(refused)
+            self._refuse(f"{self.peer} is refused", refused.reason, plan=refused.plan)
+            return
+        if theirs.epoch < self.party.epoch:
+            raise self._made(
+                StaleEpoch, f"{self.peer} welcomes to epoch {theirs.epoch} at {self.endpoint}, and that is over"
+            )
+        self.party = msgspec.structs.replace(self.party, run_id=theirs.run_id, epoch=theirs.epoch)
+        self._was_cut = False
+        self._check = SequenceCheck(session)
+        self._debt = Debt(window)
+        self._hold = None
+        self._on_welcome(theirs.run_id, theirs.epoch)
+
+    def _refuse(self, who: str, reason: str, *, plan: bool) -> None:
+        self.refused += 1
+        self._refusal = self._refused_by(who, reason, plan=plan)
+        self._note(self._refusal.message)
+
+    def _greet(self) -> None:
+        self._was_cut = False
+        if self._check and not self._check.due:
+            self._check = None
+        self._was_cut = self._check is not None
+        self._say(Hello(self.party, self._window, self.limits, {}))
+
+    def _cut(self, connection: int) -> None:
+        self._was_cut = True
+        self._hold = None
+
+    def _say_taken(self) -> None:
+        assert self._check is not None
+        if self._say(Taken(self._debt.taken), self._check.session):
+            self._debt.told()
+
+    def _say(self, word: Word, session: int = 0) -> bool:
+        """Whether ZeroMQ took the word; it does not when too many wait for a sender that reads nothing."""
+        try:
+            self._socket.send(self._packed(word, session), _DONTWAIT)
+        except zmq.ZMQError:
+            return False
+        return True
+
+    def _how_it_stands(self) -> str:
+        return f"it is connected, but {self._hold}" if self._hold else super()._how_it_stands()
 
     def _try_recv(self) -> list[memoryview] | None:
         """The parts of one message, or None when none is there. Parts past the limit are dropped, all but one."""

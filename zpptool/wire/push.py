@@ -1,24 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
 """The sending end of a hop.
 
-The invariant: a message is handed to ZeroMQ whole or not at all, only while exactly one peer is connected, and takes
-the next sequence number only then. What is torn half way by an interrupt takes the link down with it.
+The invariant: a message is handed to ZeroMQ whole or not at all, only for the one peer that this end has welcomed, only
+within that peer's window, and takes the next sequence number only then. What is torn half way by an interrupt takes the
+link down with it.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
+import msgspec
 import zmq
 
+from zpptool.wire.credit import Credit, Window
 from zpptool.wire.deadline import Deadline
-from zpptool.wire.endpoint import HIGH_WATER_MARK, Endpoint
-from zpptool.wire.messages import Buffer, Kind, Limits, Message, check_sizes, encode
+from zpptool.wire.endpoint import Endpoint
+from zpptool.wire.errors import LinkRefused, StaleEpoch, WireError
+from zpptool.wire.greeting import Standing, judge
+from zpptool.wire.messages import Buffer, Kind, Limits, Message, check_sizes, decode, encode
 from zpptool.wire.sockets import Context
+from zpptool.wire.words import (
+    WORD_LIMITS,
+    Hello,
+    Hold,
+    Party,
+    Ping,
+    Pong,
+    Refused,
+    Taken,
+    Told,
+    Welcome,
+    Word,
+    decode_word,
+)
 
 _LAST = int(zmq.DONTWAIT)
 _MORE = int(zmq.DONTWAIT | zmq.SNDMORE)
+_HELD = 8
 
 ZERO_COPY_BYTES = 1 << 20
 """Frames from this size on are sent from the caller's memory. Shorter ones are copied before `send` returns, which
@@ -56,18 +78,34 @@ class Sent:
                 raise self._link.timed_out(deadline, f"take the bytes of message {self.sequence}") from None
 
 
+class _Guest(NamedTuple):
+    """Somebody who has greeted: his address in the socket, his connection's file descriptor, and what he said."""
+
+    identity: bytes
+    connection: int
+    hello: Hello
+
+
+class _Session(NamedTuple):
+    """A guest who was welcomed, under the number that the messages to him bear."""
+
+    guest: _Guest
+    number: int
+
+
 class PushLink(Endpoint):
-    """The sending end of a hop. It binds by default: with no peer there, a send waits instead of losing messages."""
+    """The sending end of a hop. It binds; with no welcome peer there, a send waits instead of losing messages."""
 
     def __init__(
         self,
         endpoint: str,
         *,
         stage: int,
-        peer: str,
-        bind: bool = True,
-        high_water_mark: int = HIGH_WATER_MARK,
+        peer: int,
+        party: Party | None = None,
+        window: Window | None = None,
         limits: Limits | None = None,
+        note: Callable[[str], None] | None = None,
         context: Context | None = None,
     ) -> None:
         """Open the link.
@@ -75,27 +113,71 @@ class PushLink(Endpoint):
         Args:
             endpoint: `tcp://host:port` (`*` for any free port) or `ipc:///path`.
             stage: the place this end belongs to, a stage index or `HEAD`.
-            peer: the other side as errors name it, for example `stage 1`.
-            high_water_mark: messages that may wait here; as many may wait at the peer.
-            limits: what the peer will accept; larger messages are refused here.
+            peer: the one place whose greeting is welcome.
+            party: who this end is; while its `run_id` is empty everybody is held until `begin`. By default a run
+                of this link alone.
+            window: the most that is ever under way, if the peer allows as much.
+            limits: what the peer will accept, if it says nothing less; larger messages are refused here.
+            note: is told in words of peers that were refused.
             context: a ZeroMQ context to share; by default the link has its own, and an I/O thread with it.
 
         Raises:
             ZppError: the endpoint cannot be used (exit 5).
         """
+        self._session: _Session | None = None
+        self._credit = Credit(Window())
+        self._was_lost = False
+        self._refusal: LinkRefused | None = None
+        self._held: dict[bytes, _Guest] = {}
+        self._accepted = limits or Limits()
+        self._on_told: Callable[[bytes], None] = lambda _payload: None
+        self._on_lost: Callable[[], None] = lambda: None
+        self._last_no = ""
+        self.rtt_s: float | None = None
         super().__init__(
-            zmq.PUSH,
+            zmq.ROUTER,
             endpoint,
             stage=stage,
             peer=peer,
-            bind=bind,
-            high_water_mark=high_water_mark,
+            bind=True,
+            party=party or Party(stage, run_id=secrets.token_hex(8)),
+            window=window,
             limits=limits,
+            note=note,
             context=context,
+            max_frame_bytes=WORD_LIMITS.max_frame_bytes,
         )
-        self._session = secrets.randbits(32)
-        self._sequence = 0
-        self._changes_seen = 0
+
+    @property
+    def state(self) -> str:
+        """`waiting` for its peer, `connected` or `lost`."""
+        return "lost" if self._was_lost else "connected" if self._session else "waiting"
+
+    @property
+    def sequence(self) -> int:
+        """The last message sent in this epoch; -1 for none."""
+        return self._credit.sent - 1
+
+    def begin(self, run_id: str, epoch: int) -> None:
+        """Begin a run, or a later epoch of it: the peer is welcomed (again), and messages count from 0.
+
+        Who greeted too early is judged anew. An epoch that has begun already is no fault. Never waits.
+        """
+        self._post(lambda: self._begin(run_id, epoch))
+
+    def on_told(self, callback: Callable[[bytes], None]) -> None:
+        """Have `callback` called with what the receiver's owner tells (`PullLink.tell`), from any thread; it must not
+        wait, nor use this link."""
+        self._on_told = callback
+
+    def on_lost(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called when the peer has gone who was sent something, from any thread; it must not wait, nor
+        use this link."""
+        self._on_lost = callback
+
+    def ping(self) -> None:
+        """Ask the peer how long a word takes; `rtt_s` says so later. A peer that has gone is noticed. Never waits."""
+        self._post(self._probe)
 
     def send(
         self,
@@ -104,37 +186,50 @@ class PushLink(Endpoint):
         frames: Sequence[Buffer] = (),
         *,
         source: int | None = None,
-        epoch: int = 0,
+        epoch: int | None = None,
         timeout_s: float,
     ) -> Sent:
-        """Hand one message to ZeroMQ, waiting while there is no peer or its queue is full.
+        """Hand one message to ZeroMQ, waiting while there is no peer or its window is used up.
 
         Frames of `ZERO_COPY_BYTES` and more are read while they are sent: leave that memory alone until `Sent.wait`
         returns. (It is kept alive; nothing can be freed too early.)
 
         Args:
             source: the place the message comes from; by default this link's.
+            epoch: the epoch that the message belongs to; by default the link's.
 
         Raises:
-            LinkTimeout: no peer, or a peer that reads nothing, until the deadline. Nothing was sent.
-            LinkError: more than one peer is connected, or the link is closed.
+            LinkTimeout: no peer, or a peer that takes nothing, until the deadline. Nothing was sent.
+            PeerLost: the peer was sent something in this epoch, and has gone.
+            LinkRefused: the peer that came was given another plan.
+            StaleEpoch: the message's epoch is not the link's.
+            LinkError: the link is closed.
             WireError: the message is larger than the limits allow.
         """
         deadline = Deadline(timeout_s)
-        check_sizes(len(header), [memoryview(frame).nbytes for frame in frames], self.limits)
+        sizes = [memoryview(frame).nbytes for frame in frames]
+        check_sizes(len(header), sizes, self._accepted)
+        nbytes = len(header) + sum(sizes)
         self._enter(deadline)
         try:
-            sequence = self._sequence
-            parts = encode(
-                kind,
-                header,
-                frames,
-                source=self.stage if source is None else source,
-                epoch=epoch,
-                sequence=sequence,
-                session=self._session,
-            )
-            return Sent(self, sequence, self._deliver(parts, deadline))
+            while True:
+                session = self._await_room(nbytes, deadline)
+                if epoch is not None and epoch != self.party.epoch:
+                    raise self._made(StaleEpoch, f"a message of epoch {epoch} is not for {self.peer} ({self.endpoint})")
+                sequence = self._credit.sent
+                parts = encode(
+                    kind,
+                    header,
+                    frames,
+                    source=self.stage if source is None else source,
+                    epoch=self.party.epoch,
+                    sequence=sequence,
+                    session=session.number,
+                )
+                trackers = self._hand_over(session, parts)
+                if trackers is not None:
+                    self._credit.spend(nbytes)
+                    return Sent(self, sequence, trackers)
         finally:
             self._leave()
 
@@ -149,59 +244,176 @@ class PushLink(Endpoint):
             timeout_s=timeout_s,
         )
 
-    def _deliver(self, parts: Sequence[Buffer], deadline: Deadline) -> list[zmq.MessageTracker]:
-        """Send the parts to the one peer; the trackers of the large ones."""
-        while True:
-            if self.peers != 1:
-                self._wait_for_peer(deadline)
-            trackers = self._try_send(parts)
-            if trackers is not None:
-                return trackers
+    def check(self) -> None:
+        """Ask how the link stands.
+
+        Raises:
+            PeerLost: the peer was sent something in this epoch, and has gone.
+            LinkRefused: the peer that came was given another plan.
+        """
+        if self._was_lost:
+            raise self.lost()
+        if self._refusal is not None:
+            raise self._refusal
+
+    def _await_room(self, nbytes: int, deadline: Deadline) -> _Session:
+        """The session, when there is one and a message of that size may be sent in it."""
+        if self._chores:
+            self._catch_up()
+        while self._session is None or not self._credit.allows(nbytes):
+            self.check()
             if not deadline.remaining_ms():
-                raise self.timed_out(deadline, f"take message {self._sequence}")
+                raise self.timed_out(deadline, f"take message {self._credit.sent}")
             self._wait(deadline)
+        return self._session
 
-    def _wait_for_peer(self, deadline: Deadline) -> None:
-        """Return when exactly one peer is connected. ZeroMQ's own queue to a peer outlives that peer by a moment: what
-        is sent in that moment would be lost."""
-        count = self._peers.wait_for_one(deadline)
-        if self._closing:
-            raise self.fault(f"the link to {self.peer} was closed while waiting")
-        if count > 1:
-            raise self.fault(
-                f"{count} receivers are connected where {self.peer} alone should be",
-                "They would get every other message: replicate whole pipelines, never one stage.",
-            )
-        if count == 0:
-            raise self.timed_out(deadline, f"take message {self._sequence}")
+    def _hand_over(self, session: _Session, parts: Sequence[Buffer]) -> list[zmq.MessageTracker] | None:
+        """Give the parts to ZeroMQ for the welcome peer; the trackers of the large ones. None when he has gone.
 
-    def _try_send(self, parts: Sequence[Buffer]) -> list[zmq.MessageTracker] | None:
-        """As `_deliver`, or None when nobody takes the message now. Counts it when somebody does."""
-        changes = self._peers.changes
-        if changes != self._changes_seen:  # or it may be given to a connection that has ended
-            self._changes_seen = changes
-            if not self._ready():
-                return None
+        libzmq refuses the first frame, the peer's address, or takes the whole message.
+        """
         last = len(parts) - 1
         trackers: list[zmq.MessageTracker] = []
-        cut_off = False
         self._torn = True
+        try:
+            self._socket.send(session.guest.identity, _MORE)
+        except (zmq.Again, zmq.ZMQError):
+            self._torn = False
+            self._end_session()
+            return None
         for index, part in enumerate(parts):
             large = memoryview(part).nbytes >= ZERO_COPY_BYTES
-            flags = _LAST if index == last else _MORE
-            try:
-                tracker = self._socket.send(part, flags, copy=not large, track=large)
-            except zmq.Again:
-                if index == 0:
-                    self._torn = False
-                    return None
-                # The peer went away inside this message. libzmq now drops what is still due of a message, so give it
-                # the rest: otherwise it would drop the beginning of the next one.
-                cut_off = True
-                continue
+            tracker = self._socket.send(part, _LAST if index == last else _MORE, copy=not large, track=large)
             if tracker is not None:
                 trackers.append(tracker)
-        if not cut_off:
-            self._sequence += 1
         self._torn = False
-        return None if cut_off else trackers
+        return trackers
+
+    def _how_it_stands(self) -> str:
+        if self._held and not self._session:
+            return "it is connected and waits for the run to begin here"
+        if self._last_no and not self._session:
+            return f"it is not connected, and somebody was refused ({self._last_no})"
+        return super()._how_it_stands()
+
+    def _hear(self) -> None:
+        while self._readable():
+            identity, *parts = self._socket.recv_multipart(zmq.DONTWAIT, copy=False)
+            connection = parts[0].get(zmq.SRCFD) if parts else -1
+            self._take(identity.bytes, int(connection), [part.buffer for part in parts])
+
+    def _take(self, identity: bytes, connection: int, parts: Sequence[Buffer]) -> None:
+        """Take in one word."""
+        try:
+            message = decode(parts, WORD_LIMITS)
+            word = decode_word(message.header)
+        except WireError as error:
+            self._turn_away(identity, Refused(error.message, plan=False))
+            return
+        session = self._session
+        if isinstance(word, Hello):
+            self._receive(_Guest(identity, connection, word))
+        elif session and identity == session.guest.identity:
+            match word:
+                case Taken(count=count):
+                    if message.session == session.number and not self._credit.receive(count):
+                        self._turn_away(identity, Refused(f"{count} messages were never sent", plan=False))
+                        self._end_session()
+                case Pong(at=at):
+                    self.rtt_s = time.monotonic() - at
+                case Told(payload=payload):
+                    self._on_told(payload)
+                case Refused(reason=reason, plan=plan):
+                    self._refusal = self._refused_by(f"{self.peer} refuses this link", reason, plan=plan)
+                    self._note(self._refusal.message)
+
+    def _receive(self, guest: _Guest) -> None:
+        """Welcome, hold or refuse somebody who greets."""
+        self._probe()
+        if self._session and self._session.guest.identity == guest.identity:
+            return  # he greets twice where the connection broke before his greeting had left
+        standing = Standing(taken=self._session is not None, spent=self._credit.sent > 0)
+        theirs = guest.hello.party
+        answer = judge(theirs, self.party, self._awaited, standing)
+        match answer:
+            case None:
+                self._welcome(guest)
+            case Hold():
+                if self._say(guest, answer) and len(self._held) < _HELD:
+                    self._held[guest.identity] = guest
+            case Refused(reason=reason, plan=plan):
+                self._turn_away(guest.identity, answer)
+                if plan and theirs.stage == self._awaited and not standing.taken and not standing.spent:
+                    self._refusal = self._refused_by(f"{self.peer} is refused", reason, plan=plan)
+
+    def _welcome(self, guest: _Guest) -> None:
+        """Begin a session with this guest."""
+        session = _Session(guest, secrets.randbits(32))
+        window = self._window.within(guest.hello.window)
+        if not self._say(guest, Welcome(self.party, window, {}), session.number):
+            return
+        self._session = session
+        self._was_lost = False
+        self._refusal = None
+        self._credit = Credit(window)
+        self._accepted = self.limits.within(guest.hello.limits)
+
+    def _turn_away(self, identity: bytes, answer: Refused) -> None:
+        self.refused += 1
+        self._last_no = answer.reason
+        self._note(f"somebody was refused at {self.endpoint}: {answer.reason}")
+        self._send_word(identity, answer)
+
+    def _begin(self, run_id: str, epoch: int) -> None:
+        if self.party.run_id == run_id and epoch <= self.party.epoch:
+            return
+        self.party = msgspec.structs.replace(self.party, run_id=run_id, epoch=epoch)
+        if self._session:
+            self._held = {self._session.guest.identity: self._session.guest, **self._held}
+        self._session = None
+        self._was_lost = False
+        self._credit = Credit(Window())
+        self._judge_held()
+
+    def _judge_held(self) -> None:
+        """Judge again whoever waits."""
+        held, self._held = self._held, {}
+        for guest in held.values():
+            self._receive(guest)
+
+    def _end_session(self) -> None:
+        """The welcome peer has gone. If he was sent nothing yet, nothing is lost, and another may come in his place."""
+        ended = self._session
+        self._hear()  # what he said last
+        if self._session is ended:
+            self._session = None
+            self._was_lost = self._credit.sent > 0
+            if self._was_lost:
+                self._on_lost()
+
+    def _cut(self, connection: int) -> None:
+        if self._session and self._session.guest.connection == connection and not self._probe():
+            self._attendant.suspect()
+        if not self._session:
+            self._judge_held()
+
+    def _probe(self) -> bool:
+        """Whether nobody is welcome any more. The number of a connection that has ended may be another one's by now,
+        so libzmq is asked; and it may hand the end out a moment after it has told of it, so it may have to be asked
+        again."""
+        if self._session:
+            self._readable()  # or libzmq may not have looked
+            if not self._say(self._session.guest, Ping(time.monotonic())):
+                self._end_session()
+        return self._session is None
+
+    def _say(self, guest: _Guest, word: Word, session: int = 0) -> bool:
+        return self._send_word(guest.identity, word, session)
+
+    def _send_word(self, identity: bytes, word: Word, session: int = 0) -> bool:
+        """Whether ZeroMQ took the word; it does not when that peer has gone, or reads nothing."""
+        try:
+            self._socket.send_multipart([identity, self._packed(word, session)], zmq.DONTWAIT)
+        except zmq.ZMQError:
+            return False
+        return True

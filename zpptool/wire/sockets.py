@@ -51,10 +51,9 @@ def make_socket(context: Context, kind: int, *, high_water_mark: int, max_frame_
     made = context.socket(kind)
     for option, value in _OPTIONS.items():
         made.setsockopt(option, value)
-    if kind == zmq.PUSH:
-        # Queue only for a peer that is there, or a message vanishes before the first handshake. Not on a PULL: there
-        # it throws away what arrived just before the connection ended.
-        made.setsockopt(zmq.IMMEDIATE, 1)
+    if kind == zmq.ROUTER:
+        # A message for a peer that has gone is refused instead of dropped.
+        made.setsockopt(zmq.ROUTER_MANDATORY, 1)
     # With an authentication domain, even one that nobody serves, libzmq refuses what speaks ZMTP 1 or 2. Without, it
     # takes any bytes that do not begin with 0xFF (an HTTP probe, a TLS hello) for a ZMTP 1 peer of no kind, tells no
     # monitor, and deals it messages.

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from zpptool.errors import ExitCode, ZppError
 from zpptool.wire.link import LinkError
 from zpptool.wire.messages import Buffer
 
@@ -71,12 +72,19 @@ class Reply(msgspec.Struct, tag="reply", frozen=True, forbid_unknown_fields=True
 
 
 class Fault(msgspec.Struct, tag="fault", frozen=True, forbid_unknown_fields=True):
-    """A stage cannot go on, on its way to the head; `number` names the call that failed, if one did."""
+    """A stage cannot go on, on its way to the head; `number` names the call that failed, if one did, and `code` what
+    the head should leave with."""
 
     stage: int
     number: int | None
     message: str
     detail: str
+    code: int = int(ExitCode.STAGE)
+
+    def as_error(self) -> ZppError:
+        """The fault as the head raises it."""
+        code = ExitCode(self.code) if self.code in set(ExitCode) else ExitCode.STAGE
+        return ZppError(self.message, self.detail or None, code)
 
 
 class Stop(msgspec.Struct, tag="stop", frozen=True, forbid_unknown_fields=True):

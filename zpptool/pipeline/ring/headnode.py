@@ -9,17 +9,19 @@ every later call.
 from __future__ import annotations
 
 import itertools
+import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from zpptool.errors import ZppError, invalid_error, stage_error
 from zpptool.pipeline.ring import control as c
-from zpptool.pipeline.ring.neighbour import POLL_S, Delivery, PeerLost, check_sender
+from zpptool.pipeline.ring.neighbour import POLL_S, Delivery
 from zpptool.pipeline.ring.rollcall import disagreements
-from zpptool.wire.errors import WireFault
+from zpptool.wire.errors import PeerLost, WireFault
 from zpptool.wire.link import PullLink, PushLink
 from zpptool.wire.messages import HEAD, Kind
 
@@ -81,6 +83,10 @@ class HeadNode:
         self._suspected: tuple[ZppError, float] | None = None
         self._lock = threading.Lock()
         self._closing = threading.Event()
+        self._stopping = False
+        self._told: queue.SimpleQueue[c.Fault] = queue.SimpleQueue()
+        outward.on_told(self._hear_told)
+        outward.on_lost(homeward.interrupt)
         self._on_fault: Callable[[ZppError], None] = lambda _fault: None
         self._thread = threading.Thread(target=self._serve, name="head-receive", daemon=True)
 
@@ -144,6 +150,7 @@ class HeadNode:
         to pass on when the head left would take that for a loss. A ring that is broken is told by what, and as far as
         it reaches."""
         fault = self.fault
+        self._stopping = True
         stop = c.Stop(reason=fault.message if fault else reason, broke=fault is not None)
         try:
             self._outward.send(Kind.CONTROL, c.encode(stop), source=HEAD, timeout_s=POLL_S)
@@ -192,14 +199,14 @@ class HeadNode:
     def _roll_call_home(self) -> c.RollCall:
         deadline = time.monotonic() + self._start_timeout_s
         while time.monotonic() < deadline:
+            self._look_outward()
             if not self._homeward.poll(POLL_S):
-                self._outbox.check_receiver()
                 continue
             control = self._receive(POLL_S).control
             if isinstance(control, c.RollCall):
                 return control
             if isinstance(control, c.Fault):
-                raise stage_error(control.message, control.detail or None)
+                raise control.as_error()
         raise stage_error(
             f"the roll call has not come round in {self._start_timeout_s:g} s: it left for stage 0 and nothing came"
             f" back from {self._homeward.peer} at {self._homeward.endpoint}",
@@ -210,24 +217,50 @@ class HeadNode:
         try:
             while not self._closing.is_set():
                 self._check_deadlines()
+                self._look_outward()
                 if self._homeward.poll(POLL_S):
                     received = self._receive(POLL_S)
                     if isinstance(received.control, c.Stop):
                         return
                     self._take(received)
-                else:
-                    check_sender(self._homeward)
         except ZppError as fault:
             self._break(fault)
         except Exception as cause:  # whatever it is, nobody may go on waiting for this thread
             self._break(stage_error(f"the head cannot receive any more: {type(cause).__name__}: {cause}"))
 
+    def _hear_told(self, payload: bytes) -> None:
+        """Take in what a stage tells against the direction of the ring; called where nothing may wait."""
+        told = c.decode(payload, (), stage=HEAD, peer=self._outward.peer, endpoint=self._outward.endpoint).control
+        if isinstance(told, c.Fault):
+            self._told.put(told)
+            self._homeward.interrupt()
+
+    def _look_outward(self) -> None:
+        """Raise what a stage told, or else, a moment later, that stage 0 has gone: the first is the cause of the
+        second, and may still be on its way."""
+        if self._stopping:
+            return
+        with suppress(queue.Empty):
+            raise self._told.get_nowait().as_error()
+        try:
+            self._outward.check()
+        except PeerLost as fault:
+            self._suspect(fault)
+        if self._suspected is not None and self._suspected[1] < time.monotonic():
+            raise self._suspected[0]
+
+    def _suspect(self, fault: ZppError) -> None:
+        """Stage 0 has gone; the receiving thread breaks the pipeline with what it hears next, or with this."""
+        with self._lock:
+            if self._suspected is None:
+                self._suspected = fault, time.monotonic() + CAUSE_S
+
     def _take(self, received: c.Received) -> None:
         match received.control:
             case c.Reply(number=number, stage=stage):
                 self._settle(number, stage, received.payload)
-            case c.Fault(number=number, message=message, detail=detail):
-                self._fail(number, stage_error(message, detail or None))
+            case c.Fault(number=number) as fault:
+                self._fail(number, fault.as_error())
 
     def _settle(self, number: int, stage: int, payload: bytes) -> None:
         with self._lock:
@@ -254,8 +287,6 @@ class HeadNode:
 
     def _check_deadlines(self) -> None:
         now = time.monotonic()
-        if self._suspected is not None and self._suspected[1] < now:
-            raise self._suspected[0]
         with self._lock:
             late = next((call for call in self._open.values() if call.deadline < now), None)
         if late is not None:
@@ -266,13 +297,9 @@ class HeadNode:
                 "See its log, and those of the stages before it: one of them is busy, stopped or hung.",
             )
 
-    def _suspect(self, fault: ZppError) -> None:
-        """Stage 0 has gone; the receiving thread breaks the pipeline with what it hears next, or with this."""
-        with self._lock:
-            if self._suspected is None:
-                self._suspected = fault, time.monotonic() + CAUSE_S
-
     def _break(self, fault: ZppError) -> None:
+        with suppress(queue.Empty):
+            fault = self._told.get_nowait().as_error()
         if not self._closing.is_set() and self._fail_all(fault):
             self._on_fault(fault)
 

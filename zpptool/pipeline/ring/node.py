@@ -19,10 +19,10 @@ from typing import Any, TypeVar
 
 from zpptool.errors import ExitCode, ZppError, invalid_error, stage_error
 from zpptool.pipeline.ring import control as c
-from zpptool.pipeline.ring.neighbour import POLL_S, Delivery, check_sender
+from zpptool.pipeline.ring.neighbour import POLL_S, Delivery
 from zpptool.wire import tensors
 from zpptool.wire.errors import WireError, WireFault
-from zpptool.wire.link import LinkError, LinkTimeout, PullLink, PushLink
+from zpptool.wire.link import LinkError, LinkTimeout, PeerLost, PullLink, PushLink
 from zpptool.wire.messages import Kind, Message
 
 REMIND_S = 20.0
@@ -76,8 +76,12 @@ class StageNode:
         self._over: ZppError | None = None
         self._on_over: Callable[[ZppError], None] = lambda _why: None
         self._rumour: str | None = None
+        self._told_of_loss = False
         self._joined = threading.Event()
         self._closing = threading.Event()
+        upstream.on_welcome(downstream.begin)  # run and epoch go round the ring with the welcomes
+        downstream.on_told(upstream.tell)
+        downstream.on_lost(upstream.interrupt)
         self._thread = threading.Thread(target=self._serve, name=f"stage-{stage}-receive", daemon=True)
 
     def join(self, facts: c.StageFacts) -> None:
@@ -218,25 +222,39 @@ class StageNode:
             self._give_up(stage_error(f"stage {self.stage} cannot receive any more: {type(cause).__name__}: {cause}"))
 
     def _receive_all(self) -> None:
-        heard = False
-        while not self._closing.is_set():
+        while not self._closing.is_set() and self._over is None:
             if self._upstream.poll(POLL_S):
                 self._sort(self._upstream.recv(POLL_S))
-                heard = True
-                continue
-            if heard:
-                check_sender(self._upstream)
+            else:
+                self._look_downstream()
+
+    def _look_downstream(self) -> None:
+        """Whether the next place is still there. If not, the head is told, and says what becomes of the run."""
+        if self._told_of_loss:
+            return
+        try:
+            self._downstream.check()
+        except PeerLost as lost:
             if not self._joined.is_set():
-                self._outbox.check_receiver()
+                raise
+            self._told_of_loss = True
+            self._tell_head(lost)
 
     def _give_up(self, fault: ZppError) -> None:
         if self._closing.is_set():
             return
         if self._rumour is not None:
             fault.hint = f"It began elsewhere: {self._rumour}."
-        told = c.Fault(stage=self.stage, number=None, message=fault.message, detail=fault.hint or "")
-        self._last_word(c.encode(told))
+        self._tell_head(fault)
         self._end(fault)
+
+    def _tell_head(self, fault: ZppError) -> None:
+        """Tell the head by both ways round the ring, one of which may be cut."""
+        told = c.encode(
+            c.Fault(stage=self.stage, number=None, message=fault.message, detail=fault.hint or "", code=fault.exit_code)
+        )
+        self._upstream.tell(told)
+        self._last_word(told)
 
     def _sort(self, message: Message) -> None:
         if message.kind is Kind.TENSORS:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import sys
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ from zpptool.pipeline.ring.control import StageFacts
 from zpptool.pipeline.ring.headnode import HeadNode
 from zpptool.pipeline.ring.node import StageNode
 from zpptool.pipeline.spec import StageSpec
-from zpptool.wire.link import PullLink, PushLink
+from zpptool.wire.link import Party, PullLink, PushLink
 from zpptool.wire.messages import HEAD
 
 
@@ -24,11 +25,20 @@ def take_stage_place(spec: StageSpec) -> StageNode:
     Raises:
         ZppError: (ADDRESS) an endpoint cannot be used.
     """
-    downstream = "the head" if spec.is_last else f"stage {spec.stage + 1}"
-    upstream = "the head" if spec.is_first else f"stage {spec.stage - 1}"
+    downstream = HEAD if spec.is_last else spec.stage + 1
+    upstream = HEAD if spec.is_first else spec.stage - 1
+    party = Party(spec.stage, spec.num_stages, spec.plan_digest)
+    note = partial(say, f"stage {spec.stage}")
     push, pull = _open_links(
-        partial(PushLink, spec.bind, stage=spec.stage, peer=downstream),
-        partial(PullLink, spec.local if spec.is_first else spec.connect, stage=spec.stage, peer=upstream),
+        partial(PushLink, spec.bind, stage=spec.stage, peer=downstream, party=party, note=note),
+        partial(
+            PullLink,
+            spec.local if spec.is_first else spec.connect,
+            stage=spec.stage,
+            peer=upstream,
+            party=party,
+            note=note,
+        ),
     )
     return StageNode(
         spec.stage,
@@ -37,19 +47,21 @@ def take_stage_place(spec: StageSpec) -> StageNode:
         is_last=spec.is_last,
         start_timeout_s=spec.start_timeout_s,
         step_timeout_s=spec.step_timeout_s,
-        note=lambda text: say(f"stage {spec.stage}", text),
+        note=note,
     )
 
 
 def take_head_place(spec: StageSpec) -> HeadNode:
-    """Open the links of the head, which stands beside stage 0 and is told stage 0's spec.
+    """Open the links of the head, which stands beside stage 0 and is told stage 0's spec. It begins a new run.
 
     Raises:
         ZppError: (ADDRESS) an endpoint cannot be used.
     """
+    party = Party(HEAD, spec.num_stages, spec.plan_digest, run_id=secrets.token_hex(8))
+    note = partial(say, "head")
     push, pull = _open_links(
-        partial(PushLink, spec.local, stage=HEAD, peer="stage 0"),
-        partial(PullLink, spec.connect, stage=HEAD, peer=f"stage {spec.num_stages - 1}"),
+        partial(PushLink, spec.local, stage=HEAD, peer=0, party=party, note=note),
+        partial(PullLink, spec.connect, stage=HEAD, peer=spec.num_stages - 1, party=party, note=note),
     )
     return HeadNode(
         spec.num_stages,
@@ -58,7 +70,7 @@ def take_head_place(spec: StageSpec) -> HeadNode:
         pull,
         start_timeout_s=spec.start_timeout_s,
         step_timeout_s=spec.step_timeout_s,
-        note=lambda text: say("head", text),
+        note=note,
     )
 
 

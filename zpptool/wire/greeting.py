@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whom a link admits: the rule, apart from sockets.
+
+The invariant: in one epoch of one run a link has at most one session in which a message is sent, and both its ends
+agree on places, number of stages, plan, run and epoch. Whoever else greets is refused, or held until his time comes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from zpptool.wire.errors import place_name
+from zpptool.wire.words import Hold, Party, Refused
+
+
+def unfit(theirs: Party, ours: Party, awaited: int) -> Refused | None:
+    """Why the other end cannot be the one that this end is meant for; None when it can. Both ends ask."""
+    if theirs.num_stages and ours.num_stages and theirs.num_stages != ours.num_stages:
+        return Refused(
+            f"{place_name(theirs.stage)} counts {theirs.num_stages} stages, {place_name(ours.stage)} {ours.num_stages}",
+            plan=True,
+        )
+    if theirs.digest and ours.digest and theirs.digest != ours.digest:
+        return Refused(
+            f"{place_name(theirs.stage)} has plan digest {theirs.digest}, {place_name(ours.stage)} {ours.digest}",
+            plan=True,
+        )
+    if theirs.stage != awaited:
+        return Refused(f"{place_name(awaited)} is awaited here, not {place_name(theirs.stage)}", plan=False)
+    if theirs.run_id and ours.run_id and theirs.run_id != ours.run_id:
+        return Refused(
+            f"{place_name(theirs.stage)} belongs to run {theirs.run_id}, {place_name(ours.stage)} to {ours.run_id}",
+            plan=False,
+        )
+    return None
+
+
+class Standing(NamedTuple):
+    """How the sender's link stands when somebody greets it.
+
+    Attributes:
+        taken: a peer is connected and welcome.
+        spent: a message was sent in this epoch; whoever has not got it can never be told it again.
+    """
+
+    taken: bool
+    spent: bool
+
+
+def judge(theirs: Party, ours: Party, awaited: int, standing: Standing) -> Hold | Refused | None:
+    """The sender's answer to a greeting; None admits."""
+    refused = unfit(theirs, ours, awaited)
+    if refused is not None:
+        return refused
+    if standing.taken:
+        return Refused(f"another {place_name(awaited)} is connected already", plan=False)
+    if not ours.run_id:
+        return Hold(f"{place_name(ours.stage)} waits for the run to begin")
+    if theirs.epoch > ours.epoch:
+        return Hold(f"{place_name(ours.stage)} is in epoch {ours.epoch} still, not in {theirs.epoch}")
+    if standing.spent:
+        return Hold(f"the link of epoch {ours.epoch} was lost; another epoch has to begin")
+    return None
