@@ -135,7 +135,7 @@ def test_the_openai_api_of_a_mixed_pipeline_and_a_clean_end(stages: Path, real_m
             assert stage.wait(END_S) == 6, stage.text()[-2000:]
         assert time.monotonic() - began < END_S
         assert [process for stage in running_stages for process in stage.left_behind()] == []
-        assert "head has lost stage 2" in running_stages[0].text()
+        assert "has lost stage 2" in running_stages[0].text()  # by the head, or by stage 1: who is first is open
 
 
 def test_a_killed_stage_is_named_and_nothing_is_left_running(stages: Path, tmp_path: Path) -> None:

@@ -77,6 +77,10 @@ DeviceOption = Annotated[
 TensorParallelOption = Annotated[
     int, typer.Option("--tensor-parallel-size", metavar="N", help="Devices of one stage; only 1 for now.")
 ]
+TraceOption = Annotated[
+    Path | None,
+    typer.Option("--trace", metavar="FILE", help="Write a timeline (Chrome trace) that ui.perfetto.dev shows."),
+]
 StartTimeoutOption = Annotated[
     float, typer.Option("--start-timeout", metavar="S", min=1, help="Seconds until all stages must stand.")
 ]

@@ -20,6 +20,7 @@ from zpptool.cli.options import (
     StartTimeoutOption,
     StepTimeoutOption,
     TensorParallelOption,
+    TraceOption,
     host_list,
     model_and_ranges,
     refuse_tensor_parallel,
@@ -118,6 +119,7 @@ def run_stage(
     tensor_parallel_size: TensorParallelOption = 1,
     start_timeout: StartTimeoutOption = 600.0,
     step_timeout: StepTimeoutOption = 300.0,
+    trace: TraceOption = None,
     stage_mode: Annotated[str, typer.Option("--pipeline-stage-mode", hidden=True)] = "external",
     external_worker: Annotated[bool, typer.Option("--external-pp-worker", hidden=True)] = False,
 ) -> None:
@@ -131,6 +133,7 @@ def run_stage(
     from zpptool.pipeline.foreground import run_in_foreground
     from zpptool.pipeline.resolve import refuse_api_port, resolve_links, resolve_place, spec_of_plan
     from zpptool.pipeline.spec import StageSpec
+    from zpptool.pipeline.trace import check_trace_file
 
     console = Console()
     refuse_tensor_parallel(tensor_parallel_size)
@@ -172,7 +175,15 @@ def run_stage(
             api_port=api_port,
             engine_args=tuple(ctx.obj or ()),
         )
-    spec = msgspec.structs.replace(spec, device=device, start_timeout_s=start_timeout, step_timeout_s=step_timeout)
+    if trace is not None:
+        check_trace_file(trace)
+    spec = msgspec.structs.replace(
+        spec,
+        device=device,
+        start_timeout_s=start_timeout,
+        step_timeout_s=step_timeout,
+        trace=str(trace.resolve()) if trace is not None else "",
+    )
     run_in_foreground(spec, {"CUDA_VISIBLE_DEVICES": gpu_id} if gpu_id is not None else {}, console)
 
 

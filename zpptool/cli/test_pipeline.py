@@ -23,6 +23,7 @@ from zpptool.cli.options import (
     StartTimeoutOption,
     StepTimeoutOption,
     TensorParallelOption,
+    TraceOption,
     model_and_ranges,
     refuse_tensor_parallel,
 )
@@ -82,6 +83,7 @@ def test_pipeline(
     ] = None,
     start_timeout: StartTimeoutOption = 600.0,
     step_timeout: StepTimeoutOption = 300.0,
+    trace: TraceOption = None,
     multiprocess: Annotated[bool, typer.Option("--multiprocess", hidden=True)] = True,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -100,6 +102,7 @@ def test_pipeline(
     refuse_tensor_parallel(tensor_parallel_size)
     check_engine(engine)
 
+    from zpptool.pipeline.trace import check_trace_file
     from zpptool.pipeline.trial.order import TrialWish, plan_trial
     from zpptool.pipeline.trial.report import error_payload, payload
     from zpptool.pipeline.trial.run import run_trial
@@ -124,8 +127,11 @@ def test_pipeline(
         engine_args=tuple(ctx.obj or ()),
         start_timeout_s=start_timeout,
         step_timeout_s=step_timeout,
+        trace=trace,
     )
     _refuse_unwritable(report, junit)
+    if trace is not None:
+        check_trace_file(trace)
     told_stages = num_stages or len(range_words) or None
     try:
         with private_directory() as scratch, log_directory(log_dir) as logs:

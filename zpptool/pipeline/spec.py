@@ -33,6 +33,7 @@ class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         start_timeout_s: how long to wait for neighbours, the head and the loading of weights.
         step_timeout_s: how long one step may take.
         plan_digest: of the plan that this stage was started from; empty for none.
+        trace: the file of the timeline; empty for none.
     """
 
     engine: Engine
@@ -50,6 +51,7 @@ class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     start_timeout_s: float = 600.0
     step_timeout_s: float = 300.0
     plan_digest: str = ""
+    trace: str = ""
 
     @property
     def num_stages(self) -> int:

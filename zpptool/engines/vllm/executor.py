@@ -6,6 +6,7 @@ The engine core imports this class by name in a process of its own; the head's s
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -15,7 +16,7 @@ from typing import Any
 import msgspec
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from vllm.v1.executor.abstract import Executor
-from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
 
 from zpptool.engines.vllm import codec
 from zpptool.engines.vllm.agreement import agreed_facts
@@ -23,6 +24,9 @@ from zpptool.errors import ZppError
 from zpptool.pipeline.child import die_with_parent
 from zpptool.pipeline.ring.place import say, take_head_place
 from zpptool.pipeline.spec import StageSpec
+
+EXECUTE_AND_SAMPLE = "execute_and_sample"
+"""The two calls of a step in one: the stages' own name for it, no method of vLLM's workers."""
 
 SPEC_VARIABLE = "ZPP_HEAD_SPEC"
 """Holds the head's spec as JSON. vLLM hashes its own configuration into cache keys, so ports are kept out of it."""
@@ -43,6 +47,8 @@ class RingExecutor(Executor):
         self._failure_callback: Callable[[], None] | None = None
         spec = msgspec.json.decode(os.environ[SPEC_VARIABLE], type=StageSpec)
         self._spec = spec
+        self._held: tuple[SchedulerOutput, Future[Any]] | None = None
+        self._guided: set[str] = set()
         self._node = take_head_place(spec)
         self._node.on_fault(self._fail)
         try:
@@ -70,20 +76,36 @@ class RingExecutor(Executor):
         """Call a worker's method on every stage; the answers in the order of the stages."""
         if not isinstance(method, str):
             raise ZppError(f"{method!r} is a function, and code does not travel between stages", "Name a method.")
+        self._release()
         future = self._start(method, args, kwargs or {}, from_all=True, timeout_s=timeout or self._spec.start_timeout_s)
         return future if non_block else future.result()
 
     def execute_model(
         self, scheduler_output: SchedulerOutput, non_block: bool = False
     ) -> ModelRunnerOutput | Future[ModelRunnerOutput | None] | None:
-        """Run one step's forward pass through all stages; the last stage's answer."""
-        return self._step("execute_model", scheduler_output, non_block)
+        """Run one step's forward pass through all stages; the last stage's answer.
+
+        Where the call for its tokens follows at once, the two travel as one. An empty step, as the engine core
+        makes them while all that it could schedule is in flight, tells the stages nothing and is not sent.
+        """
+        self._release()
+        if _is_empty(scheduler_output):
+            return _done(EMPTY_MODEL_RUNNER_OUTPUT) if non_block else EMPTY_MODEL_RUNNER_OUTPUT
+        if non_block and self._tokens_follow(scheduler_output):
+            future = _HeldFuture(self._release)
+            self._held = scheduler_output, future
+            return future
+        return self._step("execute_model", (scheduler_output,), non_block)
 
     def sample_tokens(
         self, grammar_output: GrammarOutput | None, non_block: bool = False
     ) -> ModelRunnerOutput | Future[ModelRunnerOutput]:
         """Sample the tokens of the step whose forward pass was started last; the last stage's answer."""
-        return self._step("sample_tokens", grammar_output, non_block)
+        if self._held is None:
+            return self._step("sample_tokens", (grammar_output,), non_block)
+        (scheduler_output, future), self._held = self._held, None
+        self._step(EXECUTE_AND_SAMPLE, (scheduler_output, grammar_output), True, future)
+        return future if non_block else future.result()
 
     def check_health(self) -> None:
         """Raise the error that broke the pipeline, if one did."""
@@ -95,10 +117,34 @@ class RingExecutor(Executor):
         self._node.stop("the head has shut down")
         self._node.close()
 
-    def _step(self, method: str, argument: Any, non_block: bool) -> Any:
-        answers = self._start(method, (argument,), {}, from_all=False, timeout_s=None)
-        future: Future[Any] = Future()
-        _follow(answers, future, lambda outputs: outputs[0])
+    def _tokens_follow(self, scheduler_output: SchedulerOutput) -> bool:
+        """Whether the engine core asks for this step's tokens before it waits for anything.
+
+        It does when it keeps several steps in flight, unless a grammar is about to look at them: then the forward pass
+        had better be on its way while the grammar is advanced, which may need the tokens of the step before.
+        """
+        self._guided -= scheduler_output.finished_req_ids
+        for request in scheduler_output.scheduled_new_reqs:
+            if request.sampling_params is not None and request.sampling_params.structured_outputs is not None:
+                self._guided.add(request.req_id)
+        return (
+            self.vllm_config.max_concurrent_batches > 1
+            and self.model_config.runner_type == "generate"
+            and scheduler_output.total_num_scheduled_tokens > 0
+            and self._guided.isdisjoint(scheduler_output.num_scheduled_tokens)
+        )
+
+    def _release(self) -> None:
+        """Send the forward pass that was held back for its tokens, for something else comes first."""
+        if self._held is not None:
+            (scheduler_output, future), self._held = self._held, None
+            self._step("execute_model", (scheduler_output,), True, future)
+
+    def _step(self, method: str, args: tuple[Any, ...], non_block: bool, future: Future[Any] | None = None) -> Any:
+        future = future or Future()
+        payload = codec.encode([list(map(_for_workers, args)), {}])
+        answers = self._node.call(method, payload, from_all=False)
+        _follow(answers, future, lambda parts: codec.decode(parts[0]))
         return future if non_block else future.result()
 
     def _start(
@@ -116,6 +162,42 @@ class RingExecutor(Executor):
         fault_file(self._spec).write_text(fault.message)
         if self._failure_callback is not None:
             self._failure_callback()
+
+
+def _is_empty(scheduler_output: SchedulerOutput) -> bool:
+    """Whether a step computes nothing, ends nothing and frees nothing: no field of it says anything."""
+    if scheduler_output.total_num_scheduled_tokens or scheduler_output.scheduled_cached_reqs.req_ids:
+        return False
+    fields = dataclasses.fields(scheduler_output)
+    return not any(getattr(scheduler_output, field.name) for field in fields if field.name != "scheduled_cached_reqs")
+
+
+def _for_workers(argument: Any) -> Any:
+    """What workers read of an argument. With stages most requests are not in the step before, and the scheduler then
+    adds all their tokens so far: for what runs beside it; workers read them under asynchronous scheduling alone."""
+    if isinstance(argument, SchedulerOutput) and argument.scheduled_cached_reqs.all_token_ids:
+        cached = dataclasses.replace(argument.scheduled_cached_reqs, all_token_ids={})
+        return dataclasses.replace(argument, scheduled_cached_reqs=cached)
+    return argument
+
+
+def _done(result: Any) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_result(result)
+    return future
+
+
+class _HeldFuture(Future[Any]):
+    """The answer of a call that is held back: whoever waits for it sends it on its way."""
+
+    def __init__(self, release: Callable[[], None]) -> None:
+        super().__init__()
+        self._release = release
+
+    def result(self, timeout: float | None = None) -> Any:
+        """As ever."""
+        self._release()
+        return super().result(timeout)
 
 
 def _follow(source: Future[Any], target: Future[Any], change: Callable[[Any], Any]) -> None:

@@ -62,6 +62,9 @@ from zpptool.pipeline.spec import StageSpec
 SEEN_TO_WORK = ("0.32",)
 """The releases that zpptool's tests have run."""
 
+BALANCED_SCHEDULER = "zpptool.engines.vllm.balance.BalancedScheduler"
+"""Schedules unless the user names another `--scheduler-cls`; by its name, for vLLM imports it where it schedules."""
+
 __all__ = [
     "control_classes",
     "current_platform",
@@ -139,6 +142,8 @@ def serve_arguments(spec: StageSpec, executor_class: type | None) -> argparse.Na
         raise usage_error("--async-scheduling broadcasts tokens over torch.distributed, which stages do not share")
     if executor_class is not None:
         args.distributed_executor_backend = executor_class
+        if args.scheduler_cls is None and spec.num_stages > 1:
+            args.scheduler_cls = BALANCED_SCHEDULER
     validate_parsed_serve_args(args)
     return args
 

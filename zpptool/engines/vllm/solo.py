@@ -15,7 +15,8 @@ from typing import Any
 
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.request import Request
+
+from zpptool.engines.vllm.balance import open_tokens
 
 
 class SoloScheduler(Scheduler):
@@ -28,13 +29,8 @@ class SoloScheduler(Scheduler):
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         """The next step: running sequences come before waiting ones, as ever; a sequence whose last token is still on
         its way round has nothing to compute and is passed over."""
-        wanted = next((open_ for request in self.running if (open_ := _open_tokens(request)) > 0), 0)
+        wanted = next((open_ for request in self.running if (open_ := open_tokens(request)) > 0), 0)
         if not wanted and self.waiting:
-            wanted = _open_tokens(self.waiting.peek_request())
+            wanted = open_tokens(self.waiting.peek_request())
         self.max_num_scheduled_tokens = min(wanted or self._tokens_of_a_step, self._tokens_of_a_step)
         return super().schedule(throttle_prefills)
-
-
-def _open_tokens(request: Request) -> int:
-    """How many tokens of a sequence are known and not yet computed or being computed."""
-    return request.num_tokens_with_spec + request.num_output_placeholders - request.num_computed_tokens

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
+
 from zpptool.engines.base import run_stage_worker
 from zpptool.engines.vllm import codec, hooks, loader
 from zpptool.engines.vllm.agreement import agreed_facts
-from zpptool.engines.vllm.executor import RingExecutor
+from zpptool.engines.vllm.executor import EXECUTE_AND_SAMPLE, RingExecutor
 from zpptool.engines.vllm.group import WirePipelineGroup
 from zpptool.errors import ZppError
 from zpptool.pipeline.ring.control import Call
@@ -55,7 +57,8 @@ class StageWorker:
     def do(self, call: Call, payload: bytes) -> bytes:
         """Call the worker's method that the head names."""
         args, kwargs = codec.decode(payload)
-        return codec.encode(self._method(call.method)(*args, **kwargs))
+        answer = self._method(call.method)(*args, **kwargs)
+        return codec.encode(answer) if call.from_all or self._spec.is_last else b""
 
     def load_model(self) -> None:
         """Set up the device and read this stage's weights."""
@@ -74,8 +77,13 @@ class StageWorker:
         if not self._spec.is_first:
             hooks.set_empty_intermediate_tensors(self._worker, self._config)
 
+    def execute_and_sample(self, scheduler_output: SchedulerOutput, grammar_output: GrammarOutput | None) -> Any:
+        """One step: the forward pass of this stage's layers and, on the last stage, its tokens."""
+        output = self._worker.execute_model(scheduler_output)
+        return self._worker.sample_tokens(grammar_output) if output is None else output
+
     def _method(self, name: str) -> Callable[..., Any]:
-        if name in ("load_model", "initialize_from_config"):
+        if name in ("load_model", "initialize_from_config", EXECUTE_AND_SAMPLE):
             return getattr(self, name)
         if name not in WORKER_METHODS:
             raise ZppError(f"{name} is not supported across stages")

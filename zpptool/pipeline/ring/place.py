@@ -9,12 +9,15 @@ import socket
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 
 from zpptool.errors import ZppError
 from zpptool.pipeline.ring.control import StageFacts
 from zpptool.pipeline.ring.headnode import HeadNode
 from zpptool.pipeline.ring.node import StageNode
+from zpptool.pipeline.ring.traced import TracedHeadNode, TracedStageNode
 from zpptool.pipeline.spec import StageSpec
+from zpptool.pipeline.trace import Timeline
 from zpptool.wire.link import Party, PullLink, PushLink
 from zpptool.wire.messages import HEAD
 
@@ -40,7 +43,8 @@ def take_stage_place(spec: StageSpec) -> StageNode:
             note=note,
         ),
     )
-    return StageNode(
+    kind = TracedStageNode if spec.trace else StageNode
+    node = kind(
         spec.stage,
         pull,
         push,
@@ -49,6 +53,9 @@ def take_stage_place(spec: StageSpec) -> StageNode:
         step_timeout_s=spec.step_timeout_s,
         note=note,
     )
+    if isinstance(node, TracedStageNode):
+        node.timeline = Timeline(Path(spec.trace), spec.stage, f"stage {spec.stage}, layers {spec.layers}")
+    return node
 
 
 def take_head_place(spec: StageSpec) -> HeadNode:
@@ -63,7 +70,8 @@ def take_head_place(spec: StageSpec) -> HeadNode:
         partial(PushLink, spec.local, stage=HEAD, peer=0, party=party, note=note),
         partial(PullLink, spec.connect, stage=HEAD, peer=spec.num_stages - 1, party=party, note=note),
     )
-    return HeadNode(
+    kind = TracedHeadNode if spec.trace else HeadNode
+    node = kind(
         spec.num_stages,
         spec.num_layers,
         push,
@@ -72,6 +80,9 @@ def take_head_place(spec: StageSpec) -> HeadNode:
         step_timeout_s=spec.step_timeout_s,
         note=note,
     )
+    if isinstance(node, TracedHeadNode):
+        node.timeline = Timeline(Path(spec.trace), HEAD, "head")
+    return node
 
 
 def _open_links(open_push: Callable[[], PushLink], open_pull: Callable[[], PullLink]) -> tuple[PushLink, PullLink]:

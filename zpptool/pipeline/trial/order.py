@@ -55,6 +55,7 @@ class TrialWish:
     engine_args: tuple[str, ...]
     start_timeout_s: float
     step_timeout_s: float
+    trace: Path | None = None
 
 
 def plan_trial(wish: TrialWish, scratch: Path, log_dir: Path) -> TrialOrder:
@@ -106,6 +107,7 @@ def plan_trial(wish: TrialWish, scratch: Path, log_dir: Path) -> TrialOrder:
             bind=link.bind,
             connect=link.connect,
             local=f"ipc://{scratch / 'head'}",
+            trace=str(wish.trace.resolve()) if wish.trace is not None else "",
             engine_args=common if wish.batched else (*common, *ALONE_IN_A_STEP[wish.engine]),
         )
         for directory, link in zip(directories, endpoints, strict=True)

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Steps in flight share the running sequences evenly: vLLM's own scheduler, asked for steps and told their tokens."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("vllm")
+pytestmark = pytest.mark.vllm
+
+import torch  # noqa: E402
+from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig  # noqa: E402
+from vllm.sampling_params import SamplingParams  # noqa: E402
+from vllm.v1.core.sched.output import SchedulerOutput  # noqa: E402
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec  # noqa: E402
+from vllm.v1.outputs import ModelRunnerOutput  # noqa: E402
+from vllm.v1.request import Request  # noqa: E402
+from vllm.v1.structured_output import StructuredOutputManager  # noqa: E402
+
+from zpptool.engines.vllm.balance import BalancedScheduler, tokens_of_a_share  # noqa: E402
+
+ANSWER = 12
+PROMPT = 5
+
+
+def make_scheduler(model: Path, in_flight: int, most: int = 64) -> BalancedScheduler:
+    config = VllmConfig(
+        model_config=ModelConfig(model=str(model), max_model_len=64, dtype="float32"),
+        scheduler_config=SchedulerConfig(
+            max_num_seqs=most, max_num_batched_tokens=256, max_model_len=64, is_encoder_decoder=False
+        ),
+        cache_config=CacheConfig(block_size=32, enable_prefix_caching=False),
+        device_config=DeviceConfig("cpu"),
+    )
+    config.scheduler_config.async_scheduling = False
+    config.parallel_config.pipeline_parallel_size = in_flight
+    config.cache_config.num_gpu_blocks = 1000
+    spec = FullAttentionSpec(block_size=32, num_kv_heads=1, head_size=8, dtype=torch.float32)
+    return BalancedScheduler(
+        vllm_config=config,
+        kv_cache_config=KVCacheConfig(
+            num_blocks=1000, kv_cache_tensors=[], kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)]
+        ),
+        structured_output_manager=StructuredOutputManager(config),
+        block_size=32,
+        hash_block_size=32,
+    )
+
+
+def add(scheduler: BalancedScheduler, count: int) -> None:
+    for number in range(count):
+        params = SamplingParams(max_tokens=ANSWER, ignore_eos=True)
+        scheduler.add_request(Request(f"r{number}", [1] * PROMPT, params, None))
+
+
+def run(scheduler: BalancedScheduler, in_flight: int) -> list[int]:
+    """Keep so many steps in flight until all is answered; how many sequences each step held, empty ones left out."""
+    sizes: list[int] = []
+    steps: deque[SchedulerOutput] = deque()
+    while scheduler.has_requests() or steps:
+        if scheduler.has_requests():
+            steps.append(scheduler.schedule())
+            sizes += [len(steps[-1].num_scheduled_tokens)] if steps[-1].total_num_scheduled_tokens else []
+        if len(steps) == in_flight or not scheduler.has_requests():
+            scheduler.update_from_output(steps[0], answer_to(steps.popleft()))
+        assert len(sizes) < 10_000
+    return sizes
+
+
+def answer_to(step: SchedulerOutput) -> ModelRunnerOutput:
+    ids = list(step.num_scheduled_tokens)
+    return ModelRunnerOutput(ids, {name: place for place, name in enumerate(ids)}, [[7] for _ in ids])
+
+
+@pytest.mark.parametrize(("requests", "in_flight"), [(16, 2), (9, 3), (7, 4), (1, 2)])
+def test_each_step_holds_an_even_share(requests: int, in_flight: int, tiny_model: Callable[..., Path]) -> None:
+    scheduler = make_scheduler(tiny_model(), in_flight)
+    add(scheduler, requests)
+    sizes = run(scheduler, in_flight)
+    share = -(-requests // in_flight)
+    assert sizes[0] == requests  # all prompts at once, as ever
+    assert max(sizes[1:]) == share
+    assert sum(sizes) == requests * ANSWER
+
+
+def test_those_who_wait_are_let_in_although_others_run(tiny_model: Callable[..., Path]) -> None:
+    """More wait than may run: whoever ends makes room for the next at once, and those who run are shared out still."""
+    scheduler = make_scheduler(tiny_model(), 2, most=8)
+    add(scheduler, 20)
+    sizes = run(scheduler, 2)
+    assert sum(sizes) == 20 * ANSWER
+    assert sorted(sizes)[len(sizes) // 2] == 4
+
+
+@given(st.lists(st.integers(0, 9), max_size=40), st.integers(1, 8))
+def test_a_share_is_never_nothing_while_there_is_something(open_tokens: list[int], in_flight: int) -> None:
+    tokens = tokens_of_a_share(open_tokens, in_flight)
+    assert (tokens > 0) == any(open_tokens)
+    assert tokens <= sum(open_tokens)

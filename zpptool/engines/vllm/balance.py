@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Running sequences shared out evenly among the steps in flight, so that every stage has one to compute.
+
+vLLM's scheduler puts all that can be computed into one step. In a pipeline the sequences of that step are then on their
+way together, the steps behind it are empty, and all stages but one wait. With N stages this one gives a step at most
+an Nth of the running sequences. Nothing else changes: who is admitted, who is preempted, and in which order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import Request
+
+
+class BalancedScheduler(Scheduler):
+    """vLLM's scheduler, with the budget of each step cut to an even share of what runs.
+
+    While sequences wait, and until an attempt to admit one was in vain, a step has the whole budget: running sequences
+    are served before waiting ones, so a smaller one would keep them out.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._tokens_of_a_step = self.max_num_scheduled_tokens
+        self._in_flight = self.vllm_config.max_concurrent_batches
+        self._in_vain: tuple[int, int] | None = None
+
+    def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
+        """The next step."""
+        counts = self.get_request_counts()
+        admits = counts[1] > 0 and counts != self._in_vain
+        whole = self._tokens_of_a_step
+        self.max_num_scheduled_tokens = whole if admits else min(whole, self._share() or whole)
+        output = super().schedule(throttle_prefills)
+        if admits:
+            admitted = output.scheduled_new_reqs or output.scheduled_cached_reqs.resumed_req_ids
+            self._in_vain = None if admitted else counts
+        return output
+
+    def _share(self) -> int:
+        return tokens_of_a_share([open_tokens(request) for request in self.running], self._in_flight)
+
+
+def tokens_of_a_share(open_by_sequence: Sequence[int], in_flight: int) -> int:
+    """What a step that takes an even share of the running sequences computes, in tokens.
+
+    Args:
+        open_by_sequence: for each running sequence, in order, how many tokens it has to compute; 0 while it is in
+            flight.
+        in_flight: how many steps are in flight at once.
+    """
+    share = -(-len(open_by_sequence) // in_flight)
+    return sum([tokens for tokens in open_by_sequence if tokens > 0][:share])
+
+
+def open_tokens(request: Request) -> int:
+    """How many tokens of a sequence are known and not yet computed or being computed."""
+    return request.num_tokens_with_spec + request.num_output_placeholders - request.num_computed_tokens

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The places of the ring, with a timeline of what they do and what they wait for.
+
+They are subclasses, taken only when a timeline is wanted: without one nothing of it is on the way of a message.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import Any
+
+from zpptool.pipeline.ring import control as c
+from zpptool.pipeline.ring.headnode import HeadNode
+from zpptool.pipeline.ring.node import StageNode
+from zpptool.pipeline.trace import Timeline
+from zpptool.wire.messages import Message
+
+LANES = 8
+"""The head's open calls overlap: each is drawn in the next of so many lanes."""
+
+
+class TracedStageNode(StageNode):
+    """A stage: each call as one span and, within it, waiting for tensors and sending; between them, waiting for calls.
+
+    Attributes:
+        timeline: set before the first call.
+    """
+
+    timeline: Timeline
+    _doing = -1
+
+    def calls(self) -> Iterator[c.Received]:
+        """As ever, with a span for each call and for the wait before it."""
+        waited = time.monotonic_ns()
+        for received in super().calls():
+            began = time.monotonic_ns()
+            assert isinstance(received.control, c.Call)
+            self._doing = received.control.number
+            self.timeline.span("waiting for a call", waited, began, step=self._doing)
+            yield received
+            waited = time.monotonic_ns()
+            self.timeline.span(received.control.method, began, waited, step=self._doing)
+
+    def receive_tensors(self) -> Message:
+        """As ever; the wait is a span."""
+        began = time.monotonic_ns()
+        message = super().receive_tensors()
+        self.timeline.span("waiting for tensors", began, time.monotonic_ns(), step=self._doing)
+        return message
+
+    def send_tensors(self, header: bytes, frames: list[memoryview]) -> Callable[[], None]:
+        """As ever; the time until the link has taken them is a span."""
+        began = time.monotonic_ns()
+        wait = super().send_tensors(header, frames)
+        nbytes = sum(memoryview(frame).nbytes for frame in frames)
+        self.timeline.span("sending tensors", began, time.monotonic_ns(), step=self._doing, bytes=nbytes)
+        return wait
+
+    def reply(self, call: c.Call, payload: bytes) -> None:
+        """As ever; the time until the link has taken it is a span."""
+        began = time.monotonic_ns()
+        super().reply(call, payload)
+        self.timeline.span("sending the answer", began, time.monotonic_ns(), step=call.number, bytes=len(payload))
+
+    def close(self) -> None:
+        """As ever; then what is left of the timeline is written."""
+        super().close()
+        self.timeline.flush()
+
+
+class TracedHeadNode(HeadNode):
+    """The head: each call as a span from its start to its answer.
+
+    Attributes:
+        timeline: set before the first call.
+    """
+
+    timeline: Timeline
+    _calls = itertools.count()
+
+    def call(self, method: str, payload: bytes, **options: Any) -> Future[list[bytes]]:
+        """As ever; the span ends when the answer is there."""
+        began = time.monotonic_ns()
+        number = next(self._calls)
+        future = super().call(method, payload, **options)
+        taken = time.monotonic_ns()
+        lane = 1 + number % LANES
+        self.timeline.span("sending the call", began, taken, lane=lane, step=number, bytes=len(payload))
+        future.add_done_callback(
+            lambda _done: self.timeline.span(method, began, time.monotonic_ns(), lane=lane, step=number)
+        )
+        return future
+
+    def close(self) -> None:
+        """As ever; then what is left of the timeline is written."""
+        super().close()
+        self.timeline.flush()
