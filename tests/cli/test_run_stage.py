@@ -72,7 +72,7 @@ NOT_INSTALLED = "error: the engine vllm needs vllm, which is not installed\n  hi
         (["STAGES/stage_1", "--layer-range", "0-1"], 3, "the layer range is said to be 0-1, but"),
         (["STAGES/stage_1", "--ranges", "0-2", "2-4"], 3, "the partition is said to be 0-2 2-4, but"),
         (["STAGES/stage_1", "--engine", "other"], 2, "other"),
-        (["STAGES/stage_1", "--tensor-parallel-size", "2"], 2, "a stage runs on one device for now"),
+        (["STAGES/stage_1", "--tensor-parallel-size", "2,1"], 2, "a stage has one size, its own"),
         (["STAGES/stage_1", "--local-bind-port", "70000"], 5, "70000, does not lie between 1 and 65535"),
         (["STAGES/stage_1", "--local-bind-port", "many"], 2, "integer"),
         (["STAGES/stage_1", "--base-port", "65534"], 5, "65536"),

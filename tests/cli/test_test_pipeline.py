@@ -71,7 +71,7 @@ def trial(
         (["--pipeline-dir", "STAGES", "--num-stages", "3"], 3, "holds 2 stages, not 3"),
         (["--pipeline-dir", "STAGES", "--engine", "other"], 2, "other"),
         (["--pipeline-dir", "STAGES", "--gpu-ids", "0"], 2, "1 GPUs are given for 2 stages"),
-        (["--pipeline-dir", "STAGES", "--tensor-parallel-size", "2"], 2, "a stage runs on one device for now"),
+        (["--pipeline-dir", "STAGES", "--tensor-parallel-size", "2"], 2, "the embedded engine runs on one device"),
         (["--pipeline-dir", "STAGES", "--max-new-tokens", "0"], 2, "greater than or equal"),
         (["--pipeline-dir", "STAGES", "--max-new-tokens", "9999"], 2, "9999"),
         (["--pipeline-dir", "STAGES", "--base-port", "65535"], 5, "65537"),

@@ -24,6 +24,7 @@ from vllm.v1.request import Request  # noqa: E402
 from vllm.v1.structured_output import StructuredOutputManager  # noqa: E402
 
 from zpptool.engines.vllm.balance import BalancedScheduler, tokens_of_a_share  # noqa: E402
+from zpptool.engines.vllm.pace import Pace  # noqa: E402
 
 ANSWER = 12
 PROMPT = 5
@@ -51,6 +52,12 @@ def make_scheduler(model: Path, in_flight: int, most: int = 64) -> BalancedSched
         block_size=32,
         hash_block_size=32,
     )
+
+
+@pytest.fixture(autouse=True)
+def always_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which way is faster is another test's question (test_vllm_pace.py)."""
+    monkeypatch.setattr(Pace, "shares", lambda _self, _running: True)
 
 
 def add(scheduler: BalancedScheduler, count: int) -> None:

@@ -11,6 +11,7 @@ import typer
 from typer._click.globals import get_current_context
 
 from zpptool.errors import usage_error
+from zpptool.plan import Engine
 from zpptool.ports import DEFAULT_API_PORT, DEFAULT_BASE_PORT, DEFAULT_HOST
 
 _RANGES = re.compile(r"\[?\s*\d+\s*[-:]\s*\d+\s*\]?([,\s]+\[?\s*\d+\s*[-:]\s*\d+\s*\]?)*")
@@ -75,7 +76,10 @@ DeviceOption = Annotated[
     str, typer.Option("--device", metavar="DEVICE", help="cpu, cuda; auto takes a GPU where there is one.")
 ]
 TensorParallelOption = Annotated[
-    int, typer.Option("--tensor-parallel-size", metavar="N", help="Devices of one stage; only 1 for now.")
+    str,
+    typer.Option(
+        "--tensor-parallel-size", metavar="N", help="Devices of a stage; test-pipeline takes one a stage: 2,1."
+    ),
 ]
 TraceOption = Annotated[
     Path | None,
@@ -125,14 +129,23 @@ def host_list(hosts: str | None) -> list[str] | None:
     return [host.strip() for host in hosts.split(",")] if hosts else None
 
 
-def refuse_tensor_parallel(size: int) -> None:
-    """Refuse more than one device a stage.
+def tensor_parallel_sizes(words: str, engine: Engine) -> tuple[int, ...]:
+    """The sizes of `--tensor-parallel-size 2` or `2,1,2`.
 
     Raises:
-        ZppError: (USAGE) `size` is not 1.
+        ZppError: (USAGE) not numbers from 1 up, or more than one device a stage of an engine that knows only one.
     """
-    if size != 1:
-        raise usage_error(f"--tensor-parallel-size {size}: a stage runs on one device for now", "Leave it at 1.")
+    try:
+        sizes = tuple(int(word) for word in words.split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise usage_error(f"--tensor-parallel-size {words}: not numbers from 1 up", "Write 2, or one a stage: 2,1,2.")
+    if engine is not Engine.VLLM and set(sizes) != {1}:
+        raise usage_error(
+            f"--tensor-parallel-size {words}: a stage of the embedded engine runs on one device", "Use --engine vllm."
+        )
+    return sizes
 
 
 def _reads_as_ranges(word: str) -> bool:

@@ -23,7 +23,7 @@ from zpptool.cli.options import (
     TraceOption,
     host_list,
     model_and_ranges,
-    refuse_tensor_parallel,
+    tensor_parallel_sizes,
 )
 from zpptool.console import Console
 from zpptool.errors import usage_error
@@ -116,7 +116,7 @@ def run_stage(
     gpu_id: Annotated[
         str | None, typer.Option("--gpu-id", metavar="ID", help="The GPU to see (CUDA_VISIBLE_DEVICES).")
     ] = None,
-    tensor_parallel_size: TensorParallelOption = 1,
+    tensor_parallel_size: TensorParallelOption = "1",
     start_timeout: StartTimeoutOption = 600.0,
     step_timeout: StepTimeoutOption = 300.0,
     trace: TraceOption = None,
@@ -136,7 +136,6 @@ def run_stage(
     from zpptool.pipeline.trace import check_trace_file
 
     console = Console()
-    refuse_tensor_parallel(tensor_parallel_size)
     if stage_mode != "external":
         raise usage_error(f"--pipeline-stage-mode {stage_mode} is not known: every stage is external here")
     if next_addr is not None:
@@ -175,6 +174,9 @@ def run_stage(
             api_port=api_port,
             engine_args=tuple(ctx.obj or ()),
         )
+    sizes = tensor_parallel_sizes(tensor_parallel_size, spec.engine)
+    if len(sizes) != 1:
+        raise usage_error(f"--tensor-parallel-size {tensor_parallel_size}: a stage has one size, its own")
     if trace is not None:
         check_trace_file(trace)
     spec = msgspec.structs.replace(
@@ -182,6 +184,7 @@ def run_stage(
         device=device,
         start_timeout_s=start_timeout,
         step_timeout_s=step_timeout,
+        tensor_parallel_size=sizes[0],
         trace=str(trace.resolve()) if trace is not None else "",
     )
     run_in_foreground(spec, {"CUDA_VISIBLE_DEVICES": gpu_id} if gpu_id is not None else {}, console)

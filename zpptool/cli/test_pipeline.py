@@ -25,7 +25,7 @@ from zpptool.cli.options import (
     TensorParallelOption,
     TraceOption,
     model_and_ranges,
-    refuse_tensor_parallel,
+    tensor_parallel_sizes,
 )
 from zpptool.console import SCHEMA_VERSION, Console
 from zpptool.errors import ExitCode, ZppError, usage_error
@@ -68,7 +68,7 @@ def test_pipeline(
     gpu_ids: Annotated[
         str | None, typer.Option("--gpu-ids", metavar="A,B,...", help="One GPU a stage (CUDA_VISIBLE_DEVICES).")
     ] = None,
-    tensor_parallel_size: TensorParallelOption = 1,
+    tensor_parallel_size: TensorParallelOption = "1",
     base_port: Annotated[
         int | None,
         typer.Option("--base-port", metavar="PORT", help="Link the stages over tcp from this port on; else over ipc."),
@@ -99,7 +99,6 @@ def test_pipeline(
     from zpptool.pipeline.launch import check_engine, log_directory, private_directory
 
     console = Console(as_json=as_json, quiet=quiet or as_json)
-    refuse_tensor_parallel(tensor_parallel_size)
     check_engine(engine)
 
     from zpptool.pipeline.trace import check_trace_file
@@ -127,6 +126,7 @@ def test_pipeline(
         engine_args=tuple(ctx.obj or ()),
         start_timeout_s=start_timeout,
         step_timeout_s=step_timeout,
+        tensor_parallel_sizes=tensor_parallel_sizes(tensor_parallel_size, engine),
         trace=trace,
     )
     _refuse_unwritable(report, junit)

@@ -3,7 +3,8 @@
 
 vLLM's scheduler puts all that can be computed into one step. In a pipeline the sequences of that step are then on their
 way together, the steps behind it are empty, and all stages but one wait. With N stages this one gives a step at most
-an Nth of the running sequences. Nothing else changes: who is admitted, who is preempted, and in which order.
+an Nth of the running sequences, where that is the faster way (`pace.py`). Nothing else changes: who is admitted, who is
+preempted, and in which order.
 """
 
 from __future__ import annotations
@@ -13,7 +14,11 @@ from typing import Any
 
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import EngineCoreOutputs
+from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
+
+from zpptool.engines.vllm.pace import Pace
 
 
 class BalancedScheduler(Scheduler):
@@ -28,18 +33,29 @@ class BalancedScheduler(Scheduler):
         self._tokens_of_a_step = self.max_num_scheduled_tokens
         self._in_flight = self.vllm_config.max_concurrent_batches
         self._in_vain: tuple[int, int] | None = None
+        self._pace = Pace(self._in_flight)
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         """The next step."""
         counts = self.get_request_counts()
         admits = counts[1] > 0 and counts != self._in_vain
         whole = self._tokens_of_a_step
-        self.max_num_scheduled_tokens = whole if admits else min(whole, self._share() or whole)
+        share = 0 if admits or not self._pace.shares(counts[0]) else self._share()
+        self.max_num_scheduled_tokens = min(whole, share or whole)
         output = super().schedule(throttle_prefills)
+        if output.total_num_scheduled_tokens != len(output.num_scheduled_tokens):
+            self._pace.disturbed()
         if admits:
             admitted = output.scheduled_new_reqs or output.scheduled_cached_reqs.resumed_req_ids
             self._in_vain = None if admitted else counts
         return output
+
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
+    ) -> dict[int, EngineCoreOutputs]:
+        """As ever; the step's tokens are counted."""
+        self._pace.step_done(len(scheduler_output.num_scheduled_tokens))
+        return super().update_from_output(scheduler_output, model_runner_output)
 
     def _share(self) -> int:
         return tokens_of_a_share([open_tokens(request) for request in self.running], self._in_flight)

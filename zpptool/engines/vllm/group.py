@@ -13,30 +13,34 @@ from typing import Any
 
 import torch
 
+from zpptool.engines.vllm import hooks
 from zpptool.errors import ZppError
 from zpptool.pipeline.ring.node import StageNode
+from zpptool.pipeline.spec import StageSpec
 from zpptool.wire import tensors
 
 
-class WirePipelineGroup:
-    """One stage's view of the pipeline, in the shape of vLLM's `GroupCoordinator`.
+class PipelinePlace:
+    """Where a rank stands in the pipeline, in the shape of vLLM's `GroupCoordinator`.
 
     Args:
-        node: this stage's place in the ring.
-        num_stages: how many stages there are.
+        spec: the stage.
+        rank: the tensor-parallel rank in it.
     """
 
-    def __init__(self, node: StageNode, num_stages: int) -> None:
-        self._node = node
+    def __init__(self, spec: StageSpec, rank: int) -> None:
         self._alone: Any = None
-        self.world_size = num_stages
-        self.ranks = list(range(num_stages))
-        self.rank = self.rank_in_group = node.stage
-        self.first_rank, self.last_rank = 0, num_stages - 1
-        self.is_first_rank = node.stage == 0
-        self.is_last_rank = node.stage == num_stages - 1
-        self.prev_rank = (node.stage - 1) % num_stages
-        self.next_rank = (node.stage + 1) % num_stages
+        size, stage, last = spec.tensor_parallel_size, spec.stage, spec.num_stages - 1
+        self.tensor_parallel_size = size
+        self.world_size = spec.num_stages
+        self.rank_in_group = stage
+        self.ranks = [size * place + rank for place in range(spec.num_stages)]
+        self.rank = self.ranks[stage]
+        self.first_rank, self.last_rank = self.ranks[0], self.ranks[-1]
+        self.is_first_rank = stage == 0
+        self.is_last_rank = stage == last
+        self.prev_rank = self.ranks[(stage - 1) % spec.num_stages]
+        self.next_rank = self.ranks[(stage + 1) % spec.num_stages]
         self.device: torch.device | None = None
 
     def adopt(self, alone: Any, device: torch.device | None) -> None:
@@ -49,6 +53,28 @@ class WirePipelineGroup:
         if name.startswith("__") or self.__dict__.get("_alone") is None:
             raise AttributeError(name)
         return getattr(self._alone, name)
+
+    def destroy(self) -> None:
+        """The ring is closed by the worker's main loop, not by vLLM; the group of one goes."""
+        if self._alone is not None:
+            self._alone.destroy()
+
+    def _refuse_other(self, rank: int | None, neighbour: int) -> None:
+        if rank not in (None, neighbour):
+            raise ZppError(f"stage {self.rank_in_group} talks to its neighbours only, not to rank {rank}")
+
+
+class WirePipelineGroup(PipelinePlace):
+    """Rank 0 of a stage, which sends and receives; what it receives it shares with the other ranks.
+
+    Args:
+        node: this stage's place in the ring.
+        spec: the stage.
+    """
+
+    def __init__(self, node: StageNode, spec: StageSpec) -> None:
+        super().__init__(spec, 0)
+        self._node = node
 
     def isend_tensor_dict(
         self,
@@ -63,7 +89,7 @@ class WirePipelineGroup:
             two handles, as vLLM expects: it skips the first (of the metadata) and waits for the rest before the
             tensors' memory is written again.
         """
-        self._refuse_other(dst, self.next_rank)
+        self._refuse_other(dst, (self.rank_in_group + 1) % self.world_size)
         packed = tensors.pack(tensor_dict)
         handle = SendHandle(self._node.send_tensors(packed.header, packed.frames))
         return [handle, handle]
@@ -79,18 +105,24 @@ class WirePipelineGroup:
         Returns:
             a dict that is filled when its handle is waited for, that handle, and nothing to do afterwards.
         """
-        self._refuse_other(src, self.prev_rank)
+        self._refuse_other(src, (self.rank_in_group - 1) % self.world_size)
         received: dict[str, torch.Tensor | Any] = {}
-        return received, [ReceiveHandle(self._node, received, self.device)], []
+        return received, [ReceiveHandle(self._node, received, self.device, self.tensor_parallel_size > 1)], []
 
-    def destroy(self) -> None:
-        """The ring is closed by the worker's main loop, not by vLLM; the group of one goes."""
-        if self._alone is not None:
-            self._alone.destroy()
 
-    def _refuse_other(self, rank: int | None, neighbour: int) -> None:
-        if rank not in (None, neighbour):
-            raise ZppError(f"stage {self.rank} talks to stage {neighbour} only, not to stage {rank}")
+class RankPipelineGroup(PipelinePlace):
+    """Another rank of a stage: it sends nothing, for rank 0 has the same, and receives what rank 0 shares."""
+
+    def isend_tensor_dict(self, tensor_dict: dict[str, torch.Tensor | Any], **_options: Any) -> list[SendHandle]:
+        """Nothing to do, and nothing to wait for."""
+        return []
+
+    def irecv_tensor_dict(
+        self, **_options: Any
+    ) -> tuple[dict[str, torch.Tensor | Any], list[SharedHandle], list[Callable[[], None]]]:
+        """As `WirePipelineGroup.irecv_tensor_dict`, from rank 0."""
+        received: dict[str, torch.Tensor | Any] = {}
+        return received, [SharedHandle(received)], []
 
 
 class SendHandle:
@@ -107,10 +139,13 @@ class SendHandle:
 class ReceiveHandle:
     """A receive that is done when somebody wants its tensors."""
 
-    def __init__(self, node: StageNode, into: dict[str, torch.Tensor | Any], device: torch.device | None) -> None:
+    def __init__(
+        self, node: StageNode, into: dict[str, torch.Tensor | Any], device: torch.device | None, shared: bool
+    ) -> None:
         self._node = node
         self._into = into
         self._device = device
+        self._shared = shared
 
     def wait(self) -> None:
         """Wait for the tensors of the stage before.
@@ -118,4 +153,18 @@ class ReceiveHandle:
         Raises:
             ZppError: (STAGE) they did not come in time, or the stage before was lost.
         """
-        self._into.update(self._node.unpack(self._node.receive_tensors(), self._device))
+        received = self._node.unpack(self._node.receive_tensors(), self._device)
+        if self._shared:
+            hooks.tensor_parallel_group().broadcast_tensor_dict(received, src=0)
+        self._into.update(received)
+
+
+class SharedHandle:
+    """A receive of another rank than the first."""
+
+    def __init__(self, into: dict[str, torch.Tensor | Any]) -> None:
+        self._into = into
+
+    def wait(self) -> None:
+        """Wait for what rank 0 has received."""
+        self._into.update(hooks.tensor_parallel_group().broadcast_tensor_dict(src=0))

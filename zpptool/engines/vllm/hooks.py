@@ -70,6 +70,7 @@ __all__ = [
     "current_platform",
     "engine_config",
     "is_pp_missing_parameter",
+    "kv_heads",
     "make_worker",
     "new_store",
     "pipeline_group",
@@ -77,6 +78,7 @@ __all__ = [
     "run_server",
     "serve_arguments",
     "set_empty_intermediate_tensors",
+    "tensor_parallel_group",
     "version_warning",
 ]  # fmt: skip
 
@@ -112,7 +114,9 @@ def prepare_environment(spec: StageSpec) -> None:
     os.environ["VLLM_PP_LAYER_PARTITION"] = vllm_layer_partition(spec.ranges)
 
 
-def serve_arguments(spec: StageSpec, executor_class: type | None) -> argparse.Namespace:
+def serve_arguments(
+    spec: StageSpec, executor_class: type | None, *, tensor_parallel_size: int = 1
+) -> argparse.Namespace:
     """What `vllm serve` would have parsed, with the ring as its executor, or with vLLM's own where that is None.
 
     vLLM refuses an executor by name when pipeline_parallel_size > 1, so that the class object is set on the namespace.
@@ -137,7 +141,11 @@ def serve_arguments(spec: StageSpec, executor_class: type | None) -> argparse.Na
             "vLLM is built for one kind of device: install the build for the other, or leave --device out.",
         )
     if args.tensor_parallel_size != 1 or args.data_parallel_size != 1:
-        raise usage_error("a stage runs on one device: --tensor-parallel-size and --data-parallel-size must be 1")
+        raise usage_error(
+            "--tensor-parallel-size and --data-parallel-size after -- would be every stage's, and the head's",
+            "Give --tensor-parallel-size before the --: it is this stage's own. --data-parallel-size must be 1.",
+        )
+    args.tensor_parallel_size = tensor_parallel_size
     if args.async_scheduling:
         raise usage_error("--async-scheduling broadcasts tokens over torch.distributed, which stages do not share")
     if executor_class is not None:
@@ -153,25 +161,43 @@ def engine_config(args: argparse.Namespace) -> VllmConfig:
     return AsyncEngineArgs.from_cli_args(args).create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
 
 
-def make_worker(config: VllmConfig, stage: int) -> WorkerWrapperBase:
-    """A worker of the kind that the platform asks for, at `stage`, not yet on its device.
+def make_worker(config: VllmConfig, spec: StageSpec, rank: int, store: str) -> WorkerWrapperBase:
+    """A worker of the kind that the platform asks for, at a stage's tensor-parallel rank, not yet on its device.
 
-    `parallel_config.rank` decides which layers a worker counts as its own (`get_layers_start_end_indices`).
+    `parallel_config.rank` decides which layers a worker counts as its own (`get_layers_start_end_indices`);
+    `global_rank` which of the head's KV cache configurations, one a stage, it takes.
+
+    Args:
+        config: the engine's configuration, as this stage sees it.
+        spec: the stage.
+        rank: the rank in it, from 0; the device too.
+        store: where the ranks of the stage meet.
     """
-    config.parallel_config.rank = stage
-    wrapper = WorkerWrapperBase(rpc_rank=0, global_rank=stage)
+    config.parallel_config.rank = spec.stage * spec.tensor_parallel_size + rank
+    wrapper = WorkerWrapperBase(rpc_rank=0, global_rank=spec.stage)
     wrapper.init_worker(
         [
             {
                 "vllm_config": config,
-                "local_rank": 0,
-                "rank": stage,
-                "distributed_init_method": new_store(),
-                "is_driver_worker": True,
+                "local_rank": rank,
+                "rank": config.parallel_config.rank,
+                "distributed_init_method": store,
+                "is_driver_worker": rank == 0,
             }
         ]
     )
     return wrapper
+
+
+def kv_heads(config: VllmConfig) -> tuple[int, int]:
+    """How many key-value heads the model has, and how many of them one tensor-parallel rank."""
+    model = config.model_config
+    return model.get_total_num_kv_heads(), model.get_num_kv_heads(config.parallel_config)
+
+
+def tensor_parallel_group() -> Any:
+    """The group of this stage's ranks."""
+    return parallel_state.get_tp_group()
 
 
 def new_store() -> str:
@@ -180,7 +206,7 @@ def new_store() -> str:
 
 
 @contextmanager
-def pipeline_group(group: Any) -> Iterator[None]:
+def pipeline_group(group: Any, tensor_parallel_rank: int) -> Iterator[None]:
     """While a worker sets up its device: let vLLM build its process groups for one stage alone, then put `group` in
     the place of its pipeline group.
 
@@ -194,7 +220,7 @@ def pipeline_group(group: Any) -> Iterator[None]:
         num_stages, world_size = parallel.pipeline_parallel_size, parallel.world_size
         parallel.pipeline_parallel_size, parallel.world_size = 1, parallel.tensor_parallel_size
         try:
-            real(config, 0, init_method, local_rank, backend)
+            real(config, tensor_parallel_rank, init_method, local_rank, backend)
         finally:
             parallel.pipeline_parallel_size, parallel.world_size = num_stages, world_size
         group.adopt(parallel_state._PP, torch.device(current_platform.device_type))

@@ -21,7 +21,7 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
 from zpptool.checkpoint.loading import load_plan
 from zpptool.checkpoint.roles import Side, outside_role, words_of
-from zpptool.engines.weights import read_tensor
+from zpptool.engines.weights import read_tensors
 from zpptool.pipeline.spec import StageSpec
 
 LOAD_FORMAT = "zpptool"
@@ -38,8 +38,7 @@ class OwnTensorsLoader(DefaultModelLoader):
 
     def get_all_weights(self, model_config: ModelConfig, model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         """The stage's tensors by their names in the checkpoint."""
-        for tensor in load_plan(self.spec.directory, self.spec.stage, self.spec.ranges):
-            yield tensor.name, read_tensor(tensor)
+        return read_tensors(load_plan(self.spec.directory, self.spec.stage, self.spec.ranges))
 
     def track_weights_loading(
         self, model: nn.Module, loaded_weights: set[str] | None, *args: Any, **kwargs: Any

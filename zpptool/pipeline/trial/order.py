@@ -55,6 +55,7 @@ class TrialWish:
     engine_args: tuple[str, ...]
     start_timeout_s: float
     step_timeout_s: float
+    tensor_parallel_sizes: tuple[int, ...] = (1,)
     trace: Path | None = None
 
 
@@ -97,6 +98,7 @@ def plan_trial(wish: TrialWish, scratch: Path, log_dir: Path) -> TrialOrder:
         start_timeout_s=wish.start_timeout_s,
         step_timeout_s=wish.step_timeout_s,
     )
+    sizes = sizes_of_stages(wish.tensor_parallel_sizes, len(partition))
     endpoints = trial_endpoints(len(partition), wish.base_port, unsplit.api_port, scratch)
     stages = tuple(
         msgspec.structs.replace(
@@ -107,6 +109,7 @@ def plan_trial(wish: TrialWish, scratch: Path, log_dir: Path) -> TrialOrder:
             bind=link.bind,
             connect=link.connect,
             local=f"ipc://{scratch / 'head'}",
+            tensor_parallel_size=sizes[link.stage],
             trace=str(wish.trace.resolve()) if wish.trace is not None else "",
             engine_args=common if wish.batched else (*common, *ALONE_IN_A_STEP[wish.engine]),
         )
@@ -123,6 +126,19 @@ def plan_trial(wish: TrialWish, scratch: Path, log_dir: Path) -> TrialOrder:
         log_dir=log_dir,
         env=trial_environment(len(partition), wish.gpu_ids),
     )
+
+
+def sizes_of_stages(sizes: tuple[int, ...], num_stages: int) -> tuple[int, ...]:
+    """Each stage's tensor-parallel size: one for all, or one a stage.
+
+    Raises:
+        ZppError: (USAGE) another number of them.
+    """
+    if len(sizes) == 1:
+        return sizes * num_stages
+    if len(sizes) != num_stages:
+        raise usage_error(f"{len(sizes)} tensor-parallel sizes are given for {num_stages} stages", "Give one a stage.")
+    return sizes
 
 
 def split_stages(pipeline_dir: Path) -> tuple[list[Path], list[Manifest]]:
