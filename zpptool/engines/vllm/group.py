@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from zpptool.engines.vllm import hooks
+from zpptool.engines.vllm.staging import DeviceStaging
 from zpptool.errors import ZppError
 from zpptool.pipeline.ring.node import StageNode
 from zpptool.pipeline.spec import StageSpec
@@ -75,6 +76,19 @@ class WirePipelineGroup(PipelinePlace):
     def __init__(self, node: StageNode, spec: StageSpec) -> None:
         super().__init__(spec, 0)
         self._node = node
+        self._staging: DeviceStaging | None = None
+
+    def adopt(self, alone: Any, device: torch.device | None) -> None:
+        """As ever; a device with memory of its own gets a side stream."""
+        super().adopt(alone, device)
+        if device is not None and device.type != "cpu":
+            self._staging = DeviceStaging(device)
+
+    def destroy(self) -> None:
+        """As ever; what is being sent leaves."""
+        if self._staging is not None:
+            self._staging.close()
+        super().destroy()
 
     def isend_tensor_dict(
         self,
@@ -90,9 +104,25 @@ class WirePipelineGroup(PipelinePlace):
             tensors' memory is written again.
         """
         self._refuse_other(dst, (self.rank_in_group + 1) % self.world_size)
-        packed = tensors.pack(tensor_dict)
-        handle = SendHandle(self._node.send_tensors(packed.header, packed.frames))
+        handle = SendHandle(self._send(tensor_dict) if self._staging is None else self._stage(tensor_dict))
         return [handle, handle]
+
+    def _send(self, values: dict[str, torch.Tensor | Any]) -> Callable[[], None]:
+        packed = tensors.pack(values)
+        return self._node.send_tensors(packed.header, packed.frames)
+
+    def _stage(self, values: dict[str, torch.Tensor | Any]) -> Callable[[], None]:
+        assert self._staging is not None
+        return self._staging.send(values, self._send).result
+
+    def take(self) -> dict[str, torch.Tensor | Any]:
+        """The tensors of the stage before, on this stage's device, when they are there.
+
+        Raises:
+            ZppError: (STAGE) they did not come in time, or the stage before was lost.
+        """
+        received = self._node.unpack(self._node.receive_tensors())
+        return received if self._staging is None else self._staging.receive(received)
 
     def irecv_tensor_dict(
         self,
@@ -107,7 +137,7 @@ class WirePipelineGroup(PipelinePlace):
         """
         self._refuse_other(src, (self.rank_in_group - 1) % self.world_size)
         received: dict[str, torch.Tensor | Any] = {}
-        return received, [ReceiveHandle(self._node, received, self.device, self.tensor_parallel_size > 1)], []
+        return received, [ReceiveHandle(self, received)], []
 
 
 class RankPipelineGroup(PipelinePlace):
@@ -139,13 +169,9 @@ class SendHandle:
 class ReceiveHandle:
     """A receive that is done when somebody wants its tensors."""
 
-    def __init__(
-        self, node: StageNode, into: dict[str, torch.Tensor | Any], device: torch.device | None, shared: bool
-    ) -> None:
-        self._node = node
+    def __init__(self, group: WirePipelineGroup, into: dict[str, torch.Tensor | Any]) -> None:
+        self._group = group
         self._into = into
-        self._device = device
-        self._shared = shared
 
     def wait(self) -> None:
         """Wait for the tensors of the stage before.
@@ -153,8 +179,8 @@ class ReceiveHandle:
         Raises:
             ZppError: (STAGE) they did not come in time, or the stage before was lost.
         """
-        received = self._node.unpack(self._node.receive_tensors(), self._device)
-        if self._shared:
+        received = self._group.take()
+        if self._group.tensor_parallel_size > 1:
             hooks.tensor_parallel_group().broadcast_tensor_dict(received, src=0)
         self._into.update(received)
 

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tensor parallelism inside stages, each with its own size: the unsplit engine's tokens, and an end that is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from conftest import Ran
+from stages import END_S, Stage, completion, free_base_port, started, wait_until_ready
+
+pytest.importorskip("vllm")
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+
+WIDE = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2}
+ENGINE_ARGUMENTS = ("--enforce-eager", "--kv-cache-memory-bytes", "67108864", "--max-model-len", "256")
+READY_S = 300
+
+
+def test_stages_of_two_devices_and_of_one_give_the_unsplit_engines_tokens(
+    tiny_model: Callable[..., Path], tmp_path: Path, zpptool: Callable[..., Ran]
+) -> None:
+    """In float32, for halves of a sum are added in another order; the unsplit engine is on one device. The timeline of
+    the run has all stages in it."""
+    trace = tmp_path / "trace.json"
+    done = zpptool(
+        *("test-pipeline", tiny_model(layers=3, initializer_range=0.2, **WIDE), "--num-stages", 3, "--engine", "vllm"),
+        *("--tensor-parallel-size", "2,1,2", "--batched", "--dtype", "float32", "--max-new-tokens", 16, "--json"),
+        *("--trace", trace),
+        timeout_s=580,
+    )
+    assert done.code == 0, done.err
+    assert done.json["verdict"] == "identical"
+    assert len({tuple(prompt["token_ids"]) for prompt in done.json["prompts"]}) == len(done.json["prompts"])
+    steps = [event for event in json.loads(trace.read_text()) if event["name"] == "execute_and_sample"]
+    assert {event["pid"] for event in steps} == {0, 1, 2, 3}
+
+
+def test_a_rank_that_is_killed_ends_the_pipeline_and_is_named(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    model, base = tiny_model(layers=3, initializer_range=0.2, **WIDE), free_base_port(4)
+    place = ("--total-stages", 2, "--base-port", base, "--port", base + 3)
+    commands = [
+        (model, "--stage-idx", stage, *place, "--tensor-parallel-size", size, "--", *ENGINE_ARGUMENTS)
+        for stage, size in enumerate((1, 2))
+    ]
+    url = f"http://127.0.0.1:{base + 3}"
+    with started(tmp_path, commands) as stages, httpx.Client(base_url=url, timeout=120, trust_env=False) as client:
+        wait_until_ready(url, stages, READY_S)
+        assert completion(client, prompt="Once", max_tokens=4)["finish_reason"] in ("length", "stop")
+        rank_of(stages[1]).kill()
+        assert [stage.wait(3 * END_S) for stage in stages] == [6, 6]
+        assert "tensor-parallel rank 1 of stage 1 has gone (killed by signal 9)" in stages[1].text()
+        assert "tensor-parallel rank 1 of stage 1 has gone" in stages[0].text()
+        assert [process for stage in stages for process in stage.left_behind()] == []
+
+
+def rank_of(stage: Stage) -> psutil.Process:
+    """The process of the stage's second device."""
+    return next(child for child in stage.look() if any(word.endswith("vllm.rank") for word in child.cmdline()))
