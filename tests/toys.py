@@ -7,13 +7,15 @@ answers with what came. Every other method does one thing wrong, or waits, at th
 
 from __future__ import annotations
 
+import itertools
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -211,11 +213,17 @@ def processes(specs: Sequence[StageSpec], logs: Path) -> Iterator[Processes]:
         ring.close()
 
 
-def start_process(role: str, spec: StageSpec, log: Path) -> subprocess.Popen[bytes]:
-    """A stage or a head of toys in a process of its own."""
+def start_process(
+    role: str, spec: StageSpec, log: Path, within: Callable[[list[str]], list[str]] = list
+) -> subprocess.Popen[bytes]:
+    """A stage or a head of toys in a process of its own.
+
+    Args:
+        within: makes the command line one that runs elsewhere, on another host for instance.
+    """
     with log.open("wb") as output:
         return subprocess.Popen(
-            [sys.executable, __file__, role, spec.to_json()],
+            within([sys.executable, __file__, role, spec.to_json()]),
             stdout=output, stderr=output, stdin=subprocess.DEVNULL, cwd=ROOT,
             env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
@@ -237,6 +245,25 @@ def head_life(spec: StageSpec) -> None:
         head.close()
 
 
+ASKED_BYTES = 1 << 16
+
+
+def asking_head_life(spec: StageSpec) -> None:
+    """A head that asks for step after step, checks every byte of the answers, and says how many were right."""
+    head = take_head_place(spec)
+    try:
+        head.gather({"model": "toy"})
+        for number in itertools.count():
+            payload = random.Random(number).randbytes(ASKED_BYTES)
+            answer = head.call("step", payload, from_all=False).result()
+            assert answer == [payload + b" 0 1 2"[: 2 * spec.num_stages]], f"answer {number} differs"
+            print(f"right {number + 1}", flush=True)
+            time.sleep(0.02)
+    finally:
+        head.stop("the head has ended")
+        head.close()
+
+
 if __name__ == "__main__":
     from zpptool.pipeline import child
     from zpptool.pipeline.spec import spec_from_argv
@@ -245,4 +272,5 @@ if __name__ == "__main__":
     role = sys.argv.pop(1)
     if role == "stage":
         run_stage_worker(ToyEngine)
-    child.run_child("head", lambda: head_life(spec_from_argv(sys.argv)))
+    life = asking_head_life if role == "asking head" else head_life
+    child.run_child("head", lambda: life(spec_from_argv(sys.argv)))

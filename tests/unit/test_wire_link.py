@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
+import psutil
 import pytest
 import zmq
 
@@ -584,6 +585,11 @@ def far(request, tmp_path) -> Iterator[tuple[PushLink, PullLink, multiprocessing
         process.join()
 
 
+def resident_bytes(pid: int) -> int:
+    """Memory that is a process's own; what it has mapped of files does not count."""
+    return psutil.Process(pid).memory_full_info().uss
+
+
 class TestTwoProcesses:
     def test_messages_of_all_sizes_come_back(self, far):
         push, pull, process = far
@@ -636,3 +642,23 @@ class TestTwoProcesses:
         assert (caught.value.stage, caught.value.peer, caught.value.endpoint) == (0, "stage 1", push.endpoint)
         sent.wait(SOON_S)
         assert sent.done
+
+    def test_a_stalled_peer_takes_no_more_memory_than_the_window(self, far):
+        """Neither of the peer, nor here, however long one goes on sending."""
+        push, pull, process = far
+        window, message = 4 * 4_000_000, 4_000_000
+        send(push, 0)
+        assert receive(pull) == 0
+        before = resident_bytes(os.getpid()), resident_bytes(process.pid)
+        os.kill(process.pid, signal.SIGSTOP)
+        try:
+            fill(push, timeout_s=0.3)
+            filled = resident_bytes(os.getpid())
+            for _ in range(20):
+                with pytest.raises(LinkTimeout):
+                    send(push, 9, bytes(message), timeout_s=0.05)
+            assert resident_bytes(os.getpid()) - filled < message
+            assert filled - before[0] < 2 * window
+            assert resident_bytes(process.pid) - before[1] < 2 * window
+        finally:
+            os.kill(process.pid, signal.SIGCONT)

@@ -27,6 +27,7 @@ from zpptool.cli.plan_ports import plan_ports
 from zpptool.cli.run_stage import run_stage
 from zpptool.cli.settings import Settings, engine_arguments, install, read_settings
 from zpptool.cli.split import split
+from zpptool.cli.status import status
 from zpptool.cli.test_pipeline import test_pipeline
 from zpptool.cli.validate import validate
 from zpptool.cli.validate_ranges import validate_ranges
@@ -107,6 +108,7 @@ app.command("plan", epilog=epilog("plan"))(plan)
 app.command("deploy", epilog=epilog("deploy"))(deploy)
 app.command("doctor", epilog=epilog("doctor"))(doctor)
 app.command("run-stage", epilog=epilog("run-stage"))(run_stage)
+app.command("status", epilog=epilog("status"))(status)
 app.command("test-pipeline", epilog=epilog("test-pipeline"))(test_pipeline)
 app.add_typer(config_app, name="config")
 

@@ -38,6 +38,7 @@ EXAMPLES = {
         "zpptool run-stage --plan zpp.yaml --stage-idx 1",
         "zpptool run-stage MODEL --stage-idx 1 --total-stages 3 -- --max-model-len 4096",
     ),
+    "status": ("zpptool status", "zpptool status --run-dir /run/user/1000/zpp-abc --json"),
     "test-pipeline": (
         "zpptool test-pipeline --pipeline-dir stages --model MODEL --engine vllm",
         "zpptool test-pipeline MODEL --num-stages 3 --test-input Hello --junit junit.xml",

@@ -92,6 +92,11 @@ StepTimeoutOption = Annotated[
     float, typer.Option("--step-timeout", metavar="S", min=1, help="Seconds that one step may take.")
 ]
 
+BeatTimeoutOption = Annotated[
+    float,
+    typer.Option("--beat-timeout", metavar="S", min=1, help="Seconds that a stage may stand still at a step."),
+]
+
 
 def on_command_line(name: str) -> bool:
     """Whether a parameter of the running command was typed; else it comes from environment, file or default."""

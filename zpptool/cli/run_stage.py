@@ -12,6 +12,7 @@ import typer
 from zpptool import ports
 from zpptool.cli.options import (
     BasePortOption,
+    BeatTimeoutOption,
     DeviceOption,
     DtypeOption,
     HostsOption,
@@ -120,6 +121,7 @@ def run_stage(
     start_timeout: StartTimeoutOption = 600.0,
     step_timeout: StepTimeoutOption = 300.0,
     trace: TraceOption = None,
+    beat_timeout: BeatTimeoutOption = 60.0,
     stage_mode: Annotated[str, typer.Option("--pipeline-stage-mode", hidden=True)] = "external",
     external_worker: Annotated[bool, typer.Option("--external-pp-worker", hidden=True)] = False,
 ) -> None:
@@ -184,6 +186,7 @@ def run_stage(
         device=device,
         start_timeout_s=start_timeout,
         step_timeout_s=step_timeout,
+        beat_timeout_s=beat_timeout,
         tensor_parallel_size=sizes[0],
         trace=str(trace.resolve()) if trace is not None else "",
     )

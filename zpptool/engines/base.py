@@ -21,8 +21,12 @@ from zpptool.pipeline.child import end_before_long, end_on_sigterm, run_child
 from zpptool.pipeline.ring.control import Call
 from zpptool.pipeline.ring.node import RingOver, StageNode
 from zpptool.pipeline.ring.place import facts_of, say, take_stage_place
+from zpptool.pipeline.ring.status import COMPUTING, LOADING, WARMING_UP
 from zpptool.pipeline.spec import StageSpec, spec_from_argv
-from zpptool.wire.errors import WireFault
+from zpptool.wire.errors import StaleEpoch, WireFault
+
+LOAD_MODEL = "load_model"
+"""The call, of any engine, that reads the weights."""
 
 
 class StageEngine(Protocol):
@@ -101,15 +105,19 @@ def serve_calls(spec: StageSpec, node: StageNode, do: Callable[[Call, bytes], by
         for received in node.calls():
             call = received.control
             assert isinstance(call, Call)
-            _serve_call(spec, node, call, partial(do, call, received.payload))
+            try:
+                _serve_call(spec, node, call, partial(do, call, received.payload))
+            except StaleEpoch:
+                say(f"stage {spec.stage}", f"{call.method} is dropped: its epoch is over")
     except RingOver:
         return
 
 
 def _serve_call(spec: StageSpec, node: StageNode, call: Call, do: Callable[[], bytes | None]) -> None:
     try:
-        answer = do()
-    except RingOver:
+        with node.pulse.at_work(phase_of_call(call)):
+            answer = do()
+    except (RingOver, StaleEpoch):
         raise
     except WireFault as cause:
         node.fail(None, f"{call.method} failed: {cause.message}")
@@ -119,6 +127,13 @@ def _serve_call(spec: StageSpec, node: StageNode, call: Call, do: Callable[[], b
     else:
         if answer is not None:
             node.reply(call, answer)
+
+
+def phase_of_call(call: Call) -> str:
+    """What a stage does while it does this call, in a word of its status."""
+    if not call.long:
+        return COMPUTING
+    return LOADING if call.method == LOAD_MODEL else WARMING_UP
 
 
 def _report(spec: StageSpec, node: StageNode, call: Call, cause: Exception) -> None:

@@ -32,6 +32,7 @@ class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         engine_args: passed to the engine as they are.
         start_timeout_s: how long to wait for neighbours, the head and the loading of weights.
         step_timeout_s: how long one step may take.
+        beat_timeout_s: how long a stage may stand still at a step before it is taken to hang.
         plan_digest: of the plan that this stage was started from; empty for none.
         tensor_parallel_size: how many devices compute this stage together, each in a process of its own.
         trace: the file of the timeline; empty for none.
@@ -51,6 +52,7 @@ class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engine_args: tuple[str, ...] = ()
     start_timeout_s: float = 600.0
     step_timeout_s: float = 300.0
+    beat_timeout_s: float = 60.0
     plan_digest: str = ""
     tensor_parallel_size: int = 1
     trace: str = ""

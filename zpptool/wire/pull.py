@@ -108,8 +108,8 @@ class PullLink(Endpoint):
 
     def tell(self, payload: bytes) -> None:
         """Pass a few bytes to the owner of the sending end (`PushLink.on_told`), ahead of nothing and behind what was
-        told before. Never waits; a sender that has gone, or reads nothing, is not told."""
-        self._post(lambda: self._say(Told(payload)))
+        told before. Never waits; a sender that has not welcomed this end, has gone, or reads nothing, is not told."""
+        self._post(lambda: self.connected and self._say(Told(payload)))
 
     def recv(self, timeout_s: float) -> Message:
         """The next message.
@@ -225,6 +225,8 @@ class PullLink(Endpoint):
 
     def _be_welcomed(self, theirs: Party, window: Window, session: int) -> None:
         refused = unfit(theirs, self.party, self._awaited)
+        if refused is None and self.sequence >= 0 and theirs.epoch == self.party.epoch:
+            refused = Refused(f"messages of epoch {theirs.epoch} came before; another epoch has to begin", plan=False)
         if refused is not None:
             self._say(refused)
             self._refuse(f"{self.peer} is refused", refused.reason, plan=refused.plan)

@@ -23,6 +23,7 @@ from zpptool.wire.errors import LinkRefused, StaleEpoch, WireError
 from zpptool.wire.greeting import Standing, judge
 from zpptool.wire.messages import Buffer, Kind, Limits, Message, check_sizes, decode, encode
 from zpptool.wire.sockets import Context
+from zpptool.wire.tally import Tally
 from zpptool.wire.words import (
     WORD_LIMITS,
     Hello,
@@ -94,7 +95,11 @@ class _Session(NamedTuple):
 
 
 class PushLink(Endpoint):
-    """The sending end of a hop. It binds; with no welcome peer there, a send waits instead of losing messages."""
+    """The sending end of a hop. It binds; with no welcome peer there, a send waits instead of losing messages.
+
+    Attributes:
+        tally: what it has done so far.
+    """
 
     def __init__(
         self,
@@ -133,7 +138,7 @@ class PushLink(Endpoint):
         self._on_told: Callable[[bytes], None] = lambda _payload: None
         self._on_lost: Callable[[], None] = lambda: None
         self._last_no = ""
-        self.rtt_s: float | None = None
+        self.tally = Tally()
         super().__init__(
             zmq.ROUTER,
             endpoint,
@@ -152,6 +157,11 @@ class PushLink(Endpoint):
     def state(self) -> str:
         """`waiting` for its peer, `connected` or `lost`."""
         return "lost" if self._was_lost else "connected" if self._session else "waiting"
+
+    @property
+    def queue(self) -> int:
+        """Messages of this session that were sent, and that the receiver has not said to have handed on."""
+        return self._credit.sent - self._credit.taken
 
     @property
     def sequence(self) -> int:
@@ -176,7 +186,7 @@ class PushLink(Endpoint):
         self._on_lost = callback
 
     def ping(self) -> None:
-        """Ask the peer how long a word takes; `rtt_s` says so later. A peer that has gone is noticed. Never waits."""
+        """Ask the peer how long a word takes; the tally says so later. A peer that has gone is noticed. Never waits."""
         self._post(self._probe)
 
     def send(
@@ -226,9 +236,11 @@ class PushLink(Endpoint):
                     sequence=sequence,
                     session=session.number,
                 )
+                began = time.monotonic()
                 trackers = self._hand_over(session, parts)
                 if trackers is not None:
                     self._credit.spend(nbytes)
+                    self.tally.sent(nbytes, time.monotonic() - began)
                     return Sent(self, sequence, trackers)
         finally:
             self._leave()
@@ -260,11 +272,17 @@ class PushLink(Endpoint):
         """The session, when there is one and a message of that size may be sent in it."""
         if self._chores:
             self._catch_up()
-        while self._session is None or not self._credit.allows(nbytes):
-            self.check()
-            if not deadline.remaining_ms():
-                raise self.timed_out(deadline, f"take message {self._credit.sent}")
-            self._wait(deadline)
+        if self._session and self._credit.allows(nbytes):
+            return self._session
+        began = time.monotonic()
+        try:
+            while self._session is None or not self._credit.allows(nbytes):
+                self.check()
+                if not deadline.remaining_ms():
+                    raise self.timed_out(deadline, f"take message {self._credit.sent}")
+                self._wait(deadline)
+        finally:
+            self.tally.wait_s += time.monotonic() - began
         return self._session
 
     def _hand_over(self, session: _Session, parts: Sequence[Buffer]) -> list[zmq.MessageTracker] | None:
@@ -316,16 +334,24 @@ class PushLink(Endpoint):
         elif session and identity == session.guest.identity:
             match word:
                 case Taken(count=count):
-                    if message.session == session.number and not self._credit.receive(count):
-                        self._turn_away(identity, Refused(f"{count} messages were never sent", plan=False))
-                        self._end_session()
+                    if message.session == session.number:
+                        self._be_paid(identity, count)
                 case Pong(at=at):
-                    self.rtt_s = time.monotonic() - at
+                    self.tally.round_trip(time.monotonic() - at)
                 case Told(payload=payload):
                     self._on_told(payload)
                 case Refused(reason=reason, plan=plan):
                     self._refusal = self._refused_by(f"{self.peer} refuses this link", reason, plan=plan)
                     self._note(self._refusal.message)
+
+    def _be_paid(self, identity: bytes, count: int) -> None:
+        """The peer says that it has taken so many messages of the session."""
+        before = self._credit.taken, self._credit.pending_bytes
+        if self._credit.receive(count):
+            self.tally.taken(self._credit.taken - before[0], before[1] - self._credit.pending_bytes)
+        else:
+            self._turn_away(identity, Refused(f"{count} messages were never sent", plan=False))
+            self._end_session()
 
     def _receive(self, guest: _Guest) -> None:
         """Welcome, hold or refuse somebody who greets."""
@@ -353,6 +379,7 @@ class PushLink(Endpoint):
         if not self._say(guest, Welcome(self.party, window, {}), session.number):
             return
         self._session = session
+        self.tally.sessions += 1
         self._was_lost = False
         self._refusal = None
         self._credit = Credit(window)
@@ -361,7 +388,8 @@ class PushLink(Endpoint):
     def _turn_away(self, identity: bytes, answer: Refused) -> None:
         self.refused += 1
         self._last_no = answer.reason
-        self._note(f"somebody was refused at {self.endpoint}: {answer.reason}")
+        self.tally.last_error = f"somebody was refused at {self.endpoint}: {answer.reason}"
+        self._note(self.tally.last_error)
         self._send_word(identity, answer)
 
     def _begin(self, run_id: str, epoch: int) -> None:
@@ -389,6 +417,7 @@ class PushLink(Endpoint):
             self._session = None
             self._was_lost = self._credit.sent > 0
             if self._was_lost:
+                self.tally.last_error = self.lost().message
                 self._on_lost()
 
     def _cut(self, connection: int) -> None:

@@ -17,7 +17,7 @@ from zpptool.engines.transformers.sampling import SamplingParams
 from zpptool.errors import usage_error
 from zpptool.pipeline.spec import StageSpec
 
-LOAD_MODEL, STEP, FREE = "load_model", "step", "free"
+STEP, FREE = "step", "free"
 
 
 class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

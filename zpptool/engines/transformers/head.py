@@ -11,12 +11,12 @@ import itertools
 import sys
 from collections.abc import Collection, Generator, Sequence
 
+from zpptool.engines.base import LOAD_MODEL
 from zpptool.engines.transformers.api.front import Front
 from zpptool.engines.transformers.api.served import served_model
 from zpptool.engines.transformers.api.server import ApiServer
 from zpptool.engines.transformers.calls import (
     FREE,
-    LOAD_MODEL,
     STEP,
     Step,
     agreed_facts,

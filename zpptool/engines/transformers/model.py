@@ -8,7 +8,7 @@ loaded (`zpptool.engines.transformers.probe`).
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from zpptool.checkpoint.loading import load_plan
 from zpptool.engines.transformers.cut import CachedSequence, CutModel
 from zpptool.engines.transformers.loading import load_config, load_cut_model
 from zpptool.engines.transformers.probe import UNCUT_HINT, probe
-from zpptool.engines.transformers.surgery import Passage
+from zpptool.engines.transformers.surgery import Passage, decoder_layers
 from zpptool.errors import ZppError, invalid_error
 from zpptool.layers import LayerRange, Partition
 
@@ -78,6 +78,11 @@ class PartialModel:
         else:
             output = self._cut.run_hidden_states(sequence, received)
         return output if self.is_last else {HIDDEN_STATES: output}
+
+    def on_layer(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called before each decoder layer that is computed."""
+        for layer in decoder_layers(self._cut.model)[1][self.layers.start : self.layers.end]:
+            layer.register_forward_pre_hook(lambda _layer, _inputs: callback())
 
     def free(self, sequence_id: Hashable) -> None:
         """Forget a sequence; one that is not known is no fault."""

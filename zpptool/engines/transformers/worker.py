@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from zpptool.engines.base import run_stage_worker
+from zpptool.engines.base import LOAD_MODEL, run_stage_worker
 from zpptool.engines.transformers.calls import (
     FREE,
-    LOAD_MODEL,
     STEP,
     Step,
     agreed_facts,
@@ -75,6 +74,7 @@ class TransformersStage:
         spec = self._spec
         say(f"stage {spec.stage}", f"loading layers {spec.layers} from {spec.model}")
         self._part = load_part(spec.directory, spec.stage, spec.ranges, dtype=spec.dtype, device=device_of(spec))
+        self._part.on_layer(self._node.pulse.progress)
         say(f"stage {spec.stage}", "loaded")
         return b""
 

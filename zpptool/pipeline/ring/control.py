@@ -14,6 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from zpptool.errors import ExitCode, ZppError
+from zpptool.pipeline.ring.status import StageStatus
 from zpptool.wire.link import LinkError
 from zpptool.wire.messages import Buffer
 
@@ -57,11 +58,13 @@ class Call(msgspec.Struct, tag="call", frozen=True, forbid_unknown_fields=True):
         number: counts the calls of a run; a reply bears the number of its call.
         method: what to do, in the engine's words.
         from_all: every stage replies; otherwise only the last one does, and any stage that fails.
+        long: it may take minutes, as loading does; otherwise it is a step, and a stage that stands still at it hangs.
     """
 
     number: int
     method: str
     from_all: bool
+    long: bool = False
 
 
 class Reply(msgspec.Struct, tag="reply", frozen=True, forbid_unknown_fields=True):
@@ -94,17 +97,24 @@ class Stop(msgspec.Struct, tag="stop", frozen=True, forbid_unknown_fields=True):
     broke: bool
 
 
-Control = RollCall | Verdict | Call | Reply | Fault | Stop
+class Report(msgspec.Struct, tag="report", frozen=True, forbid_unknown_fields=True):
+    """How a stage and those after it fare, told against the direction of the ring twice a second."""
+
+    stages: tuple[StageStatus, ...]
+
+
+Control = RollCall | Verdict | Call | Reply | Fault | Stop | Report
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Control)
 
 
 class Received(NamedTuple):
-    """A control message and the payload that rode beside it (empty for none)."""
+    """A control message, the payload that rode beside it (empty for none), and the epoch it came in."""
 
     control: Control
     payload: bytes
+    epoch: int = 0
 
 
 def encode(control: Control) -> bytes:
@@ -112,7 +122,22 @@ def encode(control: Control) -> bytes:
     return _encoder.encode(control)
 
 
-def decode(header: bytes, frames: Sequence[Buffer], *, stage: int, peer: str, endpoint: str) -> Received:
+def decode_told(payload: bytes) -> Control:
+    """A control message that was told against the direction of the ring.
+
+    Raises:
+        msgspec.DecodeError: it is not one.
+    """
+    try:
+        control: Control = _decoder.decode(payload)
+    except (UnicodeDecodeError, RecursionError) as cause:
+        raise msgspec.DecodeError(str(cause)) from cause
+    return control
+
+
+def decode(
+    header: bytes, frames: Sequence[Buffer], *, stage: int, peer: str, endpoint: str, epoch: int = 0
+) -> Received:
     """A control message from the header and frames that came from `peer`.
 
     Raises:
@@ -128,4 +153,4 @@ def decode(header: bytes, frames: Sequence[Buffer], *, stage: int, peer: str, en
         raise LinkError(
             f"{peer} sent {len(frames)} frames with one control message", stage=stage, peer=peer, endpoint=endpoint
         )
-    return Received(control, bytes(frames[0]) if frames else b"")
+    return Received(control, bytes(frames[0]) if frames else b"", epoch)

@@ -16,12 +16,19 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
 
 from zpptool.errors import ZppError, invalid_error, stage_error
 from zpptool.pipeline.ring import control as c
 from zpptool.pipeline.ring.neighbour import POLL_S, Delivery
+from zpptool.pipeline.ring.pulse import Beat
 from zpptool.pipeline.ring.rollcall import disagreements
-from zpptool.wire.errors import PeerLost, WireFault
+from zpptool.pipeline.ring.status import RingStatus, hung
+from zpptool.pipeline.ring.statussocket import StatusSocket
+from zpptool.pipeline.ring.view import RingView
+from zpptool.wire.errors import PeerLost, StaleEpoch, WireFault
 from zpptool.wire.link import PullLink, PushLink
 from zpptool.wire.messages import HEAD, Kind
 
@@ -38,6 +45,7 @@ class _OpenCall:
     wanted: int
     allowed_s: float
     deadline: float
+    long: bool
     future: Future[list[bytes]]
     payloads: dict[int, bytes] = field(default_factory=dict)
 
@@ -56,6 +64,8 @@ class HeadNode:
         start_timeout_s: how long the roll call may take to come round.
         step_timeout_s: how long a call may take, unless it says otherwise.
         note: is told, in words, what the head waits for.
+        beat_timeout_s: how long a stage may stand still at a step, or be silent, before it is taken to hang.
+        status_at: where the head tells its status; None for nowhere.
     """
 
     def __init__(
@@ -68,8 +78,16 @@ class HeadNode:
         start_timeout_s: float,
         step_timeout_s: float,
         note: Callable[[str], None],
+        beat_timeout_s: float = 60.0,
+        status_at: Path | None = None,
     ) -> None:
         self._num_stages = num_stages
+        self._beat_timeout_s = beat_timeout_s
+        self._view = RingView(num_stages, outward)
+        self._gathered = False
+        self._beat = Beat(outward.ping, "head-beat")
+        self._beat.start()
+        self._status_socket: StatusSocket | None = None
         self._num_layers = num_layers
         self._outward = outward
         self._outbox = Delivery(outward, self._raise_if_broken)
@@ -89,6 +107,11 @@ class HeadNode:
         outward.on_lost(homeward.interrupt)
         self._on_fault: Callable[[ZppError], None] = lambda _fault: None
         self._thread = threading.Thread(target=self._serve, name="head-receive", daemon=True)
+        if status_at is not None:
+            try:
+                self._status_socket = StatusSocket(status_at, self.status)
+            except OSError as cause:
+                note(f"the status is not told at {status_at}: {cause.strerror or cause}")
 
     def gather(self, agreed: Mapping[str, str]) -> tuple[c.StageFacts, ...]:
         """Call the roll and let the stages in, or refuse them.
@@ -104,6 +127,7 @@ class HeadNode:
         except ZppError as fault:
             self._fail_all(fault)
             raise
+        self._gathered = True
         self._note("all stages answered: " + ", ".join(f"{f.stage} on {f.host}" for f in stages))
         self._thread.start()
         return stages
@@ -121,7 +145,8 @@ class HeadNode:
             method: what to do, in the engine's words.
             payload: its arguments, opaque here.
             from_all: whether every stage's answer is wanted, or only the last one's.
-            timeout_s: how long it may take; the step timeout when None.
+            timeout_s: how long it may take. None for a step: it has the step timeout, and a stage that stands still
+                at it is taken to hang.
 
         Returns:
             the payloads of the answers, in the order of the stages (one, when only the last was wanted). It fails with
@@ -132,18 +157,49 @@ class HeadNode:
         future.set_running_or_notify_cancel()  # from now on it cannot be cancelled: only this node settles it
         allowed_s = self._step_timeout_s if timeout_s is None else timeout_s
         wanted = self._num_stages if from_all else 1
+        long = timeout_s is not None
         with self._lock:
             if self.fault is not None:
                 future.set_exception(self.fault)
                 return future
-            self._open[number] = _OpenCall(method, wanted, allowed_s, time.monotonic() + allowed_s, future)
+            self._open[number] = _OpenCall(method, wanted, allowed_s, time.monotonic() + allowed_s, long, future)
         try:
-            self._say(c.Call(number=number, method=method, from_all=from_all), payload)
+            self._say(c.Call(number=number, method=method, from_all=from_all, long=long), payload)
         except PeerLost as fault:
             self._suspect(fault)
         except ZppError as fault:
             self._break(fault)
         return future
+
+    def begin_epoch(self, why: str) -> int:
+        """Begin the next epoch of the run: what is under way is dropped by whoever has it, and every link counts anew.
+
+        The new epoch goes round the ring with the links' welcomes, ahead of whatever is asked in it.
+
+        Args:
+            why: what each open call fails with, as a `StaleEpoch`.
+
+        Returns:
+            its number.
+        """
+        party = self._outward.party
+        epoch = party.epoch + 1
+        with self._lock:
+            calls, self._open = list(self._open.values()), {}
+            self._outward.begin(party.run_id, epoch)  # whoever asks from now on asks in it
+        for call in calls:
+            call.future.set_exception(
+                StaleEpoch(f"{call.method} was dropped with epoch {party.epoch}: {why}", stage=HEAD, epoch=party.epoch)
+            )
+        return epoch
+
+    def status(self) -> RingStatus:
+        """How the ring fares, as far as it was heard."""
+        with self._lock:
+            busy = bool(self._open)
+        return self._view.status(
+            gathered=self._gathered, busy=busy, stopped=self._stopping, fault=self.fault.message if self.fault else ""
+        )
 
     def stop(self, reason: str) -> None:
         """Tell every stage that the run is over, and wait for the word to come home: a stage that still had an answer
@@ -164,6 +220,9 @@ class HeadNode:
     def close(self) -> None:
         """End the thread, fail the calls that are still open, and close both links."""
         self._closing.set()
+        self._beat.stop()
+        if self._status_socket is not None:
+            self._status_socket.close()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()
         self._fail_all(stage_error("the head has ended"))
@@ -182,7 +241,12 @@ class HeadNode:
     def _receive(self, timeout_s: float) -> c.Received:
         message = self._homeward.recv(timeout_s)
         return c.decode(
-            message.header, message.frames, stage=HEAD, peer=self._homeward.peer, endpoint=self._homeward.endpoint
+            message.header,
+            message.frames,
+            stage=HEAD,
+            peer=self._homeward.peer,
+            endpoint=self._homeward.endpoint,
+            epoch=message.epoch,
         )
 
     def _call_the_roll(self, agreed: Mapping[str, str]) -> tuple[c.StageFacts, ...]:
@@ -217,6 +281,7 @@ class HeadNode:
         try:
             while not self._closing.is_set():
                 self._check_deadlines()
+                self._check_beats()
                 self._look_outward()
                 if self._homeward.poll(POLL_S):
                     received = self._receive(POLL_S)
@@ -230,8 +295,14 @@ class HeadNode:
 
     def _hear_told(self, payload: bytes) -> None:
         """Take in what a stage tells against the direction of the ring; called where nothing may wait."""
-        told = c.decode(payload, (), stage=HEAD, peer=self._outward.peer, endpoint=self._outward.endpoint).control
-        if isinstance(told, c.Fault):
+        try:
+            told = c.decode_told(payload)
+        except msgspec.DecodeError as cause:
+            self._note(f"{self._outward.peer} told something that cannot be read ({cause})")
+            return
+        if isinstance(told, c.Report):
+            self._view.hear(told.stages)
+        elif isinstance(told, c.Fault):
             self._told.put(told)
             self._homeward.interrupt()
 
@@ -256,6 +327,8 @@ class HeadNode:
                 self._suspected = fault, time.monotonic() + CAUSE_S
 
     def _take(self, received: c.Received) -> None:
+        if received.epoch != self._outward.party.epoch:
+            return
         match received.control:
             case c.Reply(number=number, stage=stage):
                 self._settle(number, stage, received.payload)
@@ -295,6 +368,19 @@ class HeadNode:
             raise stage_error(
                 f"{late.method} was not answered in {late.allowed_s:g} s by stage {silent}",
                 "See its log, and those of the stages before it: one of them is busy, stopped or hung.",
+            )
+
+    def _check_beats(self) -> None:
+        """Whether a stage stands still while a step is open."""
+        with self._lock:
+            steps = [call.method for call in self._open.values() if not call.long]
+        still = hung(self._view.stages(), self._beat_timeout_s) if steps else None
+        if still is not None:
+            what = f"has not moved for {still.beat_age_s:.1f} s" if still.beat_age_s else "is silent"
+            raise stage_error(
+                f"stage {still.stage} hangs ({still.host}, pid {still.pid}): its main loop {what}, last heard"
+                f" {still.heard_age_s:.1f} s ago, while {steps[0]} waits for it (epoch {still.epoch})",
+                f"It may take {self._beat_timeout_s:g} s (--beat-timeout). Its log, or py-spy, says where it stands.",
             )
 
     def _break(self, fault: ZppError) -> None:

@@ -15,14 +15,21 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, TypeVar
+
+import msgspec
 
 from zpptool.errors import ExitCode, ZppError, invalid_error, stage_error
 from zpptool.pipeline.ring import control as c
 from zpptool.pipeline.ring.neighbour import POLL_S, Delivery
+from zpptool.pipeline.ring.pulse import Beat, Pulse, own_status
+from zpptool.pipeline.ring.status import StageStatus, aged
 from zpptool.wire import tensors
+from zpptool.wire.consistency import TensorSchema
+from zpptool.wire.deadline import Deadline
 from zpptool.wire.errors import WireError, WireFault
-from zpptool.wire.link import LinkError, LinkTimeout, PeerLost, PullLink, PushLink
+from zpptool.wire.link import LinkError, LinkTimeout, PeerLost, PullLink, PushLink, StaleEpoch
 from zpptool.wire.messages import Kind, Message
 
 REMIND_S = 20.0
@@ -50,6 +57,11 @@ class StageNode:
         start_timeout_s: how long to wait for the neighbours and for the head's verdict.
         step_timeout_s: how long to wait for the tensors of a step, and for a neighbour to take a message.
         note: is told, in words, what this stage waits for.
+        layers: the half-open range that it owns.
+
+    Attributes:
+        stage: its place.
+        pulse: what its main loop does; whoever runs it keeps that up.
     """
 
     def __init__(
@@ -62,8 +74,14 @@ class StageNode:
         start_timeout_s: float,
         step_timeout_s: float,
         note: Callable[[str], None],
+        layers: tuple[int, int] | None = None,
     ) -> None:
         self.stage = stage
+        self.pulse = Pulse()
+        self._schema = TensorSchema()
+        self._layers = layers
+        self._heard: tuple[float, tuple[StageStatus, ...]] = (0.0, ())
+        self._beat = Beat(self._tell_how_it_fares, f"stage-{stage}-beat")
         self._upstream = upstream
         self._downstream = downstream
         self._outbox = Delivery(downstream, self._raise_if_over)
@@ -72,15 +90,16 @@ class StageNode:
         self._step_timeout_s = step_timeout_s
         self._note = note
         self._control: queue.SimpleQueue[c.Received | ZppError] = queue.SimpleQueue()
-        self._tensors: queue.SimpleQueue[Message | ZppError] = queue.SimpleQueue()
+        self._tensors: queue.SimpleQueue[Message | ZppError | None] = queue.SimpleQueue()
+        self._doing = 0
         self._over: ZppError | None = None
         self._on_over: Callable[[ZppError], None] = lambda _why: None
         self._rumour: str | None = None
         self._told_of_loss = False
         self._joined = threading.Event()
         self._closing = threading.Event()
-        upstream.on_welcome(downstream.begin)  # run and epoch go round the ring with the welcomes
-        downstream.on_told(upstream.tell)
+        upstream.on_welcome(self._begin)
+        downstream.on_told(self._hear_told)
         downstream.on_lost(upstream.interrupt)
         self._thread = threading.Thread(target=self._serve, name=f"stage-{stage}-receive", daemon=True)
 
@@ -91,6 +110,7 @@ class StageNode:
             ZppError: (INVALID) the head refuses the pipeline; (STAGE) a neighbour or the verdict did not come in time.
         """
         self._thread.start()
+        self._beat.start()
         self._note(f"waiting for {self._upstream.peer} at {self._upstream.endpoint}")
         roll = self._await(c.RollCall, f"the roll call from {self._upstream.peer}")
         self._note(f"waiting for {self._downstream.peer} to connect to {self._downstream.endpoint}")
@@ -123,7 +143,7 @@ class StageNode:
                 yield received
 
     def reply(self, call: c.Call, payload: bytes) -> None:
-        """Answer a call, if this stage's answer is wanted."""
+        """Answer a call, if this stage's answer is wanted; raises `StaleEpoch` when the call's epoch is over."""
         if call.from_all or self._is_last:
             self._send(c.Reply(number=call.number, stage=self.stage), payload)
 
@@ -138,27 +158,51 @@ class StageNode:
 
         Returns:
             a function that waits until the memory behind `frames` may be changed.
+
+        Raises:
+            StaleEpoch: the epoch of the call that is being done is over.
         """
-        sent = self._outbox.send(Kind.TENSORS, header, frames, source=self.stage, timeout_s=self._step_timeout_s)
+        with self.pulse.at_rest():
+            sent = self._outbox.send(
+                Kind.TENSORS, header, frames,
+                source=self.stage, epoch=self._doing, timeout_s=self._step_timeout_s,
+            )  # fmt: skip
         return lambda: sent.wait(self._step_timeout_s)
 
     def receive_tensors(self) -> Message:
-        """The next tensor message of the stage before.
+        """The next tensor message of the stage before, in the epoch of the call that is being done.
 
         Raises:
             RingOver: the run was stopped.
+            StaleEpoch: that epoch is over.
             ZppError: (STAGE) it did not come within the step timeout, or that stage was lost.
         """
+        began = time.monotonic()
+        deadline = Deadline(self._step_timeout_s)
         try:
-            got = self._tensors.get(timeout=self._step_timeout_s)
+            with self.pulse.at_rest():
+                while True:
+                    got = self._tensors.get(timeout=deadline.remaining_s())
+                    if isinstance(got, ZppError):
+                        raise got
+                    if self._upstream.party.epoch != self._doing:
+                        raise StaleEpoch(f"stage {self.stage}: epoch {self._doing} is over", stage=self.stage)
+                    if got is not None and got.epoch == self._doing:
+                        return got
         except queue.Empty:
             raise LinkTimeout(
                 f"stage {self.stage} has waited {self._step_timeout_s:g} s for the tensors of {self._upstream.peer}",
                 stage=self.stage, peer=self._upstream.peer, endpoint=self._upstream.endpoint,
             ) from None  # fmt: skip
-        if isinstance(got, ZppError):
-            raise got
-        return got
+        finally:
+            self.pulse.receive_s += time.monotonic() - began
+
+    def _begin(self, run_id: str, epoch: int) -> None:
+        """This stage was welcomed, to a new run or to a new epoch: so is the next one, and so both go round the ring.
+        Whoever waits for tensors of an older epoch is woken. Called where nothing may wait."""
+        self._downstream.begin(run_id, epoch)
+        self._told_of_loss = False
+        self._tensors.put(None)
 
     def unpack(self, message: Message, device: Any = None) -> dict[str, Any]:
         """The tensors and plain values of a tensor message, on `device` (a torch device; the CPU if None).
@@ -167,13 +211,16 @@ class StageNode:
             WireError: (STAGE) it cannot be right; names the stage that sent it.
         """
         try:
-            return tensors.unpack(message.header, message.frames, device=device)
+            received = tensors.unpack(message.header, message.frames, device=device)
+            self._schema.check(message.epoch, received)
+            return received
         except WireError as error:
             raise self._upstream.refusal(error) from None
 
     def close(self) -> None:
         """End the thread and close both links; what was sent before still leaves within the links' linger."""
         self._closing.set()
+        self._beat.stop()
         if self._thread.is_alive():
             self._thread.join()
         self._upstream.close()
@@ -195,16 +242,20 @@ class StageNode:
         )
 
     def _next_control(self, *, timeout_s: float | None) -> c.Received:
-        got = self._control.get(timeout=timeout_s)
-        if isinstance(got, ZppError):
-            raise got
-        return got
+        """The next control message of the present epoch; what is left of an older one is dropped."""
+        while True:
+            got = self._control.get(timeout=timeout_s)
+            if isinstance(got, ZppError):
+                raise got
+            if got.epoch == self._upstream.party.epoch:
+                self._doing = got.epoch
+                return got
 
     def _send(self, control: c.Control, payload: bytes = b"", *, timeout_s: float | None = None) -> None:
         self._raise_if_over()
         frames = (payload,) if payload else ()
         timeout_s = timeout_s or self._step_timeout_s
-        self._outbox.send(Kind.CONTROL, c.encode(control), frames, source=self.stage, timeout_s=timeout_s)
+        header = c.encode(control)
 
     def _raise_if_over(self) -> None:
         if self._over is not None:
@@ -256,13 +307,33 @@ class StageNode:
         self._upstream.tell(told)
         self._last_word(told)
 
+    def _tell_how_it_fares(self) -> None:
+        """Tell the head of this stage and of those after it, as far as they were heard."""
+        self._downstream.ping()
+        heard_at, others = self._heard
+        own = own_status(self.stage, self._layers, self.pulse, self._downstream)
+        since_s = time.monotonic() - heard_at
+        self._upstream.tell(c.encode(c.Report(stages=(own, *(aged(other, since_s) for other in others)))))
+
+    def _hear_told(self, payload: bytes) -> None:
+        """Take in what the next place tells; called where nothing may wait."""
+        try:
+            told = c.decode_told(payload)
+        except msgspec.DecodeError as cause:
+            self._note(f"{self._downstream.peer} told something that cannot be read ({cause})")
+            return
+        if isinstance(told, c.Report):
+            self._heard = time.monotonic(), told.stages
+        elif isinstance(told, c.Fault):
+            self._upstream.tell(payload)
+
     def _sort(self, message: Message) -> None:
         if message.kind is Kind.TENSORS:
             self._tensors.put(message)
             return
         received = c.decode(
             message.header, message.frames,
-            stage=self.stage, peer=self._upstream.peer, endpoint=self._upstream.endpoint,
+            stage=self.stage, peer=self._upstream.peer, endpoint=self._upstream.endpoint, epoch=message.epoch,
         )  # fmt: skip
         match received.control:
             case c.Reply():

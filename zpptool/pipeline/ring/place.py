@@ -15,6 +15,7 @@ from zpptool.errors import ZppError
 from zpptool.pipeline.ring.control import StageFacts
 from zpptool.pipeline.ring.headnode import HeadNode
 from zpptool.pipeline.ring.node import StageNode
+from zpptool.pipeline.ring.status import status_path
 from zpptool.pipeline.ring.traced import TracedHeadNode, TracedStageNode
 from zpptool.pipeline.spec import StageSpec
 from zpptool.pipeline.trace import Timeline
@@ -52,6 +53,7 @@ def take_stage_place(spec: StageSpec) -> StageNode:
         start_timeout_s=spec.start_timeout_s,
         step_timeout_s=spec.step_timeout_s,
         note=note,
+        layers=(spec.layers.start, spec.layers.end),
     )
     if isinstance(node, TracedStageNode):
         node.timeline = Timeline(Path(spec.trace), spec.stage, f"stage {spec.stage}, layers {spec.layers}")
@@ -79,6 +81,8 @@ def take_head_place(spec: StageSpec) -> HeadNode:
         start_timeout_s=spec.start_timeout_s,
         step_timeout_s=spec.step_timeout_s,
         note=note,
+        beat_timeout_s=spec.beat_timeout_s,
+        status_at=status_path(spec.local),
     )
     if isinstance(node, TracedHeadNode):
         node.timeline = Timeline(Path(spec.trace), HEAD, "head")

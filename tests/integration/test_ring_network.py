@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A ring across hosts whose network is slow, loses, is cut or taken over: every answer is right, or there is one error
+that names the place in its time, and nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from netns import PORT_BASE, Network, network, why_not
+from toys import changed, ring_specs, start_process
+
+from zpptool.errors import ExitCode
+from zpptool.pipeline.spec import StageSpec
+from zpptool.ports import plan_endpoints
+
+pytestmark = [
+    pytest.mark.timeout(120),
+    pytest.mark.skipif(bool(why_not()), reason=why_not()),
+]
+
+HANG_GUARD_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[Network]:
+    """Three hosts."""
+    with network(3) as made:
+        yield made
+
+
+class FarRing:
+    """A head and stage 0 on the first host, and one stage on each of the others, as processes."""
+
+    def __init__(self, hosts: Network, directory: Path, **fields: object) -> None:
+        self.hosts = hosts
+        self.directory = directory
+        links = plan_endpoints(3, PORT_BASE, hosts.addresses)
+        self.specs = [
+            changed(spec, bind=link.bind, connect=link.connect, **fields)
+            for spec, link in zip(ring_specs(3, directory), links, strict=True)
+        ]
+        self.head = self.start("asking head", self.specs[0], "head")
+        self.stages = [self.start("stage", spec, f"stage-{spec.stage}") for spec in self.specs]
+
+    def start(self, role: str, spec: StageSpec, name: str) -> subprocess.Popen[bytes]:
+        """One process, on its host; its words are in the log of that name."""
+        log = self.directory / f"{name}.log"
+        return start_process(role, spec, log, lambda words: self.hosts.words(spec.stage, *words))
+
+    def said(self, name: str) -> str:
+        """What a process has said so far."""
+        return (self.directory / f"{name}.log").read_text()
+
+    def right(self) -> int:
+        """How many answers were right so far."""
+        numbers = re.findall(r"^right (\d+)$", self.said("head"), re.MULTILINE)
+        return int(numbers[-1]) if numbers else 0
+
+    def await_right(self, more: int) -> None:
+        """Wait for so many more right answers."""
+        wanted = self.right() + more
+        self.until(lambda: self.right() >= wanted)
+
+    def until(self, true: Callable[[], object]) -> None:
+        """Wait until something is true, while the head goes on."""
+        end = time.monotonic() + HANG_GUARD_S
+        while not true():
+            assert self.head.poll() is None, self.said("head")[-2000:]
+            assert time.monotonic() < end, self.said("head")[-2000:]
+            time.sleep(0.02)
+
+    def error_of(self, name: str, process: subprocess.Popen[bytes]) -> str:
+        """The one error with which a process ends."""
+        code = process.wait(HANG_GUARD_S)
+        told = self.said(name)
+        assert code == ExitCode.STAGE, told[-2000:]
+        assert "Traceback" not in told
+        return told[told.index("error: ") :]
+
+    def close(self) -> None:
+        """Kill what is left."""
+        for process in (self.head, *self.stages):
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def far_ring(hosts: Network, directory: Path, **fields: object) -> Iterator[FarRing]:
+    """A ring that has given right answers; killed at the end, with the network as it was."""
+    hosts.disturb()
+    ring = FarRing(hosts, directory, **fields)
+    try:
+        ring.await_right(2)
+        yield ring
+    finally:
+        ring.close()
+        hosts.disturb()
+
+
+DISTURBANCES = {
+    "1 ms": ("delay", "1ms"),
+    "20 ms": ("delay", "20ms"),
+    "80 ms": ("delay", "80ms"),
+    "loss": ("delay", "5ms", "loss", "1%"),
+    "20 Mbit/s": ("rate", "20mbit"),
+    "reordering": ("delay", "10ms", "reorder", "25%", "50%"),
+    "duplicates and damage": ("delay", "1ms", "duplicate", "2%", "corrupt", "1%"),
+}
+
+
+def test_a_disturbed_network_changes_no_byte_and_a_cut_of_five_seconds_none_either(
+    hosts: Network, tmp_path: Path
+) -> None:
+    with far_ring(hosts, tmp_path) as ring:
+        for netem in DISTURBANCES.values():
+            with hosts.disturbed(*netem):
+                ring.await_right(6)
+        with hosts.disturbed("loss", "100%", hosts=[1]):
+            time.sleep(5.0)
+        ring.await_right(3)
+        ring.head.send_signal(signal.SIGTERM)
+
+
+def test_a_stage_that_is_killed_on_another_host_is_named_by_all_the_others(hosts: Network, tmp_path: Path) -> None:
+    with far_ring(hosts, tmp_path) as ring:
+        ring.stages[1].kill()
+        reborn = ring.start("stage", changed(ring.specs[1], start_timeout_s=2.0), "reborn")
+        try:
+            assert "has lost stage 1 at" in ring.error_of("head", ring.head)
+            assert "has lost stage 1 at" in ring.error_of("stage-0", ring.stages[0])
+            assert "has lost stage 1 at" in ring.error_of("stage-2", ring.stages[2])
+            assert re.search(r"(waited|lost) .*stage 0|stage 0.*lost", ring.error_of("reborn", reborn))
+        finally:
+            reborn.kill()
+            reborn.wait()
+
+
+def test_a_host_that_is_cut_off_is_named_in_time_and_its_stage_ends_too(hosts: Network, tmp_path: Path) -> None:
+    with far_ring(hosts, tmp_path, beat_timeout_s=3.0) as ring, hosts.disturbed("loss", "100%", hosts=[1]):
+        assert "stage 1 hangs" in ring.error_of("head", ring.head)
+        for stage in range(3):
+            ring.error_of(f"stage-{stage}", ring.stages[stage])
+
+
+def test_a_stopped_stage_on_another_host_is_named_in_time(hosts: Network, tmp_path: Path) -> None:
+    with far_ring(hosts, tmp_path, beat_timeout_s=3.0) as ring:
+        ring.stages[2].send_signal(signal.SIGSTOP)
+        assert "stage 2 hangs" in ring.error_of("head", ring.head)
+        ring.stages[2].send_signal(signal.SIGCONT)
+        for stage in range(3):
+            ring.error_of(f"stage-{stage}", ring.stages[stage])
+
+
+STRANGER = """
+import socket, sys
+listening = socket.create_server((sys.argv[1], int(sys.argv[2])))
+print("listening", flush=True)
+while True:
+    asking, _ = listening.accept()
+    asking.sendall(b"HTTP/1.1 400 Bad Request\\r\\n\\r\\n" * 100)
+"""
+
+
+def test_a_port_that_a_stranger_holds_ends_the_wait_with_its_address(hosts: Network, tmp_path: Path) -> None:
+    links = plan_endpoints(3, PORT_BASE, hosts.addresses)
+    address, port = hosts.addresses[1], PORT_BASE
+    stranger = subprocess.Popen(
+        hosts.words(1, sys.executable, "-c", STRANGER, address, str(port)), stdout=subprocess.PIPE
+    )
+    spec = changed(ring_specs(3, tmp_path)[2], bind=links[2].bind, connect=links[2].connect, start_timeout_s=1.5)
+    log = tmp_path / "stage-2.log"
+    stage = start_process("stage", spec, log, lambda words: hosts.words(2, *words))
+    try:
+        assert stranger.stdout is not None
+        assert stranger.stdout.readline() == b"listening\n"
+        assert stage.wait(HANG_GUARD_S) == ExitCode.STAGE
+        told = log.read_text()
+        assert f"stage 2 has waited 1.5 s for the roll call from stage 1 at tcp://{address}:{port}" in told
+        assert f"somebody who cannot speak to tcp://{address}:{port} was turned away" in told
+    finally:
+        for process in (stage, stranger):
+            process.kill()
+            process.wait()
+
+
+ASK = """
+import json, sys, httpx
+with httpx.Client(base_url=sys.argv[1], timeout=120, trust_env=False) as client:
+    for _ in range(600):
+        try:
+            if client.get("/health").status_code == 200:
+                break
+        except httpx.TransportError:
+            pass
+        __import__("time").sleep(0.2)
+    asked = {"temperature": 0, "max_tokens": 12, "prompt": ["one two", "three four five"]}
+    print(json.dumps([choice["text"] for choice in client.post("/v1/completions", json=asked).json()["choices"]]))
+"""
+
+
+@pytest.mark.torch
+def test_the_tokens_of_a_model_across_hosts_are_the_same_on_a_bad_network(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("httpx")
+    model = tiny_model("llama", layers=4, initializer_range=0.5)
+    with network(2) as hosts:
+        ends = [f"tcp://{address}:{PORT_BASE}" for address in hosts.addresses]
+        common = [str(model), "--engine", "transformers", "--total-stages", "2", "--port", "8000"]
+        running = [
+            start_stage(hosts, stage, tmp_path, *common, "--bind", ends[stage], "--connect", ends[1 - stage])
+            for stage in range(2)
+        ]
+        try:
+            first = ask(hosts)
+            with hosts.disturbed("delay", "20ms", "5ms", "loss", "1%"):
+                second = ask(hosts)
+        finally:
+            for process in running:
+                process.terminate()
+            for process in running:
+                process.wait(30)
+    assert first == second
+    assert all(first)
+
+
+def start_stage(hosts: Network, stage: int, logs: Path, *words: str) -> subprocess.Popen[bytes]:
+    """`zpptool run-stage` on that stage's host."""
+    command = [sys.executable, "-m", "zpptool", "run-stage", *words, "--stage-idx", str(stage)]
+    with (logs / f"stage-{stage}.log").open("wb") as output:
+        return subprocess.Popen(hosts.words(stage, *command), stdout=output, stderr=subprocess.STDOUT)
+
+
+def ask(hosts: Network) -> list[str]:
+    """Two greedy completions, asked for on the head's host."""
+    words = hosts.words(0, sys.executable, "-c", ASK, "http://127.0.0.1:8000")
+    texts: list[str] = json.loads(subprocess.run(words, check=True, capture_output=True, timeout=100).stdout)
+    return texts

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a ring fares: typed, the same on its way round the ring, on the head's socket, and in a front.
+
+A stage says what it knows of itself and of the link that it sends on. Ages are in seconds as of the moment of writing,
+so that no two clocks are ever compared.
+"""
+
+from __future__ import annotations
+
+import socket
+import tempfile
+from collections.abc import Iterable
+from os import environ
+from pathlib import Path
+
+import msgspec
+
+from zpptool.errors import ExitCode, ZppError, usage_error
+from zpptool.wire.deadline import Deadline
+
+UNHEARD = "unheard"
+"""The phase of a stage that has not said anything yet."""
+WAITING, LOADING, WARMING_UP, READY, COMPUTING = "waiting", "loading", "warming-up", "ready", "computing"
+BROKEN, STOPPED = "broken", "stopped"
+"""Phases that only the whole ring has."""
+STEADY_PHASES = frozenset({WAITING, READY, COMPUTING})
+"""Phases in which a stage that is well is never silent for long; the others take what time the weights take."""
+SUFFIX = ".status"
+_MOST_BYTES = 16 << 20
+
+
+class LinkStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One link, as its sender sees it.
+
+    Attributes:
+        peer: the place at its other end.
+        endpoint: the address between them.
+        state: `waiting`, `connected`, `lost` or `refused`.
+        epoch: the link's.
+        rtt_ms: how long a word last took there and back; None before the first.
+        queue: messages sent that the receiver has not handed on, as far as it said.
+        bytes_sent, messages_sent: all that was sent.
+        bytes_received, messages_received: of these, what the receiver said to have handed on.
+        refused: greetings and connections that were turned away.
+        last_error: the last thing that went wrong, in words; empty for nothing.
+        sessions: how often a peer was welcomed.
+        wait_s: time that senders have waited for the peer.
+        send_s: time that handing over has taken.
+        rtt_counts, rtt_sum_s: all round trips, as `zpptool.wire.tally.Tally` counts them.
+    """
+
+    peer: str
+    endpoint: str
+    state: str
+    epoch: int
+    rtt_ms: float | None
+    queue: int
+    bytes_sent: int
+    bytes_received: int
+    messages_sent: int
+    messages_received: int
+    refused: int
+    last_error: str
+    sessions: int
+    wait_s: float
+    send_s: float
+    rtt_counts: tuple[int, ...]
+    rtt_sum_s: float
+
+
+class StageStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One stage, or the head (stage -1).
+
+    Attributes:
+        stage: its place.
+        host, pid: its process; empty and 0 before it was heard of.
+        layers: the half-open range that it owns; None for the head, and before the stage was heard of.
+        phase: what it does.
+        epoch: the highest that it knows of.
+        memory_bytes: resident memory of its process.
+        beat_age_s: how long its main loop has been at one thing without a sign of progress; 0 where it waits for work.
+        heard_age_s: how old all this is.
+        steps: calls that it has done.
+        receive_s: time that its main loop has waited for the tensors of the stage before.
+        rtt_ms: of its link.
+        link: the one that it sends on; None before it was heard of.
+    """
+
+    stage: int
+    host: str
+    pid: int
+    layers: tuple[int, int] | None
+    phase: str
+    epoch: int
+    memory_bytes: int
+    beat_age_s: float
+    heard_age_s: float
+    steps: int
+    receive_s: float
+    rtt_ms: float | None
+    link: LinkStatus | None
+
+
+class RingStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole ring, as the head knows it.
+
+    Attributes:
+        run_id: the run's name.
+        epoch: its epoch.
+        phase: `waiting` for stages, `loading`, `warming-up`, `ready`, `computing`, `broken` or `stopped`.
+        fault: what broke it; empty for nothing.
+        stages: each of them, in order.
+        head: the head's own process and the link to stage 0.
+    """
+
+    run_id: str
+    epoch: int
+    phase: str
+    fault: str
+    stages: tuple[StageStatus, ...]
+    head: StageStatus
+
+
+def unheard(stage: int, epoch: int, age_s: float) -> StageStatus:
+    """What is known of a stage that has not said anything for `age_s` seconds."""
+    return StageStatus(stage, "", 0, None, UNHEARD, epoch, 0, 0.0, age_s, 0, 0.0, None, None)
+
+
+def aged(status: StageStatus, seconds: float) -> StageStatus:
+    """A status that was written so many seconds ago. A main loop that stood still then is taken to stand still."""
+    still = status.beat_age_s + seconds if status.beat_age_s else 0.0
+    return msgspec.structs.replace(status, heard_age_s=status.heard_age_s + seconds, beat_age_s=still)
+
+
+def hung(stages: Iterable[StageStatus], limit_s: float) -> StageStatus | None:
+    """The first stage that gives no sign of life, None when all are well: its main loop computes and has not moved for
+    the limit, or nothing was heard of it for so long. A stage that stands still silences those behind it, never those
+    before it; one that loads weights or warms up may take its time."""
+    for status in stages:
+        steady = status.phase in STEADY_PHASES
+        if steady and max(status.beat_age_s, status.heard_age_s) > limit_s:
+            return status
+    return None
+
+
+def phase_of(stages: Iterable[StageStatus], *, gathered: bool, busy: bool) -> str:
+    """What the ring as a whole does, if it is whole."""
+    if not gathered:
+        return WAITING
+    phases = {status.phase for status in stages}
+    for slow in (LOADING, WARMING_UP):
+        if slow in phases:
+            return slow
+    return COMPUTING if busy else READY
+
+
+def status_path(local: str) -> Path:
+    """Where the head tells its status: beside the ipc endpoint between it and the worker of stage 0."""
+    return Path(local.removeprefix("ipc://") + SUFFIX)
+
+
+def find_status_paths() -> list[Path]:
+    """The sockets of this user's pipelines whose heads run on this machine, newest first."""
+    places = {Path(tempfile.gettempdir()), *(Path(place) for place in [environ.get("XDG_RUNTIME_DIR", "")] if place)}
+    found = {path for place in places for path in place.glob(f"zpp-*/*{SUFFIX}") if path.is_socket()}
+    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+def the_status_path(run_dir: Path | None) -> Path:
+    """The status socket in a directory, or that path itself; without one that of the only pipeline there is.
+
+    Raises:
+        ZppError: (ADDRESS) none is there; (USAGE) several are.
+    """
+    if run_dir is not None:
+        found = sorted(run_dir.glob(f"*{SUFFIX}")) if run_dir.is_dir() else [run_dir]
+    else:
+        found = find_status_paths()
+    if not found:
+        raise ZppError(
+            f"no head tells its status {f'in {run_dir}' if run_dir else 'on this machine'}",
+            "Is stage 0 running here, and are you its user?",
+            ExitCode.ADDRESS,
+        )
+    if len(found) > 1:
+        raise usage_error(
+            f"{len(found)} heads run on this machine: {', '.join(str(path.parent) for path in found)}",
+            "Name one of these directories with --run-dir.",
+        )
+    return found[0]
+
+
+def read_status(path: Path, timeout_s: float = 2.0) -> RingStatus:
+    """What the head that listens there tells.
+
+    Raises:
+        ZppError: (ADDRESS) nobody answers there; (STAGE) not in time, or not with a status.
+    """
+    deadline = Deadline(timeout_s)
+    told = bytearray()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        asking.settimeout(timeout_s)
+        try:
+            asking.connect(str(path))
+            while piece := asking.recv(1 << 16):
+                told += piece
+                asking.settimeout(max(deadline.remaining_s(), 0.001))
+                if len(told) > _MOST_BYTES:
+                    raise ZppError(f"{path} tells more than {_MOST_BYTES} bytes", exit_code=ExitCode.STAGE)
+        except TimeoutError as late:
+            raise ZppError(f"{path} has told nothing whole in {timeout_s:g} s", exit_code=ExitCode.STAGE) from late
+        except OSError as cause:
+            raise ZppError(
+                f"no head tells its status at {path}: {cause.strerror or cause}",
+                "Is stage 0 running on this machine, and are you its user?",
+                ExitCode.ADDRESS,
+            ) from cause
+    try:
+        return msgspec.json.decode(bytes(told), type=RingStatus)
+    except msgspec.DecodeError as cause:
+        raise ZppError(f"what {path} tells is no status: {cause}", exit_code=ExitCode.STAGE) from cause
