@@ -157,7 +157,7 @@ def firewall_rules(endpoints: Sequence[StageEndpoints], api_port: int) -> list[F
         port = urlsplit(sender.bind).port
         if port is not None and _machine(sender.host) != _machine(receiver.host):
             rules.append(FirewallRule(sender.host, port, receiver.host))
-    if not _is_loopback(endpoints[0].host):
+    if not is_loopback(endpoints[0].host):
         rules.append(FirewallRule(endpoints[0].host, api_port, None))
     return rules
 
@@ -173,12 +173,22 @@ def stage_flags(endpoint: StageEndpoints, num_stages: int, api_port: int) -> lis
     else:
         previous = "--prev-stage-addr" if endpoint.stage == 0 else "--prev-stage-service-addr"
         words += ["--local-bind-port", str(urlsplit(endpoint.bind).port), previous, urlsplit(endpoint.connect).netloc]
-    local = _is_loopback(endpoint.host)
+    local = is_loopback(endpoint.host)
     if not local and not endpoint.bind.startswith("ipc://"):
         words += ["--bind-host", endpoint.host]
+    words += keys_flags(endpoint)
     if endpoint.stage == 0:
         words += ["--port", str(api_port)] if local else ["--host", endpoint.host, "--port", str(api_port)]
     return words
+
+
+def keys_flags(endpoint: StageEndpoints) -> list[str]:
+    """The words of `zpptool run-stage` that name a stage's key file, as `zpptool keys generate` writes it; none where no
+    link of the stage leaves the machine."""
+    hosts = [urlsplit(link).hostname for link in (endpoint.bind, endpoint.connect)]
+    if all(host is None or is_loopback(host) for host in hosts):
+        return []
+    return ["--keys", f"keys/stage_{endpoint.stage}.keys"]
 
 
 def probe_ports(endpoints: Sequence[StageEndpoints], api_port: int | None = None) -> list[PortFault]:
@@ -248,7 +258,8 @@ def _is_address(host: str) -> bool:
     return True
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a host, by its text alone, is this machine's own loopback."""
     machine = _machine(host)
     return _is_address(machine) and ipaddress.ip_address(machine).is_loopback
 

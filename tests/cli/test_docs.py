@@ -27,7 +27,7 @@ from zpptool.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md"])
-RUN = {"split", "join", "validate", "validate-ranges", "plan-ports", "plan", "deploy", "config"}
+RUN = {"split", "join", "keys", "validate", "validate-ranges", "plan-ports", "plan", "deploy", "config"}
 EXACT = {"plan-ports", "validate-ranges"}
 """Commands whose output follows from their words alone."""
 OTHER_PROGRAMS = {"pip", "make", "rsync", "curl", "docker", "kubectl", "systemctl", "useradd", "install"}
@@ -135,7 +135,7 @@ def test_the_commands_of_a_page_do_what_it_says(
         if line.program != "zpptool" or not runs(line):
             continue
         # A page may show one command twice, with other options; each is run on its own.
-        again = ["--force"] if set(line.arguments) & {"split", "plan", "deploy"} and "-h" not in line.arguments else []
+        again = ["--force"] if set(line.arguments) & {"split", "plan", "deploy", "generate"} and "-h" not in line.arguments else []
         own = line.arguments.index("--") if "--" in line.arguments else len(line.arguments)
         with monkeypatch.context() as environment:
             for name, value in line.environment.items():

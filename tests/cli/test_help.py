@@ -8,6 +8,7 @@ import resource
 import shlex
 
 import pytest
+import typer.core
 import typer.main
 from conftest import Ran
 
@@ -15,7 +16,18 @@ from zpptool import __version__
 from zpptool.cli.app import app
 from zpptool.cli.examples import EXAMPLES
 
-COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+def every_command(group: typer.core.TyperGroup, before: str = "") -> dict[str, typer.core.TyperCommand]:
+    """The commands by name, those of groups too: `keys generate`."""
+    found = {}
+    for name, command in group.commands.items():
+        found[before + name] = command
+        if hasattr(command, "commands"):
+            found |= every_command(command, f"{before}{name} ")
+    return found
+
+
+COMMANDS = every_command(typer.main.get_command(app))  # type: ignore[arg-type]
 
 # The flags of the fork's own command lines, under the command that does their work here. Scripts carry them.
 PRIOR_ART_FLAGS = {
@@ -74,7 +86,7 @@ def test_a_command_and_all_its_options_have_help(name: str, zpptool) -> None:
     assert command.help
     for parameter in command.params:
         assert parameter.hidden or parameter.help, f"{name} {parameter.opts} has no help"
-    ran: Ran = zpptool(name, "--help")
+    ran: Ran = zpptool(*name.split(), "--help")
     assert ran.code == 0
     assert name in ran.out
 

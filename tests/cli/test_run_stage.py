@@ -130,7 +130,7 @@ def test_each_engine_names_its_own_extra(run_stage: Callable[..., Ran], stages: 
 
 @pytest.mark.parametrize("flag", ["--next-stage-addr", "--pipeline-next-stage-addr"])
 def test_the_deprecated_flag_warns_and_is_taken(run_stage: Callable[..., Ran], stages: Path, flag: str) -> None:
-    ran = run_stage(stages / "stage_1", flag, "10.0.0.1:15550")
+    ran = run_stage(stages / "stage_1", flag, "10.0.0.1:15550", "--insecure")
     assert ran.code == 2
     assert ran.err.startswith("warning: --next-stage-addr is deprecated")
     assert "--prev-stage-service-addr" in ran.err
@@ -148,12 +148,14 @@ PRIOR_ART = {
 
 @pytest.mark.parametrize("stage", [0, 1])
 def test_the_prior_arts_command_lines_work_as_written(run_stage: Callable[..., Ran], model: Path, stage: int) -> None:
-    """Once `vllm serve` is replaced by `zpptool run-stage`."""
+    """Once `vllm serve` is replaced by `zpptool run-stage`; their hosts trust their network, which has to be said."""
     ran = run_stage(
         model, "--pipeline-stage-mode", "external", "--pipeline-stage-idx", stage, "--pipeline-total-stages", 2,
-        "--pipeline-layer-range", ["0-1", "1-4"][stage], *PRIOR_ART[stage], "--tensor-parallel-size", 1,
+        "--pipeline-layer-range", ["0-1", "1-4"][stage], *PRIOR_ART[stage], "--tensor-parallel-size", 1, "--insecure",
     )  # fmt: skip
-    assert (ran.code, ran.err) == (2, NOT_INSTALLED)
+    assert ran.code == 2
+    assert ran.err.startswith("warning: --insecure: tcp://10.0.0.")
+    assert ran.err.endswith(NOT_INSTALLED)
 
 
 def test_a_taken_port_is_named_by_the_stage(zpptool: Callable[..., Ran], stages: Path) -> None:
@@ -179,3 +181,22 @@ def test_help_tells_the_short_flags_and_hides_the_old_ones(zpptool: Callable[...
         assert flag in told
     for flag in ("--next-stage-addr", "--external-pp-worker", "--pipeline-stage-mode"):
         assert flag not in told
+
+
+def test_links_that_leave_the_machine_need_keys(zpptool, model: Path, tmp_path: Path) -> None:
+    words = ["run-stage", model, "--stage-idx", "1", "--total-stages", "2", "--engine", "transformers"]
+    there = [*words, "--bind-host", "0.0.0.0", "--prev-stage-service-addr", "192.0.2.1:1"]
+    ran = zpptool(*there)
+    assert ran.code == 5
+    assert "needs keys: other machines can reach it" in ran.err
+    assert "zpptool keys generate" in ran.err
+    assert zpptool("keys", "generate", "--num-stages", "2", "-o", tmp_path / "keys").code == 0
+    ran = zpptool(*there, "--keys", tmp_path / "keys" / "stage_0.keys")
+    assert ran.code == 3
+    assert "key file of stage 0 of 2 has no keys of stage 1" in ran.err
+    ran = zpptool(*there, "--keys", tmp_path / "keys", "--insecure")
+    assert ran.code == 2
+    (tmp_path / "keys" / "stage_1.keys").chmod(0o644)
+    ran = zpptool(*there, "--keys", tmp_path / "keys")
+    assert ran.code == 3
+    assert "chmod 600" in ran.err

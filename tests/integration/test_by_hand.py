@@ -129,6 +129,8 @@ def test_what_is_printed_for_each_host_is_what_runs_there(
         "-o", tmp_path / "zpp.yaml", "--json",
     )  # fmt: skip
     assert made.code == 0, made.err
+    keys = zpptool("keys", "generate", "--num-stages", 2, "-o", tmp_path / "keys")
+    assert keys.code == 0, keys.err
     orders = made.json["hosts"]
     assert [order["host"] for order in orders] == hosts.split(",")
     assert all(len(order["commands"]) == 1 for order in orders)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from contextlib import suppress
 
 import msgspec
@@ -157,3 +158,40 @@ def test_a_field_that_this_vllm_does_not_have_is_refused() -> None:
 def test_any_bytes_are_a_value_or_a_refusal(data: bytes) -> None:
     with suppress(ZppError):
         codec.decode(data)
+
+
+def extension(code: int, value: object) -> bytes:
+    return msgspec.msgpack.encode(msgspec.msgpack.Ext(code, msgspec.msgpack.encode(value)))
+
+
+HOSTILE = {
+    "a tensor of as many bytes as a number says": extension(4, ["uint8", [1 << 40], 1 << 40]),
+    "an array of as many bytes as a number says": extension(3, ["<u1", [1 << 40], 1 << 40]),
+    "a fraction of a billion digits": extension(8, ["1e1000000000"]),
+    "a fraction of text": extension(8, ["1", 2]),
+    "a shape with a hole": extension(4, ["uint8", [-1], b"1234"]),
+    "a shape of nothing that spans the world": extension(4, ["uint8", [0, 1 << 62, 1 << 62], b""]),
+    "a shape of the largest numbers": extension(3, ["<u1", [(1 << 64) - 1], b""]),
+    "more dimensions than any": extension(4, ["uint8", [1] * 1000, b"1"]),
+    "an array of objects": extension(3, ["|O", [1], bytes(8)]),
+    "an array of a made-up dtype": extension(3, [[["a", "|O"]], [1], bytes(8)]),
+    "a dtype that is none": extension(4, ["nn", [1], b"1"]),
+    "a dtype without a name": extension(5, ["uint8"]),
+    "a tuple of text": extension(1, "abc"),
+    "a set of lists": extension(2, [[1]]),
+    "an enum that is none": extension(7, ["SamplingParams", "n"]),
+    "an object of an enum": extension(6, ["RequestOutputKind", {}]),
+    "an object with nameless fields": extension(6, ["LoRARequest", {1: 2}]),
+    "an object of a class without a name": extension(6, [["LoRARequest"], {}]),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_hostile_parts_are_refused_before_anything_is_made_of_them(what: str) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(ZppError):
+            codec.decode(HOSTILE[what])
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()

@@ -18,6 +18,7 @@ import pytest
 
 from zpptool.errors import ExitCode, ZppError
 from zpptool.wire import ZeroMQCommunicator
+from zpptool.wire.keys import generate
 from zpptool.wire.link import LinkError, LinkTimeout, PushLink
 from zpptool.wire.messages import Kind, Limits, WireError
 
@@ -224,3 +225,18 @@ def test_the_example_runs():
     done = subprocess.run([sys.executable, EXAMPLE], capture_output=True, text=True, timeout=60, check=True)
     assert "dtype=torch.bfloat16" in done.stdout
     assert "'token': 42" in done.stdout
+
+
+def test_a_ring_with_keys_carries_dicts_and_refuses_another_ranks_keys():
+    files = generate(2)
+    with pytest.raises(ZppError, match="has no keys of stage 1"):
+        ZeroMQCommunicator(1, 2, bind="tcp://0.0.0.0:*", keys=files[0])
+    first_out = ZeroMQCommunicator(0, 2, bind="tcp://0.0.0.0:*", keys=files[0])
+    last = ZeroMQCommunicator(
+        1, 2, bind="tcp://0.0.0.0:*", connect=first_out.endpoint.replace("0.0.0.0", "127.0.0.1"), keys=files[1]
+    )
+    home = ZeroMQCommunicator(0, 2, connect=last.endpoint.replace("0.0.0.0", "127.0.0.1"), keys=files[0])
+    with first_out, last, home:
+        first_out.send_tensor_dict({"states": torch.arange(5)})
+        last.send_tensor_dict(last.recv_tensor_dict())
+        assert home.recv_tensor_dict()["states"].tolist() == [0, 1, 2, 3, 4]

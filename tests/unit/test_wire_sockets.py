@@ -12,12 +12,13 @@ import zmq
 
 from zpptool.errors import ExitCode, ZppError
 from zpptool.wire.link import PullLink, PushLink
+from zpptool.wire.safety import Safety
 from zpptool.wire.sockets import make_socket
 
 
 def open_push(endpoint: str) -> None:
     """Bind and close."""
-    PushLink(endpoint, stage=0, peer=1).close()
+    PushLink(endpoint, stage=0, peer=1, safety=Safety(insecure=True)).close()
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,7 @@ def test_an_endpoint_that_cannot_be_bound_is_refused(endpoint, told):
 )
 def test_an_endpoint_that_nobody_can_be_at_is_refused(endpoint, told):
     with pytest.raises(ZppError, match=told) as caught:
-        PullLink(endpoint, stage=1, peer=0)
+        PullLink(endpoint, stage=1, peer=0, safety=Safety(insecure=True))
     assert caught.value.exit_code is ExitCode.ADDRESS
 
 

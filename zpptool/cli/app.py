@@ -22,6 +22,7 @@ from zpptool.cli.deploy import deploy
 from zpptool.cli.doctor import doctor
 from zpptool.cli.examples import epilog
 from zpptool.cli.join import join
+from zpptool.cli.keys import keys_app
 from zpptool.cli.plan import plan
 from zpptool.cli.plan_ports import plan_ports
 from zpptool.cli.run_stage import run_stage
@@ -110,6 +111,7 @@ app.command("doctor", epilog=epilog("doctor"))(doctor)
 app.command("run-stage", epilog=epilog("run-stage"))(run_stage)
 app.command("status", epilog=epilog("status"))(status)
 app.command("test-pipeline", epilog=epilog("test-pipeline"))(test_pipeline)
+app.add_typer(keys_app, name="keys")
 app.add_typer(config_app, name="config")
 
 TAKES_ENGINE_ARGUMENTS = frozenset({"plan", "run-stage", "test-pipeline"})

@@ -105,6 +105,20 @@ def on_command_line(name: str) -> bool:
     return source is None or source.name == "COMMANDLINE"
 
 
+KeysOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--keys",
+        metavar="FILE",
+        help="This stage's key file, or the directory that zpptool keys generate wrote: links over tcp are then "
+        "encrypted, and nobody but the neighbours is let in.",
+    ),
+]
+InsecureOption = Annotated[
+    bool, typer.Option("--insecure", help="Let links go without keys where other machines can reach them.")
+]
+
+
 def model_and_ranges(model: Path | None, words: list[str] | None, ranges: list[str] | None) -> tuple[Path, list[str]]:
     """The model and the ranges of a command line that may have both among its positional words.
 

@@ -16,6 +16,8 @@ from zpptool.cli.options import (
     DeviceOption,
     DtypeOption,
     HostsOption,
+    InsecureOption,
+    KeysOption,
     ModelOption,
     RangesOption,
     StartTimeoutOption,
@@ -118,6 +120,8 @@ def run_stage(
         str | None, typer.Option("--gpu-id", metavar="ID", help="The GPU to see (CUDA_VISIBLE_DEVICES).")
     ] = None,
     tensor_parallel_size: TensorParallelOption = "1",
+    keys: KeysOption = None,
+    insecure: InsecureOption = False,
     start_timeout: StartTimeoutOption = 600.0,
     step_timeout: StepTimeoutOption = 300.0,
     trace: TraceOption = None,
@@ -130,12 +134,16 @@ def run_stage(
     Stage 0 also runs the head: scheduler and OpenAI API. Everything after -- goes to the engine as it is, and has to be
     the same on every stage: zpptool run-stage stages/stage_1 -- --max-model-len 4096.
 
+    Links that leave this machine need keys: zpptool keys generate, then --keys FILE on every stage.
+
     On one host with default ports: run-stage stages/stage_0, run-stage stages/stage_1, ... and nothing else.
     """
     from zpptool.pipeline.foreground import run_in_foreground
     from zpptool.pipeline.resolve import refuse_api_port, resolve_links, resolve_place, spec_of_plan
     from zpptool.pipeline.spec import StageSpec
     from zpptool.pipeline.trace import check_trace_file
+    from zpptool.pipeline.unguarded import check_safety
+    from zpptool.wire.keys import key_path
 
     console = Console()
     if stage_mode != "external":
@@ -189,7 +197,12 @@ def run_stage(
         beat_timeout_s=beat_timeout,
         tensor_parallel_size=sizes[0],
         trace=str(trace.resolve()) if trace is not None else "",
+        keys=str(key_path(keys, spec.stage).resolve()) if keys else "",
+        insecure=insecure,
     )
+    warning = check_safety(spec)
+    if warning:
+        console.warn(warning)
     run_in_foreground(spec, {"CUDA_VISIBLE_DEVICES": gpu_id} if gpu_id is not None else {}, console)
 
 

@@ -7,8 +7,8 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from zpptool.plan import PipelinePlan
-from zpptool.ports import FirewallRule, firewall_rules
+from zpptool.plan import PipelinePlan, PlannedStage
+from zpptool.ports import FirewallRule, firewall_rules, keys_flags
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,13 @@ def orders(plan: PipelinePlan, plan_file: Path) -> tuple[HostOrders, ...]:
     return tuple(
         HostOrders(
             host,
-            tuple(_command(plan_file, place.stage) for place in plan.stages if place.host == host),
+            tuple(_command(plan_file, place) for place in plan.stages if place.host == host),
             tuple(rule for rule in rules if rule.host == host),
         )
         for host in dict.fromkeys(place.host for place in plan.stages)
     )
 
 
-def _command(plan_file: Path, stage: int) -> str:
-    return shlex.join(["zpptool", "run-stage", "--plan", str(plan_file), "--stage-idx", str(stage)])
+def _command(plan_file: Path, place: PlannedStage) -> str:
+    words = ["zpptool", "run-stage", "--plan", str(plan_file), "--stage-idx", str(place.stage)]
+    return shlex.join(words + keys_flags(place.endpoints))

@@ -36,6 +36,8 @@ class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         plan_digest: of the plan that this stage was started from; empty for none.
         tensor_parallel_size: how many devices compute this stage together, each in a process of its own.
         trace: the file of the timeline; empty for none.
+        keys: this stage's key file; empty for none. (The path only: others can read a process's command line.)
+        insecure: whether links that strangers can reach may go without keys.
     """
 
     engine: Engine
@@ -56,6 +58,8 @@ class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     plan_digest: str = ""
     tensor_parallel_size: int = 1
     trace: str = ""
+    keys: str = ""
+    insecure: bool = False
 
     @property
     def num_stages(self) -> int:

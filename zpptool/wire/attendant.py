@@ -9,6 +9,7 @@ that nobody uses at the moment must still welcome its peer.
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 import time
 import weakref
@@ -23,10 +24,19 @@ if TYPE_CHECKING:
     from zpptool.wire.endpoint import Endpoint
 
 FAILED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_MONITOR_STOPPED | FAILED
+BEGUN = zmq.EVENT_ACCEPTED | zmq.EVENT_CONNECTED
+_EVENTS = (
+    zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_MONITOR_STOPPED
+    | zmq.EVENT_CONNECT_RETRIED
+    | FAILED
+    | BEGUN
+)
 _BUSY_S = 0.001
 _SUSPECT_S = 0.5
 _PROBE_MS = 5
+_MEND_AFTER_S = 1.5
 _POLLIN = int(zmq.POLLIN)
 _names = itertools.count()
 
@@ -48,16 +58,20 @@ class Attendant:
         events.setsockopt(zmq.LINGER, 0)
         events.connect(address)
         bell = int(socket.getsockopt(zmq.FD)) if words else None
-        self._suspicion = [0.0]
+        self._times = _Times()
         # No reference to the link, nor to its socket: one that is dropped unclosed must still go.
         self._thread = threading.Thread(
-            target=_attend, args=(weakref.ref(link), events, bell, self._suspicion), name="zpptool-link", daemon=True
+            target=_attend, args=(weakref.ref(link), events, bell, self._times), name="zpptool-link", daemon=True
         )
         self._thread.start()
 
     def suspect(self) -> None:
         """Have the peer looked for (`_probe`) every few milliseconds for a while."""
-        self._suspicion[0] = time.monotonic() + _SUSPECT_S
+        self._times.suspect_until = time.monotonic() + _SUSPECT_S
+
+    def mend_later(self, wanted: bool) -> None:
+        """Have the link connect anew (`_mend`) in a while, or no longer. Call it from this thread."""
+        self._times.mend_at = time.monotonic() + _MEND_AFTER_S if wanted else math.inf
 
     def stop(self, socket: Socket) -> None:
         """End the thread. Call it where the socket is owned, before closing it."""
@@ -70,15 +84,29 @@ class Attendant:
         return threading.current_thread() is self._thread
 
 
-def _attend(link_of: weakref.ref[Endpoint], events: Socket, bell: int | None, suspicion: list[float]) -> None:
+class _Times:
+    """When the attendant has to look by itself, on the monotonic clock."""
+
+    suspect_until = 0.0
+    mend_at = math.inf
+
+    def wait_ms(self, now: float) -> int:
+        """How long it may sleep; -1 for as long as nothing happens."""
+        if now < self.suspect_until:
+            return _PROBE_MS
+        return -1 if self.mend_at == math.inf else math.ceil(max(self.mend_at - now, 0.0) * 1000)
+
+
+def _attend(link_of: weakref.ref[Endpoint], events: Socket, bell: int | None, times: _Times) -> None:
     watched: list[tuple[Socket | int, int]] = [(events, _POLLIN)]
     if bell is not None:
         watched.append((bell, _POLLIN))
     with events:
         while True:
             try:
-                suspects = time.monotonic() < suspicion[0]
-                ready: dict[object, int] = dict(zmq.zmq_poll(watched, _PROBE_MS if suspects else -1))
+                now = time.monotonic()
+                suspects = now < times.suspect_until
+                ready: dict[object, int] = dict(zmq.zmq_poll(watched, times.wait_ms(now)))
                 event = parse_monitor_message(events.recv_multipart()) if events in ready else None
             except zmq.ContextTerminated:
                 return
@@ -91,4 +119,7 @@ def _attend(link_of: weakref.ref[Endpoint], events: Socket, bell: int | None, su
                 time.sleep(_BUSY_S)  # whoever has the socket now hears what there is
             if suspects and not ready:
                 link.ping()
+            if time.monotonic() >= times.mend_at:
+                times.mend_at = math.inf
+                link._mend()
             del link

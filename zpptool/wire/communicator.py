@@ -12,9 +12,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from zpptool.errors import ZppError, usage_error
-from zpptool.wire.errors import WireError, place_name
+from zpptool.wire.errors import HEAD, WireError, place_name
+from zpptool.wire.keys import KeyFile, link_keys
 from zpptool.wire.link import PullLink, PushLink, Sent
 from zpptool.wire.messages import Kind, Limits
+from zpptool.wire.safety import Safety
 from zpptool.wire.tensors import pack, unpack
 
 if TYPE_CHECKING:
@@ -60,6 +62,8 @@ class ZeroMQCommunicator:
         timeout_s: float = 60.0,
         device: str | torch.device | None = None,
         limits: Limits | None = None,
+        keys: KeyFile | None = None,
+        insecure: bool = False,
     ) -> None:
         """Open this rank's links.
 
@@ -70,9 +74,13 @@ class ZeroMQCommunicator:
             timeout_s: deadline of each call, in seconds.
             device: where received tensors go; by default host memory.
             limits: what is accepted from the previous rank.
+            keys: this rank's key file (`zpptool.wire.keys.read_key_file`); tcp links are then encrypted. Where the last
+                rank sends to rank 0, the file calls rank 0 the head, and so do the two.
+            insecure: let tcp links that leave this machine go without keys.
 
         Raises:
-            ZppError: ranks that cannot be (exit 2), or an endpoint that cannot be used (exit 5).
+            ZppError: ranks that cannot be (exit 2), keys of another rank (exit 3), or an endpoint that cannot be used
+                (exit 5).
         """
         if world_size < 2 or not 0 <= rank < world_size:
             raise usage_error(f"Rank {rank} of {world_size} cannot be: there are two ranks or more, counted from 0.")
@@ -89,9 +97,13 @@ class ZeroMQCommunicator:
         self._in: PullLink | None = None
         try:
             if bind is not None:
-                self._out = PushLink(bind, stage=rank, peer=self.next_rank, limits=limits)
+                after = HEAD if keys and self.is_last_rank else self.next_rank
+                safety = Safety(link_keys(keys, rank, after) if keys else None, insecure)
+                self._out = PushLink(bind, stage=rank, peer=after, limits=limits, safety=safety)
             if connect is not None:
-                self._in = PullLink(connect, stage=rank, peer=self.prev_rank, limits=limits)
+                place = HEAD if keys and self.is_first_rank else rank
+                safety = Safety(link_keys(keys, place, self.prev_rank) if keys else None, insecure)
+                self._in = PullLink(connect, stage=place, peer=self.prev_rank, limits=limits, safety=safety)
         except ZppError:
             self.close()
             raise

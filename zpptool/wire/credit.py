@@ -9,6 +9,7 @@ holds wherever they lie: in this process, in the system's buffers, or in the oth
 from __future__ import annotations
 
 from collections import deque
+from typing import Annotated
 
 import msgspec
 
@@ -16,8 +17,8 @@ import msgspec
 class Window(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What may be under way on a link: so many messages, so many bytes."""
 
-    messages: int = 32
-    nbytes: int = 256 << 20
+    messages: Annotated[int, msgspec.Meta(ge=1, lt=2**31)] = 32
+    nbytes: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)] = 256 << 20
 
     def within(self, other: Window) -> Window:
         """The smaller of both, as neither side may be asked for more than it said."""

@@ -24,13 +24,15 @@ import zmq
 import zmq.utils.garbage  # before the atexit handler below, which has to run before this module's own
 
 from zpptool.errors import ExitCode, ZppError
-from zpptool.wire.attendant import FAILED, Attendant
+from zpptool.wire.attendant import Attendant
 from zpptool.wire.credit import Window
 from zpptool.wire.deadline import Deadline
 from zpptool.wire.errors import HEAD, LinkError, LinkRefused, LinkTimeout, PeerLost, WireError, place_name
 from zpptool.wire.messages import Buffer, Kind, Limits, encode
 from zpptool.wire.notes import SparingNote
-from zpptool.wire.sockets import LINGER_S, Context, attach, make_socket
+from zpptool.wire.refusals import Failure, Handshakes, refusal_words, remote_address, trouble_words
+from zpptool.wire.safety import Safety, protect
+from zpptool.wire.sockets import LINGER_S, Context, attach, check_endpoint, make_socket
 from zpptool.wire.words import Party, Word, encode_word
 
 Fault = TypeVar("Fault", bound=LinkError)
@@ -69,6 +71,7 @@ class Endpoint:
         limits: what this end accepts of one message.
         party: who this end is, in which run and epoch.
         refused: how many greetings and connections were turned away.
+        last_error: the last of these, or the last connection of its own that failed, in words; empty for none.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class Endpoint:
         limits: Limits | None,
         note: Callable[[str], None] | None,
         context: Context | None,
+        safety: Safety | None,
         max_frame_bytes: int,
     ) -> None:
         self.stage = stage
@@ -92,11 +96,16 @@ class Endpoint:
         self.endpoint = address
         self.party = party
         self.refused = 0
+        self.last_error = ""
+        self._bind = bind
+        self._keyed = False
+        self._handshakes = Handshakes(remote_address)
         self._awaited = peer
         self._window = window or Window()
         self._note = SparingNote(note)
         self._pid = _process
         self._turn = threading.Lock()
+        self._counting = threading.Lock()
         self._holder: int | None = None
         self._chores: deque[Callable[[], object]] = deque()
         self._closing = False
@@ -118,6 +127,8 @@ class Endpoint:
         self._attendant = Attendant(self, self._socket, words=kind == zmq.ROUTER)
         _open.add(self)
         try:
+            check_endpoint(address, bind=bind)
+            self._keyed = protect(self._socket, address, bind=bind, safety=safety or Safety(), refused=self._not_let_in)
             self.endpoint = attach(self._socket, address, bind=bind)
         except ZppError:
             self.close(0)
@@ -220,17 +231,49 @@ class Endpoint:
         }
 
     def _how_it_stands(self) -> str:
-        return "it is connected" if self.connected else "it is not connected"
+        if self.connected:
+            return "it is connected"
+        return f"it is not connected ({self.last_error})" if self.last_error else "it is not connected"
 
     def _observe(self, event: int, value: int) -> None:
         """Take in an event of the socket's monitor; called from the attendant's thread."""
-        if event & FAILED:
-            self.refused += 1
-            self._note(f"somebody who cannot speak to {self.endpoint} was turned away ({zmq.Event(event)!r})")
-        elif event == zmq.EVENT_DISCONNECTED:
+        failed = self._handshakes.take(event, value)
+        if failed is not None:
+            self._come_to_nothing(failed)
+        if event == zmq.EVENT_DISCONNECTED:
             self._post(lambda: self._cut(value))
         elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._post(self._greet)
+        if not self._bind:
+            self._attendant.mend_later(failed is not None)
+
+    def _come_to_nothing(self, failed: Failure) -> None:
+        """A connection has ended before its handshake was done."""
+        if not self._bind:
+            self.last_error = trouble_words(failed, self.peer, keyed=self._keyed)
+            self._note(f"{self.endpoint}: {self.last_error}")
+        elif why := refusal_words(failed, keyed=self._keyed):
+            self._not_let_in(failed.address, why)
+
+    def _not_let_in(self, address: str, why: str) -> None:
+        """Count and tell a connection from an address, or from nobody knows where, that was refused."""
+        who = f"a connection from {address}" if address else "a connection"
+        self._turned_away(f"{who} was refused: {why}")
+
+    def _turned_away(self, told: str) -> None:
+        with self._counting:  # the gate's thread counts too
+            self.refused += 1
+            self.last_error = told
+        self._note(f"{self.endpoint}: {told}")
+
+    def _mend(self) -> None:
+        """Connect anew: after some failures of a handshake libzmq gives up for good."""
+        self._post(self._reconnect)
+
+    def _reconnect(self) -> None:
+        with suppress(zmq.ZMQError):  # nothing is left to end
+            self._socket.disconnect(self.endpoint)
+        self._socket.connect(self.endpoint)
 
     def _cut(self, connection: int) -> None:
         """A connection has ended."""

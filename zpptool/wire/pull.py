@@ -18,6 +18,7 @@ from zpptool.wire.endpoint import Endpoint
 from zpptool.wire.errors import LinkRefused, SequenceError, StaleEpoch, WireError, WireFault, place_name
 from zpptool.wire.greeting import unfit
 from zpptool.wire.messages import PREAMBLE_BYTES, Kind, Limits, Message, decode
+from zpptool.wire.safety import Safety
 from zpptool.wire.sequence import SequenceCheck
 from zpptool.wire.sockets import Context
 from zpptool.wire.words import Hello, Hold, Party, Ping, Pong, Refused, Taken, Told, Welcome, Word, decode_word
@@ -43,6 +44,7 @@ class PullLink(Endpoint):
         limits: Limits | None = None,
         note: Callable[[str], None] | None = None,
         context: Context | None = None,
+        safety: Safety | None = None,
     ) -> None:
         """Open the link.
 
@@ -55,9 +57,10 @@ class PullLink(Endpoint):
             limits: what this end accepts. A longer frame ends the connection before memory is taken for it.
             note: is told in words of a sender that was refused.
             context: a ZeroMQ context to share; by default the link has its own, and an I/O thread with it.
+            safety: the keys of both ends, without which an address that strangers can reach is refused.
 
         Raises:
-            ZppError: the endpoint cannot be used (exit 5).
+            ZppError: the endpoint cannot be used, or not without keys (exit 5).
         """
         self._greeted = False
         self._was_cut = False
@@ -80,6 +83,7 @@ class PullLink(Endpoint):
             limits=limits,
             note=note,
             context=context,
+            safety=safety,
             max_frame_bytes=max(limits.max_frame_bytes, PREAMBLE_BYTES + limits.max_header_bytes),
         )
 
@@ -243,9 +247,8 @@ class PullLink(Endpoint):
         self._on_welcome(theirs.run_id, theirs.epoch)
 
     def _refuse(self, who: str, reason: str, *, plan: bool) -> None:
-        self.refused += 1
         self._refusal = self._refused_by(who, reason, plan=plan)
-        self._note(self._refusal.message)
+        self._turned_away(self._refusal.message)
 
     def _greet(self) -> None:
         self._was_cut = False

@@ -19,9 +19,10 @@ import zmq
 from zpptool.wire.credit import Credit, Window
 from zpptool.wire.deadline import Deadline
 from zpptool.wire.endpoint import Endpoint
-from zpptool.wire.errors import LinkRefused, StaleEpoch, WireError
+from zpptool.wire.errors import LinkRefused, StaleEpoch, WireError, place_name
 from zpptool.wire.greeting import Standing, judge
 from zpptool.wire.messages import Buffer, Kind, Limits, Message, check_sizes, decode, encode
+from zpptool.wire.safety import Safety
 from zpptool.wire.sockets import Context
 from zpptool.wire.tally import Tally
 from zpptool.wire.words import (
@@ -112,6 +113,7 @@ class PushLink(Endpoint):
         limits: Limits | None = None,
         note: Callable[[str], None] | None = None,
         context: Context | None = None,
+        safety: Safety | None = None,
     ) -> None:
         """Open the link.
 
@@ -125,9 +127,10 @@ class PushLink(Endpoint):
             limits: what the peer will accept, if it says nothing less; larger messages are refused here.
             note: is told in words of peers that were refused.
             context: a ZeroMQ context to share; by default the link has its own, and an I/O thread with it.
+            safety: the keys of both ends, without which an address that strangers can reach is refused.
 
         Raises:
-            ZppError: the endpoint cannot be used (exit 5).
+            ZppError: the endpoint cannot be used, or not without keys (exit 5).
         """
         self._session: _Session | None = None
         self._credit = Credit(Window())
@@ -137,7 +140,6 @@ class PushLink(Endpoint):
         self._accepted = limits or Limits()
         self._on_told: Callable[[bytes], None] = lambda _payload: None
         self._on_lost: Callable[[], None] = lambda: None
-        self._last_no = ""
         self.tally = Tally()
         super().__init__(
             zmq.ROUTER,
@@ -150,6 +152,7 @@ class PushLink(Endpoint):
             limits=limits,
             note=note,
             context=context,
+            safety=safety,
             max_frame_bytes=WORD_LIMITS.max_frame_bytes,
         )
 
@@ -310,18 +313,17 @@ class PushLink(Endpoint):
     def _how_it_stands(self) -> str:
         if self._held and not self._session:
             return "it is connected and waits for the run to begin here"
-        if self._last_no and not self._session:
-            return f"it is not connected, and somebody was refused ({self._last_no})"
         return super()._how_it_stands()
 
     def _hear(self) -> None:
         while self._readable():
             identity, *parts = self._socket.recv_multipart(zmq.DONTWAIT, copy=False)
             connection = parts[0].get(zmq.SRCFD) if parts else -1
-            self._take(identity.bytes, int(connection), [part.buffer for part in parts])
+            user = parts[0].get("User-Id") if parts and self._keyed else None
+            self._take(identity.bytes, int(connection), user, [part.buffer for part in parts])
 
-    def _take(self, identity: bytes, connection: int, parts: Sequence[Buffer]) -> None:
-        """Take in one word."""
+    def _take(self, identity: bytes, connection: int, user: object, parts: Sequence[Buffer]) -> None:
+        """Take in one word. `user` is whose key it came with; None where there are no keys."""
         try:
             message = decode(parts, WORD_LIMITS)
             word = decode_word(message.header)
@@ -329,7 +331,10 @@ class PushLink(Endpoint):
             self._turn_away(identity, Refused(error.message, plan=False))
             return
         session = self._session
-        if isinstance(word, Hello):
+        if isinstance(word, Hello) and user not in (None, place_name(word.party.stage)):
+            said = place_name(word.party.stage)
+            self._turn_away(identity, Refused(f"it has the key of {user} and calls itself {said}", plan=False))
+        elif isinstance(word, Hello):
             self._receive(_Guest(identity, connection, word))
         elif session and identity == session.guest.identity:
             match word:
@@ -386,10 +391,7 @@ class PushLink(Endpoint):
         self._accepted = self.limits.within(guest.hello.limits)
 
     def _turn_away(self, identity: bytes, answer: Refused) -> None:
-        self.refused += 1
-        self._last_no = answer.reason
-        self.tally.last_error = f"somebody was refused at {self.endpoint}: {answer.reason}"
-        self._note(self.tally.last_error)
+        self._turned_away(f"somebody was refused: {answer.reason}")
         self._send_word(identity, answer)
 
     def _begin(self, run_id: str, epoch: int) -> None:
@@ -417,7 +419,7 @@ class PushLink(Endpoint):
             self._session = None
             self._was_lost = self._credit.sent > 0
             if self._was_lost:
-                self.tally.last_error = self.lost().message
+                self.last_error = self.lost().message
                 self._on_lost()
 
     def _cut(self, connection: int) -> None:

@@ -21,11 +21,10 @@ class Tally:
         rtt_s: the last round trip of a word, None before the first.
         rtt_counts: round trips in the classes of `ROUND_TRIP_BOUNDS_S`, and one more for longer ones.
         rtt_sum_s: all of them together.
-        last_error: the last thing that went wrong, in words; empty for nothing.
     """
 
     __slots__ = (
-        "bytes_sent", "bytes_taken", "last_error", "messages_sent", "messages_taken", "rtt_counts", "rtt_s",
+        "bytes_sent", "bytes_taken", "messages_sent", "messages_taken", "rtt_counts", "rtt_s",
         "rtt_sum_s", "send_s", "sessions", "wait_s",
     )  # fmt: skip
 
@@ -36,7 +35,6 @@ class Tally:
         self.wait_s = self.send_s = self.rtt_sum_s = 0.0
         self.rtt_s: float | None = None
         self.rtt_counts = [0] * (len(ROUND_TRIP_BOUNDS_S) + 1)
-        self.last_error = ""
 
     def sent(self, nbytes: int, seconds: float) -> None:
         """A message of that size was handed over in that time."""

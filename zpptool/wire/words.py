@@ -7,10 +7,12 @@ it has taken (`Taken`), answers `Ping`, and passes on what its own stage has to 
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from zpptool.wire.credit import Window
-from zpptool.wire.errors import WireError
+from zpptool.wire.errors import HEAD, WireError
 from zpptool.wire.messages import Limits
 
 WORD_LIMITS = Limits(max_frames=0, max_header_bytes=256 << 10, max_frame_bytes=256 << 10, max_message_bytes=512 << 10)
@@ -28,11 +30,11 @@ class Party(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         epoch: the highest epoch that it knows of.
     """
 
-    stage: int
-    num_stages: int = 0
+    stage: Annotated[int, msgspec.Meta(ge=HEAD, lt=2**15)]
+    num_stages: Annotated[int, msgspec.Meta(ge=0, lt=2**15)] = 0
     digest: str = ""
     run_id: str = ""
-    epoch: int = 0
+    epoch: Annotated[int, msgspec.Meta(ge=0, lt=2**32)] = 0
 
 
 class Hello(msgspec.Struct, tag="hello", frozen=True, forbid_unknown_fields=True):
@@ -86,7 +88,7 @@ class Refused(msgspec.Struct, tag="refused", frozen=True, forbid_unknown_fields=
 class Taken(msgspec.Struct, tag="taken", frozen=True, forbid_unknown_fields=True):
     """How many messages of its session the receiver has handed on."""
 
-    count: int
+    count: Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Ping(msgspec.Struct, tag="ping", frozen=True, forbid_unknown_fields=True):

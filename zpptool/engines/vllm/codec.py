@@ -13,6 +13,8 @@ import dataclasses
 import enum
 import fractions
 import inspect
+import math
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -24,9 +26,13 @@ from zpptool.engines.vllm import hooks
 from zpptool.errors import ZppError
 
 _TUPLE, _SET, _ARRAY, _TENSOR, _DTYPE, _OBJECT, _ENUM, _FRACTION = range(1, 9)
+_NUMBERS = re.compile(r"[<>=|][biufc][0-9]{1,2}")
+"""How numpy writes the dtypes of plain numbers."""
+_MAX_RANK = 16
+_MAX_BYTES = 1 << 32
 _PLAIN = frozenset({type(None), bool, int, float, str, bytes})
 
-_UNREADABLE = (ValueError, TypeError, KeyError, RuntimeError, ZeroDivisionError, msgspec.DecodeError)
+_UNREADABLE = (ValueError, TypeError, KeyError, RuntimeError, ArithmeticError, AttributeError, msgspec.MsgspecError)
 """What bytes that `encode` did not make can raise: bad msgpack, bad text, a key that is none, too deep a nesting."""
 
 _encoder = msgspec.msgpack.Encoder()
@@ -113,24 +119,55 @@ def _lower_tensor(tensor: torch.Tensor) -> list[Any]:
 
 
 def _raise_tensor(raw: list[Any]) -> torch.Tensor:
-    dtype, shape, content = raw
+    name, shape, content = _typed(raw, str, list, bytes)
+    dtype = _dtype(name)
+    _check_extent(shape, dtype.itemsize, content)
     flat = torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
-    return flat.view(_dtype(dtype)).reshape(shape)
+    return flat.view(dtype).reshape(shape)
 
 
 def _raise_array(raw: list[Any]) -> np.ndarray:
-    dtype, shape, content = raw
-    return np.frombuffer(content, dtype=np.dtype(dtype)).reshape(shape).copy()
+    name, shape, content = _typed(raw, str, list, bytes)
+    if not _NUMBERS.fullmatch(name):
+        raise ZppError(f"a control message's payload holds an array of {name!r}, which are no numbers")
+    dtype = np.dtype(name)
+    _check_extent(shape, dtype.itemsize, content)
+    return np.frombuffer(content, dtype=dtype).reshape(shape).copy()
+
+
+def _raise_fraction(raw: list[Any]) -> fractions.Fraction:
+    """Of two integers alone: of text a fraction of a billion digits could be made."""
+    return fractions.Fraction(*_typed(raw, int, int))
+
+
+def _typed(raw: Any, *kinds: type) -> list[Any]:
+    """A list of values of exactly these types, checked before any of them is used: `bytearray` of a number, for one,
+    would allocate as many bytes."""
+    if type(raw) is not list or [type(item) for item in raw] != list(kinds):
+        raise ZppError("a control message's payload holds an extension whose parts have other types than they should")
+    return raw
+
+
+def _check_extent(shape: list[Any], itemsize: int, content: bytes) -> None:
+    """Refuse a shape that the bytes do not fill exactly, or that spans more than a message even without elements."""
+    if len(shape) > _MAX_RANK or not all(type(dim) is int and 0 <= dim <= _MAX_BYTES for dim in shape):
+        raise ZppError(f"a control message's payload holds an array of an impossible shape, {shape[:_MAX_RANK]}")
+    extent = math.prod(max(dim, 1) for dim in shape) * itemsize
+    if extent > _MAX_BYTES or math.prod(shape) * itemsize != len(content):
+        raise ZppError(f"a control message's payload holds an array of shape {shape} in {len(content)} bytes")
 
 
 def _raise_object(raw: list[Any]) -> Any:
-    name, fields = raw
+    name, fields = _typed(raw, str, dict)
     return _SHAPES[_carried(name)].build(fields)
 
 
 def _raise_enum(raw: list[Any]) -> enum.Enum:
-    name, member = raw
-    return _carried(name)[member]
+    name, member = _typed(raw, str, str)
+    kind = _carried(name)
+    if not issubclass(kind, enum.Enum):
+        raise ZppError(f"a control message's payload takes {name} for an enum")
+    return kind[member]
 
 
 def _raise(code: int, data: memoryview) -> Any:
@@ -147,8 +184,14 @@ def _raise(code: int, data: memoryview) -> Any:
 _decoder = msgspec.msgpack.Decoder(ext_hook=_raise)
 
 
+def _list(raw: Any) -> list[Any]:
+    if type(raw) is not list:
+        raise ZppError("a control message's payload makes a tuple or a set of something else than a list")
+    return raw
+
+
 def _dtype(name: str) -> torch.dtype:
-    dtype = getattr(torch, name, None)
+    dtype = getattr(torch, name, None) if type(name) is str else None
     if not isinstance(dtype, torch.dtype):
         raise ZppError(f"a control message's payload names a dtype that torch does not have: {name!r}")
     return dtype
@@ -225,12 +268,12 @@ _SHAPES = {
     if not issubclass(kind, enum.Enum) and not inspect.isabstract(kind)
 }
 _BUILDERS: dict[int, Callable[[Any], Any]] = {
-    _TUPLE: tuple,
-    _SET: set,
+    _TUPLE: lambda raw: tuple(_list(raw)),
+    _SET: lambda raw: set(_list(raw)),
     _ARRAY: _raise_array,
     _TENSOR: _raise_tensor,
     _DTYPE: _dtype,
     _OBJECT: _raise_object,
     _ENUM: _raise_enum,
-    _FRACTION: lambda raw: fractions.Fraction(*raw),
+    _FRACTION: _raise_fraction,
 }

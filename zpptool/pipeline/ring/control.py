@@ -9,7 +9,7 @@ missing field or a field of another type is an error, never a guess. What a `Cal
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 
@@ -17,6 +17,11 @@ from zpptool.errors import ExitCode, ZppError
 from zpptool.pipeline.ring.status import StageStatus
 from zpptool.wire.link import LinkError
 from zpptool.wire.messages import Buffer
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+"""What is counted is never negative."""
+Place = Annotated[int, msgspec.Meta(ge=0, lt=2**15)]
+"""A stage, or how many there are: as many as the preamble of a message can name."""
 
 
 class StageFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -31,11 +36,11 @@ class StageFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         agreed: what has to be the same in the whole pipeline (model digest, dtype, versions, ...), by name.
     """
 
-    stage: int
+    stage: Place
     host: str
-    pid: int
-    num_stages: int
-    layers: tuple[int, int]
+    pid: Count
+    num_stages: Place
+    layers: tuple[Count, Count]
     agreed: dict[str, str]
 
 
@@ -61,7 +66,7 @@ class Call(msgspec.Struct, tag="call", frozen=True, forbid_unknown_fields=True):
         long: it may take minutes, as loading does; otherwise it is a step, and a stage that stands still at it hangs.
     """
 
-    number: int
+    number: Count
     method: str
     from_all: bool
     long: bool = False
@@ -70,16 +75,16 @@ class Call(msgspec.Struct, tag="call", frozen=True, forbid_unknown_fields=True):
 class Reply(msgspec.Struct, tag="reply", frozen=True, forbid_unknown_fields=True):
     """One stage's answer to one call, on its way to the head."""
 
-    number: int
-    stage: int
+    number: Count
+    stage: Place
 
 
 class Fault(msgspec.Struct, tag="fault", frozen=True, forbid_unknown_fields=True):
     """A stage cannot go on, on its way to the head; `number` names the call that failed, if one did, and `code` what
     the head should leave with."""
 
-    stage: int
-    number: int | None
+    stage: Place
+    number: Count | None
     message: str
     detail: str
     code: int = int(ExitCode.STAGE)
@@ -145,7 +150,7 @@ def decode(
     """
     try:
         control = _decoder.decode(header)
-    except (msgspec.DecodeError, UnicodeDecodeError) as cause:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as cause:
         raise LinkError(
             f"{peer} sent a control message that cannot be read ({cause})", stage=stage, peer=peer, endpoint=endpoint
         ) from cause

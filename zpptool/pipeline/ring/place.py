@@ -19,8 +19,10 @@ from zpptool.pipeline.ring.status import status_path
 from zpptool.pipeline.ring.traced import TracedHeadNode, TracedStageNode
 from zpptool.pipeline.spec import StageSpec
 from zpptool.pipeline.trace import Timeline
+from zpptool.wire.keys import link_keys, read_key_file
 from zpptool.wire.link import Party, PullLink, PushLink
 from zpptool.wire.messages import HEAD
+from zpptool.wire.safety import Safety
 
 
 def take_stage_place(spec: StageSpec) -> StageNode:
@@ -33,8 +35,17 @@ def take_stage_place(spec: StageSpec) -> StageNode:
     upstream = HEAD if spec.is_first else spec.stage - 1
     party = Party(spec.stage, spec.num_stages, spec.plan_digest)
     note = partial(say, f"stage {spec.stage}")
+    before = None if spec.is_first else link_safety(spec, spec.stage, upstream)
     push, pull = _open_links(
-        partial(PushLink, spec.bind, stage=spec.stage, peer=downstream, party=party, note=note),
+        partial(
+            PushLink,
+            spec.bind,
+            stage=spec.stage,
+            peer=downstream,
+            party=party,
+            note=note,
+            safety=link_safety(spec, spec.stage, downstream),
+        ),
         partial(
             PullLink,
             spec.local if spec.is_first else spec.connect,
@@ -42,6 +53,7 @@ def take_stage_place(spec: StageSpec) -> StageNode:
             peer=upstream,
             party=party,
             note=note,
+            safety=before,
         ),
     )
     kind = TracedStageNode if spec.trace else StageNode
@@ -68,9 +80,11 @@ def take_head_place(spec: StageSpec) -> HeadNode:
     """
     party = Party(HEAD, spec.num_stages, spec.plan_digest, run_id=secrets.token_hex(8))
     note = partial(say, "head")
+    last = spec.num_stages - 1
+    homeward = link_safety(spec, HEAD, last)
     push, pull = _open_links(
         partial(PushLink, spec.local, stage=HEAD, peer=0, party=party, note=note),
-        partial(PullLink, spec.connect, stage=HEAD, peer=spec.num_stages - 1, party=party, note=note),
+        partial(PullLink, spec.connect, stage=HEAD, peer=last, party=party, note=note, safety=homeward),
     )
     kind = TracedHeadNode if spec.trace else HeadNode
     node = kind(
@@ -87,6 +101,16 @@ def take_head_place(spec: StageSpec) -> HeadNode:
     if isinstance(node, TracedHeadNode):
         node.timeline = Timeline(Path(spec.trace), HEAD, "head")
     return node
+
+
+def link_safety(spec: StageSpec, place: int, peer: int) -> Safety:
+    """What a place demands of one neighbour: the keys of the spec's key file, if it has one.
+
+    Raises:
+        ZppError: (INVALID) the key file cannot be used, or has no keys for these two.
+    """
+    keys = link_keys(read_key_file(Path(spec.keys)), place, peer) if spec.keys else None
+    return Safety(keys, spec.insecure)
 
 
 def _open_links(open_push: Callable[[], PushLink], open_pull: Callable[[], PullLink]) -> tuple[PushLink, PullLink]:

@@ -130,7 +130,7 @@ def link_status(link: PushLink) -> LinkStatus:
         messages_sent=tally.messages_sent,
         messages_received=tally.messages_taken,
         refused=link.refused,
-        last_error=tally.last_error,
+        last_error=link.last_error,
         sessions=tally.sessions,
         wait_s=tally.wait_s,
         send_s=tally.send_s,

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What encryption costs on a link: two bf16 tensors one way and a word back, over loopback tcp.
+
+    python benchmarks/encryption.py [--seconds 5]
+
+`plain` is a link without keys, `curve` one with keys. `aes-gcm` is a link without keys whose frames are sealed with
+AES-256-GCM before they are sent and opened when they have come (nonce: a counter; bound to the header): what a bulk path
+of our own would cost at best. The variants take short turns in random order. Shown are medians in microseconds, the ratio
+to `plain`, and the bytes a second. Needs `cryptography` for the third.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import queue
+import random
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from zpptool.wire.keys import generate, link_keys
+from zpptool.wire.link import PullLink, PushLink
+from zpptool.wire.messages import Kind
+from zpptool.wire.safety import Safety
+
+TOKENS = (1, 16, 64, 512, 2048, 8192)
+WIDTH = 4096
+VARIANTS = ("plain", "curve", "aes-gcm")
+TURN = 4
+WARM_UP = 8
+TIMEOUT_S = 60.0
+KEY = bytes(range(32))
+HEADER = b"hidden_states, residual"
+
+
+def sealed(frames: list[memoryview], number: int) -> list[bytes]:
+    """Each frame under a nonce of its own."""
+    cipher = AESGCM(KEY)
+    return [
+        cipher.encrypt((2 * number + place).to_bytes(12, "little"), frame, HEADER) for place, frame in enumerate(frames)
+    ]
+
+
+def opened(frames: tuple[memoryview, ...], number: int) -> list[bytes]:
+    """What `sealed` sealed."""
+    cipher = AESGCM(KEY)
+    return [
+        cipher.decrypt((2 * number + place).to_bytes(12, "little"), frame, HEADER) for place, frame in enumerate(frames)
+    ]
+
+
+def receive(link: PullLink, variant: str, number: int) -> None:
+    """One message, down to its plain bytes."""
+    message = link.recv(TIMEOUT_S)
+    if variant == "aes-gcm":
+        opened(message.frames, number)
+
+
+def echo(addresses: dict[str, str], files: Any, turns: Any, answers: Any) -> None:
+    """The other process: takes messages and answers each with a word."""
+    pull = {}
+    for variant, address in addresses.items():
+        keys = link_keys(files[1], 1, 0) if variant == "curve" else None
+        pull[variant] = PullLink(address, stage=1, peer=0, safety=Safety(keys))
+    answers.put("ready")
+    numbers = dict.fromkeys(VARIANTS, 0)
+    while variant := turns.get():
+        receive(pull[variant], variant, numbers[variant])
+        numbers[variant] += 1
+        pull[variant].tell(b"taken")
+
+
+def measure(send: Callable[[str], None], seconds: float) -> dict[str, float]:
+    """Median time of each variant, in seconds."""
+    times: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+    end = time.monotonic() + seconds
+    while time.monotonic() < end or len(times["plain"]) < 2 * WARM_UP:
+        for variant in random.sample(VARIANTS, len(VARIANTS)):
+            for _ in range(TURN):
+                start = time.perf_counter()
+                send(variant)
+                times[variant].append(time.perf_counter() - start)
+    return {variant: statistics.median(taken[WARM_UP:]) for variant, taken in times.items()}
+
+
+def main() -> None:
+    """Measure and print one line for each size."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--seconds", type=float, default=5.0, help="for each size")
+    given = options.parse_args()
+    torch.set_num_threads(1)
+    files = generate(2)
+    spawn = multiprocessing.get_context("spawn")
+    turns, answers = spawn.SimpleQueue(), spawn.SimpleQueue()
+    told_back: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    push = {}
+    for variant in VARIANTS:
+        keys = link_keys(files[0], 0, 1) if variant == "curve" else None
+        push[variant] = PushLink("tcp://127.0.0.1:*", stage=0, peer=1, safety=Safety(keys))
+        push[variant].on_told(told_back.put)
+    addresses = {variant: link.endpoint for variant, link in push.items()}
+    other = spawn.Process(target=echo, args=(addresses, files, turns, answers), daemon=True)
+    other.start()
+    answers.get()
+    numbers = dict.fromkeys(VARIANTS, 0)
+    print(f"{'tokens':>6} {'MiB':>6} " + " ".join(f"{variant:>28}" for variant in VARIANTS))
+    for tokens in TOKENS:
+        frames = [torch.randn(tokens, WIDTH).bfloat16().view(torch.uint8).numpy().data.cast("B") for _ in range(2)]
+        nbytes = sum(frame.nbytes for frame in frames)
+
+        def send(variant: str, frames: list[memoryview] = frames) -> None:
+            turns.put(variant)
+            parts = sealed(frames, numbers[variant]) if variant == "aes-gcm" else frames
+            numbers[variant] += 1
+            push[variant].send(Kind.CONTROL, HEADER, parts, timeout_s=TIMEOUT_S)
+            told_back.get(timeout=TIMEOUT_S)
+
+        medians = measure(send, given.seconds)
+        cells = [
+            f"{medians[one] * 1e6:>9.0f} ({medians[one] / medians['plain']:5.2f}x, {nbytes / medians[one] / 1e9:5.2f} GB/s)"
+            for one in VARIANTS
+        ]
+        print(f"{tokens:>6} {nbytes / 2**20:>6.2f} " + " ".join(cells), flush=True)
+    turns.put("")
+    other.join()
+
+
+if __name__ == "__main__":
+    main()
