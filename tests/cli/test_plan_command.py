@@ -42,6 +42,13 @@ def test_a_plan_is_written_read_and_proven(model: Path, tmp_path: Path, zpptool:
     assert "layer 1" in zpptool("run-stage", "--plan", file, "--stage-idx", 0).err
 
 
+def test_a_plan_that_cannot_be_written_is_one_line(model: Path, tmp_path: Path, zpptool: Callable[..., Ran]) -> None:
+    ran = zpptool("plan", model, "--num-stages", 2, "-o", tmp_path / "none" / "zpp.yaml")
+    assert ran.code == 1
+    assert ran.err.startswith("error: ")
+    assert "none/zpp.yaml cannot be written" in ran.err
+
+
 def test_json_tells_what_each_stage_needs(model: Path, zpptool: Callable[..., Ran]) -> None:
     made = zpptool("plan", "--model", model, "--num-stages", 2, "--json").json
     assert made["schema_version"] == 1
