@@ -42,6 +42,18 @@ def test_a_plan_is_written_read_and_proven(model: Path, tmp_path: Path, zpptool:
     assert "layer 1" in zpptool("run-stage", "--plan", file, "--stage-idx", 0).err
 
 
+def test_the_codec_of_the_wire_is_the_plans_to_say(model: Path, tmp_path: Path, zpptool: Callable[..., Ran]) -> None:
+    file = tmp_path / "zpp.yaml"
+    assert zpptool("plan", model, "--num-stages", 2, "--wire-codec", "zstd", "-o", file).code == 0
+    assert "wire_codec: zstd" in file.read_text()
+    twice = zpptool("run-stage", "--plan", file, "--stage-idx", 0, "--wire-codec", "none")
+    assert twice.code == 2
+    assert "leave out --wire-codec" in twice.err
+    unknown = zpptool("plan", model, "--num-stages", 2, "--wire-codec", "lossy")
+    assert unknown.code == 2
+    assert "lossy" in unknown.err
+
+
 def test_json_tells_what_each_stage_needs(model: Path, zpptool: Callable[..., Ran]) -> None:
     made = zpptool("plan", "--model", model, "--num-stages", 2, "--json").json
     assert made["schema_version"] == 1

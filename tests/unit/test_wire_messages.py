@@ -74,7 +74,7 @@ def field(offset: int, layout: str, value: int) -> list[bytes]:
         ([b"GET / HTTP/1.1\r\nHost: stage.example\r\n"], "another protocol"),
         (field(4, "<B", 9), "version 9"),
         (field(5, "<B", 77), "kind 77"),
-        (field(6, "<H", 2), "flags 0x0002"),
+        (field(6, "<H", 3), "flags 0x0003"),
         (field(6, "<H", 1), "3 frames came, 2 were announced"),
         (field(12, "<h", -2), "source -2"),
         (field(14, "<H", 3), "2 frames came, 3 were announced"),

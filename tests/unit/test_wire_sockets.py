@@ -107,8 +107,11 @@ def test_an_ipv6_address_can_be_bound():
 
 
 def test_no_option_is_left_at_an_unbounded_default():
-    with zmq.Context() as context, make_socket(context, zmq.DEALER, high_water_mark=7, max_frame_bytes=999) as made:
-        assert (made.get(zmq.SNDHWM), made.get(zmq.RCVHWM), made.get(zmq.MAXMSGSIZE)) == (7, 7, 999)
+    with (
+        zmq.Context() as context,
+        make_socket(context, zmq.DEALER, to_send=7, to_receive=8, max_frame_bytes=999) as made,
+    ):
+        assert (made.get(zmq.SNDHWM), made.get(zmq.RCVHWM), made.get(zmq.MAXMSGSIZE)) == (7, 8, 999)
         assert 0 < made.get(zmq.LINGER) <= 2000
         assert made.get(zmq.HEARTBEAT_IVL) > 0
         assert made.get(zmq.HEARTBEAT_TIMEOUT) > 0

@@ -13,6 +13,7 @@ from typer._click.globals import get_current_context
 from zpptool.errors import usage_error
 from zpptool.plan import Engine
 from zpptool.ports import DEFAULT_API_PORT, DEFAULT_BASE_PORT, DEFAULT_HOST
+from zpptool.wire.gauge import WireCodec
 
 _RANGES = re.compile(r"\[?\s*\d+\s*[-:]\s*\d+\s*\]?([,\s]+\[?\s*\d+\s*[-:]\s*\d+\s*\]?)*")
 
@@ -90,6 +91,10 @@ StartTimeoutOption = Annotated[
 ]
 StepTimeoutOption = Annotated[
     float, typer.Option("--step-timeout", metavar="S", min=1, help="Seconds that one step may take.")
+]
+WireCodecOption = Annotated[
+    WireCodec,
+    typer.Option("--wire-codec", help="Compress what stages send, without loss; auto: on links too thin for it."),
 ]
 
 BeatTimeoutOption = Annotated[

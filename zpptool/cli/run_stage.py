@@ -24,6 +24,7 @@ from zpptool.cli.options import (
     StepTimeoutOption,
     TensorParallelOption,
     TraceOption,
+    WireCodecOption,
     host_list,
     model_and_ranges,
     tensor_parallel_sizes,
@@ -31,10 +32,11 @@ from zpptool.cli.options import (
 from zpptool.console import Console
 from zpptool.errors import usage_error
 from zpptool.plan import Engine, load_plan_file
+from zpptool.wire.gauge import WireCodec
 
 SAID_BY_PLAN = (
     "num_stages", "layer_range", "ranges", "engine", "bind_port", "bind_host", "previous", "last", "next_addr", "bind",
-    "connect", "base_port", "hosts", "api_host", "api_port", "dtype",
+    "connect", "base_port", "hosts", "api_host", "api_port", "dtype", "wire_codec",
 )  # fmt: skip
 
 
@@ -126,6 +128,7 @@ def run_stage(
     step_timeout: StepTimeoutOption = 300.0,
     trace: TraceOption = None,
     beat_timeout: BeatTimeoutOption = 60.0,
+    wire_codec: WireCodecOption = WireCodec.NONE,
     stage_mode: Annotated[str, typer.Option("--pipeline-stage-mode", hidden=True)] = "external",
     external_worker: Annotated[bool, typer.Option("--external-pp-worker", hidden=True)] = False,
 ) -> None:
@@ -183,6 +186,7 @@ def run_stage(
             api_host=api_host,
             api_port=api_port,
             engine_args=tuple(ctx.obj or ()),
+            wire_codec=wire_codec,
         )
     sizes = tensor_parallel_sizes(tensor_parallel_size, spec.engine)
     if len(sizes) != 1:

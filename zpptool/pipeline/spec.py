@@ -10,6 +10,7 @@ import msgspec
 from zpptool.errors import usage_error
 from zpptool.layers import LayerRange, Partition
 from zpptool.plan import Engine
+from zpptool.wire.gauge import WireCodec
 
 
 class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -38,6 +39,7 @@ class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         trace: the file of the timeline; empty for none.
         keys: this stage's key file; empty for none. (The path only: others can read a process's command line.)
         insecure: whether links that strangers can reach may go without keys.
+        wire_codec: whether its sending link compresses.
     """
 
     engine: Engine
@@ -60,6 +62,7 @@ class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     trace: str = ""
     keys: str = ""
     insecure: bool = False
+    wire_codec: WireCodec = WireCodec.NONE
 
     @property
     def num_stages(self) -> int:

@@ -28,8 +28,9 @@ from zpptool.wire.attendant import Attendant
 from zpptool.wire.credit import Window
 from zpptool.wire.deadline import Deadline
 from zpptool.wire.errors import HEAD, LinkError, LinkRefused, LinkTimeout, PeerLost, WireError, place_name
-from zpptool.wire.messages import Buffer, Kind, Limits, encode
+from zpptool.wire.messages import CHUNK_BYTES, Buffer, Kind, Limits, encode
 from zpptool.wire.notes import SparingNote
+from zpptool.wire.parcel import most_chunks
 from zpptool.wire.refusals import Failure, Handshakes, refusal_words, remote_address, trouble_words
 from zpptool.wire.safety import Safety, protect
 from zpptool.wire.sockets import LINGER_S, Context, attach, check_endpoint, make_socket
@@ -115,8 +116,15 @@ class Endpoint:
         self._own_context: Context | None = None
         if context is None:
             context = self._own_context = zmq.Context()
+        waiting = self._window.messages + WORDS_WAITING + self._window.nbytes // CHUNK_BYTES
         self._socket = make_socket(
-            context, kind, high_water_mark=self._window.messages + WORDS_WAITING, max_frame_bytes=max_frame_bytes
+            context,
+            kind,
+            # A message that was begun has to go on. The window bounds what is under way; this only bounds what a
+            # stranger who reads nothing is answered.
+            to_send=waiting + most_chunks(self.limits, self._window.messages),
+            to_receive=waiting,
+            max_frame_bytes=max_frame_bytes,
         )
         self._wake, self._alarm = net.socketpair()
         self._wake.setblocking(False)
@@ -361,8 +369,8 @@ class Endpoint:
         Raises:
             LinkError: the link was closed meanwhile.
         """
-        zmq.zmq_poll(self._watched, deadline.remaining_ms())
-        with suppress(BlockingIOError):
+        ready = zmq.zmq_poll(self._watched, deadline.remaining_ms())
+        if ready and ready[-1][0] is not self._socket:  # the alarm is watched last
             self._alarm.recv(4096)
         if self._closing:
             raise self.fault(f"the link to {self.peer} was closed while waiting")

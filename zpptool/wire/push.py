@@ -20,8 +20,11 @@ from zpptool.wire.credit import Credit, Window
 from zpptool.wire.deadline import Deadline
 from zpptool.wire.endpoint import Endpoint
 from zpptool.wire.errors import LinkRefused, StaleEpoch, WireError, place_name
+from zpptool.wire.gauge import Gauge, WireCodec
 from zpptool.wire.greeting import Standing, judge
-from zpptool.wire.messages import Buffer, Kind, Limits, Message, check_sizes, decode, encode
+from zpptool.wire.linkspeed import delivery_rate
+from zpptool.wire.messages import Buffer, Kind, Limits, Message, check_sizes, decode
+from zpptool.wire.outbound import Envelope, Outbound
 from zpptool.wire.safety import Safety
 from zpptool.wire.sockets import Context
 from zpptool.wire.tally import Tally
@@ -89,10 +92,11 @@ class _Guest(NamedTuple):
 
 
 class _Session(NamedTuple):
-    """A guest who was welcomed, under the number that the messages to him bear."""
+    """A guest who was welcomed, the number that the messages to him bear, and the ways that they go."""
 
     guest: _Guest
     number: int
+    outbound: Outbound
 
 
 class PushLink(Endpoint):
@@ -112,6 +116,8 @@ class PushLink(Endpoint):
         window: Window | None = None,
         limits: Limits | None = None,
         note: Callable[[str], None] | None = None,
+        codec: WireCodec = WireCodec.NONE,
+        shared_memory: bool = True,
         context: Context | None = None,
         safety: Safety | None = None,
     ) -> None:
@@ -126,6 +132,8 @@ class PushLink(Endpoint):
             window: the most that is ever under way, if the peer allows as much.
             limits: what the peer will accept, if it says nothing less; larger messages are refused here.
             note: is told in words of peers that were refused.
+            codec: whether large messages are compressed, and where.
+            shared_memory: whether a peer on this host may be sent large frames through shared memory.
             context: a ZeroMQ context to share; by default the link has its own, and an I/O thread with it.
             safety: the keys of both ends, without which an address that strangers can reach is refused.
 
@@ -138,6 +146,8 @@ class PushLink(Endpoint):
         self._refusal: LinkRefused | None = None
         self._held: dict[bytes, _Guest] = {}
         self._accepted = limits or Limits()
+        self._gauge = Gauge(codec)
+        self._shared_memory = shared_memory
         self._on_told: Callable[[bytes], None] = lambda _payload: None
         self._on_lost: Callable[[], None] = lambda: None
         self.tally = Tally()
@@ -170,6 +180,11 @@ class PushLink(Endpoint):
     def sequence(self) -> int:
         """The last message sent in this epoch; -1 for none."""
         return self._credit.sent - 1
+
+    @property
+    def way(self) -> str:
+        """How large frames go now: `socket`, or the name of a way beside it (`zpptool.wire.ways`)."""
+        return self._session.outbound.way if self._session else "socket"
 
     def begin(self, run_id: str, epoch: int) -> None:
         """Begin a run, or a later epoch of it: the peer is welcomed (again), and messages count from 0.
@@ -230,19 +245,11 @@ class PushLink(Endpoint):
                 if epoch is not None and epoch != self.party.epoch:
                     raise self._made(StaleEpoch, f"a message of epoch {epoch} is not for {self.peer} ({self.endpoint})")
                 sequence = self._credit.sent
-                parts = encode(
-                    kind,
-                    header,
-                    frames,
-                    source=self.stage if source is None else source,
-                    epoch=self.party.epoch,
-                    sequence=sequence,
-                    session=session.number,
-                )
+                place = self.stage if source is None else source
+                envelope = Envelope(kind, place, self.party.epoch, sequence, session.number)
                 began = time.monotonic()
-                trackers = self._hand_over(session, parts)
+                trackers = self._hand_over(session, envelope, header, frames, nbytes)
                 if trackers is not None:
-                    self._credit.spend(nbytes)
                     self.tally.sent(nbytes, time.monotonic() - began)
                     return Sent(self, sequence, trackers)
         finally:
@@ -288,25 +295,32 @@ class PushLink(Endpoint):
             self.tally.wait_s += time.monotonic() - began
         return self._session
 
-    def _hand_over(self, session: _Session, parts: Sequence[Buffer]) -> list[zmq.MessageTracker] | None:
-        """Give the parts to ZeroMQ for the welcome peer; the trackers of the large ones. None when he has gone.
+    def _hand_over(
+        self, session: _Session, envelope: Envelope, header: bytes, frames: Sequence[Buffer], nbytes: int
+    ) -> list[zmq.MessageTracker] | None:
+        """Give a message to ZeroMQ for the welcome peer; the trackers of its large parts. None when he has gone.
 
-        libzmq refuses the first frame, the peer's address, or takes the whole message.
+        libzmq refuses the first part, the peer's address, or takes the whole of what follows it.
         """
-        last = len(parts) - 1
         trackers: list[zmq.MessageTracker] = []
-        self._torn = True
-        try:
-            self._socket.send(session.guest.identity, _MORE)
-        except (zmq.Again, zmq.ZMQError):
-            self._torn = False
-            self._end_session()
-            return None
-        for index, part in enumerate(parts):
-            large = memoryview(part).nbytes >= ZERO_COPY_BYTES
-            tracker = self._socket.send(part, _LAST if index == last else _MORE, copy=not large, track=large)
-            if tracker is not None:
-                trackers.append(tracker)
+        begun = False
+        for parts in session.outbound.encode(envelope, header, frames):
+            self._torn = True
+            try:
+                self._socket.send(session.guest.identity, _MORE)
+            except zmq.ZMQError:
+                self._torn = False
+                self._end_session()
+                return None
+            if not begun:
+                self._credit.spend(nbytes)
+                begun = True
+            last = len(parts) - 1
+            for index, part in enumerate(parts):
+                large = memoryview(part).nbytes >= ZERO_COPY_BYTES
+                tracker = self._socket.send(part, _LAST if index == last else _MORE, copy=not large, track=large)
+                if tracker is not None:
+                    trackers.append(tracker)
         self._torn = False
         return trackers
 
@@ -379,9 +393,13 @@ class PushLink(Endpoint):
 
     def _welcome(self, guest: _Guest) -> None:
         """Begin a session with this guest."""
-        session = _Session(guest, secrets.randbits(32))
+        offers = guest.hello.offers
+        outbound = Outbound(
+            offers, self._gauge, lambda: delivery_rate(guest.connection), shared=self._shared_memory
+        )  # fmt: skip
+        session = _Session(guest, secrets.randbits(32), outbound)
         window = self._window.within(guest.hello.window)
-        if not self._say(guest, Welcome(self.party, window, {}), session.number):
+        if not self._say(guest, Welcome(self.party, window, outbound.offers), session.number):
             return
         self._session = session
         self.tally.sessions += 1
@@ -421,6 +439,11 @@ class PushLink(Endpoint):
             if self._was_lost:
                 self.last_error = self.lost().message
                 self._on_lost()
+
+    def _close_session(self) -> None:
+        if self._session is not None:
+            self._session.outbound.close()
+        self._session = None
 
     def _cut(self, connection: int) -> None:
         if self._session and self._session.guest.connection == connection and not self._probe():

@@ -56,13 +56,14 @@ class Place(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A schema made ready for use, on either end."""
+    """A schema made ready for use, on either end. `itemsize` is that of all tensors, 1 where they differ."""
 
     schema: bytes
     joined: bool
     places: tuple[Place, ...]
     frame_bytes: tuple[int, ...]
     nbytes: int
+    itemsize: int
 
 
 @cache
@@ -164,4 +165,6 @@ def lay_out(encoded: bytes, schema: Schema) -> Plan:
         frame_bytes: Sequence[int] = (end,) if places else ()
     else:
         frame_bytes = sizes
-    return Plan(encoded, schema.joined, tuple(places), tuple(frame_bytes), sum(sizes))
+    widths = {place.dtype.itemsize for place in places}
+    itemsize = widths.pop() if len(widths) == 1 else 1
+    return Plan(encoded, schema.joined, tuple(places), tuple(frame_bytes), sum(sizes), itemsize)

@@ -41,11 +41,12 @@ _SUN_PATH_BYTES = 107
 _ANY_PORT = ("*", "0")
 
 
-def make_socket(context: Context, kind: int, *, high_water_mark: int, max_frame_bytes: int) -> Socket:
+def make_socket(context: Context, kind: int, *, to_send: int, to_receive: int, max_frame_bytes: int) -> Socket:
     """A socket with the options of a link and no address yet.
 
     Args:
-        high_water_mark: messages that may wait on this side.
+        to_send: messages that may wait here to be sent.
+        to_receive: messages that may wait here to be received.
         max_frame_bytes: a peer that announces a longer frame is disconnected before memory is taken for it.
     """
     made = context.socket(kind)
@@ -58,8 +59,8 @@ def make_socket(context: Context, kind: int, *, high_water_mark: int, max_frame_
     # takes any bytes that do not begin with 0xFF (an HTTP probe, a TLS hello) for a ZMTP 1 peer of no kind, tells no
     # monitor, and deals it messages.
     made.setsockopt(zmq.ZAP_DOMAIN, b"zpptool")
-    made.setsockopt(zmq.SNDHWM, high_water_mark)
-    made.setsockopt(zmq.RCVHWM, high_water_mark)
+    made.setsockopt(zmq.SNDHWM, to_send)
+    made.setsockopt(zmq.RCVHWM, to_receive)
     made.setsockopt(zmq.MAXMSGSIZE, max_frame_bytes)
     return made
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _ARRAY_OF_TWO = b"\x92"
 _header_decoder = msgspec.msgpack.Decoder(tuple[msgspec.Raw, msgspec.Raw])
 _DEFAULT_LIMITS = Limits()
+_UNSIGNED: dict[int, Literal["H", "I", "Q"]] = {2: "H", 4: "I", 8: "Q", 16: "Q"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Packed:
 
     Attributes:
         header: the message's header.
-        frames: the message's frames.
+        frames: the message's frames; the itemsize of each is that of its elements, where that is known.
         nbytes: bytes of all tensors.
     """
 
@@ -71,7 +72,7 @@ def pack(tensor_dict: Mapping[str, torch.Tensor | Any]) -> Packed:
         raise WireError(f"a name cannot be written as UTF-8: {error}.") from error
     header = b"".join((_ARRAY_OF_TWO, plan.schema, encode_values(values) if values else NO_VALUES))
     if plan.joined:
-        frames: list[Buffer] = [_join(plan, tensors)] if tensors else []
+        frames: list[Buffer] = [_by_elements(_join(plan, tensors), plan.itemsize)] if tensors else []
     else:
         frames = [_bytes_of(torch, tensor) for tensor in tensors.values()]
     return Packed(header, frames, plan.nbytes)
@@ -167,7 +168,13 @@ def _join(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> bytes:
 def _bytes_of(torch: Any, tensor: torch.Tensor) -> memoryview:
     """The memory of a contiguous tensor, which the view keeps alive."""
     view: memoryview = tensor.reshape(-1).view(torch.uint8).numpy().data
-    return view
+    return _by_elements(view, tensor.dtype.itemsize)
+
+
+def _by_elements(data: Buffer, itemsize: int) -> memoryview:
+    """The same bytes as unsigned integers of that width: a codec may go by it."""
+    view = memoryview(data)
+    return view.cast(_UNSIGNED[itemsize]) if view.nbytes and itemsize > 1 else view
 
 
 def _tensor_at(torch: Any, memory: Buffer, place: Place) -> Any:

@@ -44,6 +44,7 @@ def take_stage_place(spec: StageSpec) -> StageNode:
             peer=downstream,
             party=party,
             note=note,
+            codec=spec.wire_codec,
             safety=link_safety(spec, spec.stage, downstream),
         ),
         partial(
