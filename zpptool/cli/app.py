@@ -26,10 +26,12 @@ from zpptool.cli.keys import keys_app
 from zpptool.cli.plan import plan
 from zpptool.cli.plan_ports import plan_ports
 from zpptool.cli.run_stage import run_stage
+from zpptool.cli.serve import serve
 from zpptool.cli.settings import Settings, engine_arguments, install, read_settings
 from zpptool.cli.split import split
 from zpptool.cli.status import status
 from zpptool.cli.test_pipeline import test_pipeline
+from zpptool.cli.top import top
 from zpptool.cli.validate import validate
 from zpptool.cli.validate_ranges import validate_ranges
 from zpptool.console import Console
@@ -109,12 +111,14 @@ app.command("plan", epilog=epilog("plan"))(plan)
 app.command("deploy", epilog=epilog("deploy"))(deploy)
 app.command("doctor", epilog=epilog("doctor"))(doctor)
 app.command("run-stage", epilog=epilog("run-stage"))(run_stage)
+app.command("serve", epilog=epilog("serve"))(serve)
 app.command("status", epilog=epilog("status"))(status)
+app.command("top", epilog=epilog("top"))(top)
 app.command("test-pipeline", epilog=epilog("test-pipeline"))(test_pipeline)
 app.add_typer(keys_app, name="keys")
 app.add_typer(config_app, name="config")
 
-TAKES_ENGINE_ARGUMENTS = frozenset({"plan", "run-stage", "test-pipeline"})
+TAKES_ENGINE_ARGUMENTS = frozenset({"plan", "run-stage", "serve", "test-pipeline"})
 """The verbs that hand what follows `--` to the engine."""
 
 

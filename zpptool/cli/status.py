@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`zpptool status`: how a pipeline whose head runs on this machine fares, stage by stage and link by link."""
+"""`zpptool status`: how a pipeline fares, stage by stage and link by link: as a front tells, or a head on this machine."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zpptool.cli.options import JsonOption
+from zpptool.cli.top import DEFAULT_URL, KeyOption, show_front
 from zpptool.console import Console, human_bytes
-from zpptool.errors import ExitCode
+from zpptool.errors import ExitCode, usage_error
 
 if TYPE_CHECKING:
     from zpptool.pipeline.ring.status import RingStatus, StageStatus
 
 
 def status(
+    url: Annotated[str | None, typer.Option("--url", metavar="URL", help="A front's address.")] = None,
+    api_key: KeyOption = None,
     run_dir: Annotated[
         Path | None,
         typer.Option(
@@ -28,10 +31,36 @@ def status(
     timeout: Annotated[float, typer.Option("--timeout", metavar="S", min=0, help="Seconds to wait.")] = 2.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Show every stage and link of a pipeline whose head runs on this machine.
+    """Show every stage and link of the pipelines behind a front, or of the one whose head runs on this machine.
 
-    Exit code 0: it is whole. 6: it is broken, and the output says by what. 5: no head tells its status there.
+    Without --url and --run-dir: of the head on this machine, else of the front that `zpptool serve` starts by default.
+
+    Exit code 0: it is whole. 6: it is not, and the output says why. 5: nobody answers there.
     """
+    from zpptool.pipeline.ring.status import find_status_paths
+
+    if url is not None and run_dir is not None:
+        raise usage_error("--url and --run-dir name two pipelines", "Give one of them.")
+    if run_dir is None and (url is not None or not find_status_paths()):
+        _front_status(url or DEFAULT_URL, api_key, as_json)
+    else:
+        _head_status(run_dir, timeout, as_json)
+
+
+def _front_status(url: str, api_key: str | None, as_json: bool) -> None:
+    import httpx
+
+    from zpptool.serve.watch import fetch_status
+
+    with httpx.Client(trust_env=False) as client:
+        told = fetch_status(client, url, api_key)
+    told.pop("schema_version", None)
+    Console(as_json=as_json).result(told, lambda out: show_front(out, told))
+    if not told["ready"]:
+        raise typer.Exit(ExitCode.STAGE)
+
+
+def _head_status(run_dir: Path | None, timeout: float, as_json: bool) -> None:
     import msgspec
 
     from zpptool.pipeline.ring.status import read_status, the_status_path

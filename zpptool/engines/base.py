@@ -17,6 +17,7 @@ from typing import NoReturn, Protocol
 import zpptool
 from zpptool.checkpoint.loading import model_digest
 from zpptool.errors import ExitCode, ZppError
+from zpptool.pipeline import phases
 from zpptool.pipeline.child import end_before_long, end_on_sigterm, run_child
 from zpptool.pipeline.ring.control import Call
 from zpptool.pipeline.ring.node import RingOver, StageNode
@@ -74,7 +75,9 @@ def run_stage_worker(make: Callable[[StageSpec, StageNode], StageEngine]) -> NoR
         node.on_over(_end_even_if_busy)
         try:
             engine = make(spec, node)
-            node.join(facts_of(spec, engine.agreed()))
+            agreed = engine.agreed()
+            phases.tell_phase(phases.WAITING)
+            node.join(facts_of(spec, agreed))
             serve_calls(spec, node, engine.do)
         finally:
             node.close()

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from zpptool.errors import ExitCode, ZppError, stage_error, usage_error
+from zpptool.pipeline.phases import PHASE_VARIABLE
 from zpptool.pipeline.process import HEAD_NAME, Child, ProcessGroup
 from zpptool.pipeline.spec import StageSpec
 from zpptool.plan import Engine
@@ -45,7 +46,13 @@ def check_engine(engine: Engine) -> None:
         )
 
 
-def start_stage(group: ProcessGroup, spec: StageSpec, env: Mapping[str, str], log_dir: Path | None = None) -> None:
+def start_stage(
+    group: ProcessGroup,
+    spec: StageSpec,
+    env: Mapping[str, str],
+    log_dir: Path | None = None,
+    phase_dir: Path | None = None,
+) -> None:
     """Start a stage's worker, and on stage 0 the head too.
 
     Args:
@@ -53,6 +60,7 @@ def start_stage(group: ProcessGroup, spec: StageSpec, env: Mapping[str, str], lo
         spec: the stage.
         env: added to this process's environment.
         log_dir: where each process's log goes; None lets them share this process's output.
+        phase_dir: where each process tells what it is doing (`phases.read_phase`); None if nobody asks.
     """
     package = f"zpptool.engines.{spec.engine}"
     env = {"PYTHONUNBUFFERED": "1", **LARGE_BLOCKS_STAY, **env}
@@ -60,8 +68,14 @@ def start_stage(group: ProcessGroup, spec: StageSpec, env: Mapping[str, str], lo
     if spec.is_first:
         roles.append((HEAD_NAME, f"{package}.head"))
     for name, module in roles:
-        log = log_dir / f"{name.replace(' ', '-')}.log" if log_dir else None
-        group.start(name, [sys.executable, "-m", module, spec.to_json()], env, log)
+        log = log_dir / f"{file_name(name)}.log" if log_dir else None
+        told = {PHASE_VARIABLE: str(phase_dir / file_name(name))} if phase_dir else {}
+        group.start(name, [sys.executable, "-m", module, spec.to_json()], env | told, log)
+
+
+def file_name(process: str) -> str:
+    """What the files of a process are called: `stage-1` for `stage 1`."""
+    return process.replace(" ", "-")
 
 
 def raise_if_ended(group: ProcessGroup) -> None:

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +27,9 @@ STOP_GRACE_S = 8.0
 SETTLE_S = 3.0
 """How long the end of one child may take to end the others."""
 TAIL_BYTES = 64 * 1024
+
+Hurry = Callable[[], bool]
+"""Asked while children are waited for: whether it is to be given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,7 @@ class Child:
         with self.log.open("rb") as file:
             file.seek(0, os.SEEK_END)
             file.seek(max(file.tell() - TAIL_BYTES, 0))
-            return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
+            return "\n".join(file.read(TAIL_BYTES).decode(errors="replace").splitlines()[-lines:])
 
 
 class ProcessGroup:
@@ -105,23 +108,24 @@ class ProcessGroup:
             time.sleep(POLL_S)
         return self.culprit()
 
-    def culprit(self) -> Child:
+    def culprit(self, hurry: Hurry | None = None) -> Child:
         """Once a child has ended: the one to blame. Where one ends the others follow, and each is given `SETTLE_S` to
         do so. A child that was killed is to blame, or else one that gives a reason of its own; only then one that lost
-        the others, of these the head, which was told by whom; and last one that ended well."""
-        _wait_for_all(self.children, SETTLE_S)
+        the others, of these the head, which was told by whom; and last one that ended well. `hurry` cuts the waiting
+        short."""
+        _wait_for_all(self.children, SETTLE_S, hurry)
         return min((child for child in self.children if child.ended), key=_innocence)
 
-    def stop(self, grace_s: float = STOP_GRACE_S) -> None:
+    def stop(self, grace_s: float = STOP_GRACE_S, hurry: Hurry | None = None) -> None:
         """End all children: SIGTERM, a grace, then SIGKILL for each one's whole process group.
 
         The head goes first and may take half of the grace, for it tells all stages, those elsewhere too, that the run
-        is over: by way of stage 0. A Ctrl-C cuts the grace short.
+        is over: by way of stage 0. A Ctrl-C cuts the grace short, and so does `hurry`.
         """
         heads = [child for child in self.children if child.name == HEAD_NAME]
         try:
-            _terminate(heads, grace_s / 2)
-            _terminate(self.children, grace_s / 2)
+            _terminate(heads, grace_s / 2, hurry)
+            _terminate(self.children, grace_s / 2, hurry)
         finally:
             for child in self.children:
                 _kill_group(child.popen.pid)
@@ -136,18 +140,20 @@ class ProcessGroup:
         self.stop()
 
 
-def _terminate(children: Sequence[Child], grace_s: float) -> None:
+def _terminate(children: Sequence[Child], grace_s: float, hurry: Hurry | None) -> None:
     """Ask children to end, and give them time for it."""
     for child in children:
         if not child.ended:
             child.popen.terminate()
-    _wait_for_all(children, grace_s)
+    _wait_for_all(children, grace_s, hurry)
 
 
-def _wait_for_all(children: Sequence[Child], timeout_s: float) -> None:
-    """Return when all children have ended, or the time is up."""
+def _wait_for_all(children: Sequence[Child], timeout_s: float, hurry: Hurry | None) -> None:
+    """Return when all children have ended, the time is up, or it is not to be waited for any more."""
     deadline = time.monotonic() + timeout_s
     while not all(child.ended for child in children) and time.monotonic() < deadline:
+        if hurry is not None and hurry():
+            return
         time.sleep(POLL_S)
 
 

@@ -40,6 +40,7 @@ class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         keys: this stage's key file; empty for none. (The path only: others can read a process's command line.)
         insecure: whether links that strangers can reach may go without keys.
         wire_codec: whether its sending link compresses.
+        served_name: what requests call the model; empty for the directory that the head reads.
     """
 
     engine: Engine
@@ -63,6 +64,7 @@ class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keys: str = ""
     insecure: bool = False
     wire_codec: WireCodec = WireCodec.NONE
+    served_name: str = ""
 
     @property
     def num_stages(self) -> int:

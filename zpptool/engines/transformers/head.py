@@ -92,7 +92,7 @@ def serve(spec: StageSpec, node: HeadNode, server: ApiServer) -> None:
     """
     node.gather(agreed_facts(spec))
     model = RingModel(node)
-    served = served_model(spec.directory, model.generate, model.is_healthy)
+    served = served_model(spec.directory, model.generate, model.is_healthy, spec.served_name or None)
     node.call(LOAD_MODEL, b"", from_all=True, timeout_s=spec.start_timeout_s).result()
     say("head", f"all stages have loaded their layers; the API is at http://{spec.api_host}:{spec.api_port}")
     server.start(Front(served).app())

@@ -128,7 +128,8 @@ def serve_arguments(
     parser = make_arg_parser(FlexibleArgumentParser(prog="zpptool run-stage ... --", exit_on_error=False))
     words = [
         spec.model, "--pipeline-parallel-size", str(spec.num_stages), "--dtype", spec.dtype,
-        "--host", spec.api_host, "--port", str(spec.api_port), "--no-async-scheduling", *spec.engine_args,
+        "--host", spec.api_host, "--port", str(spec.api_port), "--no-async-scheduling",
+        *(("--served-model-name", spec.served_name) if spec.served_name else ()), *spec.engine_args,
     ]  # fmt: skip
     try:
         args = parser.parse_args(words)

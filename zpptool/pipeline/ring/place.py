@@ -8,6 +8,7 @@ import secrets
 import socket
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -137,5 +138,7 @@ def facts_of(spec: StageSpec, agreed: Mapping[str, str]) -> StageFacts:
 
 
 def say(who: str, text: str) -> None:
-    """One line of a stage's log: who, and what it does or waits for."""
-    print(f"zpptool {who}: {text}", file=sys.stderr, flush=True)
+    """One line of a stage's log: who, and what it does or waits for. A log that cannot be written (a full disk) is no
+    reason to end."""
+    with suppress(OSError):
+        print(f"zpptool {who}: {text}", file=sys.stderr, flush=True)
