@@ -116,6 +116,17 @@ def run_stage(
     api_port: Annotated[
         int, typer.Option("--port", "--api-port", metavar="PORT", help="Stage 0's OpenAI API port.")
     ] = ports.DEFAULT_API_PORT,
+    headless: Annotated[
+        bool, typer.Option("--headless", help="No API server: the head is a script's zpptool.LLM(..., launch=False).")
+    ] = False,
+    head_addr: Annotated[
+        str | None,
+        typer.Option(
+            "--head-addr",
+            metavar="HOST:PORT",
+            help="Headless stage 0: where the script binds; the port after the return port if not given.",
+        ),
+    ] = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     gpu_id: Annotated[
@@ -142,6 +153,7 @@ def run_stage(
     On one host with default ports: run-stage stages/stage_0, run-stage stages/stage_1, ... and nothing else.
     """
     from zpptool.pipeline.foreground import run_in_foreground
+    from zpptool.pipeline.headless import head_endpoint
     from zpptool.pipeline.resolve import refuse_api_port, resolve_links, resolve_place, spec_of_plan
     from zpptool.pipeline.spec import StageSpec
     from zpptool.pipeline.trace import check_trace_file
@@ -173,7 +185,7 @@ def run_stage(
             base_port=base_port,
             hosts=host_list(hosts),
         )
-        if place.stage == 0:
+        if place.stage == 0 and not headless:
             refuse_api_port(endpoints[0], api_port)
         spec = StageSpec(
             engine=engine,
@@ -193,6 +205,10 @@ def run_stage(
         raise usage_error(f"--tensor-parallel-size {tensor_parallel_size}: a stage has one size, its own")
     if trace is not None:
         check_trace_file(trace)
+    if head_addr is not None and not (headless and spec.is_first):
+        raise usage_error("--head-addr is for a headless stage 0", "Say --headless too, on stage 0.")
+    if headless and spec.engine is not Engine.VLLM:
+        raise usage_error("--headless is for vLLM: only zpptool.LLM is a head of its own", "Say --engine vllm.")
     spec = msgspec.structs.replace(
         spec,
         device=device,
@@ -204,6 +220,8 @@ def run_stage(
         keys=str(key_path(keys, spec.stage).resolve()) if keys else "",
         insecure=insecure,
     )
+    if headless and spec.is_first:
+        spec = msgspec.structs.replace(spec, headless=True, local=head_endpoint(spec.connect, head_addr))
     warning = check_safety(spec)
     if warning:
         console.warn(warning)

@@ -23,17 +23,23 @@ def run_in_foreground(spec: StageSpec, env: Mapping[str, str], console: Console)
     """
     check_engine(spec.engine)
     with private_directory() as directory, ProcessGroup() as group:
-        if spec.is_first:
+        if spec.is_first and not spec.headless:
             spec = msgspec.structs.replace(spec, local=_local_endpoint(directory))
         console.note(
             f"stage {spec.stage} of {spec.num_stages}, layers {spec.layers} of {spec.model} on {spec.engine}:"
-            f" binds {spec.bind}, {'the head' if spec.is_first else 'it'} connects to {spec.connect}"
+            f" binds {spec.bind}, {_who_connects(spec)}"
         )
         start_stage(group, spec, env)
         ended = group.wait_for_end()
         if ended.popen.returncode != 0:
             raise process_fault(ended)
         console.note(f"{ended.name} has ended")
+
+
+def _who_connects(spec: StageSpec) -> str:
+    if spec.is_first and spec.headless:
+        return f"waits for its head at {spec.local}"
+    return f"{'the head' if spec.is_first else 'it'} connects to {spec.connect}"
 
 
 def _local_endpoint(directory: Path) -> str:

@@ -6,6 +6,7 @@ A run of one stage (`run-stage`) and of a whole pipeline on this machine (`test-
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import shutil
@@ -34,16 +35,18 @@ trip of two [2048, 4096] bf16 tensors 1.85 times as long as bare ZeroMQ's, again
 
 
 def check_engine(engine: Engine) -> None:
-    """Refuse an engine that is not installed, without importing it.
+    """Refuse an engine that is not installed, or a vLLM that lacks what zpptool relies on, without importing it.
 
     Raises:
-        ZppError: (USAGE) it is not there.
+        ZppError: (USAGE) it is not there; (FAILURE) it is a release with which zpptool cannot work.
     """
     module, extra = _NEEDS[engine]
     if importlib.util.find_spec(module) is None:
         raise usage_error(
             f"the engine {engine} needs {module}, which is not installed", f"pip install zpptool[{extra}]"
         )
+    if engine is Engine.VLLM:
+        importlib.import_module("zpptool.engines.vllm.reading").require_hooks()
 
 
 def start_stage(
@@ -53,7 +56,7 @@ def start_stage(
     log_dir: Path | None = None,
     phase_dir: Path | None = None,
 ) -> None:
-    """Start a stage's worker, and on stage 0 the head too.
+    """Start a stage's worker, and on stage 0 the head too, unless it is headless.
 
     Args:
         group: holds the processes.
@@ -65,7 +68,7 @@ def start_stage(
     package = f"zpptool.engines.{spec.engine}"
     env = {"PYTHONUNBUFFERED": "1", **LARGE_BLOCKS_STAY, **env}
     roles = [(f"stage {spec.stage}", f"{package}.worker")]
-    if spec.is_first:
+    if spec.is_first and not spec.headless:
         roles.append((HEAD_NAME, f"{package}.head"))
     for name, module in roles:
         log = log_dir / f"{file_name(name)}.log" if log_dir else None

@@ -113,8 +113,12 @@ class ProcessGroup:
         do so. A child that was killed is to blame, or else one that gives a reason of its own; only then one that lost
         the others, of these the head, which was told by whom; and last one that ended well. `hurry` cuts the waiting
         short."""
-        _wait_for_all(self.children, SETTLE_S, hurry)
+        self.settle(hurry)
         return min((child for child in self.children if child.ended), key=_innocence)
+
+    def settle(self, hurry: Hurry | None = None) -> None:
+        """Give the children `SETTLE_S` to end by themselves."""
+        _wait_for_all(self.children, SETTLE_S, hurry)
 
     def stop(self, grace_s: float = STOP_GRACE_S, hurry: Hurry | None = None) -> None:
         """End all children: SIGTERM, a grace, then SIGKILL for each one's whole process group.

@@ -41,6 +41,7 @@ class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         insecure: whether links that strangers can reach may go without keys.
         wire_codec: whether its sending link compresses.
         served_name: what requests call the model; empty for the directory that the head reads.
+        headless: stage 0 only: its head is not started with it, but is a script that `local` leads to.
     """
 
     engine: Engine
@@ -65,6 +66,7 @@ class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     insecure: bool = False
     wire_codec: WireCodec = WireCodec.NONE
     served_name: str = ""
+    headless: bool = False
 
     @property
     def num_stages(self) -> int:

@@ -30,11 +30,14 @@ EXECUTE_AND_SAMPLE = "execute_and_sample"
 
 SPEC_VARIABLE = "ZPP_HEAD_SPEC"
 """Holds the head's spec as JSON. vLLM hashes its own configuration into cache keys, so ports are kept out of it."""
+FAULT_VARIABLE = "ZPP_HEAD_FAULT"
+"""Names the file for the word of what broke the pipeline, where no file can lie beside the local endpoint."""
 
 
 def fault_file(spec: StageSpec) -> Path:
-    """Where the engine core leaves word of what broke the pipeline, for the head that runs the API server."""
-    return Path(spec.local.removeprefix("ipc://") + ".fault")
+    """Where the engine core leaves word of what broke the pipeline, for the process that takes the requests: beside the
+    local endpoint, or where that process says."""
+    return Path(os.environ.get(FAULT_VARIABLE) or spec.local.removeprefix("ipc://") + ".fault")
 
 
 class RingExecutor(Executor):

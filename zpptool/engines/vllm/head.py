@@ -10,9 +10,12 @@ import os
 import sys
 
 import uvloop
+import vllm
 
 from zpptool.engines.vllm import hooks
 from zpptool.engines.vllm.executor import SPEC_VARIABLE, RingExecutor, fault_file
+from zpptool.engines.vllm.reading import version_warning
+from zpptool.engines.vllm.refusals import vllms_refusal
 from zpptool.errors import stage_error
 from zpptool.pipeline.child import run_child
 from zpptool.pipeline.ring.place import say
@@ -25,16 +28,21 @@ def main() -> None:
     The API server ends by itself, and as if all were well, when its engine core has died.
 
     Raises:
-        ZppError: (STAGE) the pipeline broke.
+        ZppError: (STAGE) the pipeline broke; (USAGE) vLLM refuses its arguments.
     """
     spec = spec_from_argv(sys.argv)
     hooks.prepare_environment(spec)
-    warning = hooks.version_warning()
+    warning = version_warning(vllm.__version__)
     if warning:
         say("head", warning)
     os.environ[SPEC_VARIABLE] = spec.to_json()
     try:
         uvloop.run(hooks.run_server(hooks.serve_arguments(spec, RingExecutor)))
+    except Exception as cause:
+        refusal = vllms_refusal(cause)
+        if refusal is None:
+            raise
+        raise refusal from cause
     finally:
         word = fault_file(spec)
         if word.exists():

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every name of vLLM that is not its public API and that zpptool touches, in one place.
 
-Checked against vLLM 0.32. The rest of `engines/vllm/` asks here; a later vLLM that moves or renames one of these is
-met in this file alone.
+The rest of `engines/vllm/` asks here; a later vLLM that moves or renames one of these is met in this file alone. What
+is relied on is listed as data in `contract.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from types import ModuleType
 from typing import Any
 
 import torch
-import vllm
 from vllm.compilation.cuda_graph import CUDAGraphStat
 from vllm.config import VllmConfig
 from vllm.distributed import parallel_state
@@ -55,12 +54,13 @@ from vllm.v1.outputs import (
 from vllm.v1.worker import cpu_worker, gpu_worker
 from vllm.v1.worker.worker_base import CompilationTimes, WorkerWrapperBase
 
+from zpptool.engines.vllm.refusals import refuse_what_stages_do_not_do, vllms_refusal
 from zpptool.errors import usage_error
 from zpptool.layers import vllm_layer_partition
 from zpptool.pipeline.spec import StageSpec
 
-SEEN_TO_WORK = ("0.32",)
-"""The releases that zpptool's tests have run."""
+PARTITION_VARIABLE = "VLLM_PP_LAYER_PARTITION"
+"""vLLM's own variable; it holds layer counts."""
 
 BALANCED_SCHEDULER = "zpptool.engines.vllm.balance.BalancedScheduler"
 """Schedules unless the user names another `--scheduler-cls`; by its name, for vLLM imports it where it schedules."""
@@ -69,6 +69,7 @@ __all__ = [
     "control_classes",
     "current_platform",
     "engine_config",
+    "forget_environment",
     "is_pp_missing_parameter",
     "kv_heads",
     "make_worker",
@@ -77,17 +78,10 @@ __all__ = [
     "prepare_environment",
     "run_server",
     "serve_arguments",
+    "serve_parser",
     "set_empty_intermediate_tensors",
     "tensor_parallel_group",
-    "version_warning",
 ]  # fmt: skip
-
-
-def version_warning() -> str | None:
-    """What to tell a user whose vLLM is not one that was seen to work; None where it is."""
-    if any(vllm.__version__.startswith(f"{seen}.") for seen in SEEN_TO_WORK):
-        return None
-    return f"vLLM {vllm.__version__} is installed; zpptool was seen to work with {', '.join(SEEN_TO_WORK)}"
 
 
 def control_classes() -> Iterator[type]:
@@ -111,7 +105,17 @@ def _data_classes(module: ModuleType) -> Iterator[type]:
 
 def prepare_environment(spec: StageSpec) -> None:
     """Tell vLLM the partition; it reads this whenever it builds layers or counts them, in every process."""
-    os.environ["VLLM_PP_LAYER_PARTITION"] = vllm_layer_partition(spec.ranges)
+    os.environ[PARTITION_VARIABLE] = vllm_layer_partition(spec.ranges)
+
+
+def forget_environment() -> None:
+    """Take back what `prepare_environment` told vLLM, in a process that may build another engine."""
+    os.environ.pop(PARTITION_VARIABLE, None)
+
+
+def serve_parser() -> FlexibleArgumentParser:
+    """What `vllm serve` parses its command line with; it raises `argparse.ArgumentError` rather than exit."""
+    return make_arg_parser(FlexibleArgumentParser(prog="zpptool run-stage ... --", exit_on_error=False))
 
 
 def serve_arguments(
@@ -125,14 +129,13 @@ def serve_arguments(
         ZppError: (USAGE) a device that this vLLM is not built for, or an engine argument that it does not know or that
             makes no sense across stages.
     """
-    parser = make_arg_parser(FlexibleArgumentParser(prog="zpptool run-stage ... --", exit_on_error=False))
     words = [
         spec.model, "--pipeline-parallel-size", str(spec.num_stages), "--dtype", spec.dtype,
         "--host", spec.api_host, "--port", str(spec.api_port), "--no-async-scheduling",
         *(("--served-model-name", spec.served_name) if spec.served_name else ()), *spec.engine_args,
     ]  # fmt: skip
     try:
-        args = parser.parse_args(words)
+        args = serve_parser().parse_args(words)
     except argparse.ArgumentError as cause:
         raise usage_error(f"vLLM does not take these arguments after --: {cause}") from cause
     args.model = args.model_tag or args.model
@@ -147,8 +150,7 @@ def serve_arguments(
             "Give --tensor-parallel-size before the --: it is this stage's own. --data-parallel-size must be 1.",
         )
     args.tensor_parallel_size = tensor_parallel_size
-    if args.async_scheduling:
-        raise usage_error("--async-scheduling broadcasts tokens over torch.distributed, which stages do not share")
+    refuse_what_stages_do_not_do(args)
     if executor_class is not None:
         args.distributed_executor_backend = executor_class
         if args.scheduler_cls is None and spec.num_stages > 1:
@@ -158,8 +160,18 @@ def serve_arguments(
 
 
 def engine_config(args: argparse.Namespace) -> VllmConfig:
-    """The engine's configuration, made as the API server makes it, so that head and stages come to the same one."""
-    return AsyncEngineArgs.from_cli_args(args).create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    """The engine's configuration, made as the API server makes it, so that head and stages come to the same one.
+
+    Raises:
+        ZppError: (USAGE) vLLM refuses it; in vLLM's words.
+    """
+    try:
+        return AsyncEngineArgs.from_cli_args(args).create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    except Exception as cause:
+        refusal = vllms_refusal(cause)
+        if refusal is None:
+            raise
+        raise refusal from cause
 
 
 def make_worker(config: VllmConfig, spec: StageSpec, rank: int, store: str) -> WorkerWrapperBase:

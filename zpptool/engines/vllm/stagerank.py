@@ -22,6 +22,7 @@ from zpptool.pipeline.spec import StageSpec
 WORKER_METHODS = frozenset(
     {
         "add_lora", "compile_or_warm_up_model", "execute_dummy_batch", "execute_model",
+        "get_simple_cpu_offload_num_cpu_blocks",
         "get_supported_kv_cache_layouts", "get_supported_tasks", "list_loras", "pin_lora", "profile", "remove_lora",
         "reset_encoder_cache", "reset_mm_cache", "sample_tokens", "set_kv_cache_layout", "sleep",
         "supports_draft_weight_updates", "synchronize_device", "take_draft_token_ids", "update_max_model_len",
