@@ -55,7 +55,7 @@ from vllm.v1.worker import cpu_worker, gpu_worker
 from vllm.v1.worker.worker_base import CompilationTimes, WorkerWrapperBase
 
 from zpptool.engines.vllm.refusals import refuse_what_stages_do_not_do, vllms_refusal
-from zpptool.errors import usage_error
+from zpptool.errors import ZppError, usage_error
 from zpptool.layers import vllm_layer_partition
 from zpptool.pipeline.spec import StageSpec
 
@@ -260,3 +260,33 @@ def set_empty_intermediate_tensors(worker: WorkerWrapperBase, config: VllmConfig
         runner.intermediate_tensors = runner.model.make_empty_intermediate_tensors(
             batch_size=runner.max_num_tokens, dtype=config.model_config.dtype, device=runner.device
         )
+
+
+def model_runner(worker: Any) -> Any:
+    """The runner that computes a worker's steps.
+
+    Raises:
+        ZppError: it is not the one whose requests zpptool knows how to restore.
+    """
+    runner = worker.worker.model_runner
+    if not hasattr(runner, "input_batch"):
+        raise ZppError(
+            f"vLLM's {type(runner).__module__} keeps its requests in a way that cannot be restored",
+            "Set VLLM_USE_V2_MODEL_RUNNER=0, or start the whole pipeline again.",
+        )
+    return runner
+
+
+def update_states(runner: Any, scheduled: Any) -> None:
+    """Let a model runner take in which requests there are, as it does at the begin of every step."""
+    runner._update_states(scheduled)
+
+
+def drop_pending_step(runner: Any) -> None:
+    """Forget a forward pass whose tokens were never sampled; vLLM refuses the next one as long as it waits."""
+    runner.execute_model_state = None
+
+
+def samples() -> bool:
+    """Whether this stage samples tokens: the last one does."""
+    return parallel_state.get_pp_group().is_last_rank
