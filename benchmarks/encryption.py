@@ -4,9 +4,9 @@
     python benchmarks/encryption.py [--seconds 5]
 
 `plain` is a link without keys, `curve` one with keys. `aes-gcm` is a link without keys whose frames are sealed with
-AES-256-GCM before they are sent and opened when they have come (nonce: a counter; bound to the header): what a bulk path
-of our own would cost at best. The variants take short turns in random order. Shown are medians in microseconds, the ratio
-to `plain`, and the bytes a second. Needs `cryptography` for the third.
+AES-256-GCM before they are sent and opened when they have come (nonce: a counter; bound to the header): what a bulk
+path of our own would cost at best. The variants take short turns in random order. Shown are medians in microseconds,
+the ratio to `plain`, and the bytes a second. Needs `cryptography` for the third.
 """
 
 from __future__ import annotations
@@ -122,8 +122,8 @@ def main() -> None:
 
         medians = measure(send, given.seconds)
         cells = [
-            f"{medians[one] * 1e6:>9.0f} ({medians[one] / medians['plain']:5.2f}x, {nbytes / medians[one] / 1e9:5.2f} GB/s)"
-            for one in VARIANTS
+            f"{own * 1e6:>9.0f} ({own / medians['plain']:5.2f}x, {nbytes / own / 1e9:5.2f} GB/s)"
+            for own in (medians[one] for one in VARIANTS)
         ]
         print(f"{tokens:>6} {nbytes / 2**20:>6.2f} " + " ".join(cells), flush=True)
     turns.put("")

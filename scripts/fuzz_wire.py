@@ -4,8 +4,8 @@
 
     python scripts/fuzz_wire.py --frames 10000000 --targets wire,control,words,codec
 
-Every frame is a sound one, mutated: bits flipped, bytes set, parts cut out, doubled or taken from another frame, lengths
-and extension marks of msgpack put in. Batch `n` of a seed is always the same, so a run that was stopped goes on where it
+Every frame is a sound one, mutated: bits flipped, bytes set, parts cut out, doubled or taken from another frame,
+lengths and extension marks of msgpack put in. Batch `n` of a seed is always the same, so a run that was stopped goes on where it
 was (`--state FILE`), and a frame that fails is printed and can be made again. An error that is not named, a batch that
 takes longer than `HANG_S`, and more memory than `--memory` MiB are failures (exit 1).
 """
@@ -238,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         for data in sound:
             take(data)  # or the fuzz would be of noise
             assert data, name
-    done = {name: 0 for name in names}
+    done = dict.fromkeys(names, 0)
     if options.state and options.state.exists():
         done |= json.loads(options.state.read_text())
     before = [run_batch(targets[name], options.seed, name, done[name]) for name in names]  # fills the caches

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hosts on one machine: network namespaces on a switch, whose links can be slowed, made to lose, or cut.
 
-Each host's way out of its own namespace bears the disturbance, so what two hosts say to each other is disturbed both ways.
+Each host's way out of its own namespace bears the disturbance, so what two hosts say to each other is disturbed both
+ways.
 """
 
 from __future__ import annotations

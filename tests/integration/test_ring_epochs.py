@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A new epoch goes round a whole ring, drops what was under way at every place, and nothing of the old one is believed."""
+"""A new epoch goes round a whole ring, drops what was under way everywhere, and nothing of the old one is believed."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`zpptool status`: how a pipeline fares, stage by stage and link by link: as a front tells, or a head on this machine."""
+"""`zpptool status`: how a pipeline fares, stage by stage and link by link, as a front or a head here tells."""
 
 from __future__ import annotations
 

@@ -254,8 +254,10 @@ class StageNode:
     def _send(self, control: c.Control, payload: bytes = b"", *, timeout_s: float | None = None) -> None:
         self._raise_if_over()
         frames = (payload,) if payload else ()
-        timeout_s = timeout_s or self._step_timeout_s
-        header = c.encode(control)
+        self._outbox.send(
+            Kind.CONTROL, c.encode(control), frames,
+            source=self.stage, epoch=self._doing, timeout_s=timeout_s or self._step_timeout_s,
+        )  # fmt: skip
 
     def _raise_if_over(self) -> None:
         if self._over is not None:
@@ -361,10 +363,12 @@ class StageNode:
         self._on_over(why)
 
     def _relay(self, message: Message) -> None:
-        self._outbox.send(
-            message.kind, message.header, message.frames,
-            source=message.source, epoch=message.epoch, timeout_s=self._step_timeout_s,
-        )  # fmt: skip
+        """Pass a message on; one whose epoch is over goes no further."""
+        with suppress(StaleEpoch):
+            self._outbox.send(
+                message.kind, message.header, message.frames,
+                source=message.source, epoch=message.epoch, timeout_s=self._step_timeout_s,
+            )  # fmt: skip
 
     def _last_word(self, header: bytes) -> None:
         """Send what ends the run; whoever it is for may be gone already, which is no fault when all is ending."""
