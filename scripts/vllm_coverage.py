@@ -5,7 +5,9 @@
     python scripts/vllm_coverage.py --only LlamaForCausalLM,Qwen3ForCausalLM --results /tmp/some.jsonl
     python scripts/coverage_report.py --table-only          # then: the page, with the new column
 
-Needs vllm. One process imports it, once; each class is tried in forks of that process, every one with a time limit.
+Needs vllm, and for the classes that look at images torchvision, of any build (a directory of its own on PYTHONPATH will
+do; for Gemma3nForConditionalGeneration timm too). One process imports vllm, once; each class is tried in forks of that
+process, every one with a time limit.
 """
 
 from __future__ import annotations
@@ -25,6 +27,16 @@ os.environ.update(
 
 import torch
 import transformers
+
+try:
+    import torchvision
+except ModuleNotFoundError:
+    pass
+except RuntimeError:  # it is built for another torch: its operators, which no prompt of text alone calls, are declared
+    for operator in ("nms", "qnms"):
+        torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    import torchvision  # noqa: F401
+
 import vllm
 from families.case import model_classes
 from families.vllm_case import try_on_vllm

@@ -112,7 +112,7 @@ EXCEPTIONS: dict[str, Change] = {
 }  # fmt: skip
 
 VLLM_EXCEPTIONS: dict[str, Change] = {
-    "afmoe": _set(score_func="sigmoid"),
+    "afmoe": _set(score_func="sigmoid", route_norm=True, n_group=1, topk_group=1),
     "bamba": _set(mamba_n_heads=8),
     "bloom": _set(hidden_size=128),
     "deepseek_v3": _set(topk_method="noaux_tc"),
@@ -122,10 +122,15 @@ VLLM_EXCEPTIONS: dict[str, Change] = {
     "gpt_bigcode": _set(num_key_value_heads=1),
     "granitemoehybrid": _set(mamba_n_heads=8),
     "hy_v3": _set(first_k_dense_replace=1),
+    "inkling_text": _set(padded_vocab_size=320),
+    "laguna": _set(num_attention_heads_per_layer=[4] * 6),
     "lfm2": _set(block_dim=128, conv_dim=128),
     "llama4_text": _set(attention_chunk_size=128),
     "longcat_flash": _set(mla_scale_q_lora=True, mla_scale_kv_lora=True),
     "mamba2": _set(num_heads=8),
+    "mimo_v2_flash": _set(hybrid_layer_pattern=[0, 1, 1, 1, 1, 0], moe_layer_freq=[0, 1, 1, 1, 1, 1]),
     "minimax_m2": _set(rotary_dim=16),
+    "nemotron_h": _set(layers_block_type=["linear_attention", "full_attention", "mlp"] * 2),
+    "qwen4_exp_text": _set(indexer_head_dim=32),
 }
 """Beyond `EXCEPTIONS`, where vLLM is to run the model: its heads are larger, and it reads more from a config."""

@@ -42,6 +42,7 @@ _SIZES: Sizes = (
 """What a size is called, and how large it is made; the first that fits counts."""
 _VLLM_SIZES: Sizes = (
     (r"^kv_lora_rank$", 512),
+    (r"^linear_(key|value)_head_dim$", 128),
     (r"qk_rope_head_dim$", 64),
     (r"(qk_nope_head_dim|v_head_dim)$", 128),
     (r"qk_head_dim$", 192),
@@ -56,14 +57,18 @@ _VLLM_SIZES: Sizes = (
 
 @dataclass(frozen=True)
 class Variant:
-    """What is made tiny in another way: sizes that count before `_SIZES`, and exceptions beyond `EXCEPTIONS`."""
+    """What is made tiny in another way: sizes that count before `_SIZES`, and exceptions beyond `EXCEPTIONS`.
+
+    Where heads are larger, so are in proportion the parts of one that turn with time, height and width.
+    """
 
     sizes: Sizes = ()
     exceptions: Mapping[str, Change] = field(default_factory=dict)
+    head_scale: int = 1
 
 
 PLAIN = Variant()
-VLLM = Variant(_VLLM_SIZES, VLLM_EXCEPTIONS)
+VLLM = Variant(_VLLM_SIZES, VLLM_EXCEPTIONS, head_scale=2)
 _DROPPED = ("transformers_version", "_attn_implementation", "architectures", "id2label", "label2id", "_name_or_path")
 _FIRST_SPECIAL_TOKEN = 300
 _INITIALISER = 0.3
@@ -79,7 +84,7 @@ def tiny_config(config_class: type[Any], variant: Variant = PLAIN) -> Any:
     """
     values = _shrink(config_class().to_dict(), (*variant.sizes, *_SIZES))
     values["model_type"] = config_class.model_type
-    values = _with_exceptions(values, variant.exceptions)
+    values = _with_larger_sections(_with_exceptions(values, variant.exceptions), variant.head_scale)
     del values["model_type"]
     return config_class(**values)
 
@@ -151,3 +156,14 @@ def _with_exceptions(values: dict[str, Any], more: Mapping[str, Change]) -> dict
     for exceptions in (EXCEPTIONS, more):
         inner = exceptions.get(kind, lambda own: own)(inner)
     return inner
+
+
+def _with_larger_sections(values: dict[str, Any], scale: int) -> dict[str, Any]:
+    return {
+        key: [part * scale for part in value]
+        if key == "mrope_section"
+        else _with_larger_sections(value, scale)
+        if isinstance(value, dict)
+        else value
+        for key, value in values.items()
+    }

@@ -46,13 +46,27 @@ WORDS = (
 )  # fmt: skip
 """What both sides tell vLLM. There are no processors beside a tiny model, so towers are not built: text alone."""
 ALONE_IN_A_STEP = ("--scheduler-cls", "zpptool.engines.vllm.solo.SoloScheduler")
+FLOAT32, BFLOAT16 = "float32", "bfloat16"
 _LOG_LINES = 400
 
 
 def try_on_vllm(
     name: str, model_class: type[PreTrainedModel], config_class: type[Any], work: Path, limit_s: int
 ) -> VllmOutcome:
-    """Make, split and run one class, in an empty directory `work`; each of its processes gets `limit_s` seconds."""
+    """Make, split and run one class, in an empty directory `work`; each of its processes gets `limit_s` seconds.
+
+    It runs in float32, and where vLLM asks for bfloat16 (as its linear attention on a CPU does) in that.
+    """
+    outcome = _try_in(FLOAT32, name, model_class, config_class, work / FLOAT32, limit_s)
+    if outcome.verdict == NOT_ON_VLLM and "BF16" in outcome.reason:
+        outcome = _try_in(BFLOAT16, name, model_class, config_class, work / BFLOAT16, limit_s)
+    return outcome
+
+
+def _try_in(
+    dtype: str, name: str, model_class: type[PreTrainedModel], config_class: type[Any], work: Path, limit_s: int
+) -> VllmOutcome:
+    work.mkdir(mode=0o700)
     model, said = work / "model", work / "said.json"
     try:
         build = _in_a_child(work, "build", partial(_build, model_class, config_class, work), said, limit_s)
@@ -61,7 +75,7 @@ def try_on_vllm(
     if "refused" in build:
         return VllmOutcome(name, REFUSED, reason=build["refused"])
     partition = tuple((start, end) for start, end in build["partition"])
-    unsplit = _spec(model, ((0, partition[-1][1]),), work)
+    unsplit = _spec(dtype, model, ((0, partition[-1][1]),), work)
     try:
         known = _in_a_child(work, "examine", partial(examine, unsplit, said), said, limit_s)
         expected = _in_a_child(work, "unsplit", partial(run_unsplit, unsplit, said), said, limit_s)
@@ -71,7 +85,7 @@ def try_on_vllm(
     if not known["pipeline"]:
         return VllmOutcome(name, NO_PIPELINE, runs_as)
     try:
-        got = _run_pipeline(work, partition, said, limit_s)
+        got = _run_pipeline(dtype, work, partition, said, limit_s)
     except _Failed as failure:
         return VllmOutcome(name, FAILED, runs_as, failure.reason)
     if got != expected:
@@ -102,12 +116,12 @@ def _build(model_class: type[PreTrainedModel], config_class: type[Any], work: Pa
     (work / "said.json").write_text(json.dumps(told))
 
 
-def _run_pipeline(work: Path, partition: tuple[tuple[int, int], ...], said: Path, limit_s: int) -> Any:
+def _run_pipeline(dtype: str, work: Path, partition: tuple[tuple[int, int], ...], said: Path, limit_s: int) -> Any:
     """The answers of the pipeline: a worker a stage and the head, over sockets of their own."""
     said.unlink(missing_ok=True)
     specs = [
         msgspec.structs.replace(
-            _spec(work / "split" / f"stage_{link.stage}", partition, work, ALONE_IN_A_STEP),
+            _spec(dtype, work / "split" / f"stage_{link.stage}", partition, work, ALONE_IN_A_STEP),
             stage=link.stage, bind=link.bind, connect=link.connect, start_timeout_s=limit_s, step_timeout_s=limit_s,
         )
         for link in plan_endpoints(len(partition), transport="ipc", ipc_dir=work)
@@ -155,8 +169,10 @@ def said_in(log: str) -> str:
     return next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), "")
 
 
-def _spec(model: Path, partition: tuple[tuple[int, int], ...], work: Path, words: tuple[str, ...] = ()) -> StageSpec:
+def _spec(
+    dtype: str, model: Path, partition: tuple[tuple[int, int], ...], work: Path, words: tuple[str, ...] = ()
+) -> StageSpec:
     return StageSpec(
         engine=Engine.VLLM, model=str(model), partition=partition, stage=0, bind="", connect="",
-        local=f"ipc://{work / 'head'}", dtype="float32", engine_args=(*WORDS, *words),
+        local=f"ipc://{work / 'head'}", dtype=dtype, engine_args=(*WORDS, *words),
     )  # fmt: skip

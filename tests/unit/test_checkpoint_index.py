@@ -144,6 +144,24 @@ def test_other_weights_are_refused_with_advice(tmp_path: Path, name: str, words:
     assert fault.hint
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("stage_0/config.json", "it is a split"),
+        ("params.json", "Mistral's own files"),
+        ("model_index.json", "diffusers"),
+        ("model.onnx", "holds no config.json"),
+    ],
+)
+def test_what_has_no_config_is_told_what_it_seems_to_be(tmp_path: Path, name: str, words: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("{}")
+    write_safetensors(tmp_path / "consolidated.safetensors", {"a": ("U8", (1,))})
+    fault = refusal(tmp_path)
+    assert words in fault.message
+    assert fault.hint
+
+
 def test_a_checkpoint_of_nothing_is_refused(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, {})
     assert "hold no tensor" in refusal(tmp_path).message

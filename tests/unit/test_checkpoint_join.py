@@ -102,3 +102,10 @@ def test_stages_that_make_no_model_are_refused(tmp_path: Path) -> None:
     (tmp_path / "out/stage_1").rename(tmp_path / "else")
     with pytest.raises(ZppError, match="stage 1 of 2 is missing"):
         plan_join(tmp_path / "out")
+
+
+def test_an_output_that_is_taken_is_refused_without_a_word_of_force(tmp_path: Path) -> None:
+    split_checkpoint(write_checkpoint(tmp_path / "model"), tmp_path / "out", 2)
+    with pytest.raises(ZppError, match="exists and is not empty") as caught:
+        write_join(plan_join(tmp_path / "out"), tmp_path / "model")
+    assert "--force" not in str(caught.value.hint)

@@ -155,6 +155,7 @@ def test_an_output_that_is_taken_is_refused_and_kept(tmp_path: Path, model: Path
     refused(model, model / "tokenizer.json" / "out", "lies in the source")
     (tmp_path / "file").write_text("")
     refused(model, tmp_path / "file", "is not a directory", force=True)
+    refused(model, Path("/proc/out"), "/proc cannot be written to")
     assert tree(tmp_path / "out") == {"mine": b"dear"}
 
 

@@ -33,7 +33,7 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise invalid_error(f"{directory} is not a directory", "Name a directory that holds a checkpoint.")
     path = directory / "config.json"
     if not path.is_file():
-        raise invalid_error(f"{directory} holds no config.json", "Name a Hugging Face checkpoint directory.")
+        raise _without_config(directory)
     try:
         config = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as cause:
@@ -92,6 +92,26 @@ def takes_more_than_text(config: dict[str, Any]) -> bool:
     """Whether a part of the config, at any depth, is named after images, sound or the like."""
     parts = [(key, value) for key, value in config.items() if isinstance(value, dict) and key.endswith("config")]
     return any(words_of(key) & TOWER_WORDS or takes_more_than_text(value) for key, value in parts)
+
+
+def _without_config(directory: Path) -> ZppError:
+    """The refusal of a directory that holds no config.json, with what it seems to be instead."""
+    if any(directory.glob("stage_*/config.json")):
+        return invalid_error(
+            f"{directory} holds no config.json: it is a split, not a checkpoint",
+            "Name the original checkpoint, or make it whole again with zpptool join.",
+        )
+    if (directory / "params.json").is_file():
+        return invalid_error(
+            f"{directory} holds no config.json: these are Mistral's own files, not the Hugging Face ones",
+            "Download config.json and the model*.safetensors files of the same model.",
+        )
+    if (directory / "model_index.json").is_file():
+        return invalid_error(
+            f"{directory} holds no config.json: it is a pipeline of diffusers, not a language model",
+            "Name a directory that holds a decoder-only language model.",
+        )
+    return invalid_error(f"{directory} holds no config.json", "Name a Hugging Face checkpoint directory.")
 
 
 def _own_layer_count(part: dict[str, Any]) -> int | None:

@@ -136,7 +136,7 @@ def write_join(plan: JoinPlan, output: Path, advance: Advance = lambda _bytes: N
     identity = digest_bytes("".join(manifest.digest for manifest in plan.manifests.values()).encode())
     try:
         with locked(target):
-            check_output(target, force=False)
+            check_output(target, force=None)
             check_space(target, plan.nbytes)
             with whole_directory(target, identity) as place:
                 _write_all_files(plan, place, advance)

@@ -95,18 +95,18 @@ def ground_of(target: Path) -> Path:
     return next(parent for parent in target.parents if parent.exists())
 
 
-def check_output(target: Path, *, force: bool) -> None:
+def check_output(target: Path, *, force: bool | None) -> None:
     """Refuse a destination that is taken, before anything is written.
 
-    An empty directory is no obstacle. `force` lets the stages of an earlier split be replaced.
+    An empty directory is no obstacle. `force` lets the stages of an earlier split be replaced; None says that the user
+    has no such choice.
 
     Raises:
         ZppError: (INVALID) naming what is in the way.
     """
     if target.is_dir() and any(target.iterdir()) and not force:
-        raise invalid_error(
-            f"the output {target} exists and is not empty", "choose another --output-dir, or give --force to replace it"
-        )
+        way_out = "choose another --output-dir" + (", or give --force to replace it" if force is not None else "")
+        raise invalid_error(f"the output {target} exists and is not empty", way_out)
 
 
 def check_ground(target: Path) -> None:
@@ -143,6 +143,8 @@ def locked(target: Path) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except filelock.Timeout as cause:
+        if not path.exists():  # as in /proc: no file can be made there, whatever its permissions say
+            raise invalid_error(f"{target.parent} cannot be written to", "choose another --output-dir") from cause
         raise invalid_error(f"another zpptool is writing to {target}", "wait until it has finished") from cause
     try:
         settle(target)

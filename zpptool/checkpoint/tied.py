@@ -3,7 +3,8 @@
 
 A checkpoint without a head is tied, whatever its config says: there is nothing else that the last stage could use. One
 with a head is tied only where the config says so: engines then take the embedding and leave the head alone, so that
-the last stage needs both. A tied embedding goes to both ends of the pipeline with all tensors of its module.
+the last stage needs both. A tied embedding goes to both ends of the pipeline with all tensors of its module, those
+that a quantised weight has below its own name too.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def tie_ends(
     if head is not None:
         reason = f"tied by config.json, though the checkpoint holds {head} too"
     ends = Role(Side.ENDS, reason)
-    tied = {name: ends if module_of(name) == module else role for name, role in roles.items()}
+    tied = {name: ends if f"{name}.".startswith(f"{module}.") else role for name, role in roles.items()}
     return tied, notes
 
 
@@ -103,7 +104,8 @@ def _embedding(roles: Mapping[str, Role], tensors: Mapping[str, TensorInfo], con
         lambda tensor: tensor.shape[1] == hidden_size,
     ):
         candidates = [tensor for tensor in candidates if fits(tensor)] or candidates
-    modules = sorted({module_of(tensor.name) for tensor in candidates})
+    found = {module_of(tensor.name) for tensor in candidates}
+    modules = sorted(own for own in found if not any(own.startswith(f"{other}.") for other in found))
     if len(modules) > 1:
         raise invalid_error(f"the LM head is tied, and it is not clear to which of {' or '.join(modules)}")
     return modules[0] if modules else None

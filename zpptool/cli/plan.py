@@ -23,7 +23,7 @@ from zpptool.cli.options import (
 )
 from zpptool.console import Console, human_bytes
 from zpptool.deploy.byhand import orders
-from zpptool.errors import invalid_error
+from zpptool.errors import ZppError, invalid_error
 from zpptool.plan import Engine, PipelinePlan, kv_bytes_per_token, make_plan
 from zpptool.ports import DEFAULT_API_PORT, DEFAULT_BASE_PORT
 from zpptool.wire.gauge import WireCodec
@@ -70,7 +70,10 @@ def plan(
     if output is not None:
         if output.exists() and not force:
             raise invalid_error(f"{output} is there already", "Choose another name, or give --force.")
-        output.write_text(made.to_yaml())
+        try:
+            output.write_text(made.to_yaml())
+        except OSError as cause:
+            raise ZppError(f"{output} cannot be written: {cause.strerror}", "Choose another -o FILE.") from cause
     config = read_config(directory)
     payload = _payload(made, config, output)
     Console(as_json=as_json).result(payload, lambda out: _show(out, made, payload, output))
