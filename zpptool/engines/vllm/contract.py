@@ -90,6 +90,10 @@ HOOKS: tuple[Hook, ...] = (
     Hook("model_executor.model_loader", "register_model_loader", ("load_format",), "a loader of own tensors"),
     Hook("model_executor.model_loader.default_loader", "DefaultModelLoader.get_all_weights", ("model_config", "model")),
     Hook("model_executor.model_loader.default_loader", "DefaultModelLoader", why="likewise"),
+    Hook(
+        "model_executor.model_loader.default_loader", "DefaultModelLoader.counter_before_loading_weights",
+        why="the time that loading took, in the log",
+    ),
     Hook("distributed.utils", "get_pp_indices", ("num_hidden_layers", "pp_rank", "pp_size"), "vLLM's own partition"),
     *_all("config", "VllmConfig ModelConfig", "the configuration"),
     *_all("config.parallel", "ParallelConfig.rank ParallelConfig.world_size", "a stage's place decides its layers"),

@@ -150,7 +150,7 @@ def serve_arguments(
     try:
         args = serve_parser().parse_args(words)
     except argparse.ArgumentError as cause:
-        raise usage_error(f"vLLM does not take these arguments after --: {cause}") from cause
+        raise usage_error(f"vLLM does not take this: {cause}") from cause
     args.model = args.model_tag or args.model
     if spec.device not in ("auto", current_platform.device_type):
         raise usage_error(
