@@ -75,6 +75,7 @@ def test_three_uneven_pre_split_stages_give_the_unsplit_tokens(
         assert f"loading layers {layers}" in (tmp_path / "logs" / f"stage-{stage}.log").read_text()
 
 
+@pytest.mark.long
 def test_two_stages_that_load_their_own_layers_give_the_unsplit_tokens(
     real_model: Path, zpptool: Callable[..., Ran]
 ) -> None:
@@ -154,6 +155,7 @@ def test_a_killed_stage_is_named_and_nothing_is_left_running(stages: Path, tmp_p
         assert "error: head: stage 2 has lost stage 1" in running_stages[0].text()
 
 
+@pytest.mark.long
 def test_the_terminal_of_the_head_is_killed(stages: Path, tmp_path: Path) -> None:
     """SIGKILL of the process in the foreground of stage 0: worker, head and engine core go, and the other stages."""
     with running(stages, tmp_path, (0, 1, 2)) as (running_stages, _client):
