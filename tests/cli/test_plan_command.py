@@ -22,9 +22,8 @@ def test_a_plan_is_written_read_and_proven(model: Path, tmp_path: Path, zpptool:
     file = tmp_path / "zpp.yaml"
     made = zpptool("plan", model, "--ranges", "0-1", "1-6", "--hosts", "a,b", "-o", file, "--", "--max-model-len", "64")
     assert made.code == 0, made.err
-    assert (
-        f"on b:\n  open tcp 15552 on host b for host a\n  zpptool run-stage --plan {file} --stage-idx 1\n" in made.out
-    )
+    run = f"zpptool run-stage --plan {file} --stage-idx 1 --keys keys/stage_1.keys"
+    assert f"on b:\n  open tcp 15552 on host b for host a\n  {run}\n" in made.out
     assert "--max-model-len" in file.read_text()
     proven = zpptool("validate", file, "--json")
     assert proven.code == 0, proven.err

@@ -28,6 +28,12 @@ EXAMPLES = {
         "zpptool deploy compose --plan zpp.yaml --model /models/name --device cpu -o compose",
         "zpptool deploy systemd --plan zpp.yaml -o units",
     ),
+    "config show": ("zpptool config show --all --json", "zpptool config show plan-ports --num-stages 4"),
+    "keys generate": (
+        "zpptool keys generate --num-stages 3",
+        "zpptool keys generate --num-stages 3 --output-dir secrets --force",
+    ),
+    "keys show": ("zpptool keys show keys", "zpptool keys show keys/stage_1.keys --json"),
     "doctor": (
         "zpptool doctor",
         "zpptool doctor zpp.yaml --host 10.0.0.2",
