@@ -1,23 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A scheduler that keeps a copy of what passes between it and the workers; otherwise vLLM's own.
+"""Schedulers that keep a copy of what passes between them and the workers; otherwise vLLM's own, and the stages' own.
 
-Selected with `--scheduler-cls recording.RecordingScheduler`. Each engine core appends to a file of its own in
-`ZPP_TEST_RECORD`; the copies are pickled, for they stay in the test's own directory.
+Selected with `--scheduler-cls recording.RecordingScheduler` (unsplit) and `recording.RecordingStagesScheduler`. Each
+engine core appends to a file of its own in `ZPP_TEST_RECORD`; the copies are pickled, for they stay in the test's own
+directory.
 """
 
 from __future__ import annotations
 
 import os
 import pickle
+import pkgutil
 from pathlib import Path
 from typing import Any
 
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 
+from zpptool.engines.vllm import hooks
 
-class RecordingScheduler(Scheduler):
-    """Vllm's scheduler, watched."""
+
+class Recording:
+    """What is kept; goes before a scheduler among the bases of a class."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -40,6 +44,14 @@ class RecordingScheduler(Scheduler):
     def _keep(self, passed: Any) -> None:
         pickle.dump(passed, self._file)
         self._file.flush()
+
+
+class RecordingScheduler(Recording, Scheduler):
+    """vLLM's scheduler, watched."""
+
+
+class RecordingStagesScheduler(Recording, pkgutil.resolve_name(hooks.BALANCED_SCHEDULER)):
+    """The scheduler that stages have unless the user names another, watched."""
 
 
 def recorded(directory: Path) -> list[Any]:

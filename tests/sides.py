@@ -21,7 +21,7 @@ from stages import Stage, free_base_port, wait_until_ready
 from zpptool.pipeline.spec import StageSpec
 from zpptool.plan import Engine
 
-READY_S = 400
+READY_S = 600
 
 
 @dataclass(frozen=True)
@@ -66,21 +66,32 @@ class Reference(Stage):
 
 @contextmanager
 def both_sides(
-    directory: Path, model: Path, ranges: Sequence[tuple[int, int]], arguments: Sequence[str], env: Mapping[str, str]
+    directory: Path,
+    model: Path,
+    ranges: Sequence[tuple[int, int]],
+    arguments: Sequence[str],
+    env: Mapping[str, str],
+    *,
+    unsplit: Sequence[str] = (),
+    pipeline: Sequence[str] = (),
 ) -> Iterator[Sides]:
-    """Start the unsplit engine and the pipeline, wait for both, and leave nothing behind."""
+    """Start the unsplit engine and the pipeline, wait for both, and leave nothing behind.
+
+    Args:
+        arguments: the engine arguments of both; `unsplit` and `pipeline` are those of one side alone.
+    """
     base = free_base_port(len(ranges) + 3)
     api, unsplit_api = base + len(ranges) + 1, base + len(ranges) + 2
     spec = StageSpec(
         engine=Engine.VLLM, model=str(model), partition=((0, ranges[-1][1]),), stage=0, bind="", connect="",
-        dtype="float32", api_port=unsplit_api, engine_args=tuple(arguments),
+        dtype="float32", api_port=unsplit_api, engine_args=(*arguments, *unsplit),
     )  # fmt: skip
     seen: list[Stage] = [Reference(directory / "unsplit.log", spec, env)]
     words = ("--ranges", *(f"{start}-{end}" for start, end in ranges), "--dtype", "float32")
     os.environ.update(env)
     try:
         for stage in range(len(ranges)):
-            links = ("--stage-idx", stage, "--base-port", base, "--port", api, "--", *arguments)
+            links = ("--stage-idx", stage, "--base-port", base, "--port", api, "--", *arguments, *pipeline)
             seen.append(Stage(directory / f"stage-{stage}.log", "--model", model, *words, *links))
         urls = [f"http://127.0.0.1:{port}" for port in (unsplit_api, api)]
         for url in urls:

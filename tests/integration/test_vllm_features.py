@@ -37,11 +37,11 @@ ARGUMENTS = (
     "--enable-prefix-caching", "--enable-prompt-tokens-details",
     "--enable-auto-tool-choice", "--tool-call-parser", "hermes",
     "--enable-lora", "--max-lora-rank", "8", "--max-loras", "2",
-    "--scheduler-cls", "recording.RecordingScheduler",
 )  # fmt: skip
 TESTS = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_SERVER_DEV_MODE": "1",
+    "VLLM_REGEX_COMPILATION_TIMEOUT_S": "60", "VLLM_TOOL_PARSE_REGEX_TIMEOUT_SECONDS": "30",  # of a busy machine
     "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
 }  # fmt: skip
 LOGPROB_TOLERANCE = 1e-4
@@ -78,7 +78,12 @@ def sides(
 ) -> Iterator[Sides]:
     arguments = (*ARGUMENTS, "--lora-modules", f"tuned={adapters[0]}")
     environment = {**ENVIRONMENT, "ZPP_TEST_RECORD": str(records)}
-    with both_sides(tmp_path_factory.mktemp("features"), real_model, RANGES, arguments, environment) as running:
+    watched = {
+        "unsplit": ("--scheduler-cls", "recording.RecordingScheduler"),
+        "pipeline": ("--scheduler-cls", "recording.RecordingStagesScheduler"),
+    }
+    directory = tmp_path_factory.mktemp("features")
+    with both_sides(directory, real_model, RANGES, arguments, environment, **watched) as running:
         yield running
 
 

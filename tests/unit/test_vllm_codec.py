@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import tracemalloc
+from collections.abc import Callable
 from contextlib import suppress
 
 import msgspec
@@ -198,6 +199,14 @@ def test_hostile_parts_are_refused_before_anything_is_made_of_them(what: str) ->
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("holder", [lambda n: n, lambda n: {"n": (n,)}], ids=["plain", "in an extension"])
+@pytest.mark.parametrize("number", [2**64, -(2**63) - 1])
+def test_an_integer_that_msgpack_does_not_know_is_refused(holder: Callable[[int], object], number: int) -> None:
+    with pytest.raises(ZppError, match="more than 64 bits"):
+        codec.encode(holder(number))
+    assert codec.decode(codec.encode(holder(2**64 - 1))) == holder(2**64 - 1)
+
+
 @pytest.mark.parametrize(
     ("code", "content"),
     [
@@ -205,7 +214,7 @@ def test_hostile_parts_are_refused_before_anything_is_made_of_them(what: str) ->
         (codec._OBJECT, ["SamplingParams", {"temperature": "warm"}]),
         (codec._OBJECT, ["SamplingType", {}]),
         (codec._ENUM, ["SamplingParams", "GREEDY"]),
-        (codec._TENSOR, ["float32", [2**64], b"abcd"]),
+        (codec._TENSOR, ["float32", [2**64 - 1], b"abcd"]),
         (codec._TENSOR, ["_dynamo", [1], b"abcd"]),
         (codec._TENSOR, [["float32"], [1], b"abcd"]),
         (codec._ARRAY, ["|O", [1], b"abcdefgh"]),

@@ -65,6 +65,26 @@ def test_what_vllm_refuses_is_refused_in_its_words(
     assert said in refused(tiny_model("llama"), *words).message
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--no-such-flag", "3"), "unrecognized arguments: --no-such-flag 3"),
+        (("--max_model_lenn", "64"), "(did you mean --max-model-len?)"),
+        (("--max-model-len", "many"), "--max-model-len"),
+        (("--dtype", "float13"), "--dtype: invalid choice: 'float13'"),
+        (("--max-num-seqs",), "--max-num-seqs: expected one argument"),
+        (("--tensor-parallel-size", "2"), "Give --tensor-parallel-size before the --"),
+    ],
+    ids=["unknown", "mistyped", "no number", "dtype", "no value", "tensor parallel"],
+)
+def test_words_that_vllm_does_not_know_are_one_line(
+    tiny_model: Callable[..., Path], capfd: pytest.CaptureFixture[str], words: tuple[str, ...], said: str
+) -> None:
+    fault = refused(tiny_model("llama"), *words)
+    assert said in f"{fault.message} {fault.hint}"
+    assert "usage:" not in capfd.readouterr().err
+
+
 def test_a_model_without_pipeline_parallelism_is_refused(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
     config = tiny_model("llama") / "config.json"
     for file in config.parent.iterdir():

@@ -42,7 +42,10 @@ def encode(value: object) -> bytes:
     Raises:
         ZppError: it holds, at the place named, something that is not carried between stages.
     """
-    return _encoder.encode(_lower(value, "the message"))
+    try:
+        return _encoder.encode(_lower(value, "the message"))
+    except OverflowError as cause:
+        raise ZppError("the message holds an integer of more than 64 bits, which is not carried") from cause
 
 
 def decode(data: bytes | memoryview) -> Any:

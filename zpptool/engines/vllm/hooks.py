@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import enum
 import inspect
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from vllm.compilation.cuda_graph import CUDAGraphStat
@@ -115,7 +116,19 @@ def forget_environment() -> None:
 
 def serve_parser() -> FlexibleArgumentParser:
     """What `vllm serve` parses its command line with; it raises `argparse.ArgumentError` rather than exit."""
-    return make_arg_parser(FlexibleArgumentParser(prog="zpptool run-stage ... --", exit_on_error=False))
+    return make_arg_parser(_ServeParser(prog="zpptool run-stage ... --", exit_on_error=False))
+
+
+class _ServeParser(FlexibleArgumentParser):
+    """A parser that says one line about a fault, where argparse prints several hundred lines of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the fault; of an unknown flag with the one that was probably meant."""
+        unknown = next((word.partition("=")[0] for word in message.split() if word.startswith("--")), "")
+        if unknown and message.startswith("unrecognized"):
+            near = difflib.get_close_matches(unknown.replace("_", "-"), self._option_string_actions, n=1)
+            message += f" (did you mean {near[0]}?)" if near else ""
+        raise argparse.ArgumentError(None, message)
 
 
 def serve_arguments(
@@ -137,7 +150,7 @@ def serve_arguments(
     try:
         args = serve_parser().parse_args(words)
     except argparse.ArgumentError as cause:
-        raise usage_error(f"vLLM does not take these arguments after --: {cause}") from cause
+        raise usage_error(f"vLLM does not take this: {cause}") from cause
     args.model = args.model_tag or args.model
     if spec.device not in ("auto", current_platform.device_type):
         raise usage_error(

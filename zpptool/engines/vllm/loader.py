@@ -10,6 +10,7 @@ stays without a tensor, and is filled with NaN: if it were used after all, nobod
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -39,6 +40,7 @@ class OwnTensorsLoader(DefaultModelLoader):
 
     def get_all_weights(self, model_config: ModelConfig, model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         """The stage's tensors by their names in the checkpoint."""
+        self.counter_before_loading_weights = time.perf_counter()
         tensors = load_plan(self.spec.directory, self.spec.stage, self.spec.ranges)
         have_read = loading_teller(sum(tensor.nbytes for tensor in tensors))
         for name, tensor in read_tensors(tensors):

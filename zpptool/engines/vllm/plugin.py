@@ -7,6 +7,7 @@ It runs in every process of every vLLM on the machine, so it must change nothing
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,7 @@ def register() -> None:
 
         def get_all_weights(self, model_config: ModelConfig, model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
             """The rank's tensors by their names in the checkpoint."""
+            self.counter_before_loading_weights = time.perf_counter()
             yield from _own_tensors(Path(model_config.model))
 
     register_model_loader(LOAD_FORMAT)(OwnTensorsOfRank)
