@@ -5,9 +5,9 @@
     python scripts/fuzz_wire.py --frames 10000000 --targets wire,control,words,codec
 
 Every frame is a sound one, mutated: bits flipped, bytes set, parts cut out, doubled or taken from another frame,
-lengths and extension marks of msgpack put in. Batch `n` of a seed is always the same, so a run that was stopped goes on where it
-was (`--state FILE`), and a frame that fails is printed and can be made again. An error that is not named, a batch that
-takes longer than `HANG_S`, and more memory than `--memory` MiB are failures (exit 1).
+lengths and extension marks of msgpack put in. Batch `n` of a seed is always the same, so a run that was stopped goes on
+where it was (`--state FILE`), and a frame that fails is printed and can be made again. An error that is not named, a
+batch that takes longer than `HANG_S`, and more memory than `--memory` MiB are failures (exit 1).
 """
 
 from __future__ import annotations

@@ -435,7 +435,7 @@ class TestFaults:
             wait_until(lambda: pull.poll(0) and pull.state == "refused")
             with pytest.raises(LinkRefused, match=r"stage 1 belongs to run \w+, stage 0 to"):
                 pull.recv(SOON_S)
-            with pytest.raises(LinkTimeout, match=r"somebody was refused .stage 1 belongs to run"):
+            with pytest.raises(LinkTimeout, match=r"somebody was refused: stage 1 belongs to run"):
                 send(reborn, 1, timeout_s=0.1)
 
     def test_what_is_no_message_is_refused_and_the_link_goes_on(self):

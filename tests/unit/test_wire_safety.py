@@ -165,10 +165,11 @@ def test_a_stranger_is_refused_and_named_and_disturbs_nobody(push: PushLink, not
     with zmq.Context() as context, stranger_with(context, **keys) as stranger:
         stranger.connect(here(push))
         until(lambda: push.refused)
-        assert why in push.last_error
-        assert "127.0.0.1" in push.last_error or not keys  # gone before anyone could look where it came from
+        until(lambda: why in push.last_error)  # a connection that was broken off says less than the next one
+        gone_at_once = who in ("no keys", "another generation")  # before anyone could look where it came from
+        assert "127.0.0.1" in push.last_error or gone_at_once
         until(lambda: notes)
-        assert why in notes[0]
+        assert any(why in note for note in notes)
         assert not push.connected
         with pull(push, keys_of(FILES, 1, 0)) as receiver:
             for number in range(50):
