@@ -233,6 +233,8 @@ class PullLink(Endpoint):
                 self._refuse(f"{self.peer} refuses this link", reason, plan=plan)
             case Ping(at=at):
                 self._say(Pong(at))
+                if self._debt.untold:  # a link that is idle shows an empty queue
+                    self._say_taken()
 
     def _be_welcomed(self, word: Welcome, session: int) -> None:
         theirs = word.party
