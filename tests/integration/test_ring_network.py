@@ -180,7 +180,8 @@ def test_a_port_that_a_stranger_holds_ends_the_wait_with_its_address(hosts: Netw
     stranger = subprocess.Popen(
         hosts.words(1, sys.executable, "-c", STRANGER, address, str(port)), stdout=subprocess.PIPE
     )
-    spec = changed(ring_specs(3, tmp_path)[2], bind=links[2].bind, connect=links[2].connect, insecure=True, start_timeout_s=1.5)
+    asked = {"bind": links[2].bind, "connect": links[2].connect, "insecure": True, "start_timeout_s": 1.5}
+    spec = changed(ring_specs(3, tmp_path)[2], **asked)
     log = tmp_path / "stage-2.log"
     stage = start_process("stage", spec, log, lambda words: hosts.words(2, *words))
     try:

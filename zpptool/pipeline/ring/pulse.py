@@ -19,6 +19,7 @@ import psutil
 from zpptool.pipeline.ring.status import BEAT_S, READY, WAITING, LinkStatus, StageStatus
 from zpptool.wire.link import PushLink
 
+
 class Pulse:
     """What a main loop does, written by itself and read by any thread.
 
