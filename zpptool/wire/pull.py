@@ -178,7 +178,7 @@ class PullLink(Endpoint):
         if self._stash is None:
             self._stash = self._next()
         if self._stash is None and self._is_over:
-            zmq.zmq_poll(self._watched[:1], int(_LAST_LOOK_S * 1000))
+            self._socket.poll(int(_LAST_LOOK_S * 1000))
             self._stash = self._next()
         return self._stash is not None or self._is_over
 
