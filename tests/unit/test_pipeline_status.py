@@ -65,9 +65,12 @@ def ring(*stages: StageStatus) -> RingStatus:
         ([stage(0, COMPUTING, beat_age_s=9.0), stage(1)], None),
         ([stage(0), stage(1, COMPUTING, beat_age_s=11.0)], 1),
         ([stage(0), stage(1, heard_age_s=11.0), stage(2, heard_age_s=12.0)], 1),
+        ([stage(0), stage(1, heard_age_s=9.7), stage(2, heard_age_s=10.2)], 1),
+        ([stage(0, heard_age_s=2.0), stage(1), stage(2, heard_age_s=10.2)], 2),
         ([stage(0), stage(1, LOADING, beat_age_s=500.0), stage(2, WARMING_UP, heard_age_s=500.0)], None),
         ([stage(0), stage(1, LOADING, heard_age_s=500.0), stage(2, COMPUTING, beat_age_s=11.0)], 2),
-        ([unheard(0, 0, 500.0)], None),
+        ([unheard(0, 0, 9.0)], None),
+        ([stage(0), unheard(1, 0, 11.0)], 1),
     ],
 )
 def test_the_first_that_gives_no_sign_of_life_is_named(stages: list[StageStatus], who: int | None) -> None:

@@ -125,7 +125,7 @@ def test_the_two_that_know_each_other_speak(push: PushLink) -> None:
         for size in (10, 100_000, 3_000_000):
             push.send(Kind.TENSORS, b"h", [bytes(size)], timeout_s=SOON_S)
             assert receiver.recv(SOON_S).frames[0].nbytes == size
-    assert (push.refused, push.last_error) == (0, "")
+        assert (push.refused, push.last_error) == (0, "")
 
 
 def stranger_with(context: zmq.Context, **keys: bytes) -> zmq.Socket:
@@ -147,7 +147,7 @@ def pair_of(files: tuple[KeyFile, ...], stage: int) -> dict[str, bytes]:
 
 
 STRANGERS = {
-    "no keys": ({}, "speaks without keys"),
+    "no keys": ({}, "without keys"),
     "a key of nobody": ({**NOBODY, "serverkey": STAGE_0}, "is not that of stage 1"),
     "the key of stage 2": ({**pair_of(FILES, 2), "serverkey": STAGE_0}, "it has the key of stage 2"),
     "our own key": ({**pair_of(FILES, 0), "serverkey": STAGE_0}, "the key of stage 0"),

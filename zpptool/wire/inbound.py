@@ -71,7 +71,7 @@ class Inbound:
         if not parts:
             raise WireError("no frames at all.")
         try:
-            if is_chunk(parts):
+            if len(parts) == 2 and is_chunk(parts):
                 return self._add(parts)
             return self._open(parts)
         except WireError:

@@ -44,6 +44,7 @@ VERSION = 2
 INLINE = 1
 """Flag: the one payload frame follows the header in the first frame."""
 INLINE_BELOW_BYTES = 64 << 10
+"""Header and payload together."""
 APART = 2
 """Flag: no payload frame travels with the message; a table follows the header (`zpptool.wire.parcel`)."""
 
@@ -117,6 +118,10 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 
 def check_sizes(header_bytes: int, frame_bytes: Sequence[int], limits: Limits) -> None:
     """Raise `WireError` when a message of these sizes would not keep the limits. Both ends ask."""
+    total = PREAMBLE_BYTES + header_bytes + sum(frame_bytes)
+    least = min(limits.max_message_bytes, limits.max_frame_bytes, limits.max_header_bytes)
+    if total <= least and len(frame_bytes) <= limits.max_frames:
+        return  # as nearly every message
     if len(frame_bytes) > limits.max_frames:
         raise WireError(f"{len(frame_bytes)} frames, at most {limits.max_frames} are allowed.")
     if header_bytes > limits.max_header_bytes:
@@ -124,7 +129,6 @@ def check_sizes(header_bytes: int, frame_bytes: Sequence[int], limits: Limits) -
     for index, nbytes in enumerate(frame_bytes):
         if nbytes > limits.max_frame_bytes:
             raise WireError(f"frame {index} has {nbytes} bytes, at most {limits.max_frame_bytes} are allowed.")
-    total = PREAMBLE_BYTES + header_bytes + sum(frame_bytes)
     if total > limits.max_message_bytes:
         raise WireError(f"a message of {total} bytes, at most {limits.max_message_bytes} are allowed.")
 
@@ -149,7 +153,7 @@ def encode(
     Raises:
         WireError: a number does not fit its field.
     """
-    inline = len(frames) == 1 and not table and memoryview(frames[0]).nbytes < INLINE_BELOW_BYTES
+    inline = len(frames) == 1 and not table and len(header) + memoryview(frames[0]).nbytes < INLINE_BELOW_BYTES
     try:
         preamble = _PREAMBLE.pack(
             MAGIC,
@@ -217,25 +221,25 @@ def open_first(frames: Sequence[Buffer], limits: Limits) -> Opened:
         raise WireError(f"it begins with {magic!r} instead of {MAGIC!r}; the peer speaks another protocol.")
     if version != VERSION:
         raise WireError(f"wire version {version}, this side speaks {VERSION}.", "Run one zpptool release everywhere.")
-    if flags not in (0, INLINE, APART):
-        raise WireError(f"unknown flags {flags:#06x}.")
     if kind not in _KINDS:
         raise WireError(f"unknown kind {kind}.")
     if source < HEAD:
         raise WireError(f"source {source} is neither a stage nor the head.")
-    payload = tuple([memoryview(frame) for frame in frames[1:]])
-    body = first[PREAMBLE_BYTES:]
+    end = PREAMBLE_BYTES + header_bytes
+    if first.nbytes < end or (flags == 0 and first.nbytes > end):
+        raise WireError(f"a header of {first.nbytes - PREAMBLE_BYTES} bytes came, {header_bytes} were announced.")
+    payload: tuple[memoryview, ...] = ()
     table = None
-    if flags:
-        rest = body[header_bytes:]
-        body = body[:header_bytes]
-        if flags == APART:
-            table = rest
-        else:
-            payload = (rest, *payload)
+    if flags == INLINE:
+        payload = (first[end:],)
+    elif flags == APART:
+        table = first[end:]
+    elif flags:
+        raise WireError(f"unknown flags {flags:#06x}.")
+    if len(frames) > 1:
+        payload += tuple([memoryview(frame) for frame in frames[1:]])
     if len(payload) != (0 if flags == APART else count):
         raise WireError(f"{len(payload)} frames came, {count} were announced.")
-    if header_bytes != body.nbytes:
-        raise WireError(f"a header of {body.nbytes} bytes came, {header_bytes} were announced.")
     check_sizes(header_bytes, [frame.nbytes for frame in payload], limits)
-    return Opened(Message(_KINDS[kind], source, epoch, sequence, session, bytes(body), payload), count, table)
+    header = bytes(first[PREAMBLE_BYTES:end])
+    return Opened(Message(_KINDS[kind], source, epoch, sequence, session, header, payload), count, table)

@@ -9,19 +9,22 @@ for a way, so a receiver that keeps its tensors slows itself down and stops nobo
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from zpptool.wire.codec import WIDTHS, shrink
 from zpptool.wire.gauge import Gauge
 from zpptool.wire.linkspeed import Rate
-from zpptool.wire.messages import Buffer, Kind, encode
+from zpptool.wire.messages import CHUNK_BYTES, Buffer, Kind, encode
 from zpptool.wire.parcel import PLAIN, PLANES, Chunk, Entry, cut, encode_chunk, encode_entries
 from zpptool.wire.ways import WAYS
 from zpptool.wire.ways.base import Giver
 
-APART_FROM_BYTES = 256 << 10
-"""Payloads of this size and more become parcels."""
+ASIDE_FROM_BYTES = 256 << 10
+"""Payloads of this size and more become parcels where there is a way beside the socket."""
+APART_FROM_BYTES = 2 << 20
+"""Payloads of this size and more become parcels, and those with a frame that is longer than a chunk."""
 
 
 class Envelope(NamedTuple):
@@ -75,26 +78,36 @@ class Outbound:
         names = {way.number: name for name, way in WAYS.items()}
         return names[self._way] if self._giver is not None and self._giver.ready else "socket"
 
-    def encode(self, envelope: Envelope, header: bytes, frames: Sequence[Buffer]) -> Iterator[Sequence[Buffer]]:
-        """The ZeroMQ messages to send for a message, each in its parts, made as they are asked for.
+    def encode(self, envelope: Envelope, header: bytes, frames: Sequence[Buffer]) -> Iterable[Sequence[Buffer]]:
+        """The ZeroMQ messages to send for a message, each in its parts; all but the first made as they are asked for.
 
         Raises:
-            WireError: a number does not fit its field. Nothing was made then.
+            WireError: a number does not fit its field.
         """
-        kind, source, epoch, sequence, session = envelope
-        nbytes = sum([memoryview(frame).nbytes for frame in frames])
-        large = nbytes >= APART_FROM_BYTES
-        entries = [self._put(memoryview(frame)) for frame in frames] if large else []
-        rest = sum([entry.nbytes for entry in entries if not entry.way]) if large else nbytes
+        sizes = [memoryview(frame).nbytes for frame in frames]
+        nbytes = sum(sizes)
+        aside = nbytes >= ASIDE_FROM_BYTES and self._giver is not None and self._giver.ready
+        if aside:
+            entries = [self._put(memoryview(frame)) for frame in frames]
+        elif nbytes >= APART_FROM_BYTES or (nbytes > CHUNK_BYTES and max(sizes) > CHUNK_BYTES):
+            entries = [Entry(0, size) for size in sizes]
+        else:
+            entries = []
+        rest = sum([entry.nbytes for entry in entries if not entry.way]) if entries else nbytes
         compress = self._gauge.decide(rest, self._measure)
-        if compress and not large:
-            entries = [Entry(0, memoryview(frame).nbytes) for frame in frames]
-        table = encode_entries(entries)
-        yield encode(
+        if compress and not entries:
+            entries = [Entry(0, size) for size in sizes]
+        first = self._encoded(envelope, header, frames, encode_entries(entries) if entries else b"")
+        if entries and rest:
+            return chain((first,), self._chunks(envelope, entries, frames, compress=compress))
+        return (first,)
+
+    @staticmethod
+    def _encoded(envelope: Envelope, header: bytes, frames: Sequence[Buffer], table: bytes) -> Sequence[Buffer]:
+        kind, source, epoch, sequence, session = envelope
+        return encode(
             kind, header, frames, source=source, epoch=epoch, sequence=sequence, session=session, table=table
         )  # fmt: skip
-        if entries and rest:
-            yield from self._chunks(envelope, entries, frames, compress=compress)
 
     def close(self) -> None:
         """End the session."""
@@ -103,7 +116,7 @@ class Outbound:
 
     def _put(self, frame: memoryview) -> Entry:
         ticket = None
-        if self._giver is not None and self._giver.ready and frame.nbytes >= APART_FROM_BYTES:
+        if self._giver is not None and frame.nbytes >= ASIDE_FROM_BYTES:
             ticket = self._giver.put(frame)
         return Entry(0, frame.nbytes) if ticket is None else Entry(self._way, frame.nbytes, ticket)
 

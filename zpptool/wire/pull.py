@@ -178,7 +178,7 @@ class PullLink(Endpoint):
         if self._stash is None:
             self._stash = self._next()
         if self._stash is None and self._is_over:
-            zmq.zmq_poll(self._watched[:1], int(_LAST_LOOK_S * 1000))
+            self._socket.poll(int(_LAST_LOOK_S * 1000))
             self._stash = self._next()
         return self._stash is not None or self._is_over
 
@@ -233,6 +233,8 @@ class PullLink(Endpoint):
                 self._refuse(f"{self.peer} refuses this link", reason, plan=plan)
             case Ping(at=at):
                 self._say(Pong(at))
+                if self._debt.untold:  # a link that is idle shows an empty queue
+                    self._say_taken()
 
     def _be_welcomed(self, word: Welcome, session: int) -> None:
         theirs = word.party

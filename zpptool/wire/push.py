@@ -241,7 +241,9 @@ class PushLink(Endpoint):
         self._enter(deadline)
         try:
             while True:
-                session = self._await_room(nbytes, deadline)
+                session = self._session
+                if session is None or self._chores or not self._credit.allows(nbytes):
+                    session = self._await_room(nbytes, deadline)
                 if epoch is not None and epoch != self.party.epoch:
                     raise self._made(StaleEpoch, f"a message of epoch {epoch} is not for {self.peer} ({self.endpoint})")
                 sequence = self._credit.sent
@@ -290,7 +292,10 @@ class PushLink(Endpoint):
                 self.check()
                 if not deadline.remaining_ms():
                     raise self.timed_out(deadline, f"take message {self._credit.sent}")
-                self._wait(deadline)
+                if self._readable():
+                    self._hear()
+                else:
+                    self._wait(deadline)
         finally:
             self.tally.wait_s += time.monotonic() - began
         return self._session

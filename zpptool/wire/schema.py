@@ -22,7 +22,7 @@ from zpptool.wire.messages import Limits
 if TYPE_CHECKING:
     import torch
 
-JOIN_BELOW_BYTES = 256 << 10
+JOIN_BELOW_BYTES = 128 << 10
 """Tensors of fewer bytes in all share one frame: copying them costs less than sending a frame each."""
 ALIGNMENT = 64
 PLANS_KEPT = 128
@@ -44,11 +44,12 @@ class Schema(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen
 
 
 class Place(NamedTuple):
-    """Where one tensor lies."""
+    """Where one tensor lies; `strides` are those of its elements in a row."""
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
+    strides: tuple[int, ...]
     elements: int
     frame: int
     offset: int
@@ -56,7 +57,8 @@ class Place(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A schema made ready for use, on either end. `itemsize` is that of all tensors, 1 where they differ."""
+    """A schema made ready for use, on either end. `itemsize` is that of all tensors, 1 where they differ; `dtype` that
+    of all, None where they differ or one has no elements."""
 
     schema: bytes
     joined: bool
@@ -64,6 +66,7 @@ class Plan(NamedTuple):
     frame_bytes: tuple[int, ...]
     nbytes: int
     itemsize: int
+    dtype: torch.dtype | None
 
 
 @cache
@@ -158,7 +161,9 @@ def lay_out(encoded: bytes, schema: Schema) -> Plan:
         elements = math.prod(spec.shape)
         nbytes = elements * dtype.itemsize
         offset = -(-end // ALIGNMENT) * ALIGNMENT if schema.joined else 0
-        places.append(Place(spec.name, dtype, spec.shape, elements, 0 if schema.joined else index, offset, nbytes))
+        strides = tuple(math.prod(spec.shape[axis + 1 :]) for axis in range(len(spec.shape)))
+        frame = 0 if schema.joined else index
+        places.append(Place(spec.name, dtype, spec.shape, strides, elements, frame, offset, nbytes))
         sizes.append(nbytes)
         end = offset + nbytes
     if schema.joined:
@@ -167,4 +172,6 @@ def lay_out(encoded: bytes, schema: Schema) -> Plan:
         frame_bytes = sizes
     widths = {place.dtype.itemsize for place in places}
     itemsize = widths.pop() if len(widths) == 1 else 1
-    return Plan(encoded, schema.joined, tuple(places), tuple(frame_bytes), sum(sizes), itemsize)
+    kinds = {place.dtype if place.elements else None for place in places}
+    common = kinds.pop() if len(kinds) == 1 else None
+    return Plan(encoded, schema.joined, tuple(places), tuple(frame_bytes), sum(sizes), itemsize, common)

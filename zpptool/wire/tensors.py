@@ -102,15 +102,14 @@ def unpack(
     sizes = tuple([memoryview(frame).nbytes for frame in frames])
     if sizes != plan.frame_bytes:
         raise WireError(f"frames of {_shown(sizes)} bytes came, its tensors need {_shown(plan.frame_bytes)}.")
-    received: dict[str, Any] = {}
     torch = sys.modules.get("torch")  # the plan has imported it if there is a tensor
-    memory: Sequence[Buffer] = [bytearray(frame) for frame in frames] if plan.joined else frames
-    for place in plan.places:
-        if place.name in plain:
-            raise WireError(f"{place.name!r} is both a tensor and a plain value.")
-        tensor = _tensor_at(torch, memory[place.frame], place)
+    received: dict[str, Any] = {}
+    for place, tensor in zip(plan.places, _tensors(torch, plan, frames), strict=True):
         received[place.name] = tensor if device is None else tensor.to(device)
-    received.update(plain)
+    for name, value in plain.items():
+        if name in received:
+            raise WireError(f"{name!r} is both a tensor and a plain value.")
+        received[name] = value
     return received
 
 
@@ -159,8 +158,10 @@ def _join(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> bytes:
     pieces: list[bytes] = []
     end = 0
     for place, tensor in zip(plan.places, tensors.values(), strict=True):
-        pieces.append(bytes(place.offset - end))
-        pieces.append(ctypes.string_at(tensor.data_ptr(), place.nbytes) if place.nbytes else b"")
+        if place.offset > end:
+            pieces.append(bytes(place.offset - end))
+        if place.nbytes:
+            pieces.append(ctypes.string_at(tensor.data_ptr(), place.nbytes))
         end = place.offset + place.nbytes
     return b"".join(pieces)
 
@@ -177,6 +178,17 @@ def _by_elements(data: Buffer, itemsize: int) -> memoryview:
     return view.cast(_UNSIGNED[itemsize]) if view.nbytes and itemsize > 1 else view
 
 
+def _tensors(torch: Any, plan: Plan, frames: Sequence[Buffer]) -> list[Any]:
+    """The tensors in the frames of a message, as its plan says, in memory that may be written to."""
+    if not plan.joined:
+        return [_tensor_at(torch, frame, place) for frame, place in zip(frames, plan.places, strict=True)]
+    memory = [bytearray(frame) for frame in frames]
+    if plan.dtype is None:
+        return [_tensor_at(torch, memory[0], place) for place in plan.places]
+    flat, itemsize = torch.frombuffer(memory[0], dtype=plan.dtype), plan.itemsize  # a bytearray is aligned
+    return [flat.as_strided(place.shape, place.strides, place.offset // itemsize) for place in plan.places]
+
+
 def _tensor_at(torch: Any, memory: Buffer, place: Place) -> Any:
     if not place.elements:
         return torch.empty(place.shape, dtype=place.dtype)
@@ -185,7 +197,7 @@ def _tensor_at(torch: Any, memory: Buffer, place: Place) -> Any:
     flat = torch.frombuffer(memory, dtype=place.dtype, count=place.elements, offset=place.offset)
     if flat.data_ptr() % min(place.dtype.itemsize, 8):  # ZeroMQ aligns nothing
         flat = flat.clone()
-    return flat.view(place.shape)
+    return flat.as_strided(place.shape, place.strides)
 
 
 def _shown(sizes: Sequence[int]) -> str:

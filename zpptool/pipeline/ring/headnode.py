@@ -374,11 +374,14 @@ class HeadNode:
         """Whether a stage stands still while a step is open."""
         with self._lock:
             steps = [call.method for call in self._open.values() if not call.long]
-        still = hung(self._view.stages(), self._beat_timeout_s) if steps else None
+        if not steps:
+            self._view.rest()
+            return
+        still = hung(self._view.stages(), self._beat_timeout_s)
         if still is not None:
             what = f"has not moved for {still.beat_age_s:.1f} s" if still.beat_age_s else "is silent"
             raise stage_error(
-                f"stage {still.stage} hangs ({still.host}, pid {still.pid}): its main loop {what}, last heard"
+                f"stage {still.stage} hangs ({still.process}): its main loop {what}, last heard"
                 f" {still.heard_age_s:.1f} s ago, while {steps[0]} waits for it (epoch {still.epoch})",
                 f"It may take {self._beat_timeout_s:g} s (--beat-timeout). Its log, or py-spy, says where it stands.",
             )

@@ -326,6 +326,7 @@ class StageNode:
             return
         if isinstance(told, c.Report):
             self._heard = time.monotonic(), told.stages
+            self._beat.soon()
         elif isinstance(told, c.Fault):
             self._upstream.tell(payload)
 
