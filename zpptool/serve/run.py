@@ -23,6 +23,7 @@ from zpptool.serve.order import PipelineOrder
 from zpptool.serve.proxy import ProxyLimits
 from zpptool.serve.server import FrontServer, raise_file_limit
 from zpptool.serve.signals import stop_requests
+from zpptool.wire.errors import HEAD
 
 LOOK_S = 0.1
 
@@ -186,7 +187,7 @@ class _Household:
     def _supervisor(self, number: int, order: PipelineOrder) -> Supervisor:
         serving, name = self._serving, self._names[number]
         rules = lc.Rules(
-            stages=tuple(range(len(order.specs))),
+            places=(HEAD, *range(len(order.specs))),
             max_restarts=serving.max_restarts,
             start_timeout_s=order.specs[0].start_timeout_s,
             drain_timeout_s=serving.drain_timeout_s,
