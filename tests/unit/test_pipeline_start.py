@@ -17,7 +17,8 @@ SLOW = "import time\nfrom pathlib import Path\nPath(__file__ + '.begun').touch()
 PARENT = (
     "import sys, time\n"
     "from zpptool.pipeline.process import ProcessGroup\n"
-    "child = ProcessGroup().start('stage 0', [sys.executable, '-m', 'zpptool.pipeline.start', 'slow_module', 'x'], {})\n"
+    "words = [sys.executable, '-m', 'zpptool.pipeline.start', 'slow_module', 'x']\n"
+    "child = ProcessGroup().start('stage 0', words, {})\n"
     "print(child.popen.pid, flush=True)\n"
     "time.sleep(600)\n"
 )

@@ -179,9 +179,10 @@ def test_the_page_needs_nothing_from_elsewhere(server: ToyServer) -> None:
 def test_what_the_page_reads_is_in_the_status(server: ToyServer) -> None:
     """Every field that the page's script takes from the status, a pipeline or a stage is one that is there."""
     script = files("zpptool.serve").joinpath("page.html").read_text().partition("<script>")[2]
-    with front_of([server], described=[{"stages": [STAGE]}]) as front:
+    with front_of([server], described=[{"stages": [{**STAGE, "steps": 3}]}]) as front:
         status = get(front.url + "/pipeline/status").json()
-    for name, object_ in (("status", status), ("replica", status["replicas"][0]), ("s", status["stages"][0])):
+    [replica], [stage] = status["replicas"], status["stages"]
+    for name, object_ in (("status", status), ("replica", replica), ("s", stage), ("l", stage["link"])):
         read = set(re.findall(rf"\b{name}\.(\w+)", script))
         assert read, name
         assert read - {"map", "filter", "reduce"} <= object_.keys()

@@ -202,9 +202,9 @@ def planned(model: Path) -> Callable[..., tuple[PipelineOrder, ...]]:
     def plan(**changes: object) -> tuple[PipelineOrder, ...]:
         wish = {
             "model": model, "pipeline_dir": None, "plan_file": None, "num_stages": 2, "ranges": (),
-            "engine": Engine.TRANSFORMERS, "dtype": "auto", "device": "cpu", "gpu_ids": (), "base_port": None,
-            "api_port": None, "replicas": 1, "served_name": "", "engine_args": (), "start_timeout_s": 1.0,
-            "step_timeout_s": 1.0,
+            "engine": Engine.TRANSFORMERS, "dtype": "auto", "device": "cpu", "gpu_ids": (), "port": 0,
+            "base_port": None, "api_port": None, "replicas": 1, "served_name": "", "engine_args": (),
+            "start_timeout_s": 1.0, "step_timeout_s": 1.0,
         }  # fmt: skip
         return plan_serving(ServeWish(**{**wish, **changes}))  # type: ignore[arg-type]
 
@@ -245,6 +245,9 @@ def test_vllms_stages_share_one_cpus_memory_for_their_caches(planned) -> None:
         ({"gpu_ids": ("0",)}, ExitCode.USAGE, "1 GPUs are given for 1 x 2 stages"),
         ({"base_port": 65534}, ExitCode.ADDRESS, "65535"),
         ({"base_port": 21000, "api_port": 21002}, ExitCode.ADDRESS, "21002"),
+        ({"base_port": 21000, "port": 21002}, ExitCode.ADDRESS, "the front's port 21002"),
+        ({"base_port": 21000, "port": 21005, "replicas": 2}, ExitCode.ADDRESS, "the front's port 21005"),
+        ({"api_port": 21002, "port": 21002}, ExitCode.ADDRESS, "the front's port 21002"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_starts(planned, changes, code: ExitCode, words: str) -> None:
