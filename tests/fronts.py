@@ -7,11 +7,12 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from zpptool.pipeline.ring.status import RingStatus
 from zpptool.serve.balance import Standing
 from zpptool.serve.front import Front, FrontParts
 from zpptool.serve.pool import Pool
@@ -141,6 +142,7 @@ def front_of(
     keys: Sequence[str] = (),
     tls: tuple[Path, Path] | None = None,
     described: Sequence[dict[str, Any]] | None = None,
+    rings: Mapping[str, RingStatus] | None = None,
 ) -> Iterator[RunningFront]:
     """A front before these servers; they are ready from the beginning unless told otherwise."""
     with FrontServer("127.0.0.1", 0, *(tls or ())) as server:
@@ -159,6 +161,7 @@ def front_of(
             client=open_client(),
             limits=ProxyLimits(body_bytes, request_s, keep_key=not keys),
             keys=keys,
+            rings=lambda: rings or {},
         )
         server.start(lambda: Front(parts).app())
         front = RunningFront(server, pool)

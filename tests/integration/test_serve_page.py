@@ -19,10 +19,13 @@ import pytest
 pytest.importorskip("starlette")
 pytest.importorskip("playwright.sync_api")
 
+import msgspec
 from playwright.sync_api import sync_playwright
 
 from tests.fronts import EVENTS, Heard, RunningFront, ToyServer, chunk, front_of
+from tests.rings import LINK
 from zpptool.serve.balance import Standing
+from zpptool.serve.status import describe_link
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
@@ -30,16 +33,24 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (apt-get install chromium)"),
 ]
 WAIT_MS = 30_000
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
 LAYERS = ((0, 8), (8, 16), (16, 24), (24, 30))
 
 
 def stage(number: int, phase: str = "ready") -> dict[str, Any]:
     """A stage as a supervisor describes it."""
-    link = {"peer": "the next", "bytes_sent": 5 << 20 << number, "bytes_received": 5 << 20 << number, "rtt_ms": 0.41}
     return {
         "stage": number, "host": "alpha", "pid": 4100 + number, "layers": list(LAYERS[number]), "phase": phase,
-        "epoch": 1, "memory": (300 + 40 * number) << 20, "rtt_ms": 0.41 + number / 10, "link": link,
+        "epoch": 1, "memory": (300 + 40 * number) << 20, "steps": 7, "rtt_ms": 0.41, "link": link(number),
     }  # fmt: skip
+
+
+def link(sender: int) -> dict[str, Any]:
+    """A link as its pipeline's status tells of it."""
+    peer = "head" if sender == len(LAYERS) - 1 else f"stage {sender + 1}"
+    sent = 5 << 20 << (sender + 1)
+    told = msgspec.structs.replace(LINK, peer=peer, rtt_ms=0.41, bytes_sent=sent, bytes_received=sent, refused=0)
+    return describe_link(told)
 
 
 async def behave(heard: Heard, writer: asyncio.StreamWriter) -> None:
@@ -63,14 +74,16 @@ behave.tokens = 0  # type: ignore[attr-defined]
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with sync_playwright() as drives:
-        launched = drives.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        launched = drives.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield launched
         launched.close()
 
 
 @pytest.fixture
 def described() -> list[dict[str, Any]]:
-    return [{"model": "SmolLM2-135M-Instruct", "restarts": 0, "stages": [stage(number) for number in range(4)]}]
+    head = {"pid": 4099, "link": link(-1)}
+    stages = [stage(number) for number in range(4)]
+    return [{"model": "SmolLM2-135M-Instruct", "restarts": 0, "head": head, "stages": stages}]
 
 
 @pytest.fixture
@@ -107,16 +120,21 @@ def test_the_ring_is_drawn_and_a_prompt_is_answered(scheme: str, browser: Any, f
     assert page.locator("#stages tr").count() == 4
     row = page.locator("#stages tr").nth(1).locator("td").all_inner_texts()
     assert row == [
-        "pipeline 0", "1", "ready", "8–16", "alpha", "4101", "1", "340.0 MiB", "0.51 ms", "10.0 MiB", "10.0 MiB", "0"
+        "pipeline 0", "1", "ready", "8–16", "alpha", "4101", "1", "340.0 MiB", "7", "0"
     ]  # fmt: skip
+    links = [row.locator("td").all_inner_texts() for row in page.locator("#links tr").all()]
+    assert [row[1] for row in links] == [
+        "head → stage 0", "stage 0 → stage 1", "stage 1 → stage 2", "stage 2 → stage 3", "stage 3 → head"
+    ]  # fmt: skip
+    assert links[1][2:] == ["connected", "3", "0.41 ms", "4", "10.0 MiB", "10.0 MiB", "0", "–"]
     ring = page.locator("#rings svg")
     assert ring.locator("circle").count() == 5
     assert "stage 3 ready" in ring.get_attribute("aria-label")
     page.fill("#prompt", "The capital of France is")
     page.click("#send")
-    page.wait_for_function("document.querySelector('#timing').textContent.includes('first token')")
+    page.wait_for_function("() => document.querySelector('#timing').textContent.includes('first token')")
     assert page.inner_text("#answer") == " Paris, which <b>is</b> a city."
-    page.wait_for_function("Number(document.querySelector('#rate').textContent) > 0")
+    page.wait_for_function("() => Number(document.querySelector('#rate').textContent) > 0")
     picture(page, f"page-{scheme}.png")
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     page.close()
@@ -126,9 +144,12 @@ def test_the_ring_is_drawn_and_a_prompt_is_answered(scheme: str, browser: Any, f
 def test_it_follows_what_happens(browser: Any, front: RunningFront, described: list[dict[str, Any]]) -> None:
     page, _ = opened(browser, front.url)
     described[0]["stages"] = [stage(0), stage(1, "not running"), *(stage(number) for number in (2, 3))]
+    described[0]["stages"][0]["link"] |= {"state": "lost", "last_error": "<i>stage 1 is gone</i>"}
     front.update(0, Standing("", phase="waiting to restart", epoch=1, why="stage 1 was killed by SIGKILL"))
-    page.wait_for_function("document.querySelector('#phase').textContent === 'waiting to restart'")
+    page.wait_for_function("() => document.querySelector('#phase').textContent === 'waiting to restart'")
     assert page.inner_text("#why") == "pipeline 0: stage 1 was killed by SIGKILL"
+    assert page.locator("#links tr").nth(1).locator("td").last.inner_text() == "<i>stage 1 is gone</i>"
+    assert page.locator("#rings svg path.broken").count() == 1
     assert "bad" in page.locator("#stages tr").nth(1).locator("td").nth(2).get_attribute("class")
     page.close()
 

@@ -25,12 +25,13 @@ from zpptool.pipeline.lifecycle import (
     State,
     decide,
 )
+from zpptool.wire.errors import HEAD
 
-RULES = Rules(stages=(0, 1, 2), max_restarts=2, first_rest_s=1, longest_rest_s=3)
+RULES = Rules(places=(HEAD, 0, 1, 2), max_restarts=2, first_rest_s=1, longest_rest_s=3)
 KILLED = Cause("stage 1 was killed by SIGKILL")
 REFUSED = Cause("stage 1 exited with code 3", exit_code=3, own_reason=True)
 SAME = None
-ALL = RULES.stages
+ALL = RULES.places
 
 # For each state, what each event leads to; whatever is not here changes nothing.
 TABLE: dict[tuple[Phase, Event | type[Lost]], tuple[Phase, tuple[type[Action], ...]]] = {
@@ -48,9 +49,9 @@ TABLE: dict[tuple[Phase, Event | type[Lost]], tuple[Phase, tuple[type[Action], .
     (Phase.BROKEN, Event.STOP): (Phase.ENDING, (End,)),
     (Phase.BROKEN, Lost): (Phase.CLEARING, (Report, End)),
     (Phase.CLEARING, Event.GONE): (Phase.RESTING, (SetAlarm,)),
-    (Phase.CLEARING, Event.STOP): (Phase.ENDING, ()),
+    (Phase.CLEARING, Event.STOP): (Phase.ENDING, (End,)),
     (Phase.RESTING, Event.ALARM): (Phase.STARTING, (Start, SetAlarm)),
-    (Phase.RESTING, Event.STOP): (Phase.ENDED, ()),
+    (Phase.RESTING, Event.STOP): (Phase.ENDING, (End,)),
     (Phase.DRAINING, Event.DRAINED): (Phase.ENDING, (End,)),
     (Phase.DRAINING, Event.ALARM): (Phase.ENDING, (End,)),
     (Phase.DRAINING, Event.STOP): (Phase.ENDING, (End,)),
@@ -66,7 +67,8 @@ def state_in(phase: Phase) -> State:
         return State()
     failures = 1 if phase in (Phase.CLEARING, Phase.RESTING) else 0
     ready = phase in (Phase.READY, Phase.DRAINING)
-    return State(phase, epoch=1, failures=failures, ever_ready=ready, cause=KILLED if failures else None)
+    cause = KILLED if failures else None
+    return State(phase, epoch=1, failures=failures, ever_ready=ready, cause=cause, whole=ready, places=ALL)
 
 
 @pytest.mark.parametrize(("phase", "event"), list(product(Phase, [*Event, Lost(KILLED)])), ids=str)
@@ -82,7 +84,7 @@ def test_every_event_in_every_state(phase: Phase, event: Event | Lost) -> None:
     assert tuple(type(action) for action in actions) == kinds
     for action in actions:
         if isinstance(action, Start | End):
-            assert action.stages == ALL
+            assert action.places == ALL
 
 
 def run(*events: Event | Lost, rules: Rules = RULES) -> tuple[State, list[Action]]:
@@ -146,7 +148,7 @@ def test_a_stop_drains_and_a_second_one_does_not_wait() -> None:
     assert run(*UP, Event.STOP)[1][-2:] == [Drain(), SetAlarm(30)]
     assert run(*UP, Event.STOP, Event.STOP)[1][-1] == End(ALL, at_once=True)
     assert run(*UP, Event.STOP, Event.DRAINED)[1][-1] == End(ALL)
-    assert run(*UP, Event.STOP, Event.ALARM, Event.GONE)[0] == State(Phase.ENDED, epoch=1, ever_ready=True)
+    assert run(*UP, Event.STOP, Event.ALARM, Event.GONE)[0].phase is Phase.ENDED
 
 
 def test_a_stop_is_no_failure_even_of_a_pipeline_that_had_some() -> None:
@@ -154,34 +156,73 @@ def test_a_stop_is_no_failure_even_of_a_pipeline_that_had_some() -> None:
     assert (state.phase, state.cause) == (Phase.ENDED, None)
 
 
-EVENTS = st.sampled_from([*Event, Lost(KILLED), Lost(REFUSED)])
+MENDED = replace(RULES, recovers=True)
+"""Of a ring that outlives the loss of a stage."""
+
+
+def test_a_ring_that_recovers_gets_only_what_it_lost() -> None:
+    state, done = run(*UP, Event.BREAK, Lost(KILLED, (1,)), Event.GONE, Event.ALARM, rules=MENDED)
+    assert (state.phase, state.epoch, state.places) == (Phase.STARTING, 2, (1,))
+    assert done[-5:] == [Report(KILLED, 1), End((1,)), SetAlarm(1), Start((1,)), SetAlarm(600)]
+    assert decide(state, Event.STOP, MENDED)[1] == (End(ALL),)
+
+
+@pytest.mark.parametrize(
+    ("before", "lost"),
+    [
+        (UP, (HEAD,)),
+        (UP, (HEAD, 1)),
+        (UP, ()),
+        ((Event.BEGIN,), (1,)),
+        ((*UP, Event.BREAK, Lost(KILLED, (1,)), Event.GONE, Event.ALARM), (2,)),
+    ],
+    ids=["the head", "the head too", "nobody knows whom", "before it was whole", "while it is mended"],
+)
+def test_it_is_started_anew_as_a_whole_if_it_loses(
+    before: tuple[Event | Lost, ...], lost: tuple[int, ...]
+) -> None:
+    _, done = run(*before, Event.BREAK, Lost(KILLED, lost), rules=MENDED)
+    assert done[-1] == End(ALL)
+
+
+def test_a_mend_that_holds_is_as_good_as_new() -> None:
+    once = (Event.BREAK, Lost(KILLED, (0,)), Event.GONE, Event.ALARM, Event.WHOLE)
+    state, done = run(*UP, *once, *once, rules=MENDED)
+    assert (state.phase, state.epoch) == (Phase.READY, 3)
+    assert [action for action in done if isinstance(action, Start)] == [Start(ALL), Start((0,)), Start((0,))]
+
+
+EVENTS = st.sampled_from([*Event, Lost(KILLED), Lost(REFUSED), Lost(KILLED, (1,)), Lost(KILLED, (HEAD, 2))])
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.lists(EVENTS, max_size=60))
-def test_whatever_happens(events: list[Event | Lost]) -> None:
-    """Never two epochs at once; nothing is started that is not ended before the end; what is ended stays ended; a
-    state that waits for time has set its alarm."""
-    state, running, alarm = State(), False, False
+@given(st.lists(EVENTS, max_size=60), st.sampled_from([RULES, MENDED]))
+def test_whatever_happens(events: list[Event | Lost], rules: Rules) -> None:
+    """No place is started that runs already, or left out; nothing is started that is not ended before the end; what is
+    ended stays ended; a state that waits for time has set its alarm."""
+    state, alarm = State(), False
+    running: set[int] = set()
     for event in events:
         before = state
-        state, actions = decide(state, event, RULES)
+        state, actions = decide(state, event, rules)
         alarm = alarm and state.phase is before.phase and event is not Event.ALARM
         for action in actions:
             if isinstance(action, Start):
-                assert not running
-                running = True
+                assert running.isdisjoint(action.places)
+                running |= set(action.places)
             if isinstance(action, End):
-                running = False
+                running -= set(action.places)
             alarm = alarm or isinstance(action, SetAlarm)
         assert state.epoch - before.epoch in (0, 1)
-        assert state.failures <= RULES.max_restarts + 1
+        assert state.failures <= rules.max_restarts + 1
         if before.phase is Phase.ENDED:
             assert (state, actions) == (before, ())
-        if state.phase in (Phase.NEW, Phase.RESTING, Phase.CLEARING, Phase.ENDING, Phase.ENDED):
+        if state.phase in (Phase.NEW, Phase.ENDING, Phase.ENDED):
             assert not running
+        if state.phase in (Phase.RESTING, Phase.CLEARING):
+            assert running == set(ALL) - set(state.places)
         if state.phase in (Phase.STARTING, Phase.READY, Phase.BROKEN, Phase.DRAINING):
-            assert running
+            assert running == set(ALL)
         if state.phase is Phase.RESTING and before.phase is not Phase.RESTING:
             assert alarm
         if state.phase in (Phase.STARTING, Phase.DRAINING) and before.phase is not state.phase:

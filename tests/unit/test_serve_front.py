@@ -22,16 +22,18 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.fronts import ToyServer, front_of
+from tests.rings import LINK, ring, stage
 from zpptool.errors import ExitCode, ZppError
 from zpptool.serve.balance import Standing
 from zpptool.serve.server import FrontServer
-from zpptool.serve.watch import fetch_status, stage_rows, summary
+from zpptool.serve.status import describe_link
+from zpptool.serve.watch import fetch_status, link_rows, stage_rows, summary
 
 pytestmark = pytest.mark.timeout(60)
 
 STAGE = {
     "stage": 1, "host": "a", "pid": 7, "layers": [2, 4], "phase": "ready", "epoch": 3, "memory": 1 << 20,
-    "rtt_ms": 0.5, "link": {"peer": "stage 0", "bytes_sent": 10, "bytes_received": 2048, "rtt_ms": 0.5},
+    "rtt_ms": 0.5, "link": describe_link(LINK),
 }  # fmt: skip
 
 
@@ -109,14 +111,18 @@ VLLM = (
 
 def test_stock_metrics_pass_and_the_stages_are_told_of(server: ToyServer) -> None:
     server.behave = says(VLLM)
-    with front_of([server], described=[{"stages": [STAGE]}]) as front:
+    rings = {"pipeline 0": ring(stage(0), stage(1, memory_bytes=5))}
+    with front_of([server], described=[{"stages": [STAGE]}], rings=rings) as front:
         text = get(front.url + "/metrics").text
     assert text.startswith(VLLM)
     families = {family.name: family for family in text_string_to_metric_families(text)}
-    [memory] = families["zpp:stage_memory_bytes"].samples
-    assert (memory.labels, memory.value) == ({"replica": "pipeline 0", "stage": "1"}, float(1 << 20))
-    [received] = families["zpp:link_received_bytes"].samples
-    assert (received.labels["peer"], received.value) == ("stage 0", 2048.0)
+    memory = {each.labels["stage"]: each.value for each in families["zpp:stage_memory_bytes"].samples}
+    assert memory == {"head": 0.0, "0": 0.0, "1": 5.0}
+    received = families["zpp:link_received_bytes"].samples
+    assert {each.labels["replica"] for each in received} == {"pipeline 0"}
+    assert [each.value for each in received] == [900.0] * 3
+    [up] = families["zpp:stage_up"].samples
+    assert (up.labels, up.value) == ({"replica": "pipeline 0", "stage": "1"}, 1.0)
     assert families["zpp:pipeline_ready"].samples[0].value == 1.0
 
 
@@ -135,13 +141,15 @@ def test_metrics_of_several_pipelines_are_told_apart() -> None:
 
 def test_the_status_is_what_the_terminal_shows(server: ToyServer) -> None:
     with (
-        front_of([server], described=[{"model": "m", "stages": [STAGE], "restarts": 2}]) as front,
+        front_of([server], described=[{"model": "m", "head": STAGE, "stages": [STAGE], "restarts": 2}]) as front,
         httpx.Client(trust_env=False) as client,
     ):
         status = fetch_status(client, front.url, None)
     assert stage_rows(status) == [
-        ("pipeline 0", "1", "ready", "2-4", "a", "7", "3", "1.0 MiB", "0.50 ms", "10 B", "2.0 KiB")
+        ("pipeline 0", "1", "ready", "2-4", "a", "7", "3", "1.0 MiB", "0.50 ms", "0")
     ]
+    shown = ("connected", "3", "1.50 ms", "4", "10 (1000 B)", "6 (900 B)", "2", "-")
+    assert link_rows(status) == [("pipeline 0", f"{sender} -> stage 2", *shown) for sender in ("head", "stage 1")]
     assert summary(status) == "m: ready, 0 requests under way, 0 waiting, 0 answered, 0 failed"
     [stage] = status["stages"]
     assert {"stage", "pid", "host", "layers", "phase", "epoch", "memory", "rtt_ms", "requests"} <= stage.keys()
@@ -171,9 +179,10 @@ def test_the_page_needs_nothing_from_elsewhere(server: ToyServer) -> None:
 def test_what_the_page_reads_is_in_the_status(server: ToyServer) -> None:
     """Every field that the page's script takes from the status, a pipeline or a stage is one that is there."""
     script = files("zpptool.serve").joinpath("page.html").read_text().partition("<script>")[2]
-    with front_of([server], described=[{"stages": [STAGE]}]) as front:
+    with front_of([server], described=[{"stages": [{**STAGE, "steps": 3}]}]) as front:
         status = get(front.url + "/pipeline/status").json()
-    for name, object_ in (("status", status), ("replica", status["replicas"][0]), ("s", status["stages"][0])):
+    [replica], [stage] = status["replicas"], status["stages"]
+    for name, object_ in (("status", status), ("replica", replica), ("s", stage), ("l", stage["link"])):
         read = set(re.findall(rf"\b{name}\.(\w+)", script))
         assert read, name
         assert read - {"map", "filter", "reduce"} <= object_.keys()

@@ -101,13 +101,22 @@ def test_a_stream_that_begins_with_a_fault(kind: bytes, piece: bytes, is_fault: 
 
 def test_one_servers_metrics_are_passed_on_as_they_are() -> None:
     text = "anything # at all\n\n"
-    assert merged({"a": text}) == text
+    assert merged({"a": text}, "# TYPE y gauge\ny 1\n") == text + "# TYPE y gauge\ny 1\n"
 
 
 def test_merged_metrics_keep_values_and_labels() -> None:
     text = '# TYPE x gauge\nx{a="b,}c"} 1e-3 1700\nx 2\n'
-    assert merged({'p"q': text, "r": ""}) == (
+    assert merged({'p"q': text, "r": ""}, "") == (
         '# TYPE x gauge\nx{replica="p\\"q",a="b,}c"} 1e-3 1700\nx{replica="p\\"q"} 2\n'
+    )
+
+
+def test_what_another_front_tells_of_itself_stands_beside_ones_own() -> None:
+    own = '# TYPE x gauge\nx{replica="p"} 1\n'
+    theirs = '# TYPE x gauge\nx{replica="p",peer="a"} 2\n# TYPE z gauge\nz 3\n'
+    assert merged({"far": theirs}, own) == (
+        '# TYPE x gauge\nx{replica="p"} 1\nx{replica="far",exported_replica="p",peer="a"} 2\n'
+        '# TYPE z gauge\nz{replica="far"} 3\n'
     )
 
 
@@ -193,9 +202,9 @@ def planned(model: Path) -> Callable[..., tuple[PipelineOrder, ...]]:
     def plan(**changes: object) -> tuple[PipelineOrder, ...]:
         wish = {
             "model": model, "pipeline_dir": None, "plan_file": None, "num_stages": 2, "ranges": (),
-            "engine": Engine.TRANSFORMERS, "dtype": "auto", "device": "cpu", "gpu_ids": (), "base_port": None,
-            "api_port": None, "replicas": 1, "served_name": "", "engine_args": (), "start_timeout_s": 1.0,
-            "step_timeout_s": 1.0,
+            "engine": Engine.TRANSFORMERS, "dtype": "auto", "device": "cpu", "gpu_ids": (), "port": 0,
+            "base_port": None, "api_port": None, "replicas": 1, "served_name": "", "engine_args": (),
+            "start_timeout_s": 1.0, "step_timeout_s": 1.0,
         }  # fmt: skip
         return plan_serving(ServeWish(**{**wish, **changes}))  # type: ignore[arg-type]
 
@@ -236,6 +245,9 @@ def test_vllms_stages_share_one_cpus_memory_for_their_caches(planned) -> None:
         ({"gpu_ids": ("0",)}, ExitCode.USAGE, "1 GPUs are given for 1 x 2 stages"),
         ({"base_port": 65534}, ExitCode.ADDRESS, "65535"),
         ({"base_port": 21000, "api_port": 21002}, ExitCode.ADDRESS, "21002"),
+        ({"base_port": 21000, "port": 21002}, ExitCode.ADDRESS, "the front's port 21002"),
+        ({"base_port": 21000, "port": 21005, "replicas": 2}, ExitCode.ADDRESS, "the front's port 21005"),
+        ({"api_port": 21002, "port": 21002}, ExitCode.ADDRESS, "the front's port 21002"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_starts(planned, changes, code: ExitCode, words: str) -> None:

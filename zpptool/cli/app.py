@@ -7,8 +7,11 @@ body, so that `zpptool --help` stays quick and loads no torch.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
@@ -133,10 +136,23 @@ def main() -> NoReturn:
     try:
         app(args=_config_first(words), obj=engine_words, prog_name="zpptool")
     except ZppError as fault:
-        Console(as_json="--json" in words).error(fault)
+        with _last_words():
+            Console(as_json="--json" in words).error(fault)
         sys.exit(fault.exit_code)
     except SystemExit as ended:
         if ended.code == ExitCode.INTERRUPTED:  # typer's word for Ctrl-C
-            print("interrupted", file=sys.stderr)
+            with _last_words():
+                print("interrupted", file=sys.stderr)
         raise
     sys.exit(ExitCode.OK)
+
+
+@contextmanager
+def _last_words() -> Iterator[None]:
+    """What is printed while this lasts may find the terminal gone; the exit code is kept all the same."""
+    try:
+        yield
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (1, 2):
+            os.dup2(nowhere, stream)  # for Python's own flush at the end, which would change the code

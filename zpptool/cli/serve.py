@@ -142,6 +142,7 @@ def serve(
                 dtype=dtype,
                 device=device,
                 gpu_ids=tuple(gpu.strip() for gpu in gpu_ids.split(",")) if gpu_ids else (),
+                port=port,
                 base_port=base_port,
                 api_port=api_port,
                 replicas=replicas,

@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from zpptool.cli.options import JsonOption
 from zpptool.cli.top import DEFAULT_URL, KeyOption, show_front
 from zpptool.console import Console, human_bytes
-from zpptool.errors import ExitCode, usage_error
+from zpptool.errors import ExitCode, ZppError, usage_error
 
 if TYPE_CHECKING:
     from zpptool.pipeline.ring.status import RingStatus, StageStatus
@@ -33,31 +33,37 @@ def status(
 ) -> None:
     """Show every stage and link of the pipelines behind a front, or of the one whose head runs on this machine.
 
-    Without --url and --run-dir: of the head on this machine, else of the front that `zpptool serve` starts by default.
+    Without --url and --run-dir: of the front that `zpptool serve` starts by default, else of the head on this machine.
 
     Exit code 0: it is whole. 6: it is not, and the output says why. 5: nobody answers there.
     """
-    from zpptool.pipeline.ring.status import find_status_paths
-
     if url is not None and run_dir is not None:
         raise usage_error("--url and --run-dir name two pipelines", "Give one of them.")
-    if run_dir is None and (url is not None or not find_status_paths()):
-        _front_status(url or DEFAULT_URL, api_key, as_json)
-    else:
+    told = _front_status(url or DEFAULT_URL, api_key, needed=url is not None) if run_dir is None else None
+    if told is None:
         _head_status(run_dir, timeout, as_json)
-
-
-def _front_status(url: str, api_key: str | None, as_json: bool) -> None:
-    import httpx
-
-    from zpptool.serve.watch import fetch_status
-
-    with httpx.Client(trust_env=False) as client:
-        told = fetch_status(client, url, api_key)
-    told.pop("schema_version", None)
+        return
     Console(as_json=as_json).result(told, lambda out: show_front(out, told))
     if not told["ready"]:
         raise typer.Exit(ExitCode.STAGE)
+
+
+def _front_status(url: str, api_key: str | None, *, needed: bool) -> dict[str, Any] | None:
+    """What the front tells; None where there is no front, and it is not needed as there is a head on this machine."""
+    import httpx
+
+    from zpptool.pipeline.ring.status import find_status_paths
+    from zpptool.serve.watch import fetch_status
+
+    try:
+        with httpx.Client(trust_env=False) as client:
+            told = fetch_status(client, url, api_key)
+    except ZppError as fault:
+        if needed or fault.exit_code is not ExitCode.ADDRESS or not find_status_paths():
+            raise
+        return None
+    told.pop("schema_version", None)
+    return told
 
 
 def _head_status(run_dir: Path | None, timeout: float, as_json: bool) -> None:

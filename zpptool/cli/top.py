@@ -16,6 +16,7 @@ from zpptool.ports import DEFAULT_API_PORT, DEFAULT_HOST
 
 if TYPE_CHECKING:
     from rich.console import Group
+    from rich.table import Table
 
 UrlOption = Annotated[str, typer.Option("--url", metavar="URL", help="The front's address.")]
 KeyOption = Annotated[
@@ -61,27 +62,41 @@ def _screen() -> Iterator[Callable[[dict[str, Any]], None]]:
 
 
 def show_front(out: Console, told: dict[str, Any]) -> None:
-    from zpptool.serve.watch import RIGHT, STAGE_COLUMNS, reasons, stage_rows, summary
+    """A front's status as plain tables."""
+    from zpptool.serve.watch import LINK_COLUMNS, RIGHT, STAGE_COLUMNS, link_rows, reasons, stage_rows, summary
 
     out.table(summary(told), STAGE_COLUMNS, stage_rows(told), right=RIGHT)
+    if links := link_rows(told):
+        out.table("", LINK_COLUMNS, links, right=RIGHT)
     for reason in reasons(told):
         out.line(reason)
 
 
 def _drawn(told: dict[str, Any]) -> Group:
-    import rich.box
     import rich.console
+    import rich.text
+
+    from zpptool.serve.watch import LINK_COLUMNS, STAGE_COLUMNS, link_rows, reasons, stage_rows, summary
+
+    return rich.console.Group(
+        rich.text.Text(summary(told), style="bold"),
+        _table(STAGE_COLUMNS, stage_rows(told)),
+        *([_table(LINK_COLUMNS, links)] if (links := link_rows(told)) else []),
+        *(rich.text.Text(line) for line in reasons(told)),
+    )
+
+
+def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+    import rich.box
     import rich.table
     import rich.text
 
-    from zpptool.serve.watch import RIGHT, STAGE_COLUMNS, reasons, stage_rows, summary
+    from zpptool.serve.watch import RIGHT, WELL
 
     table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
-    for name in STAGE_COLUMNS:
+    for name in columns:
         table.add_column(name, justify="right" if name in RIGHT else "left")
-    for row in stage_rows(told):
-        style = "green" if row[2] == "ready" else "yellow"
+    for row in rows:
+        style = "green" if row[2] in WELL else "yellow"
         table.add_row(*(rich.text.Text(text, style=style if place == 2 else "") for place, text in enumerate(row)))
-    return rich.console.Group(
-        rich.text.Text(summary(told), style="bold"), table, *(rich.text.Text(line) for line in reasons(told))
-    )
+    return table

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import cache
 from types import FrameType
 from typing import NoReturn
 
@@ -20,8 +21,9 @@ PARENT_VARIABLE = "ZPP_PARENT_PID"
 """Tells a child whose child it is, for the parent may have ended before the child can ask."""
 
 
+@cache
 def die_with_parent() -> None:
-    """End this process soon after its parent has ended, however and whenever it ended.
+    """End this process soon after its parent has ended, however and whenever it ended. Asked twice, it is done once.
 
     A process whose parent dies is adopted by another one, so its parent id changes: that is looked at from a thread of
     its own, twice a second. It is asked to end with SIGTERM first.

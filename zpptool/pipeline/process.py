@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -120,20 +120,25 @@ class ProcessGroup:
         """Give the children `SETTLE_S` to end by themselves."""
         _wait_for_all(self.children, SETTLE_S, hurry)
 
-    def stop(self, grace_s: float = STOP_GRACE_S, hurry: Hurry | None = None) -> None:
-        """End all children: SIGTERM, a grace, then SIGKILL for each one's whole process group.
+    def stop(
+        self, grace_s: float = STOP_GRACE_S, hurry: Hurry | None = None, names: Collection[str] | None = None
+    ) -> None:
+        """End all children, or those of these names: SIGTERM, a grace, then SIGKILL for each one's whole process group.
+        Children that were ended so are in the group no more.
 
         The head goes first and may take half of the grace, for it tells all stages, those elsewhere too, that the run
         is over: by way of stage 0. A Ctrl-C cuts the grace short, and so does `hurry`.
         """
-        heads = [child for child in self.children if child.name == HEAD_NAME]
+        those = [child for child in self.children if names is None or child.name in names]
+        heads = [child for child in those if child.name == HEAD_NAME]
         try:
             _terminate(heads, grace_s / 2, hurry)
-            _terminate(self.children, grace_s / 2, hurry)
+            _terminate(those, grace_s / 2, hurry)
         finally:
-            for child in self.children:
+            for child in those:
                 _kill_group(child.popen.pid)
                 child.popen.wait()
+            self.children = [child for child in self.children if child not in those]
 
     def __enter__(self) -> ProcessGroup:
         return self

@@ -21,13 +21,16 @@ from zpptool.pipeline.launch import file_name, private_directory, process_fault,
 from zpptool.pipeline.phases import read_phase
 from zpptool.pipeline.process import STOP_GRACE_S, ProcessGroup
 from zpptool.pipeline.readiness import Readiness
+from zpptool.pipeline.ring.status import RingStatus, status_path
+from zpptool.pipeline.ringwatch import RingWatch
 from zpptool.pipeline.spec import StageSpec
+from zpptool.wire.errors import place_name
 
 POLL_S = 0.05
 SIGNALLED = 128
 """A process that ends itself because of a signal exits with this and the signal's number."""
 MakeSpecs = Callable[[Path], tuple[StageSpec, ...]]
-"""The specs of every stage of one epoch; its argument is a private directory that lives as long as the epoch."""
+"""The specs of every stage of one run; its argument is a private directory that lives as long as the run."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class ProcessView:
     Attributes:
         name: `stage 1`, `head`.
         pid: its process id.
-        phase: what it says it is doing.
+        phase: what it says it is doing, as long as no ring knows.
         running: whether it has not ended.
     """
 
@@ -53,15 +56,17 @@ class PipelineView:
 
     Attributes:
         state: where it stands.
-        specs: of this epoch's stages; none before the first.
-        processes: this epoch's, in the order of their start.
-        restarts: how many times it was started after the first.
+        specs: of this run's stages; none before the first.
+        processes: this run's, in the order of their start.
+        restarts: how many times it, or a part of it, was started after the first.
+        ring: what its head tells of the ring; None where it does not.
     """
 
     state: lc.State
     specs: tuple[StageSpec, ...]
     processes: tuple[ProcessView, ...]
     restarts: int
+    ring: RingStatus | None = None
 
     @property
     def url(self) -> str:
@@ -80,7 +85,7 @@ class Upkeep:
     Attributes:
         make_specs: its stages.
         env: each stage's additions to the environment.
-        log_dir: where its logs go: a directory for each epoch.
+        log_dir: where its logs go: a directory for each start.
         rules: how it is kept up.
     """
 
@@ -116,8 +121,9 @@ class Supervisor:
         self._stops_asked = 0
         self._specs: tuple[StageSpec, ...] = ()
         self._group = ProcessGroup()
-        self._epoch = ExitStack()
+        self._run_of_all = ExitStack()
         self._phase_dir = Path()
+        self._ring: RingWatch | None = None
         self._readiness: Readiness | None = None
         self._fault: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
@@ -146,12 +152,12 @@ class Supervisor:
 
     def view(self) -> PipelineView:
         """The pipeline now. May be called from any thread."""
-        state, phase_dir = self._state, self._phase_dir
+        state, phase_dir, ring = self._state, self._phase_dir, self._ring
         processes = tuple(
             ProcessView(child.name, child.popen.pid, read_phase(phase_dir / file_name(child.name)), not child.ended)
             for child in tuple(self._group.children)
         )
-        return PipelineView(state, self._specs, processes, max(state.epoch - 1, 0))
+        return PipelineView(state, self._specs, processes, max(state.epoch - 1, 0), ring.told if ring else None)
 
     def _run(self) -> None:
         try:
@@ -163,7 +169,7 @@ class Supervisor:
         except BaseException as fault:  # whoever joins is told, and nothing may be left running
             self._fault = fault
         finally:
-            self._end_epoch(at_once=True)
+            self._end(self._upkeep.rules.places, at_once=True)
 
     def _next_event(self) -> lc.Event | lc.Lost | None:
         try:
@@ -171,7 +177,7 @@ class Supervisor:
         except queue.Empty:
             pass
         if self._state.phase in (lc.Phase.BROKEN, lc.Phase.DRAINING) and self._group.any_ended():
-            return lc.Lost(self._cause())
+            return self._lost()
         if self._state.phase in (lc.Phase.STARTING, lc.Phase.READY) and self._group.any_ended():
             return lc.Event.BREAK
         if self._alarm_at is not None and time.monotonic() >= self._alarm_at:
@@ -194,10 +200,10 @@ class Supervisor:
 
     def _do(self, action: lc.Action) -> None:
         match action:
-            case lc.Start():
-                self._start_epoch()
-            case lc.End(at_once=at_once):
-                self._end_epoch(at_once=at_once)
+            case lc.Start(places=places):
+                self._start(places)
+            case lc.End(places=places, at_once=at_once):
+                self._end(places, at_once=at_once)
                 self._inbox.put(lc.Event.GONE)
             case lc.SetAlarm(after_s=after_s):
                 self._alarm_at = time.monotonic() + after_s
@@ -206,36 +212,55 @@ class Supervisor:
             case lc.Drain():
                 self._on_drain()
 
-    def _start_epoch(self) -> None:
-        """Start all processes; one that cannot be started is a loss like any other, found by looking at the group."""
-        scratch = self._epoch.enter_context(private_directory())
-        self._phase_dir = scratch / "phases"
-        self._phase_dir.mkdir()
+    def _start(self, places: tuple[int, ...]) -> None:
+        """Start processes; one that cannot be started is a loss like any other, found by looking at the group."""
         logs = self._upkeep.log_dir / f"epoch-{self._state.epoch}"
-        self._group = ProcessGroup()
         try:
             logs.mkdir(parents=True, exist_ok=True)
-            self._specs = self._upkeep.make_specs(scratch)
+            if not self._group.children:
+                self._begin_run()
             for spec, env in zip(self._specs, self._upkeep.env, strict=True):
-                start_stage(self._group, spec, env, logs, self._phase_dir)
+                start_stage(self._group, spec, env, logs, self._phase_dir, places)
         except (OSError, ZppError) as fault:
             self._inbox.put(lc.Lost(_cause_of(fault, f"the pipeline cannot be started: {fault}")))
             return
         self._readiness = Readiness(self._specs[0])
 
-    def _end_epoch(self, *, at_once: bool) -> None:
+    def _begin_run(self) -> None:
+        scratch = self._run_of_all.enter_context(private_directory())
+        self._phase_dir = scratch / "phases"
+        self._phase_dir.mkdir()
+        self._specs = self._upkeep.make_specs(scratch)
+        self._ring = RingWatch(status_path(self._specs[0].local))
+
+    def _end(self, places: tuple[int, ...], *, at_once: bool) -> None:
         if self._readiness is not None:
             self._readiness.give_up()
             self._readiness = None
-        self._group.stop(0.0 if at_once else STOP_GRACE_S, hurry=self._in_a_hurry)
-        self._epoch.close()
+        names = {place_name(place) for place in places}
+        self._group.stop(0.0 if at_once else STOP_GRACE_S, hurry=self._in_a_hurry, names=names)
+        if not self._group.children:
+            if self._ring is not None:
+                self._ring.stop()
+                self._ring = None
+            self._run_of_all.close()
 
     def _in_a_hurry(self) -> bool:
         return self._stops_asked > 1
 
-    def _cause(self) -> lc.Cause:
-        child = self._group.culprit(hurry=lambda: self._stops_asked > 0)
-        return replace(_cause_of(process_fault(child)), own_reason=_has_own_reason(child.popen.returncode))
+    def _lost(self) -> lc.Lost:
+        """What was lost and why. Where that costs no more than itself, nobody waits for the others to follow."""
+        child = self._group.culprit(hurry=lambda: self._stops_asked > 0 or self._is_lost_alone())
+        own_reason = _has_own_reason(child.popen.returncode)
+        return lc.Lost(replace(_cause_of(process_fault(child)), own_reason=own_reason), self._ended_places())
+
+    def _ended_places(self) -> tuple[int, ...]:
+        ended = {child.name for child in self._group.children if child.ended}
+        return tuple(place for place in self._upkeep.rules.places if place_name(place) in ended)
+
+    def _is_lost_alone(self) -> bool:
+        lost, rules = self._ended_places(), self._upkeep.rules
+        return lc.restarted(self._state, lost, rules) == lost
 
 
 def _has_own_reason(code: int) -> bool:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.applications import Starlette
 
 from zpptool.pipeline import lifecycle as lc
+from zpptool.pipeline.ring.status import RingStatus
 from zpptool.pipeline.supervisor import PipelineView, Supervisor
 from zpptool.serve.balance import Standing
 from zpptool.serve.front import Front, FrontParts
@@ -23,7 +24,8 @@ from zpptool.serve.pool import Pool
 from zpptool.serve.proxy import open_client
 from zpptool.serve.remote import RemotePipeline
 from zpptool.serve.server import FrontServer
-from zpptool.serve.status import describe_pipeline
+from zpptool.serve.status import describe_pipeline, stage_phase
+from zpptool.wire.errors import place_name
 
 if TYPE_CHECKING:
     from zpptool.serve.run import Serving
@@ -43,6 +45,7 @@ class Behind:
         self, serving: Serving, names: Sequence[str], supervisors: Sequence[Supervisor], server: FrontServer
     ) -> None:
         self._serving, self._supervisors, self._server = serving, supervisors, server
+        self._names = tuple(names)
         self._pool = Pool([*names, *serving.upstreams], serving.recovery_deadline_s)
         self._tasks: list[asyncio.Future[None]] = []
 
@@ -68,6 +71,7 @@ class Behind:
             client=client,
             limits=self._serving.limits,
             keys=self._serving.api_keys,
+            rings=self._rings,
         )
         return Front(parts).app()
 
@@ -88,6 +92,11 @@ class Behind:
 
         self._call(lambda: self._tasks.append(asyncio.ensure_future(wait())))
 
+    def _rings(self) -> dict[str, RingStatus]:
+        """What the heads here tell, by the names of their pipelines."""
+        views = [(name, supervisor.view()) for name, supervisor in zip(self._names, self._supervisors, strict=True)]
+        return {name: view.ring for name, view in views if view.ring is not None}
+
     def _call(self, what: Callable[[], object]) -> None:
         """On the loop's thread; a loop that has ended has nobody to tell."""
         with suppress(RuntimeError):
@@ -103,7 +112,7 @@ def standing_of(view: PipelineView) -> Standing:
     state = view.state
     phase = str(state.phase)
     if state.phase is lc.Phase.STARTING:
-        doing = [f"{process.name} {process.phase}" for process in view.processes if process.name.startswith("stage")]
+        doing = [f"{place_name(spec.stage)} {stage_phase(view, spec.stage)}" for spec in view.specs]
         phase = f"{phase}: {', '.join(doing)}" if doing else phase
     return Standing(
         url=view.url,

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from zpptool.console import Console
+from zpptool.pipeline.ring.status import COMPUTING, READY
 from zpptool.pipeline.supervisor import PipelineView
 from zpptool.serve.status import stage_phase
+from zpptool.wire.errors import place_name
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,19 +32,18 @@ class Row:
     pipeline: str
     stage: int
     layers: str
-    pid: int
+    pid: int | None
     phase: str
 
 
 def rows_of(name: str, view: PipelineView) -> list[Row]:
     """The stages of a pipeline, as they are displayed."""
-    processes = {process.name: process for process in view.processes}
+    pids = {process.name: process.pid for process in view.processes}
     rows = []
     for spec in view.specs:
-        process = processes.get(f"stage {spec.stage}")
-        if process is not None:
-            phase = stage_phase(view, process, running=process.running)
-            rows.append(Row(name, spec.stage, str(spec.layers), process.pid, phase))
+        phase = stage_phase(view, spec.stage)
+        steady = READY if phase == COMPUTING else phase  # every step would be a change
+        rows.append(Row(name, spec.stage, str(spec.layers), pids.get(place_name(spec.stage)), steady))
     return rows
 
 
@@ -57,6 +58,10 @@ class Display(Protocol):
         """One line that stays."""
         ...
 
+    def announce(self, text: str) -> None:
+        """The line that is the command's result, on stdout."""
+        ...
+
     def close(self) -> None:
         """Nothing more will be shown."""
         ...
@@ -64,7 +69,7 @@ class Display(Protocol):
 
 def display_for(console: Console) -> Display:
     """A live table where stderr is a terminal, else lines."""
-    return LiveDisplay() if sys.stderr.isatty() and not console.quiet else PlainDisplay(console)
+    return LiveDisplay(console) if sys.stderr.isatty() and not console.quiet else PlainDisplay(console)
 
 
 class PlainDisplay:
@@ -82,12 +87,17 @@ class PlainDisplay:
             if self._shown.get(place) == row.phase or (quiet and self._shown.get(place, "").startswith("loading")):
                 continue
             self._shown[place] = row.phase
-            self.say(f"{row.pipeline}, stage {row.stage} (layers {row.layers}, pid {row.pid}): {row.phase}")
+            pid = f", pid {row.pid}" if row.pid is not None else ""
+            self.say(f"{row.pipeline}, stage {row.stage} (layers {row.layers}{pid}): {row.phase}")
 
     def say(self, text: str) -> None:
         """One line."""
         with suppress(OSError):
             self._console.note(text)
+
+    def announce(self, text: str) -> None:
+        """One line."""
+        self._console.line(text)
 
     def close(self) -> None:
         """Nothing is open."""
@@ -96,10 +106,11 @@ class PlainDisplay:
 class LiveDisplay:
     """A table that is drawn again and again, with the lines that stay above it."""
 
-    def __init__(self) -> None:
+    def __init__(self, console: Console) -> None:
         import rich.console
         import rich.live
 
+        self._console = console
         self._rich = rich.console.Console(stderr=True, highlight=False)
         self._live = rich.live.Live(
             console=self._rich, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
@@ -123,6 +134,13 @@ class LiveDisplay:
         with suppress(OSError):
             self._rich.print(text, markup=False, soft_wrap=True)
 
+    def announce(self, text: str) -> None:
+        """Where stdout is the same terminal, above the table: what anybody else writes there would be drawn over."""
+        if sys.stdout.isatty():
+            self.say(text)
+        else:
+            self._console.line(text)
+
     def close(self) -> None:
         """Leave the last table standing."""
         if self._open:
@@ -141,5 +159,5 @@ def _table(rows: Sequence[Row]) -> Table:
     for row in rows:
         colour = {"ready": "green", "not running": "red"}.get(row.phase, "yellow")
         phase = rich.text.Text(row.phase, style=colour)
-        drawn.add_row(row.pipeline, str(row.stage), row.layers, str(row.pid), phase)
+        drawn.add_row(row.pipeline, str(row.stage), row.layers, "-" if row.pid is None else str(row.pid), phase)
     return drawn

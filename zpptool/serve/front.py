@@ -7,7 +7,7 @@ It is there from the beginning: before anything is loaded the probes and the pag
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from importlib.resources import files
@@ -21,6 +21,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 
+from zpptool.pipeline.ring.metrics import metrics_text
+from zpptool.pipeline.ring.status import RingStatus
 from zpptool.serve.guard import KeyGuard
 from zpptool.serve.metrics import FrontMetrics, merged, status_metrics
 from zpptool.serve.pool import Pool
@@ -50,6 +52,7 @@ class FrontParts:
         client: asks the pipelines.
         limits: what one request may take.
         keys: of the API; none lets everybody in.
+        rings: what the heads of the pipelines that were started here tell of their rings, by the pipelines' names.
     """
 
     pool: Pool
@@ -58,6 +61,7 @@ class FrontParts:
     client: httpx.AsyncClient
     limits: ProxyLimits
     keys: Sequence[str]
+    rings: Callable[[], Mapping[str, RingStatus]]
 
 
 class Front:
@@ -128,7 +132,8 @@ class Front:
         scraped = await asyncio.gather(*(self._scrape(each.standing.url) for each in self._pool.upstreams))
         texts = {each.name: text for each, text in zip(self._pool.upstreams, scraped, strict=True)}
         own = generate_latest(self._metrics.registry) + status_metrics(await self._status(), self._pool)
-        return Response(merged(texts).encode() + own, media_type=CONTENT_TYPE_LATEST)
+        told = own.decode() + metrics_text(self._parts.rings())
+        return Response(merged(texts, told), media_type=CONTENT_TYPE_LATEST)
 
     async def _status(self) -> dict[str, Any]:
         described = await asyncio.gather(*(describe() for describe in self._parts.describe))

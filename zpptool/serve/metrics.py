@@ -18,6 +18,8 @@ from zpptool.serve.pool import Pool
 
 SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 _SAMPLE = re.compile(r"(?P<name>[A-Za-z_:][A-Za-z0-9_:]*)(?:\{(?P<labels>.*)\})?(?P<rest> .*)")
+_TYPE = re.compile(r"^# TYPE (?P<name>\S+) ", re.MULTILINE)
+_REPLICA = re.compile(r"(^|,)replica=")
 _TOKENS = re.compile(r"^(?:vllm|zpp):generation_tokens_total(?:\{.*\})? (?P<value>\S+)", re.MULTILINE)
 
 
@@ -69,7 +71,7 @@ class _Now:
 
 
 def status_metrics(status: Mapping[str, Any], pool: Pool) -> bytes:
-    """The pipeline status as Prometheus text."""
+    """The pipelines as Prometheus text; what their rings tell is not in it."""
     ready = GaugeMetricFamily("zpp:pipeline_ready", "Whether a pipeline is whole.", labels=["replica"])
     restarts = CounterMetricFamily("zpp:pipeline_restarts", "Times it was started again.", labels=["replica"])
     flight = GaugeMetricFamily("zpp:front_in_flight", "Requests that a pipeline is answering.", labels=["replica"])
@@ -78,34 +80,12 @@ def status_metrics(status: Mapping[str, Any], pool: Pool) -> bytes:
         restarts.add_metric([each["replica"]], float(each["restarts"]))
         flight.add_metric([each["replica"]], float(each["requests"]))
     waiting = GaugeMetricFamily("zpp:front_waiting", "Requests that wait for a pipeline.", value=pool.waiting)
-    own = ["replica", "stage"]
-    memory = GaugeMetricFamily("zpp:stage_memory_bytes", "Resident memory of a stage's processes.", labels=own)
-    up = GaugeMetricFamily("zpp:stage_up", "Whether a stage's process runs.", labels=own)
+    up = GaugeMetricFamily("zpp:stage_up", "Whether a stage's process runs.", labels=["replica", "stage"])
     for stage in status["stages"]:
-        labels = [stage["replica"], str(stage["stage"])]
-        up.add_metric(labels, float(stage["pid"] is not None))
-        if stage["memory"] is not None:
-            memory.add_metric(labels, float(stage["memory"]))
+        up.add_metric([stage["replica"], str(stage["stage"])], float(stage["pid"] is not None))
     registry = CollectorRegistry()
-    registry.register(_Now([ready, restarts, flight, waiting, memory, up, *_link_metrics(status)]))
+    registry.register(_Now([ready, restarts, flight, waiting, up]))
     return generate_latest(registry)
-
-
-def _link_metrics(status: Mapping[str, Any]) -> list[Metric]:
-    labels = ["replica", "stage", "peer"]
-    sent = CounterMetricFamily("zpp:link_sent_bytes", "Bytes that a stage has sent on its link.", labels=labels)
-    received = CounterMetricFamily("zpp:link_received_bytes", "Bytes that came on the link.", labels=labels)
-    rtt = GaugeMetricFamily("zpp:link_rtt_seconds", "Round trip time of a link.", labels=labels)
-    for stage in status["stages"]:
-        link = stage.get("link")
-        if not link:
-            continue
-        own = [stage["replica"], str(stage["stage"]), link["peer"]]
-        sent.add_metric(own, float(link["bytes_sent"]))
-        received.add_metric(own, float(link["bytes_received"]))
-        if link["rtt_ms"] is not None:
-            rtt.add_metric(own, link["rtt_ms"] / 1000)
-    return [sent, received, rtt]
 
 
 def generated_tokens(text: str) -> float:
@@ -113,17 +93,19 @@ def generated_tokens(text: str) -> float:
     return sum(float(found["value"]) for found in _TOKENS.finditer(text))
 
 
-def merged(texts: Mapping[str, str]) -> str:
-    """The metrics of several servers as one text.
+def merged(texts: Mapping[str, str], own: str) -> str:
+    """The metrics of the front and of the servers behind it as one text.
 
     Args:
-        texts: what each said, by the name of its pipeline; empty for nothing. A single one is passed on as it is.
+        texts: what each server said, by the name of its pipeline; empty for nothing. A single one is passed on as it
+            is, unless it tells of families of the front's own, as another front does.
+        own: the front's.
     """
-    if len(texts) == 1:
-        return next(iter(texts.values()))
+    if len(texts) == 1 and not (families_of(own) & families_of(*texts.values())):
+        return "".join(texts.values()) + own
     heads: dict[str, list[str]] = {}
     samples: dict[str, list[str]] = {}
-    for replica, text in texts.items():
+    for replica, text in ((None, own), *texts.items()):
         family = ""
         for line in text.splitlines():
             words = line.split(" ", 3)
@@ -133,12 +115,20 @@ def merged(texts: Mapping[str, str]) -> str:
                 if not any(old.startswith(f"# {words[1]} ") for old in known):
                     known.append(line)
             elif (sample := _SAMPLE.fullmatch(line)) is not None:
-                samples.setdefault(family or sample["name"], []).append(_labelled(sample, replica))
+                told = line if replica is None else _labelled(sample, replica)
+                samples.setdefault(family or sample["name"], []).append(told)
     lines = [line for family in {**heads, **samples} for line in (*heads.get(family, ()), *samples.get(family, ()))]
     return "".join(f"{line}\n" for line in lines)
 
 
+def families_of(*texts: str) -> set[str]:
+    """The names of the metrics in Prometheus texts."""
+    return {found["name"] for text in texts for found in _TYPE.finditer(text)}
+
+
 def _labelled(sample: re.Match[str], replica: str) -> str:
+    """A sample with its pipeline's name; one that it has already is kept the way Prometheus keeps it."""
     escaped = replica.replace("\\", "\\\\").replace('"', '\\"')
-    labels = ",".join(part for part in (f'replica="{escaped}"', sample["labels"] or "") if part)
+    given = _REPLICA.sub(r"\1exported_replica=", sample["labels"] or "")
+    labels = ",".join(part for part in (f'replica="{escaped}"', given) if part)
     return f"{sample['name']}{{{labels}}}{sample['rest']}"

@@ -40,6 +40,7 @@ class ServeWish:
     dtype: str
     device: str
     gpu_ids: tuple[str, ...]
+    port: int
     base_port: int | None
     api_port: int | None
     replicas: int
@@ -112,7 +113,7 @@ def plan_serving(wish: ServeWish) -> tuple[PipelineOrder, ...]:
         for number in range(wish.replicas)
     )
     for order in orders:
-        _refuse_taken_ports(order)
+        _refuse_taken_ports(order, wish.port)
     return orders
 
 
@@ -188,9 +189,14 @@ def _replica(
     return PipelineOrder(moved, tuple(env), over_ipc=wish.base_port is None, any_port=wish.api_port is None)
 
 
-def _refuse_taken_ports(order: PipelineOrder) -> None:
+def _refuse_taken_ports(order: PipelineOrder, front_port: int) -> None:
     api_port = order.specs[0].api_port
     links = () if order.over_ipc else order.specs
+    own = {str(api_port) if not order.any_port else "", *(spec.bind.rpartition(":")[2] for spec in links)}
+    if str(front_port) in own:
+        raise address_error(
+            f"the front's port {front_port} is also one of the pipeline's", "Choose another --port, or other ports."
+        )
     places = [StageEndpoints(spec.stage, DEFAULT_HOST, spec.bind, spec.connect) for spec in links]
     places = places or [StageEndpoints(0, DEFAULT_HOST, "", "")]
     if links:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -62,7 +62,9 @@ class RemotePipeline:
             return {}
         if not isinstance(told, Mapping):
             return {}
-        return {"model": told.get("model"), "stages": list(told.get("stages") or ())}
+        behind: Sequence[Mapping[str, Any]] = told.get("replicas") or ({},)
+        head = behind[0].get("head") if len(behind) == 1 else None
+        return {"model": told.get("model"), "head": head, "stages": list(told.get("stages") or ())}
 
     async def _ask(self) -> tuple[bool, str, str | None]:
         """Whether it is ready, its phase, and what keeps it."""

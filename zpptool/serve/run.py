@@ -23,6 +23,7 @@ from zpptool.serve.order import PipelineOrder
 from zpptool.serve.proxy import ProxyLimits
 from zpptool.serve.server import FrontServer, raise_file_limit
 from zpptool.serve.signals import stop_requests
+from zpptool.wire.errors import HEAD
 
 LOOK_S = 0.1
 
@@ -74,7 +75,7 @@ def serve(serving: Serving, console: Console) -> None:
     with FrontServer(serving.host, serving.port, serving.certificate, serving.key) as server:
         try:
             with stop_requests() as stops, log_directory(serving.log_dir) as logs:
-                _Household(serving, display, console, server, logs).run(stops)
+                _Household(serving, display, server, logs).run(stops)
         finally:
             display.close()
     raise KeyboardInterrupt
@@ -83,8 +84,8 @@ def serve(serving: Serving, console: Console) -> None:
 class _Household:
     """Everything that runs, and what ties it together."""
 
-    def __init__(self, serving: Serving, display: Display, console: Console, server: FrontServer, logs: Path) -> None:
-        self._serving, self._display, self._console, self._server, self._logs = serving, display, console, server, logs
+    def __init__(self, serving: Serving, display: Display, server: FrontServer, logs: Path) -> None:
+        self._serving, self._display, self._server, self._logs = serving, display, server, logs
         count = len(serving.orders)
         self._names = [f"pipeline {number}" if count > 1 else "pipeline" for number in range(count)]
         self._supervisors: list[Supervisor] = []
@@ -102,7 +103,7 @@ class _Household:
         self._server.start(self._behind.app)
         self._display.say(f"the front listens at {self._server.url}; the logs are in {self._logs}")
         if not self._supervisors:
-            self._console.line(f"serving {', '.join(self._serving.upstreams)} at {self._server.url}")
+            self._display.announce(f"serving {', '.join(self._serving.upstreams)} at {self._server.url}")
         try:
             for supervisor in self._supervisors:
                 supervisor.start()
@@ -153,7 +154,7 @@ class _Household:
         took = time.monotonic() - self._began
         self._display.say(f"{name}: ready after {took:.1f} s, a token has gone round all {len(view.specs)} stages")
         model = view.specs[0].served_name or view.specs[0].model
-        self._console.line(f"serving {model} at {self._server.url}")
+        self._display.announce(f"serving {model} at {self._server.url}")
 
     def _stop(self, *, again: bool) -> None:
         self._behind.drain()
@@ -186,7 +187,7 @@ class _Household:
     def _supervisor(self, number: int, order: PipelineOrder) -> Supervisor:
         serving, name = self._serving, self._names[number]
         rules = lc.Rules(
-            stages=tuple(range(len(order.specs))),
+            places=(HEAD, *range(len(order.specs))),
             max_restarts=serving.max_restarts,
             start_timeout_s=order.specs[0].start_timeout_s,
             drain_timeout_s=serving.drain_timeout_s,

@@ -109,7 +109,7 @@ class FrontServer:
     async def _serve(self, make_app: Callable[[], Starlette]) -> None:
         config = uvicorn.Config(
             make_app(),
-            log_level="warning",
+            log_level="error",  # a stranger's bytes that are no HTTP are no news
             access_log=False,
             lifespan="on",
             ws="none",

@@ -12,8 +12,12 @@ from zpptool.console import human_bytes
 from zpptool.errors import ZppError, address_error
 
 ASK_S = 10.0
-STAGE_COLUMNS = ("pipeline", "stage", "phase", "layers", "host", "pid", "epoch", "memory", "rtt", "sent", "received")
-RIGHT = ("stage", "pid", "epoch", "memory", "rtt", "sent", "received")
+STAGE_COLUMNS = ("pipeline", "stage", "phase", "layers", "host", "pid", "epoch", "memory", "rtt", "requests")
+LINK_COLUMNS = ("pipeline", "link", "state", "epoch", "rtt", "queue", "sent", "received", "refused", "last error")
+RIGHT = ("stage", "pid", "epoch", "memory", "rtt", "requests", "queue", "sent", "received", "refused")
+
+WELL = frozenset({"ready", "computing", "connected"})
+"""Phases and states that need no attention."""
 
 
 def fetch_status(client: httpx.Client, url: str, key: str | None) -> dict[str, Any]:
@@ -65,12 +69,36 @@ def stage_rows(status: Mapping[str, Any]) -> list[tuple[str, ...]]:
             _or_dash(stage["pid"]),
             str(stage["epoch"]),
             human_bytes(stage["memory"]) if stage["memory"] is not None else "-",
-            f"{stage['rtt_ms']:.2f} ms" if stage["rtt_ms"] is not None else "-",
-            human_bytes(stage["link"]["bytes_sent"]) if stage["link"] else "-",
-            human_bytes(stage["link"]["bytes_received"]) if stage["link"] else "-",
+            _milliseconds(stage["rtt_ms"]),
+            str(stage["requests"]),
         )
         for stage in status["stages"]
     ]
+
+
+def link_rows(status: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """A row for every link that is known, in `LINK_COLUMNS`: for each pipeline the head's, then those of its stages."""
+    rows = []
+    for replica in status["replicas"]:
+        stages = [stage for stage in status["stages"] if stage["replica"] == replica["replica"]]
+        senders = [("head", replica["head"] or {}), *((f"stage {stage['stage']}", stage) for stage in stages)]
+        rows += [_link_row(replica["replica"], name, own["link"]) for name, own in senders if own.get("link")]
+    return rows
+
+
+def _link_row(pipeline: str, sender: str, link: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        pipeline,
+        f"{sender} -> {link['peer']}",
+        link["state"],
+        str(link["epoch"]),
+        _milliseconds(link["rtt_ms"]),
+        str(link["queue"]),
+        f"{link['messages_sent']} ({human_bytes(link['bytes_sent'])})",
+        f"{link['messages_received']} ({human_bytes(link['bytes_received'])})",
+        str(link["refused"]),
+        link["last_error"] or "-",
+    )
 
 
 def reasons(status: Mapping[str, Any]) -> list[str]:
@@ -80,6 +108,10 @@ def reasons(status: Mapping[str, Any]) -> list[str]:
         for replica in status["replicas"]
         if not replica["ready"] and replica["why"]
     ]
+
+
+def _milliseconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f} ms"
 
 
 def _or_dash(value: object) -> str:

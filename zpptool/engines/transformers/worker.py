@@ -27,7 +27,6 @@ from zpptool.engines.transformers.calls import (
 from zpptool.engines.transformers.model import PartialModel, load_part
 from zpptool.engines.transformers.sampling import Sampler
 from zpptool.errors import ZppError
-from zpptool.pipeline import phases
 from zpptool.pipeline.ring.control import Call
 from zpptool.pipeline.ring.node import StageNode
 from zpptool.pipeline.ring.place import say
@@ -77,7 +76,6 @@ class TransformersStage:
         self._part = load_part(spec.directory, spec.stage, spec.ranges, dtype=spec.dtype, device=device_of(spec))
         self._part.on_layer(self._node.pulse.progress)
         say(f"stage {spec.stage}", "loaded")
-        phases.tell_phase(phases.LOADED)
         return b""
 
     def _step(self, number: int, step: Step) -> bytes | None:

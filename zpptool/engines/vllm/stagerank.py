@@ -15,7 +15,6 @@ from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from zpptool.engines.vllm import hooks, kvshare, loader
 from zpptool.engines.vllm.executor import EXECUTE_AND_SAMPLE, RingExecutor
 from zpptool.errors import ZppError
-from zpptool.pipeline import phases
 from zpptool.pipeline.ring.place import say
 from zpptool.pipeline.spec import StageSpec
 
@@ -81,7 +80,6 @@ class StageRank:
         hooks.current_platform.update_block_size_for_backend(self.config)
         if self._rank == 0:
             self._say("loaded")
-            phases.tell_phase(phases.LOADED)
 
     def get_kv_cache_spec(self) -> dict[str, Any]:
         """What each layer of this stage wants of the cache, as if one device held all heads."""

@@ -17,14 +17,11 @@ from zpptool.engines.vllm.group import WirePipelineGroup
 from zpptool.engines.vllm.ranks import Ranks
 from zpptool.engines.vllm.stagerank import StageRank
 from zpptool.errors import ZppError
-from zpptool.pipeline import phases
 from zpptool.pipeline.ring.control import Call
 from zpptool.pipeline.ring.node import StageNode
 from zpptool.pipeline.ring.place import say
 from zpptool.pipeline.spec import StageSpec
 from zpptool.wire.errors import LinkError
-
-WARMING_UP_METHODS = frozenset({"compile_or_warm_up_model", "determine_available_memory"})
 
 
 class StageWorker:
@@ -84,8 +81,6 @@ class StageWorker:
         if call.method == "load_model":
             return self._own.load(WirePipelineGroup(self._node, self._spec))
         args, kwargs = codec.decode(payload)
-        if call.method in WARMING_UP_METHODS:
-            phases.tell_phase(phases.WARMING_UP)
         return self._own.method(call.method)(*args, **kwargs)
 
     def _encoded(self, call: Call, answer: Any) -> bytes:
