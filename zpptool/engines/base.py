@@ -22,6 +22,7 @@ from zpptool.pipeline.child import end_before_long, end_on_sigterm, run_child
 from zpptool.pipeline.ring.control import Call
 from zpptool.pipeline.ring.node import RingOver, StageNode
 from zpptool.pipeline.ring.place import facts_of, say, take_stage_place
+from zpptool.pipeline.ring.setup import History, SetUpOtherwise
 from zpptool.pipeline.ring.status import COMPUTING, LOADING, WARMING_UP
 from zpptool.pipeline.spec import StageSpec, spec_from_argv
 from zpptool.wire.errors import StaleEpoch, WireFault
@@ -104,12 +105,16 @@ def serve_calls(spec: StageSpec, node: StageNode, do: Callable[[Call, bytes], by
     Raises:
         WireFault: (STAGE) the stage before was lost, or did not send what a call needs.
     """
+    history = History()
     try:
         for received in node.calls():
             call = received.control
             assert isinstance(call, Call)
+            work = partial(do, call, received.payload)
+            if call.setup is not None:
+                work = partial(history.answer, call, received.payload, work)
             try:
-                _serve_call(spec, node, call, partial(do, call, received.payload))
+                _serve_call(spec, node, call, work)
             except StaleEpoch:
                 say(f"stage {spec.stage}", f"{call.method} is dropped: its epoch is over")
     except RingOver:
@@ -122,7 +127,7 @@ def _serve_call(spec: StageSpec, node: StageNode, call: Call, do: Callable[[], b
             answer = do()
     except (RingOver, StaleEpoch):
         raise
-    except WireFault as cause:
+    except (WireFault, SetUpOtherwise) as cause:
         node.fail(None, f"{call.method} failed: {cause.message}")
         raise
     except Exception as cause:

@@ -32,6 +32,11 @@ _STAGE_COUNTERS = {
     "stage_steps": ("steps", "Calls that the stage has done."),
     "stage_receive_seconds": ("receive_s", "Time that the stage has waited for the tensors of the one before."),
 }
+_RING_COUNTERS = {
+    "recoveries": ("recoveries", "How often the ring became whole again after a loss."),
+    "recovery_stall_seconds": ("stall_s", "Time that the ring was not whole because of losses."),
+    "recovery_recomputed_tokens": ("recomputed_tokens", "Tokens that had to be computed again because of losses."),
+}
 _STAGE_GAUGES = {
     "stage_memory_bytes": ("memory_bytes", "Resident memory of the stage's process."),
     "stage_beat_age_seconds": ("beat_age_s", "How long the main loop has stood still at its work."),
@@ -55,6 +60,8 @@ class _Told(Collector):
 
     def collect(self) -> Iterator[Metric]:
         places = (self._status.head, *self._status.stages)
+        for name, (field, told) in _RING_COUNTERS.items():
+            yield CounterMetricFamily(PREFIX + name, told, value=getattr(self._status, field))
         yield from _of_places(places)
         yield from _of_links([(_name(place), place.link) for place in places if place.link is not None])
 
