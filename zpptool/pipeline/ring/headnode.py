@@ -33,7 +33,7 @@ from zpptool.pipeline.ring.status import RingStatus, hung
 from zpptool.pipeline.ring.statussocket import StatusSocket
 from zpptool.pipeline.ring.view import RingView
 from zpptool.wire.errors import PeerLost, SequenceError, StaleEpoch, WireError, WireFault
-from zpptool.wire.link import PullLink, PushLink
+from zpptool.wire.link import LinkTimeout, PullLink, PushLink
 from zpptool.wire.messages import HEAD, Kind
 
 CAUSE_S = 0.6
@@ -94,6 +94,7 @@ class HeadNode:
         self._agreed: Mapping[str, str] = {}
         self._gathered: tuple[c.StageFacts, ...] = ()
         self._suspected: tuple[ZppError, float] | None = None
+        self._whole_at = 0.0
         self._closing = threading.Event()
         self._moved = threading.Event()
         self._stopping = False
@@ -312,10 +313,11 @@ class HeadNode:
         drop(calls, epoch - 1, why.message)
         self._suspected = None
         self._recoveries.lost(why)
-        self._note(f"epoch {epoch}: {why.message}; waiting {self._recovery_s:g} s at most for what was lost")
+        self._note(f"epoch {epoch}: {why.message.rstrip('.')}; waiting {self._recovery_s:g} s at most for what was lost")
 
     def _let_in(self) -> None:
         told = self._recoveries.whole(self._state.epoch, self._setups.count)
+        self._whole_at = time.monotonic()
         self._calls.let_in(self._state.epoch)
         self._moved.set()
         if told:
@@ -367,7 +369,7 @@ class HeadNode:
             try:
                 if self._serve_once():
                     return
-            except StaleEpoch:
+            except (StaleEpoch, LinkTimeout):  # what had come was no message, or is none any more
                 continue
             except (PeerLost, SequenceError, WireError) as fault:
                 if self._stopping:
@@ -472,7 +474,9 @@ class HeadNode:
     def _check_beats(self) -> None:
         """Whether a stage stands still while a step is open."""
         steps = self._calls.steps()
-        still = hung(self._view.stages(), self._beat_timeout_s) if steps else None
+        if not steps or time.monotonic() - self._whole_at < self._beat_timeout_s:
+            return  # what was last heard before the ring was whole says nothing
+        still = hung(self._view.stages(), self._beat_timeout_s)
         if still is not None:
             what = f"has not moved for {still.beat_age_s:.1f} s" if still.beat_age_s else "is silent"
             fault = stage_error(

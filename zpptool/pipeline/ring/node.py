@@ -349,8 +349,15 @@ class StageNode:
             ZppError: (STAGE) the time is over.
         """
         self._check_patience()
-        if not self._losses.is_lost(self._sending):
+        if self._losses.is_lost(self._sending):
+            return
+        try:
             self._downstream.check()
+        except PeerLost as lost:
+            if self._recovery_s or not self._joined.is_set():
+                raise
+            self._losses.meet(self._sending, lost)
+            self._tell_head(lost)  # who says what becomes of the run
 
     def _check_patience(self) -> None:
         waited_s, cause = self._losses.waited_s, self._losses.cause
@@ -367,13 +374,9 @@ class StageNode:
 
     def _survives(self, fault: WireFault) -> bool:
         """Whether the stage goes on, in another epoch."""
-        if isinstance(fault, StaleEpoch):
+        if isinstance(fault, StaleEpoch | LinkTimeout):  # what had come was no message, or is none any more
             return True
         if not self._recovery_s:
-            if isinstance(fault, PeerLost) and fault.endpoint == self._downstream.endpoint and self._joined.is_set():
-                if self._losses.meet(self._sending, fault):
-                    self._tell_head(fault)  # who says what becomes of the run
-                return True
             return False
         if isinstance(fault, LinkRefused) and fault.exit_code is ExitCode.STAGE:
             return self._greet_again()

@@ -25,6 +25,8 @@ RECOVERING, BROKEN, STOPPED = "recovering", "broken", "stopped"
 """Phases that only the whole ring has."""
 STEADY_PHASES = frozenset({WAITING, READY, COMPUTING})
 """Phases in which a stage that is well is never silent for long; the others take what time the weights take."""
+APART_S = 1.0
+"""How far apart two stages are heard that one and the same silence keeps back."""
 SUFFIX = ".status"
 _MOST_BYTES = 16 << 20
 
@@ -142,11 +144,13 @@ def hung(stages: Iterable[StageStatus], limit_s: float) -> StageStatus | None:
     """The first stage that gives no sign of life, None when all are well: its main loop computes and has not moved for
     the limit, or nothing was heard of it for so long. A stage that stands still silences those behind it, never those
     before it; one that loads weights or warms up may take its time."""
-    for status in stages:
-        steady = status.phase in STEADY_PHASES
-        if steady and max(status.beat_age_s, status.heard_age_s) > limit_s:
+    steady = [status for status in stages if status.phase in STEADY_PHASES]
+    for status in steady:
+        if status.beat_age_s > limit_s:
             return status
-    return None
+    if all(status.heard_age_s <= limit_s for status in steady):
+        return None
+    return next(status for status in steady if status.heard_age_s > min(limit_s, max(limit_s - APART_S, limit_s / 2)))
 
 
 def phase_of(stages: Iterable[StageStatus], *, gathered: bool, busy: bool) -> str:
