@@ -20,7 +20,7 @@ from zpptool.errors import ExitCode, ZppError
 from zpptool.pipeline import phases
 from zpptool.pipeline.child import end_before_long, end_on_sigterm, run_child
 from zpptool.pipeline.ring.control import Call
-from zpptool.pipeline.ring.node import RingOver, StageNode
+from zpptool.pipeline.ring.node import RingBroken, RingOver, StageNode
 from zpptool.pipeline.ring.place import facts_of, say, take_stage_place
 from zpptool.pipeline.ring.setup import History, SetUpOtherwise
 from zpptool.pipeline.ring.status import COMPUTING, LOADING, WARMING_UP
@@ -63,6 +63,7 @@ def common_facts(spec: StageSpec) -> dict[str, str]:
         "zpptool": zpptool.__version__,
         "model digest": model_digest(spec.directory),
         "plan digest": spec.plan_digest or "none",
+        "recovery": "on" if spec.recovery_deadline_s else "off",
     }
 
 
@@ -129,6 +130,8 @@ def _serve_call(spec: StageSpec, node: StageNode, call: Call, do: Callable[[], b
         raise
     except (WireFault, SetUpOtherwise) as cause:
         node.fail(None, f"{call.method} failed: {cause.message}")
+        if spec.recovery_deadline_s and not isinstance(cause, RingBroken):
+            cause.exit_code = ExitCode.FAILURE  # whoever keeps this stage up starts it anew
         raise
     except Exception as cause:
         _report(spec, node, call, cause)

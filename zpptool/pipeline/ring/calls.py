@@ -66,12 +66,13 @@ class OpenCalls:
             self.whole = epoch
             self._changed.notify_all()
 
-    def enter(self, call: OpenCall, *, epoch: int | None = None) -> tuple[int, int]:
+    def enter(self, call: OpenCall, *, setting_up: int | None = None, only_in: int | None = None) -> tuple[int, int]:
         """Let a call in.
 
         Args:
             call: the call.
-            epoch: of one that sets the ring up; any other call is let in to the epoch in which the ring is whole.
+            setting_up: the epoch of a call that sets the ring up, which need not be whole for it.
+            only_in: the one epoch that any other call is for; by default the one in which the ring is whole.
 
         Returns:
             its number and its epoch.
@@ -83,8 +84,8 @@ class OpenCalls:
         with self._changed:
             if self.fault is not None:
                 raise self.fault
-            entered = self.whole if epoch is None else epoch
-            if entered is None:
+            entered = self.whole if setting_up is None else setting_up
+            if entered is None or only_in not in (None, entered):
                 raise StaleEpoch(f"{call.method} is not let in: the ring is not whole", stage=HEAD)
             number = next(self._numbers)
             call.deadline = time.monotonic() + call.allowed_s

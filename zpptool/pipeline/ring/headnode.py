@@ -159,7 +159,7 @@ class HeadNode:
         self._on_fault = callback
 
     def call(
-        self, method: str, payload: bytes, *, from_all: bool, timeout_s: float | None = None
+        self, method: str, payload: bytes, *, from_all: bool, timeout_s: float | None = None, epoch: int | None = None
     ) -> Future[list[bytes]]:
         """Ask every stage to do something.
 
@@ -169,6 +169,7 @@ class HeadNode:
             from_all: whether every stage's answer is wanted, or only the last one's.
             timeout_s: how long it may take. None for a step: it has the step timeout, and a stage that stands still
                 at it is taken to hang.
+            epoch: the one epoch that the call is for; by default whichever there is.
 
         Returns:
             the payloads of the answers, in the order of the stages (one, when only the last was wanted). It fails with
@@ -181,7 +182,7 @@ class HeadNode:
             allowed_s=self._step_timeout_s if timeout_s is None else timeout_s,
             long=timeout_s is not None,
         )
-        return self._ask(call, payload, None, None)
+        return self._ask(call, payload, only_in=epoch)
 
     def set_up(self, method: str, payload: bytes, *, timeout_s: float) -> Future[list[bytes]]:
         """Ask every stage to do something that it has to have done to take part in anything later.
@@ -256,11 +257,18 @@ class HeadNode:
         self._outward.close()
         self._homeward.close()
 
-    def _ask(self, call: OpenCall, payload: bytes, setup: int | None, epoch: int | None) -> Future[list[bytes]]:
-        """Send a call, in the epoch in which the ring is whole or, for a set-up call, in the one that is given."""
+    def _ask(
+        self,
+        call: OpenCall,
+        payload: bytes,
+        setup: int | None = None,
+        setting_up: int | None = None,
+        only_in: int | None = None,
+    ) -> Future[list[bytes]]:
+        """Send a call: see `OpenCalls.enter`."""
         call.future.set_running_or_notify_cancel()  # from now on it cannot be cancelled: only this node settles it
         try:
-            number, entered = self._calls.enter(call, epoch=epoch)
+            number, entered = self._calls.enter(call, setting_up=setting_up, only_in=only_in)
         except ZppError as fault:
             call.future.set_exception(fault)
             return call.future
@@ -313,7 +321,9 @@ class HeadNode:
         drop(calls, epoch - 1, why.message)
         self._suspected = None
         self._recoveries.lost(why)
-        self._note(f"epoch {epoch}: {why.message.rstrip('.')}; waiting {self._recovery_s:g} s at most for what was lost")
+        self._note(
+            f"epoch {epoch}: {why.message.rstrip('.')}; waiting {self._recovery_s:g} s at most for what was lost"
+        )
 
     def _let_in(self) -> None:
         told = self._recoveries.whole(self._state.epoch, self._setups.count)

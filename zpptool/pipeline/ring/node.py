@@ -229,6 +229,11 @@ class StageNode:
         self._tensors.put(None)
 
     @property
+    def doing(self) -> Standing:
+        """The run and the epoch of the call that is being done."""
+        return self._doing
+
+    @property
     def _standing(self) -> Standing:
         """The run and the epoch that this stage was welcomed to last."""
         party = self._upstream.party
