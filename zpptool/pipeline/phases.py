@@ -20,6 +20,8 @@ STARTING = "starting"
 WAITING = "waiting for the other stages"
 WARMING_UP = "warming up"
 LOADED = "loaded"
+STANDING = frozenset({WARMING_UP, LOADED})
+"""Phases of a process that had come as far as doing its work."""
 
 
 def tell_phase(phase: str) -> None:

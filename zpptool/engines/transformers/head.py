@@ -29,6 +29,7 @@ from zpptool.engines.transformers.calls import (
     encode_step,
 )
 from zpptool.engines.transformers.sampling import SamplingParams
+from zpptool.pipeline import phases
 from zpptool.pipeline.child import end_on_sigterm, run_child
 from zpptool.pipeline.ring.headnode import HeadNode
 from zpptool.pipeline.ring.place import say, take_head_place
@@ -119,6 +120,7 @@ def serve(spec: StageSpec, node: HeadNode, server: ApiServer) -> None:
     model = RingModel(node)
     served = served_model(spec.directory, model.generate, model.is_healthy, spec.served_name or None)
     node.set_up(LOAD_MODEL, b"", timeout_s=spec.start_timeout_s).result()
+    phases.tell_phase(phases.LOADED)
     say("head", f"all stages have loaded their layers; the API is at http://{spec.api_host}:{spec.api_port}")
     server.start(Front(served).app())
     server.wait()

@@ -26,6 +26,7 @@ from zpptool.engines.vllm import codec
 from zpptool.engines.vllm.agreement import agreed_facts
 from zpptool.engines.vllm.restore import LiveRequest
 from zpptool.errors import ZppError
+from zpptool.pipeline import phases
 from zpptool.pipeline.child import die_with_parent
 from zpptool.pipeline.ring.place import say, take_head_place
 from zpptool.pipeline.spec import StageSpec
@@ -70,7 +71,8 @@ class RingExecutor(Executor):
         self._failure_callback: Callable[[], None] | None = None
         spec = msgspec.json.decode(os.environ[SPEC_VARIABLE], type=StageSpec)
         self._spec = spec
-        self._survives = spec.recovery_deadline_s > 0
+        scheduler = self.vllm_config.scheduler_config.get_scheduler_cls()
+        self._survives = spec.recovery_deadline_s > 0 and getattr(scheduler, "outlives_losses", False)
         die_with_parent(at_once=self._survives)  # an orderly end would tell the stages to end, and they are to wait
         self._adapters: dict[int, list[tuple[str, tuple[Any, ...]]]] = {}
         self._held: tuple[SchedulerOutput, Future[Any]] | None = None
@@ -86,6 +88,7 @@ class RingExecutor(Executor):
             self._node.stop(fault.message)
             self._node.close()
             raise
+        phases.tell_phase(phases.LOADED)
         say("head", "all stages have loaded their layers")
         _rings[:] = [self]
 
@@ -248,9 +251,9 @@ _rings: list[RingExecutor] = []
 """The executor of this process: an engine core has one."""
 
 
-def ring_of_this_process() -> RingExecutor:
-    """The ring that the scheduler of this process schedules for."""
-    return _rings[0]
+def ring_of_this_process() -> RingExecutor | None:
+    """The ring that the scheduler of this process schedules for, once its stages have loaded."""
+    return _rings[0] if _rings else None
 
 
 def _is_empty(scheduler_output: SchedulerOutput) -> bool:

@@ -27,6 +27,8 @@ from zpptool.engines.vllm.restore import LiveRequest
 class RecoveringScheduler(Scheduler):
     """vLLM's scheduler, which outlives the loss of a stage."""
 
+    outlives_losses = True
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._times_put_back = 0
@@ -50,7 +52,7 @@ class RecoveringScheduler(Scheduler):
             ZppError: (STAGE) the ring has not become whole in time.
         """
         ring = executor.ring_of_this_process()
-        while ring.wants_restoring():
+        while ring is not None and ring.wants_restoring():
             self._put_all_back()
             ring.restore(self._live_requests())
 
