@@ -102,6 +102,16 @@ BeatTimeoutOption = Annotated[
     typer.Option("--beat-timeout", metavar="S", min=1, help="Seconds that a stage may stand still at a step."),
 ]
 
+RecoveryDeadlineOption = Annotated[
+    float,
+    typer.Option(
+        "--recovery-deadline",
+        metavar="S",
+        min=0,
+        help="Seconds that a lost stage may take to come back while requests wait; 0: a loss ends the pipeline.",
+    ),
+]
+
 
 def on_command_line(name: str) -> bool:
     """Whether a parameter of the running command was typed; else it comes from environment, file or default."""

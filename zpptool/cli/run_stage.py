@@ -20,6 +20,7 @@ from zpptool.cli.options import (
     KeysOption,
     ModelOption,
     RangesOption,
+    RecoveryDeadlineOption,
     StartTimeoutOption,
     StepTimeoutOption,
     TensorParallelOption,
@@ -140,6 +141,7 @@ def run_stage(
     trace: TraceOption = None,
     beat_timeout: BeatTimeoutOption = 60.0,
     wire_codec: WireCodecOption = WireCodec.NONE,
+    recovery_deadline: RecoveryDeadlineOption = 120.0,
     stage_mode: Annotated[str, typer.Option("--pipeline-stage-mode", hidden=True)] = "external",
     external_worker: Annotated[bool, typer.Option("--external-pp-worker", hidden=True)] = False,
 ) -> None:
@@ -219,6 +221,7 @@ def run_stage(
         trace=str(trace.resolve()) if trace is not None else "",
         keys=str(key_path(keys, spec.stage).resolve()) if keys else "",
         insecure=insecure,
+        recovery_deadline_s=recovery_deadline,
     )
     if headless and spec.is_first:
         spec = msgspec.structs.replace(spec, headless=True, local=head_endpoint(spec.connect, head_addr))

@@ -22,8 +22,11 @@ PARENT_VARIABLE = "ZPP_PARENT_PID"
 
 
 @cache
-def die_with_parent() -> None:
+def die_with_parent(*, at_once: bool = False) -> None:
     """End this process soon after its parent has ended, however and whenever it ended. Asked twice, it is done once.
+
+    Args:
+        at_once: end it without any order, like a crash.
 
     A process whose parent dies is adopted by another one, so its parent id changes: that is looked at from a thread of
     its own, twice a second. It is asked to end with SIGTERM first.
@@ -33,6 +36,8 @@ def die_with_parent() -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(PARENT_POLL_S)
+        if at_once:
+            os._exit(ExitCode.STAGE)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(EXIT_GRACE_S)
         os._exit(ExitCode.STAGE)

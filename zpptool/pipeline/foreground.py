@@ -1,16 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One stage in the foreground: its processes share this terminal, and end together, whatever ends the first."""
+"""One stage in the foreground: its processes share this terminal, and end together, whatever ends the first.
+
+Where the loss of a stage is survived, a process that was killed or has failed is started again, alone: the others keep
+what they have, and the ring takes it in.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
 from zpptool.console import Console
-from zpptool.pipeline.launch import check_engine, private_directory, process_fault, start_stage
-from zpptool.pipeline.process import ProcessGroup
+from zpptool.pipeline.launch import check_engine, file_name, private_directory, process_fault, start_stage
+from zpptool.pipeline.lives import Lives
+from zpptool.pipeline.phases import LOADED, read_phase
+from zpptool.pipeline.process import POLL_S, Child, ProcessGroup
 from zpptool.pipeline.spec import StageSpec
 
 
@@ -29,11 +36,30 @@ def run_in_foreground(spec: StageSpec, env: Mapping[str, str], console: Console)
             f"stage {spec.stage} of {spec.num_stages}, layers {spec.layers} of {spec.model} on {spec.engine}:"
             f" binds {spec.bind}, {_who_connects(spec)}"
         )
-        start_stage(group, spec, env)
-        ended = group.wait_for_end()
+        start_stage(group, spec, env, phase_dir=directory)
+        ended = _wait(group, spec, console, directory)
         if ended.popen.returncode != 0:
             raise process_fault(ended)
         console.note(f"{ended.name} has ended")
+
+
+def _wait(group: ProcessGroup, spec: StageSpec, console: Console, phase_dir: Path) -> Child:
+    """Stay until a process ends for good; see `ProcessGroup.culprit`."""
+    lives = Lives()
+    while spec.recovery_deadline_s:
+        ended = next((child for child in group.children if child.ended), None)
+        if ended is None:
+            time.sleep(POLL_S)
+            continue
+        told = phase_dir / file_name(ended.name)
+        rest_s = lives.rest_s(ended.name, ended.popen.returncode, stood=read_phase(told) == LOADED)
+        told.unlink(missing_ok=True)
+        if rest_s is None:
+            break
+        console.warn(f"{ended.name} {ended.how_it_ended()}; it is started again")
+        time.sleep(rest_s)
+        group.start_again(ended)
+    return group.wait_for_end()
 
 
 def _who_connects(spec: StageSpec) -> str:

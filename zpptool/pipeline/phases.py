@@ -20,6 +20,8 @@ WIDTH = 64
 STARTING = "starting"
 WAITING = "waiting for the other stages"
 LOADING = "loading"
+LOADED = "loaded"
+"""The phase of a process that has come as far as doing its work."""
 
 
 def tell_phase(phase: str) -> None:

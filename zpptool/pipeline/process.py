@@ -75,13 +75,16 @@ class ProcessGroup:
 
     def __init__(self) -> None:
         self.children: list[Child] = []
+        self._told: dict[str, tuple[Sequence[str], Mapping[str, str]]] = {}
 
     def start(self, name: str, argv: Sequence[str], env: Mapping[str, str], log: Path | None = None) -> Child:
         """Start one child; its output goes to `log`, or to this process's output where that is None.
 
         It is told whose child it is, and ends when this process does: see `die_with_parent`.
         """
-        output = log.open("wb") if log else None
+        again = name in self._told
+        self._told[name] = argv, env
+        output = log.open("ab" if again else "wb") if log else None
         try:
             popen = subprocess.Popen(
                 argv,
@@ -97,6 +100,13 @@ class ProcessGroup:
         child = Child(name, popen, log)
         self.children.append(child)
         return child
+
+    def start_again(self, child: Child) -> Child:
+        """Start anew what has ended; what that may have left running is killed first. Its log goes on."""
+        _kill_group(child.popen.pid)
+        self.children.remove(child)
+        argv, env = self._told[child.name]
+        return self.start(child.name, argv, env, child.log)
 
     def any_ended(self) -> bool:
         """Whether a child has ended."""

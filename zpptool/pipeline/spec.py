@@ -41,6 +41,7 @@ class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         insecure: whether links that strangers can reach may go without keys.
         wire_codec: whether its sending link compresses.
         served_name: what requests call the model; empty for the directory that the head reads.
+        recovery_deadline_s: how long a lost stage may take to come back; 0 where a loss ends the pipeline.
         headless: stage 0 only: its head is not started with it, but is a script that `local` leads to.
     """
 
@@ -67,6 +68,7 @@ class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     wire_codec: WireCodec = WireCodec.NONE
     served_name: str = ""
     headless: bool = False
+    recovery_deadline_s: float = 0.0
 
     @property
     def num_stages(self) -> int:

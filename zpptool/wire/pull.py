@@ -16,7 +16,7 @@ from zpptool.wire.credit import Debt, Window
 from zpptool.wire.deadline import Deadline
 from zpptool.wire.endpoint import Endpoint
 from zpptool.wire.errors import LinkRefused, SequenceError, StaleEpoch, WireError, WireFault, place_name
-from zpptool.wire.greeting import unfit
+from zpptool.wire.greeting import of_other_runs, unfit
 from zpptool.wire.inbound import Inbound
 from zpptool.wire.messages import Kind, Limits, Message
 from zpptool.wire.parcel import largest_part
@@ -48,6 +48,7 @@ class PullLink(Endpoint):
         shared_memory: bool = True,
         context: Context | None = None,
         safety: Safety | None = None,
+        follows: bool = False,
     ) -> None:
         """Open the link.
 
@@ -62,11 +63,12 @@ class PullLink(Endpoint):
             shared_memory: whether a sender on this host may use shared memory for large frames.
             context: a ZeroMQ context to share; by default the link has its own, and an I/O thread with it.
             safety: the keys of both ends, without which an address that strangers can reach is refused.
+            follows: whether this end goes with its sender into another run, and bears with one that was lost.
 
         Raises:
             ZppError: the endpoint cannot be used, or not without keys (exit 5).
         """
-        self._greeted = False
+        self._follows = follows
         self._was_cut = False
         self._refusal: LinkRefused | None = None
         self._hold: str | None = None
@@ -149,6 +151,10 @@ class PullLink(Endpoint):
             return got
         finally:
             self._leave()
+
+    def greet_again(self) -> None:
+        """Forget that one side has refused this link, and greet anew. Never waits."""
+        self._post(self._forget_refusal)
 
     def interrupt(self) -> None:
         """Have the `poll` under way, or else the next one, return at once."""
@@ -238,14 +244,17 @@ class PullLink(Endpoint):
 
     def _be_welcomed(self, word: Welcome, session: int) -> None:
         theirs = word.party
-        refused = unfit(theirs, self.party, self._awaited)
-        if refused is None and self.sequence >= 0 and theirs.epoch == self.party.epoch:
+        refused = unfit(theirs, self.party, self._awaited, follows=self._follows)
+        same_run = not of_other_runs(theirs, self.party)
+        if refused is None and same_run and self.sequence >= 0 and theirs.epoch == self.party.epoch:
+            if self._follows:
+                raise self.lost()
             refused = Refused(f"messages of epoch {theirs.epoch} came before; another epoch has to begin", plan=False)
         if refused is not None:
             self._say(refused)
             self._refuse(f"{self.peer} is refused", refused.reason, plan=refused.plan)
             return
-        if theirs.epoch < self.party.epoch:
+        if same_run and theirs.epoch < self.party.epoch:
             raise self._made(
                 StaleEpoch, f"{self.peer} welcomes to epoch {theirs.epoch} at {self.endpoint}, and that is over"
             )
@@ -258,6 +267,10 @@ class PullLink(Endpoint):
             self._note(f"{self.peer} ({self.endpoint}) sends through the socket: {trouble}")
         self._hold = None
         self._on_welcome(theirs.run_id, theirs.epoch)
+
+    def _forget_refusal(self) -> None:
+        self._refusal = None
+        self._reconnect()
 
     def _refuse(self, who: str, reason: str, *, plan: bool) -> None:
         self._refusal = self._refused_by(who, reason, plan=plan)

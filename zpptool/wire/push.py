@@ -120,6 +120,7 @@ class PushLink(Endpoint):
         shared_memory: bool = True,
         context: Context | None = None,
         safety: Safety | None = None,
+        follows: bool = False,
     ) -> None:
         """Open the link.
 
@@ -136,11 +137,13 @@ class PushLink(Endpoint):
             shared_memory: whether a peer on this host may be sent large frames through shared memory.
             context: a ZeroMQ context to share; by default the link has its own, and an I/O thread with it.
             safety: the keys of both ends, without which an address that strangers can reach is refused.
+            follows: whether a peer that took part in another run comes over to this one.
 
         Raises:
             ZppError: the endpoint cannot be used, or not without keys (exit 5).
         """
         self._session: _Session | None = None
+        self._follows = follows
         self._credit = Credit(Window())
         self._was_lost = False
         self._refusal: LinkRefused | None = None
@@ -215,6 +218,7 @@ class PushLink(Endpoint):
         *,
         source: int | None = None,
         epoch: int | None = None,
+        run_id: str | None = None,
         timeout_s: float,
     ) -> Sent:
         """Hand one message to ZeroMQ, waiting while there is no peer or its window is used up.
@@ -225,6 +229,7 @@ class PushLink(Endpoint):
         Args:
             source: the place the message comes from; by default this link's.
             epoch: the epoch that the message belongs to; by default the link's.
+            run_id: the run that it belongs to; by default the link's.
 
         Raises:
             LinkTimeout: no peer, or a peer that takes nothing, until the deadline. Nothing was sent.
@@ -243,9 +248,8 @@ class PushLink(Endpoint):
             while True:
                 session = self._session
                 if session is None or self._chores or not self._credit.allows(nbytes):
-                    session = self._await_room(nbytes, deadline)
-                if epoch is not None and epoch != self.party.epoch:
-                    raise self._made(StaleEpoch, f"a message of epoch {epoch} is not for {self.peer} ({self.endpoint})")
+                    session = self._await_room(nbytes, deadline, epoch, run_id)
+                self._refuse_stale(epoch, run_id)
                 sequence = self._credit.sent
                 place = self.stage if source is None else source
                 envelope = Envelope(kind, place, self.party.epoch, sequence, session.number)
@@ -280,10 +284,11 @@ class PushLink(Endpoint):
         if self._refusal is not None:
             raise self._refusal
 
-    def _await_room(self, nbytes: int, deadline: Deadline) -> _Session:
-        """The session, when there is one and a message of that size may be sent in it."""
+    def _await_room(self, nbytes: int, deadline: Deadline, epoch: int | None, run_id: str | None) -> _Session:
+        """The session, when there is one and a message of that size, epoch and run may be sent in it."""
         if self._chores:
             self._catch_up()
+        self._refuse_stale(epoch, run_id)
         if self._session and self._credit.allows(nbytes):
             return self._session
         began = time.monotonic()
@@ -296,9 +301,15 @@ class PushLink(Endpoint):
                     self._hear()
                 else:
                     self._wait(deadline)
+                self._refuse_stale(epoch, run_id)
         finally:
             self.tally.wait_s += time.monotonic() - began
         return self._session
+
+    def _refuse_stale(self, epoch: int | None, run_id: str | None) -> None:
+        """Raise `StaleEpoch` for a message of an epoch or a run that is not the link's."""
+        if epoch not in (None, self.party.epoch) or run_id not in (None, self.party.run_id):
+            raise self._made(StaleEpoch, f"a message of epoch {epoch} is not for {self.peer} ({self.endpoint})")
 
     def _hand_over(
         self, session: _Session, envelope: Envelope, header: bytes, frames: Sequence[Buffer], nbytes: int
@@ -382,7 +393,7 @@ class PushLink(Endpoint):
         self._probe()
         if self._session and self._session.guest.identity == guest.identity:
             return  # he greets twice where the connection broke before his greeting had left
-        standing = Standing(taken=self._session is not None, spent=self._credit.sent > 0)
+        standing = Standing(self._session is not None, self._credit.sent > 0, self._follows)
         theirs = guest.hello.party
         answer = judge(theirs, self.party, self._awaited, standing)
         match answer:

@@ -64,7 +64,9 @@ PARTITION_VARIABLE = "VLLM_PP_LAYER_PARTITION"
 """vLLM's own variable; it holds layer counts."""
 
 BALANCED_SCHEDULER = "zpptool.engines.vllm.balance.BalancedScheduler"
-"""Schedules unless the user names another `--scheduler-cls`; by its name, for vLLM imports it where it schedules."""
+RECOVERING_SCHEDULER = "zpptool.engines.vllm.scheduler.RecoveringScheduler"
+"""Schedule, for several stages and for one, unless the user names another `--scheduler-cls`; by their names, for vLLM
+imports them where it schedules."""
 
 __all__ = [
     "control_classes",
@@ -166,8 +168,8 @@ def serve_arguments(
     refuse_what_stages_do_not_do(args)
     if executor_class is not None:
         args.distributed_executor_backend = executor_class
-        if args.scheduler_cls is None and spec.num_stages > 1:
-            args.scheduler_cls = BALANCED_SCHEDULER
+        if args.scheduler_cls is None:
+            args.scheduler_cls = BALANCED_SCHEDULER if spec.num_stages > 1 else RECOVERING_SCHEDULER
     validate_parsed_serve_args(args)
     return args
 

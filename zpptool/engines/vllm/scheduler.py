@@ -11,6 +11,9 @@ All of it happens on the engine core's own thread, between two steps, where noth
 
 from __future__ import annotations
 
+from collections import deque
+from typing import Any
+
 from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutputs
@@ -24,28 +27,49 @@ from zpptool.engines.vllm.restore import LiveRequest
 class RecoveringScheduler(Scheduler):
     """vLLM's scheduler, which outlives the loss of a stage."""
 
+    outlives_losses = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._times_put_back = 0
+        self._in_flight_since: deque[int] = deque()
+
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         """The next step, of a ring that is whole.
 
         Raises:
             ZppError: (STAGE) the ring has not become whole in time.
         """
+        self.become_whole()
+        output = super().schedule(throttle_prefills)
+        self._in_flight_since.append(self._times_put_back)
+        return output
+
+    def become_whole(self) -> None:
+        """See that the ring is whole and that its stages know what is live.
+
+        Raises:
+            ZppError: (STAGE) the ring has not become whole in time.
+        """
         ring = executor.ring_of_this_process()
-        while ring.wants_restoring():
+        while ring is not None and ring.wants_restoring():
             self._put_all_back()
             ring.restore(self._live_requests())
-        return super().schedule(throttle_prefills)
 
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
-        """Take in what a step has computed; a step that was lost with a stage has computed nothing."""
+        """Take in what a step has computed; a step that was lost with a stage has computed nothing. Steps come back in
+        the order in which they were made, so one that was lost may follow a loss that is dealt with already."""
+        since = self._in_flight_since.popleft()
         if model_runner_output is executor.LOST:
-            self._put_all_back()
+            if since == self._times_put_back:
+                self._put_all_back()
             model_runner_output = EMPTY_MODEL_RUNNER_OUTPUT
         return super().update_from_output(scheduler_output, model_runner_output)
 
     def _put_all_back(self) -> None:
+        self._times_put_back += 1
         self.reset_prefix_cache(reset_running_requests=True)
         self.reset_encoder_cache()
 

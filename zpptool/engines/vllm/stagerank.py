@@ -13,7 +13,8 @@ from typing import Any
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 
 from zpptool.engines.vllm import hooks, kvshare, loader
-from zpptool.engines.vllm.executor import EXECUTE_AND_SAMPLE, RingExecutor
+from zpptool.engines.vllm.executor import EXECUTE_AND_SAMPLE, RESTORE_REQUESTS, RingExecutor
+from zpptool.engines.vllm.restore import LiveRequest, restore_requests
 from zpptool.errors import ZppError
 from zpptool.pipeline.ring.place import say
 from zpptool.pipeline.spec import StageSpec
@@ -30,7 +31,7 @@ WORKER_METHODS = frozenset(
 )  # fmt: skip
 """What the head may ask of a vLLM worker; anything else is refused by name."""
 OWN_METHODS = frozenset(
-    {"initialize_from_config", "get_kv_cache_spec", "determine_available_memory", EXECUTE_AND_SAMPLE}
+    {"initialize_from_config", "get_kv_cache_spec", "determine_available_memory", EXECUTE_AND_SAMPLE, RESTORE_REQUESTS}
 )
 """What is asked of this class, which asks the worker."""
 
@@ -102,6 +103,10 @@ class StageRank:
         """One step: the forward pass of this stage's layers and, on the last stage, its tokens."""
         output = self.worker.execute_model(scheduler_output)
         return self.worker.sample_tokens(grammar_output) if output is None else output
+
+    def restore_requests(self, requests: list[LiveRequest]) -> None:
+        """Forget every request, and take in these, none of them computed."""
+        restore_requests(self.worker, requests)
 
     def _say(self, text: str) -> None:
         say(f"stage {self._spec.stage}", text)

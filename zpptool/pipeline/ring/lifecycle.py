@@ -116,9 +116,12 @@ class GiveUp:
 Action = CallTheRoll | BeginEpoch | Admit | LetIn | GiveUp
 
 
-def begin(*, may_recover: bool) -> RingState:
-    """A ring of which nothing is known yet. Its links are opened in epoch 1."""
-    return RingState(Phase.GATHERING, 1, may_recover)
+FIRST_EPOCH = 1
+
+
+def begin(epoch: int = FIRST_EPOCH, *, may_recover: bool) -> RingState:
+    """A ring of which nothing is known yet. Its links are opened in this epoch."""
+    return RingState(Phase.GATHERING, epoch, may_recover)
 
 
 def react(state: RingState, event: Event) -> tuple[RingState, Action | None]:

@@ -33,6 +33,11 @@ _STAGE_COUNTERS = {
     "stage_steps": ("steps", "Calls that the stage has done."),
     "stage_receive_seconds": ("receive_s", "Time that the stage has waited for the tensors of the one before."),
 }
+_RING_COUNTERS = {
+    "recoveries": ("recoveries", "How often the ring became whole again after a loss."),
+    "recovery_stall_seconds": ("stall_s", "Time that the ring was not whole because of losses."),
+    "recovery_recomputed_tokens": ("recomputed_tokens", "Tokens that had to be computed again because of losses."),
+}
 _STAGE_GAUGES = {
     "stage_memory_bytes": ("memory_bytes", "Resident memory of the stage's process."),
     "stage_beat_age_seconds": ("beat_age_s", "How long the main loop has stood still at its work."),
@@ -55,6 +60,11 @@ class _Told(Collector):
         self._rings = rings
 
     def collect(self) -> Iterator[Metric]:
+        for name, (field, told) in _RING_COUNTERS.items():
+            counter = CounterMetricFamily(PREFIX + name, told, labels=["replica"])
+            for replica, ring in self._rings.items():
+                counter.add_metric([replica], getattr(ring, field))
+            yield counter
         places = [(name, place) for name, ring in self._rings.items() for place in (ring.head, *ring.stages)]
         yield from _of_places([([name, _name(place)], place) for name, place in places])
         links = [([name, _name(place)], place.link) for name, place in places]

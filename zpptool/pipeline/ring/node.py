@@ -7,6 +7,9 @@ queues, one for control and one for tensors. A call goes down the ring ahead of 
 queues keep the order of the link, so the n-th call that wants tensors and the n-th tensor message belong together.
 
 Both queues are bounded in fact by what the head keeps in flight: it starts no new step before an old one is answered.
+
+Where losses are survived, a neighbour that has gone ends the epoch and nothing else: the head is told, whoever waits
+for something of that epoch is woken with `StaleEpoch`, and the stage waits to be welcomed to the next one.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -22,18 +26,25 @@ import msgspec
 
 from zpptool.errors import ExitCode, ZppError, invalid_error, stage_error
 from zpptool.pipeline.ring import control as c
+from zpptool.pipeline.ring.loss import Losses, Standing
 from zpptool.pipeline.ring.neighbour import POLL_S, Delivery
 from zpptool.pipeline.ring.pulse import Beat, Pulse, own_status
 from zpptool.pipeline.ring.status import StageStatus, aged
 from zpptool.wire import tensors
 from zpptool.wire.consistency import TensorSchema
 from zpptool.wire.deadline import Deadline
-from zpptool.wire.errors import WireError, WireFault
-from zpptool.wire.link import LinkError, LinkTimeout, PeerLost, PullLink, PushLink, StaleEpoch
-from zpptool.wire.messages import Kind, Message
+from zpptool.wire.errors import SequenceError, WireError, WireFault
+from zpptool.wire.link import LinkError, LinkRefused, LinkTimeout, PeerLost, PullLink, PushLink, Sent, StaleEpoch
+from zpptool.wire.messages import Buffer, Kind, Message
 
 REMIND_S = 20.0
 """How often a stage that waits for the ring to close says so again."""
+PATIENCE_S = 10.0
+"""How much longer than the head a stage waits for a ring that is not whole: the head knows more of why it is not."""
+REGREET_S = 0.3
+"""How long a stage that was refused waits before it greets again: the one before it may still hold on to another."""
+RELAY_S = 0.005
+"""How long a relayed message may wait for room at once; after that it waits aside, and nobody for it."""
 
 _Wanted = TypeVar("_Wanted")
 
@@ -58,6 +69,8 @@ class StageNode:
         step_timeout_s: how long to wait for the tensors of a step, and for a neighbour to take a message.
         note: is told, in words, what this stage waits for.
         layers: the half-open range that it owns.
+        recovery_s: how long the head waits for a lost stage; 0 where a loss ends the run.
+        beat_timeout_s: how long the main loop may stand still at a call of an epoch that is over.
 
     Attributes:
         stage: its place.
@@ -75,6 +88,8 @@ class StageNode:
         step_timeout_s: float,
         note: Callable[[str], None],
         layers: tuple[int, int] | None = None,
+        recovery_s: float = 0.0,
+        beat_timeout_s: float = 60.0,
     ) -> None:
         self.stage = stage
         self.pulse = Pulse()
@@ -89,13 +104,18 @@ class StageNode:
         self._start_timeout_s = start_timeout_s
         self._step_timeout_s = step_timeout_s
         self._note = note
-        self._control: queue.SimpleQueue[c.Received | ZppError] = queue.SimpleQueue()
-        self._tensors: queue.SimpleQueue[Message | ZppError | None] = queue.SimpleQueue()
-        self._doing = 0
+        self._recovery_s = recovery_s
+        self._beat_timeout_s = beat_timeout_s
+        self._losses = Losses()
+        self._backlog: deque[tuple[Standing, int, Message]] = deque()
+        self._facts: c.StageFacts | None = None
+        self._refused_since: float | None = None
+        self._control: queue.SimpleQueue[tuple[Standing, c.Received] | ZppError] = queue.SimpleQueue()
+        self._tensors: queue.SimpleQueue[tuple[Standing, Message] | ZppError | None] = queue.SimpleQueue()
+        self._doing = Standing("", 0)
         self._over: ZppError | None = None
         self._on_over: Callable[[ZppError], None] = lambda _why: None
         self._rumour: str | None = None
-        self._told_of_loss = False
         self._joined = threading.Event()
         self._closing = threading.Event()
         upstream.on_welcome(self._begin)
@@ -109,17 +129,15 @@ class StageNode:
         Raises:
             ZppError: (INVALID) the head refuses the pipeline; (STAGE) a neighbour or the verdict did not come in time.
         """
+        self._facts = facts
         self._thread.start()
         self._beat.start()
         self._note(f"waiting for {self._upstream.peer} at {self._upstream.endpoint}")
-        roll = self._await(c.RollCall, f"the roll call from {self._upstream.peer}")
-        self._note(f"waiting for {self._downstream.peer} to connect to {self._downstream.endpoint}")
-        self._send(c.RollCall(stages=(*roll.stages, facts)), timeout_s=self._start_timeout_s)
+        self._await(c.RollCall, f"the roll call from {self._upstream.peer}")
         self._note("waiting for the head's verdict on the roll call")
         verdict = self._await(c.Verdict, "the head's verdict on the roll call")
         self._joined.set()
-        if verdict.reasons:
-            raise invalid_error("the head refuses this pipeline: " + "; ".join(verdict.reasons))
+        self._hear_verdict(verdict)
 
     def on_over(self, callback: Callable[[ZppError], None]) -> None:
         """Have `callback` called once, from the receiving thread, when the run is over, and told why."""
@@ -139,8 +157,14 @@ class StageNode:
             except RingOver as over:
                 self._note(over.message)
                 return
-            if isinstance(received.control, c.Call):
-                yield received
+            match received.control:
+                case c.Call():
+                    yield received
+                case c.RollCall() as roll:
+                    with suppress(StaleEpoch):  # then another roll is called
+                        self._answer_roll(roll)
+                case c.Verdict() as verdict:
+                    self._hear_verdict(verdict)
 
     def reply(self, call: c.Call, payload: bytes) -> None:
         """Answer a call, if this stage's answer is wanted; raises `StaleEpoch` when the call's epoch is over."""
@@ -151,7 +175,8 @@ class StageNode:
         """Tell the head that this stage cannot go on (with `call`, if one was being done)."""
         number = call.number if call else None
         told = f"stage {self.stage}: {message}"
-        self._send(c.Fault(stage=self.stage, number=number, message=told, detail=detail))
+        lost = self._doing.epoch if call is None and self._recovery_s else None
+        self._send(c.Fault(stage=self.stage, number=number, message=told, detail=detail, lost=lost))
 
     def send_tensors(self, header: bytes, frames: list[memoryview]) -> Callable[[], None]:
         """Send a packed tensor dict to the next stage.
@@ -163,10 +188,7 @@ class StageNode:
             StaleEpoch: the epoch of the call that is being done is over.
         """
         with self.pulse.at_rest():
-            sent = self._outbox.send(
-                Kind.TENSORS, header, frames,
-                source=self.stage, epoch=self._doing, timeout_s=self._step_timeout_s,
-            )  # fmt: skip
+            sent = self._deliver(Kind.TENSORS, header, frames, self._step_timeout_s)
         return lambda: sent.wait(self._step_timeout_s)
 
     def receive_tensors(self) -> Message:
@@ -185,10 +207,10 @@ class StageNode:
                     got = self._tensors.get(timeout=deadline.remaining_s())
                     if isinstance(got, ZppError):
                         raise got
-                    if self._upstream.party.epoch != self._doing:
-                        raise StaleEpoch(f"stage {self.stage}: epoch {self._doing} is over", stage=self.stage)
-                    if got is not None and got.epoch == self._doing:
-                        return got
+                    if self._standing != self._doing or self._losses.is_lost(self._doing):
+                        raise StaleEpoch(f"stage {self.stage}: epoch {self._doing.epoch} is over", stage=self.stage)
+                    if got is not None and got[0] == self._doing:
+                        return got[1]
         except queue.Empty:
             raise LinkTimeout(
                 f"stage {self.stage} has waited {self._step_timeout_s:g} s for the tensors of {self._upstream.peer}",
@@ -201,8 +223,21 @@ class StageNode:
         """This stage was welcomed, to a new run or to a new epoch: so is the next one, and so both go round the ring.
         Whoever waits for tensors of an older epoch is woken. Called where nothing may wait."""
         self._downstream.begin(run_id, epoch)
-        self._told_of_loss = False
+        self._losses.begun_anew()
+        self._rumour = None
+        self._refused_since = None
         self._tensors.put(None)
+
+    @property
+    def doing(self) -> Standing:
+        """The run and the epoch of the call that is being done."""
+        return self._doing
+
+    @property
+    def _standing(self) -> Standing:
+        """The run and the epoch that this stage was welcomed to last."""
+        party = self._upstream.party
+        return Standing(party.run_id, party.epoch)
 
     def unpack(self, message: Message, device: Any = None) -> dict[str, Any]:
         """The tensors and plain values of a tensor message, on `device` (a torch device; the CPU if None).
@@ -234,6 +269,10 @@ class StageNode:
             except queue.Empty:
                 self._note(f"still waiting for {what} ({time.monotonic() - began:.0f} s)")
                 continue
+            if isinstance(received.control, c.RollCall):
+                self._note(f"waiting for {self._downstream.peer} to connect to {self._downstream.endpoint}")
+                with suppress(StaleEpoch):  # then another roll is called
+                    self._answer_roll(received.control)
             if isinstance(received.control, wanted):
                 return received.control
         raise stage_error(
@@ -247,17 +286,38 @@ class StageNode:
             got = self._control.get(timeout=timeout_s)
             if isinstance(got, ZppError):
                 raise got
-            if got.epoch == self._upstream.party.epoch:
-                self._doing = got.epoch
-                return got
+            standing, received = got
+            if standing == self._standing and not self._losses.is_lost(standing):
+                self._doing = standing
+                return received
+
+    def _answer_roll(self, roll: c.RollCall) -> None:
+        """Add this stage to the roll call and pass it on."""
+        assert self._facts is not None
+        self._send(c.RollCall(stages=(*roll.stages, self._facts)), timeout_s=self._start_timeout_s)
+
+    def _hear_verdict(self, verdict: c.Verdict) -> None:
+        if verdict.reasons:
+            raise invalid_error("the head refuses this pipeline: " + "; ".join(verdict.reasons))
 
     def _send(self, control: c.Control, payload: bytes = b"", *, timeout_s: float | None = None) -> None:
         self._raise_if_over()
         frames = (payload,) if payload else ()
-        self._outbox.send(
-            Kind.CONTROL, c.encode(control), frames,
-            source=self.stage, epoch=self._doing, timeout_s=timeout_s or self._step_timeout_s,
-        )  # fmt: skip
+        self._deliver(Kind.CONTROL, c.encode(control), frames, timeout_s or self._step_timeout_s)
+
+    def _deliver(self, kind: Kind, header: bytes, frames: Sequence[Buffer], timeout_s: float) -> Sent:
+        """Send in the epoch of what is being done. Where losses are survived, one that has gone ends that epoch."""
+        doing = self._doing
+        try:
+            return self._outbox.send(
+                kind, header, frames,
+                source=self.stage, epoch=doing.epoch, run_id=doing.run_id, timeout_s=timeout_s,
+            )  # fmt: skip
+        except PeerLost as lost:
+            if not self._recovery_s:
+                raise
+            self._lose(lost)
+            raise StaleEpoch(f"stage {self.stage}: epoch {doing.epoch} is over", stage=self.stage) from lost
 
     def _raise_if_over(self) -> None:
         if self._over is not None:
@@ -276,22 +336,79 @@ class StageNode:
 
     def _receive_all(self) -> None:
         while not self._closing.is_set() and self._over is None:
-            if self._upstream.poll(POLL_S):
-                self._sort(self._upstream.recv(POLL_S))
-            else:
-                self._look_downstream()
+            try:
+                self._flush()
+                if self._upstream.poll(RELAY_S if self._backlog else POLL_S):
+                    self._sort(self._upstream.recv(POLL_S))
+                else:
+                    self._look_around()
+            except WireFault as fault:
+                if not self._survives(fault):
+                    raise
 
-    def _look_downstream(self) -> None:
-        """Whether the next place is still there. If not, the head is told, and says what becomes of the run."""
-        if self._told_of_loss:
+    def _look_around(self) -> None:
+        """Whether the next place is still there, and the time to wait for a ring that is not whole not over.
+
+        Raises:
+            PeerLost: it is not there.
+            ZppError: (STAGE) the time is over.
+        """
+        self._check_patience()
+        if self._losses.is_lost(self._sending):
             return
         try:
             self._downstream.check()
         except PeerLost as lost:
-            if not self._joined.is_set():
+            if self._recovery_s or not self._joined.is_set():
                 raise
-            self._told_of_loss = True
-            self._tell_head(lost)
+            self._losses.meet(self._sending, lost)
+            self._tell_head(lost)  # who says what becomes of the run
+
+    def _check_patience(self) -> None:
+        waited_s, cause = self._losses.waited_s, self._losses.cause
+        if self._recovery_s and waited_s > self._recovery_s + PATIENCE_S:
+            raise stage_error(
+                f"stage {self.stage} has waited {waited_s:.0f} s for the ring to become whole again",
+                cause.message if cause else None,
+            )
+
+    @property
+    def _sending(self) -> Standing:
+        party = self._downstream.party
+        return Standing(party.run_id, party.epoch)
+
+    def _survives(self, fault: WireFault) -> bool:
+        """Whether the stage goes on, in another epoch."""
+        if isinstance(fault, StaleEpoch | LinkTimeout):  # what had come was no message, or is none any more
+            return True
+        if not self._recovery_s:
+            return False
+        if isinstance(fault, LinkRefused) and fault.exit_code is ExitCode.STAGE:
+            return self._greet_again()
+        if isinstance(fault, PeerLost | SequenceError | WireError):
+            self._lose(fault)
+            self._check_patience()
+            return True
+        return False
+
+    def _greet_again(self) -> bool:
+        """One that was refused its place greets again: another one, who is gone or will be, may hold it still."""
+        now = time.monotonic()
+        self._refused_since = self._refused_since or now
+        if now - self._refused_since > self._recovery_s:
+            return False
+        self._closing.wait(REGREET_S)
+        self._upstream.greet_again()
+        return True
+
+    def _lose(self, fault: WireFault) -> None:
+        """A neighbour was lost: tell the head, once an epoch, and wake whoever waits for something of that epoch."""
+        link = self._downstream if fault.endpoint == self._downstream.endpoint else self._upstream
+        standing = Standing(link.party.run_id, link.party.epoch if fault.epoch is None else fault.epoch)
+        if self._losses.meet(standing, fault):
+            self._note(f"epoch {standing.epoch} is over: {fault.message}")
+            self._tell_head(fault, lost=standing.epoch)
+            self._tensors.put(None)
 
     def _give_up(self, fault: ZppError) -> None:
         if self._closing.is_set():
@@ -301,10 +418,11 @@ class StageNode:
         self._tell_head(fault)
         self._end(fault)
 
-    def _tell_head(self, fault: ZppError) -> None:
+    def _tell_head(self, fault: ZppError, lost: int | None = None) -> None:
         """Tell the head by both ways round the ring, one of which may be cut."""
+        detail, code = fault.hint or "", fault.exit_code
         told = c.encode(
-            c.Fault(stage=self.stage, number=None, message=fault.message, detail=fault.hint or "", code=fault.exit_code)
+            c.Fault(stage=self.stage, number=None, message=fault.message, detail=detail, code=code, lost=lost)
         )
         self._upstream.tell(told)
         self._last_word(told)
@@ -332,7 +450,7 @@ class StageNode:
 
     def _sort(self, message: Message) -> None:
         if message.kind is Kind.TENSORS:
-            self._tensors.put(message)
+            self._tensors.put((self._standing, message))
             return
         received = c.decode(
             message.header, message.frames,
@@ -341,12 +459,18 @@ class StageNode:
         match received.control:
             case c.Reply():
                 self._relay(message)
-            case c.Fault(number=number, message=told):
+            case c.Fault(number=number, message=told, lost=lost):
                 if number is None:
                     self._rumour = told
+                if lost == self._standing.epoch and self._losses.meet(self._standing, received.control.as_error()):
+                    self._tensors.put(None)
                 self._relay(message)
+            case c.RollCall() as roll if self._joined.is_set():
+                assert self._facts is not None
+                answered = c.encode(c.RollCall(stages=(*roll.stages, self._facts)))
+                self._relay(msgspec.structs.replace(message, header=answered), source=self.stage)
             case c.RollCall():
-                self._control.put(received)
+                self._control.put((self._standing, received))
             case c.Stop(reason=reason, broke=broke):
                 self._last_word(message.header)
                 told = f"the head has stopped the run: {reason}"
@@ -354,7 +478,7 @@ class StageNode:
             case _:
                 if not self._is_last:
                     self._relay(message)
-                self._control.put(received)
+                self._control.put((self._standing, received))
 
     def _end(self, why: ZppError) -> None:
         """Let whoever waits on this node know that nothing more will come."""
@@ -363,13 +487,28 @@ class StageNode:
         self._tensors.put(why)
         self._on_over(why)
 
-    def _relay(self, message: Message) -> None:
-        """Pass a message on; one whose epoch is over goes no further."""
-        with suppress(StaleEpoch):
-            self._outbox.send(
-                message.kind, message.header, message.frames,
-                source=message.source, epoch=message.epoch, timeout_s=self._step_timeout_s,
-            )  # fmt: skip
+    def _relay(self, message: Message, source: int | None = None) -> None:
+        """Pass a message on, behind those that wait aside; one whose epoch is over goes no further."""
+        self._backlog.append((self._standing, message.source if source is None else source, message))
+        self._flush()
+
+    def _flush(self) -> None:
+        """Pass on what waits aside, as far as there is room: this thread has to hear on."""
+        while self._backlog and self._over is None:
+            standing, source, message = self._backlog[0]
+            try:
+                self._downstream.send(
+                    message.kind, message.header, message.frames,
+                    source=source, epoch=standing.epoch, run_id=standing.run_id, timeout_s=RELAY_S,
+                )  # fmt: skip
+            except LinkTimeout:
+                return
+            except StaleEpoch:
+                pass
+            except PeerLost:
+                self._backlog.clear()
+                raise
+            self._backlog.popleft()
 
     def _last_word(self, header: bytes) -> None:
         """Send what ends the run; whoever it is for may be gone already, which is no fault when all is ending."""

@@ -23,7 +23,7 @@ BEAT_S = 0.5
 UNHEARD = "unheard"
 """The phase of a stage that has not said anything yet."""
 WAITING, LOADING, WARMING_UP, READY, COMPUTING = "waiting", "loading", "warming-up", "ready", "computing"
-BROKEN, STOPPED = "broken", "stopped"
+RECOVERING, BROKEN, STOPPED = "recovering", "broken", "stopped"
 """Phases that only the whole ring has."""
 STEADY_PHASES = frozenset({UNHEARD, WAITING, READY, COMPUTING})
 """Phases in which a stage that is well is never silent for long; the others take what time the weights take."""
@@ -114,10 +114,13 @@ class RingStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         run_id: the run's name.
         epoch: its epoch.
-        phase: `waiting` for stages, `loading`, `warming-up`, `ready`, `computing`, `broken` or `stopped`.
+        phase: `waiting` for stages, `loading`, `warming-up`, `ready`, `computing`, `recovering`, `broken` or `stopped`.
         fault: what broke it; empty for nothing.
         stages: each of them, in order.
         head: the head's own process and the link to stage 0.
+        recoveries: how often it became whole again after a loss.
+        stall_s: how long it was not whole because of losses.
+        recomputed_tokens: tokens that had to be computed again because of losses.
     """
 
     run_id: str
@@ -126,6 +129,9 @@ class RingStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fault: str
     stages: tuple[StageStatus, ...]
     head: StageStatus
+    recoveries: int = 0
+    stall_s: float = 0.0
+    recomputed_tokens: int = 0
 
 
 def unheard(stage: int, epoch: int, age_s: float) -> StageStatus:

@@ -79,12 +79,12 @@ class TracedHeadNode(HeadNode):
     """
 
     timeline: Timeline
-    _calls = itertools.count()
+    _traced = itertools.count()
 
     def call(self, method: str, payload: bytes, **options: Any) -> Future[list[bytes]]:
         """As ever; the span ends when the answer is there."""
         began = time.monotonic_ns()
-        number = next(self._calls)
+        number = next(self._traced)
         future = super().call(method, payload, **options)
         taken = time.monotonic_ns()
         lane = 1 + number % LANES
