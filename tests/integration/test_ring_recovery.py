@@ -119,6 +119,18 @@ def test_a_stage_that_is_stopped_is_left_behind_and_joins_again(tmp_path: Path, 
         assert ring.insist("learnt", from_all=True) == [b"this that"] * 3
 
 
+def test_a_main_loop_that_is_stuck_ends_its_stage_once_the_ring_has_left_it_behind(tmp_path: Path) -> None:
+    with surviving(tmp_path, beat_timeout_s=1.5) as ring:
+        ring.insist("step", b"1")
+        time.sleep(1.2)
+        stuck = ring.head.call("sleep", b"1", from_all=True)
+        assert isinstance(stuck.exception(10), StaleEpoch)
+        assert ring.children[1].wait(10) == ExitCode.FAILURE
+        assert "it has stood still" in ring.log(1).read_text()
+        ring.start_again(1)
+        assert ring.insist("step", b"2") == trace(2)
+
+
 def test_what_does_not_come_back_in_time_is_named_and_everybody_ends(tmp_path: Path) -> None:
     specs = ring_specs(3, tmp_path, recovery_s=1.5)
     with processes(specs, tmp_path) as ring:

@@ -8,6 +8,7 @@ which call: it ends the process.
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -75,6 +76,7 @@ def run_stage_worker(make: Callable[[StageSpec, StageNode], StageEngine]) -> NoR
         end_on_sigterm()
         node = take_stage_place(spec)
         node.on_over(_end_even_if_busy)
+        node.on_stuck(partial(os._exit, ExitCode.FAILURE))  # whoever keeps this stage up starts it anew
         try:
             engine = make(spec, node)
             agreed = engine.agreed()

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 from zpptool.errors import ExitCode
 from zpptool.pipeline.child import PARENT_VARIABLE
@@ -82,9 +83,12 @@ class ProcessGroup:
 
         It is told whose child it is, and ends when this process does: see `die_with_parent`.
         """
-        again = name in self._told
+        return self._start(name, argv, env, log.open("wb") if log else None, log)
+
+    def _start(
+        self, name: str, argv: Sequence[str], env: Mapping[str, str], output: IO[bytes] | None, log: Path | None
+    ) -> Child:
         self._told[name] = argv, env
-        output = log.open("ab" if again else "wb") if log else None
         try:
             popen = subprocess.Popen(
                 argv,
@@ -106,7 +110,7 @@ class ProcessGroup:
         _kill_group(child.popen.pid)
         self.children.remove(child)
         argv, env = self._told[child.name]
-        return self.start(child.name, argv, env, child.log)
+        return self._start(child.name, argv, env, child.log.open("ab") if child.log else None, child.log)
 
     def any_ended(self) -> bool:
         """Whether a child has ended."""
