@@ -10,8 +10,7 @@ import threading
 from pathlib import Path
 
 from zpptool.errors import ZppError
-from zpptool.pipeline.ring.pulse import BEAT_S
-from zpptool.pipeline.ring.status import RingStatus, read_status
+from zpptool.pipeline.ring.status import BEAT_S, RingStatus, read_status
 
 
 class RingWatch:
