@@ -68,7 +68,7 @@ def state_in(phase: Phase) -> State:
     failures = 1 if phase in (Phase.CLEARING, Phase.RESTING) else 0
     ready = phase in (Phase.READY, Phase.DRAINING)
     cause = KILLED if failures else None
-    return State(phase, epoch=1, failures=failures, ever_ready=ready, cause=cause, whole=ready, places=ALL)
+    return State(phase, epoch=1, failures=failures, ever_ready=ready, cause=cause, places=ALL)
 
 
 @pytest.mark.parametrize(("phase", "event"), list(product(Phase, [*Event, Lost(KILLED)])), ids=str)
@@ -160,29 +160,32 @@ MENDED = replace(RULES, recovers=True)
 """Of a ring that outlives the loss of a stage."""
 
 
-def test_a_ring_that_recovers_gets_only_what_it_lost() -> None:
-    state, done = run(*UP, Event.BREAK, Lost(KILLED, (1,)), Event.GONE, Event.ALARM, rules=MENDED)
-    assert (state.phase, state.epoch, state.places) == (Phase.STARTING, 2, (1,))
-    assert done[-5:] == [Report(KILLED, 1), End((1,)), SetAlarm(1), Start((1,)), SetAlarm(600)]
+@pytest.mark.parametrize("lost", [(1,), (HEAD,), (HEAD, 0), (0, 1, 2)])
+def test_a_ring_that_recovers_gets_only_what_it_lost_and_at_once(lost: tuple[int, ...]) -> None:
+    state, done = run(*UP, Event.BREAK, Lost(KILLED, lost), Event.GONE, Event.ALARM, rules=MENDED)
+    assert (state.phase, state.epoch, state.places) == (Phase.STARTING, 2, lost)
+    assert done[-5:] == [Report(KILLED, 0), End(lost), SetAlarm(0), Start(lost), SetAlarm(600)]
     assert decide(state, Event.STOP, MENDED)[1] == (End(ALL),)
 
 
-@pytest.mark.parametrize(
-    ("before", "lost"),
-    [
-        (UP, (HEAD,)),
-        (UP, (HEAD, 1)),
-        (UP, ()),
-        ((Event.BEGIN,), (1,)),
-        ((*UP, Event.BREAK, Lost(KILLED, (1,)), Event.GONE, Event.ALARM), (2,)),
-    ],
-    ids=["the head", "the head too", "nobody knows whom", "before it was whole", "while it is mended"],
-)
-def test_it_is_started_anew_as_a_whole_if_it_loses(
-    before: tuple[Event | Lost, ...], lost: tuple[int, ...]
-) -> None:
+def test_what_is_lost_while_it_is_mended_is_started_again_too_after_a_rest() -> None:
+    mending = (*UP, Event.BREAK, Lost(KILLED, (1,)), Event.GONE, Event.ALARM)
+    _, done = run(*mending, Event.BREAK, Lost(KILLED, (2,)), Event.GONE, Event.ALARM, rules=MENDED)
+    assert done[-5:] == [Report(KILLED, 2), End((2,)), SetAlarm(2), Start((2,)), SetAlarm(600)]
+
+
+@pytest.mark.parametrize(("before", "lost"), [(UP, ()), ((Event.BEGIN,), (1,))], ids=["whom?", "before it was whole"])
+def test_it_is_started_anew_as_a_whole(before: tuple[Event | Lost, ...], lost: tuple[int, ...]) -> None:
     _, done = run(*before, Event.BREAK, Lost(KILLED, lost), rules=MENDED)
     assert done[-1] == End(ALL)
+
+
+def test_a_stage_that_never_comes_back_is_given_up_and_one_that_does_is_not() -> None:
+    lost = (Event.BREAK, Lost(KILLED, (1,)), Event.GONE, Event.ALARM)
+    state, done = run(*UP, *lost * 2, Event.BREAK, Lost(KILLED, (1,)), rules=MENDED)
+    assert (state.phase, done[-2:]) == (Phase.ENDING, [Report(KILLED, None), End(ALL)])
+    state, _ = run(*UP, *(*lost, Event.WHOLE) * 30, rules=MENDED)
+    assert (state.phase, state.failures) == (Phase.READY, 0)
 
 
 def test_a_mend_that_holds_is_as_good_as_new() -> None:

@@ -91,7 +91,12 @@ def serve(
     ] = 0.0,
     recovery_deadline: Annotated[
         float,
-        typer.Option("--recovery-deadline", metavar="S", min=0, help="Seconds a request waits for a whole pipeline."),
+        typer.Option(
+            "--recovery-deadline",
+            metavar="S",
+            min=0,
+            help="Seconds a lost stage may take to come back, and a request waits; 0: a loss breaks off its answers.",
+        ),
     ] = 120.0,
     drain_timeout: Annotated[
         float, typer.Option("--drain-timeout", metavar="S", min=0, help="Seconds that answers have to end at Ctrl-C.")
@@ -108,9 +113,10 @@ def serve(
 ) -> None:
     """Start every stage of MODEL on this machine, keep the pipeline up, and serve the OpenAI API.
 
-    Ready means that a token has gone round the ring. A pipeline that loses a stage is started again; meanwhile requests
-    wait. Ctrl-C lets answers end first; a second one does not wait. / is a page that shows the ring, /readyz, /metrics
-    and /pipeline/status tell machines. What follows -- goes to the engine.
+    Ready means that a token has gone round the ring. A stage that is lost is started again, and every answer under way
+    goes on with the same tokens; meanwhile new requests wait. Ctrl-C lets answers end first; a second one does not
+    wait. / is a page that shows the ring, /readyz, /metrics and /pipeline/status tell machines. What follows -- goes to
+    the engine.
 
     Exit code 6: the pipeline could not be kept up. 130: it was told to stop.
     """
@@ -150,6 +156,7 @@ def serve(
                 engine_args=tuple(ctx.obj or ()),
                 start_timeout_s=start_timeout,
                 step_timeout_s=step_timeout,
+                recovery_deadline_s=recovery_deadline,
             )
         )
     serving = Serving(

@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from zpptool.errors import ExitCode
-from zpptool.wire.errors import HEAD
 
 
 class Phase(StrEnum):
@@ -65,7 +64,7 @@ class Rules:
         max_restarts: how many starts in a row may fail after the first.
         first_rest_s: how long to wait before the first restart; doubled for each that follows.
         longest_rest_s: the longest such wait.
-        stable_s: a pipeline that has been whole for so long has its failures forgotten.
+        stable_s: a pipeline that has been whole for so long has its failures forgotten; one that recovers, at once.
         start_timeout_s: how long a start may take.
         drain_timeout_s: how long answers under way are waited for when the pipeline is to stop.
     """
@@ -96,7 +95,6 @@ class State:
         ever_ready: whether it has been whole since the command began.
         cause: why it was not whole last; in `ENDED` why it was given up, None where it was told to stop.
         giving_up: what is being ended will not be started again, because of `cause`.
-        whole: whether it has been whole since the last start.
         places: what is started next, or was started last.
     """
 
@@ -106,7 +104,6 @@ class State:
     ever_ready: bool = False
     cause: Cause | None = None
     giving_up: bool = False
-    whole: bool = False
     places: tuple[int, ...] = ()
 
 
@@ -177,7 +174,9 @@ def decide(state: State, event: Event | Lost, rules: Rules) -> Decision:
         case Phase.NEW, Event.BEGIN:
             return _start(replace(state, places=rules.places), rules)
         case Phase.STARTING, Event.WHOLE:
-            return replace(state, phase=Phase.READY, ever_ready=True, whole=True), (SetAlarm(rules.stable_s),)
+            failures = 0 if rules.recovers else state.failures
+            whole = replace(state, phase=Phase.READY, ever_ready=True, failures=failures)
+            return whole, (SetAlarm(rules.stable_s),)
         case Phase.STARTING | Phase.READY, Event.BREAK:
             return replace(state, phase=Phase.BROKEN), ()
         case Phase.STARTING, Event.ALARM:
@@ -187,7 +186,7 @@ def decide(state: State, event: Event | Lost, rules: Rules) -> Decision:
         case Phase.RESTING, Event.ALARM:
             return _start(state, rules)
         case Phase.CLEARING, Event.GONE:
-            return replace(state, phase=Phase.RESTING), (SetAlarm(rules.rest_s(state.failures)),)
+            return replace(state, phase=Phase.RESTING), (SetAlarm(rest_s(state, rules)),)
         case Phase.DRAINING, Event.DRAINED | Event.ALARM:
             return _end(state, rules)
         case Phase.ENDING, Event.GONE:
@@ -200,15 +199,21 @@ def decide(state: State, event: Event | Lost, rules: Rules) -> Decision:
 def restarted(state: State, lost: tuple[int, ...], rules: Rules) -> tuple[int, ...]:
     """Which places are ended, and started again, when those were lost. This is the only place that decides it.
 
-    Everything; but where the ring recovers and was whole, only what was lost, unless the head was. What is lost while
-    a part of the pipeline is being started again costs everything: a mend that failed is not tried again.
+    Everything; but where the ring recovers and has been whole once, only what was lost: stages that stay keep their
+    weights, the requests of those that are lost are computed again, and a new head is served by the old stages.
     """
-    alone = rules.recovers and state.whole and lost and HEAD not in lost
+    alone = rules.recovers and state.ever_ready and lost
     return lost if alone else rules.places
 
 
+def rest_s(state: State, rules: Rules) -> float:
+    """How long to wait before what was lost is started again: not at all where a ring waits for it the first time."""
+    waited_for = state.failures == 1 and state.places != rules.places
+    return 0.0 if waited_for else rules.rest_s(state.failures)
+
+
 def _start(state: State, rules: Rules) -> Decision:
-    started = replace(state, phase=Phase.STARTING, epoch=state.epoch + 1, whole=False)
+    started = replace(state, phase=Phase.STARTING, epoch=state.epoch + 1)
     return started, (Start(state.places), SetAlarm(rules.start_timeout_s))
 
 
@@ -228,7 +233,7 @@ def _fail(state: State, lost: Lost, rules: Rules) -> Decision:
     failed = replace(state, phase=Phase.CLEARING, failures=failures, cause=cause, places=places)
     if (cause.own_reason and not state.ever_ready) or failures > rules.max_restarts:
         return replace(failed, phase=Phase.ENDING, giving_up=True), (Report(cause, None), End(rules.places))
-    return failed, (Report(cause, rules.rest_s(failures)), End(places))
+    return failed, (Report(cause, rest_s(failed, rules)), End(places))
 
 
 def _end(state: State, rules: Rules, *, at_once: bool = False) -> Decision:
