@@ -293,6 +293,35 @@ def test_ctrl_c_lets_answers_end_and_then_ends_everything(served: Served, client
     assert served.left_behind() == []
 
 
+@pytest.mark.vllm
+def test_vllm_is_served_the_same_way(model: Path, serve: Callable[..., Served], zpptool: Callable[..., Ran]) -> None:
+    """Stock vLLM: its phases, its answers, its metrics as they are, its ring in the status; killed, it leaves nothing."""
+    pytest.importorskip("vllm")
+    one = serve(
+        *(model, "--num-stages", 2, "--engine", "vllm", "--served-model-name", "tiny", "--dtype", "float32", "--"),
+        *("--enforce-eager", "--kv-cache-memory-bytes", 64 << 20, "--max-model-len", 256),
+    )
+    one.find("ready after", 300)
+    one.look()
+    with httpx.Client(base_url=one.url, timeout=200, trust_env=False) as client:
+        alone = text_of(client.post("/v1/completions", json={**SHORT, "model": "tiny"}))
+        with client.stream("POST", "/v1/completions", json={**SHORT, "model": "tiny", "stream": True}) as got:
+            events = [line[6:] for line in got.iter_lines() if line.startswith("data: {")]
+        assert "".join(json.loads(event)["choices"][0]["text"] for event in events) == alone
+        metrics = client.get("/metrics").text
+        head = client.get(f"{client.get('/pipeline/status').json()['replicas'][0]['url']}/metrics").text
+    names = {line.split(" ")[2] for line in head.splitlines() if line.startswith("# TYPE vllm:")}
+    assert names <= {line.split(" ")[2] for line in metrics.splitlines() if line.startswith("# TYPE ")}
+    assert len(names) > 20
+    status = zpptool("status", "--url", one.url, "--json").json
+    assert [stage["link"]["peer"] for stage in status["stages"]] == ["stage 1", "the head"]
+    for stage in (0, 1):
+        phases = re.findall(rf"pipeline, stage {stage} \(.*\): (.*)", one.text())
+        assert phases.index("starting") < phases.index("warming up") < phases.index("ready")
+    one.process.kill()
+    assert one.left_behind() == []
+
+
 def test_what_was_started_does_not_outlive_a_killed_parent(model: Path, serve: Callable[..., Served]) -> None:
     """While it starts, which is when there is most to forget."""
     one = serve(model, "--num-stages", 2)
