@@ -47,7 +47,7 @@ from vllm.model_executor.models import registry
 def main() -> int:
     """Try the classes, print and keep a line for each; 1 if a pipeline is wrong."""
     options = _parser().parse_args()
-    only = set(options.only.split(",")) if options.only else None
+    only = list(dict.fromkeys(options.only.split(","))) if options.only else None
     # vLLM looks at a class in a new process, which would import everything again; here every fork is such a process.
     registry._run_in_subprocess = lambda ask: ask()
     done = {} if options.fresh else read_outcomes(options.results)

@@ -24,6 +24,7 @@ from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
 
 from zpptool.engines.vllm import codec
 from zpptool.engines.vllm.agreement import agreed_facts
+from zpptool.engines.vllm.layouts import common_layouts
 from zpptool.engines.vllm.restore import LiveRequest
 from zpptool.errors import ZppError
 from zpptool.pipeline import phases
@@ -95,6 +96,10 @@ class RingExecutor(Executor):
     def register_failure_callback(self, callback: Callable[[], None]) -> None:
         """Have `callback` called when the pipeline breaks."""
         self._failure_callback = callback
+
+    def get_supported_kv_cache_layouts(self) -> list[list[str]]:
+        """The layouts of the cache that all stages can have, though each may run another kind of layers."""
+        return common_layouts(super().get_supported_kv_cache_layouts())
 
     def collective_rpc(
         self,
