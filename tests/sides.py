@@ -21,7 +21,7 @@ from stages import Stage, free_base_port, wait_until_ready
 from zpptool.pipeline.spec import StageSpec
 from zpptool.plan import Engine
 
-READY_S = 600
+READY_S = 1200
 
 
 @dataclass(frozen=True)

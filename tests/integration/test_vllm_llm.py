@@ -22,13 +22,13 @@ from stages import free_base_port, started
 
 pytest.importorskip("vllm")
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1500)]
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "tests/offline.py"
 TOLERANCE = 1e-5
 """Of logprobs and embeddings in float32."""
-START_S = 500
+START_S = 1000
 ENGINE = (
     "--enforce-eager", "--max-model-len", "16384", "--no-enable-prefix-caching", "--max-num-batched-tokens", "512",
     "--kv-cache-memory-bytes", str(64 << 20), "--max-num-seqs", "8",

@@ -66,7 +66,8 @@ class TracedStageNode(StageNode):
         self.timeline.span("sending the answer", began, time.monotonic_ns(), step=call.number, bytes=len(payload))
 
     def close(self) -> None:
-        """As ever; then what is left of the timeline is written."""
+        """As ever; what is left of the timeline is written, before it too: an end that takes long is cut short."""
+        self.timeline.flush()
         super().close()
         self.timeline.flush()
 
@@ -95,6 +96,7 @@ class TracedHeadNode(HeadNode):
         return future
 
     def close(self) -> None:
-        """As ever; then what is left of the timeline is written."""
+        """As ever; what is left of the timeline is written, before it too: an end that takes long is cut short."""
+        self.timeline.flush()
         super().close()
         self.timeline.flush()
