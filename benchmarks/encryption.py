@@ -66,7 +66,7 @@ def echo(addresses: dict[str, str], files: Any, turns: Any, answers: Any) -> Non
     pull = {}
     for variant, address in addresses.items():
         keys = link_keys(files[1], 1, 0) if variant == "curve" else None
-        pull[variant] = PullLink(address, stage=1, peer=0, safety=Safety(keys))
+        pull[variant] = PullLink(address, stage=1, peer=0, safety=Safety(keys), shared_memory=False)
     answers.put("ready")
     numbers = dict.fromkeys(VARIANTS, 0)
     while variant := turns.get():
@@ -101,7 +101,7 @@ def main() -> None:
     push = {}
     for variant in VARIANTS:
         keys = link_keys(files[0], 0, 1) if variant == "curve" else None
-        push[variant] = PushLink("tcp://127.0.0.1:*", stage=0, peer=1, safety=Safety(keys))
+        push[variant] = PushLink("tcp://127.0.0.1:*", stage=0, peer=1, safety=Safety(keys), shared_memory=False)
         push[variant].on_told(told_back.put)
     addresses = {variant: link.endpoint for variant, link in push.items()}
     other = spawn.Process(target=echo, args=(addresses, files, turns, answers), daemon=True)

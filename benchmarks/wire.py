@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the wire costs: round trips of two bf16 tensors between two processes, every way in the same run.
 
-    python benchmarks/wire.py [--seconds 20] [--tokens 1 16 64 2048 8192] [--json FILE]
+    python benchmarks/wire.py [--seconds 20] [--tokens 1 16 64 2048 8192] [--json FILE] [--only WAY ...]
 
 The ways (`wirepaths.py`) take turns in random order, so that a busy machine slows all alike. Shown is the median round
 trip in microseconds, below it the ratio to bare ZeroMQ over tcp (up to 64 tokens) or to raw TCP, and the targets.
@@ -19,6 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
+from functools import lru_cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -75,6 +76,7 @@ def verdicts(tokens: int, medians: dict[str, float]) -> dict[str, bool]:
     return met
 
 
+@lru_cache(1)
 def _tensors(tokens: int) -> dict[str, torch.Tensor]:
     return {name: torch.randn(tokens, WIDTH).bfloat16() for name in NAMES}
 
@@ -93,6 +95,7 @@ def main() -> None:
     options.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
     options.add_argument("--seconds", type=float, default=20.0, help="for each size")
     options.add_argument("--json", type=Path, help="write the medians here too")
+    options.add_argument("--only", nargs="+", help="measure these ways, and show no targets")
     given = options.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as directory:
@@ -103,17 +106,19 @@ def main() -> None:
         other.start()
         paths = open_paths(0, directory, ports)
         orders.recv()
+        if given.only:
+            paths = {name: paths[name] for name in given.only}
         results, all_met = {}, True
         print(f"{'tokens':>6} " + " ".join(f"{name:>9}" for name in paths) + "   rounds  load")
         for tokens in given.tokens:
             times = measure(paths, orders, tokens, given.seconds)
             medians = {name: statistics.median(taken) * 1e6 for name, taken in times.items()}
-            base = medians["zmq tcp" if tokens <= SMALL else "raw tcp"]
+            base = medians.get("zmq tcp" if tokens <= SMALL else "raw tcp", next(iter(medians.values())))
             rounds = min(map(len, times.values()))
             print(f"{tokens:>6} " + " ".join(f"{medians[name]:>9.0f}" for name in paths), end="")
             print(f"   {rounds:>6}  {os.getloadavg()[0]:.1f}")
             print(" " * 7 + " ".join(f"{medians[name] / base:>8.2f}x" for name in paths), flush=True)
-            met = verdicts(tokens, medians)
+            met = {} if given.only else verdicts(tokens, medians)
             all_met &= all(met.values())
             print(" " * 7 + ", ".join(f"{target}: {'yes' if yes else 'NO'}" for target, yes in met.items()))
             results[tokens] = medians

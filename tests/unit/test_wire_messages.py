@@ -44,7 +44,7 @@ def test_what_is_encoded_is_decoded(kind, header, frames, source, epoch, sequenc
 
 @pytest.mark.parametrize(
     ("sizes", "parts"),
-    [([], 1), ([INLINE_BELOW_BYTES - 2], 1), ([INLINE_BELOW_BYTES - 1], 2), ([0], 1), ([1, 1], 3)],
+    [([], 1), ([INLINE_BELOW_BYTES - 7], 1), ([INLINE_BELOW_BYTES - 6], 2), ([0], 1), ([1, 1], 3)],
 )
 def test_one_small_payload_shares_the_first_frame(sizes, parts):
     encoded = wire(frames=[b"x" * size for size in sizes])

@@ -17,7 +17,7 @@ from zpptool.wire.errors import WireError
 from zpptool.wire.gauge import Gauge, WireCodec
 from zpptool.wire.inbound import Inbound
 from zpptool.wire.messages import CHUNK_BYTES, Buffer, Kind, Limits, Message
-from zpptool.wire.outbound import APART_FROM_BYTES, Envelope, Outbound
+from zpptool.wire.outbound import Envelope, Outbound
 from zpptool.wire.pool import Pool
 from zpptool.wire.ways.shared import SHARED_BYTES, this_host
 
@@ -78,7 +78,9 @@ def test_any_frames_arrive(sizes, codec, shared):
 def test_a_small_message_is_one():
     outbound, _ = pair()
     assert len(wire(outbound, [noise(1000)])) == 1
-    assert len(wire(outbound, [noise(APART_FROM_BYTES - 1)])) == 1
+    assert len(wire(outbound, [noise(CHUNK_BYTES), noise(CHUNK_BYTES - 1)])) == 1
+    assert len(wire(outbound, [noise(CHUNK_BYTES), noise(CHUNK_BYTES)])) == 3
+    assert len(wire(outbound, [noise(CHUNK_BYTES + 1)])) == 3
 
 
 def test_a_large_one_comes_in_chunks():
