@@ -92,7 +92,18 @@ def test_stages_killed_under_load_change_no_answer(real_model: Path, tmp_path: P
     base = free_base_port(5)
     words = (
         *("--model", real_model, "--ranges", *RANGES, "--dtype", "float32", "--base-port", base, "--port", base + 4),
-        *("--recovery-deadline", BACK_S, "--start-timeout", BACK_S, "--", "--enforce-eager", "--max-model-len", "1024"),
+        *(
+            "--recovery-deadline",
+            BACK_S,
+            "--start-timeout",
+            BACK_S,
+            "--beat-timeout",
+            BACK_S,
+            "--",
+            "--enforce-eager",
+            "--max-model-len",
+            "1024",
+        ),
         *("--kv-cache-memory-bytes", "268435456", "--served-model-name", "m", "--max-num-batched-tokens", "128"),
         *("--enable-lora", "--max-lora-rank", "8", "--lora-modules", f"tuned={tuned}"),
     )
