@@ -42,7 +42,8 @@ class Revival:
 
     def look(self) -> bool:
         """Start what is due, and tell whether a process has ended for good."""
-        return any([self._has_ended_for_good(child) for child in tuple(self._group.children) if child.ended])
+        ended = [child for child in self._group.children if child.ended]
+        return sum(self._has_ended_for_good(child) for child in ended) > 0
 
     def _has_ended_for_good(self, child: Child) -> bool:
         if child.name not in self._due:
@@ -52,9 +53,8 @@ class Revival:
                 return True
             phase.unlink(missing_ok=True)
             self._due[child.name] = self._clock() + rest_s
-            self._tell(
-                f"{child.name} {child.how_it_ended()}; it is started again" + (f" in {rest_s:g} s" * bool(rest_s))
-            )
+            soon = f" in {rest_s:g} s" if rest_s else ""
+            self._tell(f"{child.name} {child.how_it_ended()}; it is started again{soon}")
         if self._clock() >= self._due[child.name]:
             del self._due[child.name]
             self._group.start_again(child)
