@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from conftest import Ran
 from stages import Stage, free_base_port, started, wait_until_ready
@@ -22,6 +24,8 @@ pytestmark = pytest.mark.timeout(600)
 STREAMS = 12
 TOKENS = 60
 READY_S = 240
+BACK_S = 300
+"""How long a stage may take to come back, on a busy machine."""
 LIVELY = {"initializer_range": 0.5}
 """Random weights this large make a model that does not repeat itself."""
 
@@ -71,43 +75,68 @@ def stream(client: httpx.Client, number: int) -> list[int]:
     return tokens
 
 
-def test_workers_killed_under_load_change_no_token_and_fail_no_request(split: Path, tmp_path: Path) -> None:
-    """First, middle and last, one after the other; their commands start them again."""
-    with pipeline(split, tmp_path) as (stages, client, _), ThreadPoolExecutor(STREAMS) as pool:
-        quiet = [stream(client, number) for number in range(STREAMS)]
-        for stage in stages:
-            asked = [pool.submit(stream, client, number) for number in range(STREAMS)]
+@dataclass
+class Running:
+    """A pipeline that the tests of this module share, and the answers of a quiet run."""
+
+    stages: list[Stage]
+    client: httpx.Client
+    commands: list[list[object]]
+    logs: Path
+    quiet: list[list[int]] = field(default_factory=list)
+
+    def answers(self, disturb: Callable[[], None]) -> list[list[int]]:
+        """What many streams get that are disturbed soon after they have begun."""
+        with ThreadPoolExecutor(STREAMS) as pool:
+            asked = [pool.submit(stream, self.client, number) for number in range(STREAMS)]
             time.sleep(0.3)
-            stage.worker().kill()
-            assert [answer.result(240) for answer in asked] == quiet
-        assert "recovered: the ring is whole again" in stages[0].text()
+            disturb()
+            return [answer.result(BACK_S) for answer in asked]
 
 
-def test_a_command_that_is_killed_may_be_typed_again(split: Path, tmp_path: Path) -> None:
-    with pipeline(split, tmp_path) as (stages, client, commands), ThreadPoolExecutor(STREAMS) as pool:
-        quiet = [stream(client, number) for number in range(STREAMS)]
-        asked = [pool.submit(stream, client, number) for number in range(STREAMS)]
-        time.sleep(0.3)
-        stages[2].look()
-        stages[2].process.kill()
-        stages[2].process.wait()
-        time.sleep(1.0)  # its worker looks for its parent twice a second
-        stages[2] = Stage(tmp_path / "again.log", *commands[2])
-        assert [answer.result(240) for answer in asked] == quiet
+@pytest.fixture(scope="module")
+def running(split: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    logs = tmp_path_factory.mktemp("logs")
+    with pipeline(split, logs, "--recovery-deadline", BACK_S) as (stages, client, commands):
+        made = Running(stages, client, commands, logs)
+        made.quiet = [stream(client, number) for number in range(STREAMS)]
+        yield made
 
 
-def test_a_head_that_is_killed_finds_its_stages_loaded(split: Path, tmp_path: Path) -> None:
-    with pipeline(split, tmp_path) as (stages, client, _):
-        quiet = stream(client, 1)
-        head = next(child for child in stages[0].look() if any(word.endswith(".head") for word in child.cmdline()))
-        workers = [stage.worker().pid for stage in stages]
-        head.kill()
-        time.sleep(0.5)
-        wait_until_ready(str(client.base_url), stages, READY_S)
-        assert stream(client, 1) == quiet
-        assert [stage.worker().pid for stage in stages] == workers
-        for stage in stages:
-            assert stage.text().count("loading layers") == 1
+@pytest.mark.parametrize("lost", [(0,), (1,), (2,), (0, 2)], ids=str)
+def test_workers_killed_under_load_change_no_token_and_fail_no_request(running: Running, lost: tuple[int, ...]) -> None:
+    """Their commands start them again."""
+    before = running.stages[0].text().count("recovered: the ring is whole again")
+
+    def kill() -> None:
+        for stage in lost:
+            running.stages[stage].worker().kill()
+
+    assert running.answers(kill) == running.quiet
+    assert running.stages[0].text().count("recovered: the ring is whole again") == before + 1
+
+
+def test_a_head_that_is_killed_finds_its_stages_loaded(running: Running) -> None:
+    head = next(child for child in running.stages[0].look() if any(word.endswith(".head") for word in child.cmdline()))
+    workers = [stage.worker().pid for stage in running.stages]
+    loads = [stage.text().count("loading layers") for stage in running.stages]
+    head.kill()
+    head.wait(10)
+    wait_until_ready(str(running.client.base_url), running.stages, BACK_S)
+    assert [stream(running.client, number) for number in (0, 1)] == running.quiet[:2]
+    assert [stage.worker().pid for stage in running.stages] == workers
+    assert [stage.text().count("loading layers") for stage in running.stages] == loads
+
+
+def test_a_command_that_is_killed_may_be_typed_again(running: Running) -> None:
+    def kill() -> None:
+        processes = running.stages[2].look()
+        for process in processes:
+            process.kill()
+        psutil.wait_procs(processes, timeout=10)
+        running.stages[2] = Stage(running.logs / "stage-2-again.log", *running.commands[2])
+
+    assert running.answers(kill) == running.quiet
 
 
 def test_a_stage_that_never_comes_back_ends_the_pipeline_by_name(split: Path, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def running(
     """All three stages, started in this order, and a client of their API; `stage_1=(...)` gives a stage other words."""
     base = free_base_port(5)
     api = base + 4
-    links = ("--base-port", base, "--port", api, *ENGINE_ARGUMENTS)
+    links = ("--base-port", base, "--port", api, "--recovery-deadline", 0, *ENGINE_ARGUMENTS)
     commands = [(*sources.get(f"stage_{stage}", (stages / f"stage_{stage}",)), *links) for stage in order]
     url = f"http://127.0.0.1:{api}"
     with started(tmp_path, commands) as seen, httpx.Client(base_url=url, timeout=120, trust_env=False) as client:
@@ -171,7 +171,7 @@ def test_stages_that_do_not_fit_are_refused_before_anything_is_loaded(stages: Pa
     base = free_base_port(5)
     other = (*ENGINE_ARGUMENTS[:-1], "512")
     commands = [
-        (stages / f"stage_{stage}", "--base-port", base, "--port", base + 4, *arguments)
+        (stages / f"stage_{stage}", "--base-port", base, "--port", base + 4, "--recovery-deadline", 0, *arguments)
         for stage, arguments in enumerate((ENGINE_ARGUMENTS, other, ENGINE_ARGUMENTS))
     ]
     with started(tmp_path, commands) as refused:

@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which processes are started again, and when."""
+"""Which processes are started again, and when; and that they are, alone."""
 
 from __future__ import annotations
 
 import signal
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from zpptool.errors import ExitCode
 from zpptool.pipeline.lives import LONGEST_REST_S, MOST_IN_A_ROW, Lives
+from zpptool.pipeline.process import ProcessGroup
+from zpptool.pipeline.revival import Revival
 
 KILLED = -int(signal.SIGKILL)
 
@@ -37,3 +42,27 @@ def test_one_good_life_forgets_those_in_vain() -> None:
     for stood in (False, False, False, True):
         lives.rest_s("stage 1", KILLED, stood=stood)
     assert lives.rest_s("stage 1", KILLED, stood=False) == 0.0
+
+
+@pytest.mark.timeout(60)
+def test_only_the_process_that_was_killed_is_started_again_and_its_log_goes_on(tmp_path: Path) -> None:
+    told: list[str] = []
+    with ProcessGroup() as group:
+        for name in ("stage 0", "head"):
+            words = [sys.executable, "-uc", "print('up'); import time; time.sleep(60)"]
+            group.start(name, words, {}, tmp_path / f"{name}.log")
+        other, killed = (child.popen.pid for child in group.children)
+        revival = Revival(group, tmp_path, told.append)
+        assert not revival.look()
+        group.children[1].popen.kill()
+        end = time.monotonic() + 20
+        while {child.popen.pid for child in group.children} == {other, killed}:
+            assert not revival.look()
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        assert other in {child.popen.pid for child in group.children}
+        assert told == ["head was killed by SIGKILL; it is started again"]
+        while (tmp_path / "head.log").read_text() not in ("up\nup\n", "up\n"):
+            assert time.monotonic() < end
+        group.children[0].popen.terminate()
+        group.children[0].popen.wait()

@@ -14,10 +14,9 @@ from pathlib import Path
 import msgspec
 
 from zpptool.console import Console
-from zpptool.pipeline.launch import check_engine, file_name, private_directory, process_fault, start_stage
-from zpptool.pipeline.lives import Lives
-from zpptool.pipeline.phases import LOADED, read_phase
+from zpptool.pipeline.launch import check_engine, private_directory, process_fault, start_stage
 from zpptool.pipeline.process import POLL_S, Child, ProcessGroup
+from zpptool.pipeline.revival import Revival
 from zpptool.pipeline.spec import StageSpec
 
 
@@ -36,8 +35,10 @@ def run_in_foreground(spec: StageSpec, env: Mapping[str, str], console: Console)
             f"stage {spec.stage} of {spec.num_stages}, layers {spec.layers} of {spec.model} on {spec.engine}:"
             f" binds {spec.bind}, {_who_connects(spec)}"
         )
-        start_stage(group, spec, env, phase_dir=directory)
-        ended = _wait(group, spec, console, directory)
+        phases = directory / "phases"
+        phases.mkdir()
+        start_stage(group, spec, env, phase_dir=phases)
+        ended = _wait(group, spec, console, phases)
         if ended.popen.returncode != 0:
             raise process_fault(ended)
         console.note(f"{ended.name} has ended")
@@ -45,20 +46,10 @@ def run_in_foreground(spec: StageSpec, env: Mapping[str, str], console: Console)
 
 def _wait(group: ProcessGroup, spec: StageSpec, console: Console, phase_dir: Path) -> Child:
     """Stay until a process ends for good; see `ProcessGroup.culprit`."""
-    lives = Lives()
-    while spec.recovery_deadline_s:
-        ended = next((child for child in group.children if child.ended), None)
-        if ended is None:
+    if spec.recovery_deadline_s:
+        revival = Revival(group, phase_dir, console.warn)
+        while not revival.look():
             time.sleep(POLL_S)
-            continue
-        told = phase_dir / file_name(ended.name)
-        rest_s = lives.rest_s(ended.name, ended.popen.returncode, stood=read_phase(told) == LOADED)
-        told.unlink(missing_ok=True)
-        if rest_s is None:
-            break
-        console.warn(f"{ended.name} {ended.how_it_ended()}; it is started again")
-        time.sleep(rest_s)
-        group.start_again(ended)
     return group.wait_for_end()
 
 

@@ -315,7 +315,7 @@ class HeadListener:
 
     def _hear_fault(self, fault: c.Fault) -> None:
         """A stage cannot go on."""
-        if fault.lost is not None and fault.code == ExitCode.STAGE:
+        if fault.lost is not None and fault.code in (ExitCode.STAGE, ExitCode.FAILURE):
             self._react(lc.Lost(fault.lost, fault.as_error()))
         else:
             self._react(lc.Failed(fault.as_error()))

@@ -135,7 +135,10 @@ class StageListener:
         except ZppError as fault:
             self._give_up(fault)
         except Exception as cause:  # whatever it is, nobody may go on waiting for this thread
-            self._give_up(stage_error(f"stage {self.stage} cannot receive any more: {type(cause).__name__}: {cause}"))
+            fault = stage_error(f"stage {self.stage} cannot receive any more: {type(cause).__name__}: {cause}")
+            if self._recovery_s:
+                fault.exit_code = ExitCode.FAILURE  # whoever keeps this stage up starts it anew
+            self._give_up(fault)
 
     def _receive_all(self) -> None:
         while not self._closing.is_set() and self._over is None:
@@ -218,7 +221,7 @@ class StageListener:
             return
         if self._rumour is not None:
             fault.hint = f"It began elsewhere: {self._rumour}."
-        self._tell_head(fault)
+        self._tell_head(fault, lost=self._standing.epoch if fault.exit_code is ExitCode.FAILURE else None)
         self._end(fault)
 
     def _tell_head(self, fault: ZppError, lost: int | None = None) -> None:

@@ -86,11 +86,12 @@ class Recoveries:
         self.count += 1
         self.stall_s += took_s
         reborn = f"New: {', '.join(self._newborn)}. " if self._newborn else "Every stage is the one it was. "
-        more = f" {len(self._causes) - 1} more losses followed on the way." if len(self._causes) > 1 else ""
+        more = f" Losses that followed on the way: {len(self._causes) - 1}." if len(self._causes) > 1 else ""
+        gathering_s, setting_up_s = self._gathered_at - self._lost_at, now - self._gathered_at
         told = (
             f"recovered: the ring is whole again, in epoch {epoch}, after {took_s:.1f} s. It began with this:"
-            f" {self._causes[0].message}{more} {reborn}The last epoch took {self._gathered_at - self._lost_at:.1f} s to"
-            f" gather the stages and {now - self._gathered_at:.1f} s to set them up ({setups} set-up calls)."
+            f" {self._causes[0].message.rstrip('.')}.{more} {reborn}The last epoch took {gathering_s:.1f} s to gather"
+            f" the stages and {setting_up_s:.1f} s to set them up ({setups} set-up calls)."
         )
         self._began = None
         return told
