@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from zpptool.errors import ZppError
 
 SCHEMA_VERSION = 1
 PLAIN_PROGRESS_INTERVAL_S = 5.0
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 PIPE_WIDTH = 200
 """How wide a table may be where it is not drawn on a terminal."""
 
@@ -44,7 +46,7 @@ class Console:
 
     def line(self, text: str = "") -> None:
         """One line of a human result, on stdout."""
-        print(text, flush=True)
+        print(plain(text), flush=True)
 
     def table(
         self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, right: Sequence[str] = ()
@@ -68,29 +70,29 @@ class Console:
         for name in columns:
             drawn.add_column(name, justify="right" if name in right else "left", overflow="fold")
         for row in rows:
-            drawn.add_row(*(rich.text.Text(str(cell)) for cell in row))
+            drawn.add_row(*(rich.text.Text(plain(str(cell))) for cell in row))
         if sys.stdout.isatty():
             rich.console.Console(highlight=False).print(drawn)
             return
-        plain = io.StringIO()
-        rich.console.Console(width=PIPE_WIDTH, file=plain, color_system=None).print(drawn)
-        for line in plain.getvalue().splitlines():
+        unstyled = io.StringIO()
+        rich.console.Console(width=PIPE_WIDTH, file=unstyled, color_system=None).print(drawn)
+        for line in unstyled.getvalue().splitlines():
             self.line(line.rstrip())
 
     def note(self, text: str) -> None:
         """A line about what is going on, on stderr."""
         if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            print(plain(text), file=sys.stderr, flush=True)
 
     def warn(self, text: str) -> None:
         """A line that the user should read even when quiet, on stderr."""
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+        print(f"warning: {plain(text)}", file=sys.stderr, flush=True)
 
     def error(self, fault: ZppError) -> None:
         """The one rendering of a fault: on stderr for people, and with --json also as the one object on stdout."""
-        print(f"error: {fault.message}", file=sys.stderr)
+        print(f"error: {plain(fault.message)}", file=sys.stderr)
         if fault.hint:
-            print(f"  hint: {fault.hint}", file=sys.stderr)
+            print(f"  hint: {plain(fault.hint)}", file=sys.stderr)
         sys.stderr.flush()
         if self.as_json:
             payload = {"schema_version": SCHEMA_VERSION, **fault.beside, "error": fault.as_json()}
@@ -109,6 +111,11 @@ class Console:
             yield from _bar(label, total_bytes)
         else:
             yield from _lines(label, total_bytes)
+
+
+def plain(text: str) -> str:
+    """The text as a terminal may show it: names of files and tensors are strangers', and could move its cursor."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def _bar(label: str, total_bytes: int) -> Iterator[Callable[[int], None]]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -109,6 +110,13 @@ def test_an_index_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
     write_checkpoint(tmp_path, shards=2)
     (tmp_path / INDEX_NAME).write_text(content)
     assert INDEX_NAME in refusal(tmp_path).message
+
+
+def test_an_index_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, shards=2)
+    (tmp_path / "model.safetensors.index.json").unlink()
+    os.mkfifo(tmp_path / "model.safetensors.index.json")
+    assert "is not a file" in refusal(tmp_path).message
 
 
 def test_a_config_nested_deeper_than_can_be_read_is_refused(tmp_path: Path) -> None:

@@ -102,6 +102,12 @@ def swap_layers(split: Path) -> None:
             with_header(path, renamed(name, name.replace(old, new)))
 
 
+def trade_names(split: Path) -> None:
+    stage(split, 0).rename(split / "aside")
+    stage(split, 1).rename(stage(split, 0))
+    (split / "aside").rename(stage(split, 1))
+
+
 def flip(path: Path, tensor: str) -> None:
     place = next(own for own in read_header(path).tensors if own.name == tensor)
     with path.open("r+b") as stream:
@@ -336,6 +342,7 @@ FAULTS = [
     Fault("a stage is missing", lambda s: shutil.rmtree(stage(s)), Code.STAGES, "stage 1 of 3 is missing"),
     Fault("a stage is there twice", lambda s: shutil.copytree(stage(s), stage(s, 3)),
           Code.STAGES, "stage 3 holds the manifest of stage 1", 3),
+    Fault("two stage directories trade names", trade_names, Code.STAGES, "stage 0 holds the manifest of stage 1", 0),
     Fault("a stage of another split", lambda s: replace_stage(s, b"\0", OTHER),
           Code.STAGES, "is of another split than stage 0: partition"),
     Fault("a stage of another model of the same shape", lambda s: replace_stage(s, b"\1", SAME),
@@ -362,6 +369,8 @@ FAULTS = [
     Fault("a symbolic link leads out of the stage", lambda s: link_out(weights(s)),
           Code.FILE, f"{WEIGHTS} is a symbolic link out of the stage directory"),
     Fault("the manifest is missing", lambda s: (stage(s) / STAGE_FILE).unlink(), Code.MANIFEST, f"no {STAGE_FILE}"),
+    Fault("a pipe or device in the place of the manifest", lambda s: (
+        (stage(s) / STAGE_FILE).unlink(), os.mkfifo(stage(s) / STAGE_FILE)), Code.MANIFEST, "is not a file"),
     Fault("the manifest is changed", lambda s: (stage(s) / STAGE_FILE).write_bytes(
         (stage(s) / STAGE_FILE).read_bytes().replace(b'"stage": 1', b'"stage": 0')), Code.MANIFEST, "was changed"),
     Fault("the manifest is of another version", lambda s: rewrite(

@@ -83,6 +83,8 @@ def _read_weight_map(directory: Path) -> dict[str, str] | None:
     path = directory / INDEX_NAME
     if not path.exists():
         return None
+    if not path.is_file():
+        raise invalid_error(f"{path} is not a file")
     try:
         if path.stat().st_size > MAX_INDEX_BYTES:
             raise invalid_error(f"{path} is larger than any index of a checkpoint")

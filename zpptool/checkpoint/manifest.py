@@ -7,6 +7,7 @@ when it is loaded.
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,8 @@ def load_manifest(directory: Path) -> Manifest:
     """
     path = Path(directory) / STAGE_FILE
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise invalid_error(f"{path} is not a file")
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise invalid_error(f"{path} is larger than any manifest")
         raw = path.read_bytes()
