@@ -61,6 +61,7 @@ def communicators(rank: int) -> dict[WireCodec, ZeroMQCommunicator]:
             timeout_s=TIMEOUT_S,
             codec=codec,
             insecure=True,
+            shared_memory=False,  # both namespaces are on this machine
         )
         for number, codec in enumerate(CODECS)
     }
