@@ -4,8 +4,8 @@
     python benchmarks/encryption.py [--seconds 5]
 
 `plain` is a link without keys, `curve` one with keys. `aes-gcm` is a link without keys whose frames are sealed with
-AES-256-GCM before they are sent and opened when they have come (nonce: a counter; bound to the header): what a bulk
-path of our own would cost at best. The variants take short turns in random order. Shown are medians in microseconds,
+AES-256-GCM, whole, before they are sent, and opened when they have come (nonce: a counter; bound to the header). None
+goes through shared memory. The variants take short turns in random order. Shown are medians in microseconds,
 the ratio to `plain`, and the bytes a second. Needs `cryptography` for the third.
 """
 

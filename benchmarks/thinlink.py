@@ -60,6 +60,8 @@ def communicators(rank: int) -> dict[WireCodec, ZeroMQCommunicator]:
             connect=f"tcp://{other}:{PORT + number}",
             timeout_s=TIMEOUT_S,
             codec=codec,
+            insecure=True,
+            shared_memory=False,  # both namespaces are on this machine
         )
         for number, codec in enumerate(CODECS)
     }

@@ -139,4 +139,4 @@ def test_the_pipeline_goes_on_whatever_strangers_say_to_its_ports(
         assert completion(client, prompt="one two")["text"] == answer
     logs = "".join(stage.text() for stage in stages)
     assert "was refused" in logs
-    assert logs.count("\n") < 3000, "strangers fill the log"
+    assert logs.count("zpptool stage") < 300, "strangers fill the log"

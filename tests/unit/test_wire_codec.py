@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from zpptool.wire.codec import WIDTHS, expand, shrink
 from zpptool.wire.errors import WireError
-from zpptool.wire.gauge import SHRINK_FROM_BYTES, Gauge, Speeds, WireCodec, worth_it
+from zpptool.wire.gauge import BURST_BYTES, SHRINK_FROM_BYTES, Gauge, Speeds, WireCodec, worth_it
 from zpptool.wire.linkspeed import Rate, believed
 
 MIB = 1 << 20
@@ -157,7 +157,16 @@ def test_the_other_codecs_ask_no_link():
 
 def test_an_idle_connection_does_not_look_slow():
     assert believed(None, Rate(1e6, at_least=True)) is None
+    assert believed(None, Rate(1e6, at_least=True), bursts=True) == 1e6
     assert believed(None, Rate(1e6, at_least=False)) == 1e6
     assert believed(2e6, Rate(1e6, at_least=True)) == 2e6
     assert believed(1e6, Rate(9e8, at_least=True)) == 9e8
     assert believed(1e6, None) is None
+
+
+def test_auto_takes_what_large_messages_have_shown_though_they_did_not_fill_the_link_for_long():
+    gauge, seen = Gauge(WireCodec.AUTO), lambda: Rate(THIN, at_least=True)
+    assert not gauge.decide(BURST_BYTES - 1, seen)
+    assert not gauge.decide(BURST_BYTES, seen)  # the next one knows
+    assert gauge.decide(BURST_BYTES, seen)
+    assert not Gauge(WireCodec.AUTO).decide(BURST_BYTES, seen)

@@ -27,6 +27,8 @@ class WireCodec(StrEnum):
 
 SHRINK_FROM_BYTES = 16 << 10
 """Messages of fewer bytes take less than a packet's way: they are left as they are."""
+BURST_BYTES = 256 << 10
+"""A message of this size takes a link long enough for its speed to be seen."""
 _GAIN = 0.9
 _THIN = 250e6
 """Bytes a second from which on compressing, on one core, cannot win: nothing is tried out there."""
@@ -74,6 +76,7 @@ class Gauge:
     def __init__(self, codec: WireCodec) -> None:
         self._codec = codec
         self._refused = 0
+        self._most = 0
         self.speeds = Speeds()
 
     def decide(self, nbytes: int, measure: Callable[[], Rate | None]) -> bool:
@@ -86,7 +89,8 @@ class Gauge:
             return False
         if self._codec is WireCodec.ZSTD:
             return True
-        link = believed(self.speeds.link, measure())
+        link = believed(self.speeds.link, measure(), bursts=self._most >= BURST_BYTES)
+        self._most = max(self._most, nbytes)
         self.speeds = self.speeds._replace(link=link)
         if worth_it(nbytes, self.speeds):
             return True

@@ -57,10 +57,17 @@ def _own_name(connection: socket.socket) -> str:
     return host
 
 
-def believed(known: float | None, rate: Rate | None) -> float | None:
-    """The link's speed, by what was known and what is measured now; None while nothing sure is known."""
+def believed(known: float | None, rate: Rate | None, *, bursts: bool = False) -> float | None:
+    """The link's speed, by what was known and what is measured now; None while nothing sure is known.
+
+    Args:
+        bursts: whether messages went that are long enough to show what the link can do. The kernel keeps the highest
+            speed of those that did not fill it for long.
+    """
     if rate is None:
         return None
     if not rate.at_least:
         return rate.speed
-    return None if known is None else max(known, rate.speed)
+    if known is None:
+        return rate.speed if bursts else None
+    return max(known, rate.speed)
