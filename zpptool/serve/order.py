@@ -48,6 +48,7 @@ class ServeWish:
     engine_args: tuple[str, ...]
     start_timeout_s: float
     step_timeout_s: float
+    beat_timeout_s: float
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,7 @@ def _wished_specs(wish: ServeWish) -> tuple[StageSpec, ...]:
             engine_args=wish.engine_args,
             start_timeout_s=wish.start_timeout_s,
             step_timeout_s=wish.step_timeout_s,
+            beat_timeout_s=wish.beat_timeout_s,
             served_name=wish.served_name,
         )
         for stage, directory in enumerate(directories)
@@ -164,6 +166,7 @@ def _plan_specs(wish: ServeWish) -> tuple[StageSpec, ...]:
             device=wish.device,
             start_timeout_s=wish.start_timeout_s,
             step_timeout_s=wish.step_timeout_s,
+            beat_timeout_s=wish.beat_timeout_s,
             served_name=wish.served_name,
         )
         for stage in range(len(plan.stages))
