@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a head tells of its ring, asked again and again, so that whoever looks at it never waits.
 
-The asking is done by a thread of its own. What it was told last is what there is: nothing, as long as there is no head. One
-that is there and too busy to answer in time is taken to fare as before.
+The asking is done by a thread of its own. What it was told last is what there is: nothing, as long as there is no head.
+One that is there and too busy to answer in time is taken to fare as before.
 """
 
 from __future__ import annotations
