@@ -295,7 +295,7 @@ def test_ctrl_c_lets_answers_end_and_then_ends_everything(served: Served, client
 
 @pytest.mark.vllm
 def test_vllm_is_served_the_same_way(model: Path, serve: Callable[..., Served], zpptool: Callable[..., Ran]) -> None:
-    """Stock vLLM: its phases, answers and metrics as they are, its ring in the status; killed, it leaves nothing."""
+    """Stock vLLM: its phases, answers, metrics as they are, its ring in the status; killed, it leaves nothing."""
     pytest.importorskip("vllm")
     one = serve(
         *(model, "--num-stages", 2, "--engine", "vllm", "--served-model-name", "tiny", "--dtype", "float32", "--"),

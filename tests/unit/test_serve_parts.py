@@ -204,7 +204,7 @@ def planned(model: Path) -> Callable[..., tuple[PipelineOrder, ...]]:
             "model": model, "pipeline_dir": None, "plan_file": None, "num_stages": 2, "ranges": (),
             "engine": Engine.TRANSFORMERS, "dtype": "auto", "device": "cpu", "gpu_ids": (), "port": 0,
             "base_port": None, "api_port": None, "replicas": 1, "served_name": "", "engine_args": (),
-            "start_timeout_s": 1.0, "step_timeout_s": 1.0, "recovery_deadline_s": 120.0,
+            "start_timeout_s": 1.0, "step_timeout_s": 1.0, "beat_timeout_s": 1.0, "recovery_deadline_s": 120.0,
         }  # fmt: skip
         return plan_serving(ServeWish(**{**wish, **changes}))  # type: ignore[arg-type]
 

@@ -10,6 +10,7 @@ import typer
 
 from zpptool import ports
 from zpptool.cli.options import (
+    BeatTimeoutOption,
     DeviceOption,
     DtypeOption,
     ModelOption,
@@ -109,6 +110,7 @@ def serve(
     ] = None,
     start_timeout: StartTimeoutOption = 600.0,
     step_timeout: StepTimeoutOption = 300.0,
+    beat_timeout: BeatTimeoutOption = 60.0,
     quiet: QuietOption = False,
 ) -> None:
     """Start every stage of MODEL on this machine, keep the pipeline up, and serve the OpenAI API.
@@ -157,6 +159,7 @@ def serve(
                 start_timeout_s=start_timeout,
                 step_timeout_s=step_timeout,
                 recovery_deadline_s=recovery_deadline,
+                beat_timeout_s=beat_timeout,
             )
         )
     serving = Serving(

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a head tells of its ring, asked again and again, so that whoever looks at it never waits.
 
-The asking is done by a thread of its own. What it was told last is what there is: nothing, as long as no head answers.
+The asking is done by a thread of its own. What it was told last is what there is: nothing, as long as there is no head.
+One that is there and too busy to answer in time is taken to fare as before.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from zpptool.errors import ZppError
+from zpptool.errors import ExitCode, ZppError
 from zpptool.pipeline.ring.status import BEAT_S, RingStatus, read_status
 
 
@@ -18,12 +19,17 @@ class RingWatch:
 
     Args:
         path: the socket; it need not be there yet.
+
+    Attributes:
+        told: what the head told last; None as long as there is none.
+        fault: what has broken the ring, as the head said; empty for nothing.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._over = threading.Event()
         self.told: RingStatus | None = None
+        self.fault = ""
         threading.Thread(target=self._look, name="ring-watch", daemon=True).start()
 
     def stop(self) -> None:
@@ -33,9 +39,10 @@ class RingWatch:
     def _look(self) -> None:
         while not self._over.is_set():
             try:
-                told = read_status(self._path)
-            except ZppError:
-                told = None
-            self.told = None if self._over.is_set() else told
+                self.told = read_status(self._path)
+                self.fault = self.told.fault or self.fault
+            except ZppError as unheard:
+                if unheard.exit_code is ExitCode.ADDRESS:
+                    self.told = None
             self._over.wait(BEAT_S)
         self.told = None

@@ -251,8 +251,11 @@ class Supervisor:
     def _lost(self) -> lc.Lost:
         """What was lost and why. Where that costs no more than itself, nobody waits for the others to follow."""
         child = self._group.culprit(hurry=lambda: self._stops_asked > 0 or self._is_lost_alone())
-        own_reason = _has_own_reason(child.popen.returncode)
-        return lc.Lost(replace(_cause_of(process_fault(child)), own_reason=own_reason), self._ended_places())
+        code, told = child.popen.returncode, self._ring.fault if self._ring is not None else ""
+        cause = replace(_cause_of(process_fault(child)), own_reason=_has_own_reason(code))
+        if code == ExitCode.STAGE and told:  # it has lost another one, or was told to end: the head knows why
+            cause = replace(cause, message=f"{cause.message}: {told}")
+        return lc.Lost(cause, self._ended_places())
 
     def _ended_places(self) -> tuple[int, ...]:
         ended = {child.name for child in self._group.children if child.ended}

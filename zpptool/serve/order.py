@@ -49,6 +49,7 @@ class ServeWish:
     start_timeout_s: float
     step_timeout_s: float
     recovery_deadline_s: float
+    beat_timeout_s: float
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,7 @@ def _wished_specs(wish: ServeWish) -> tuple[StageSpec, ...]:
             start_timeout_s=wish.start_timeout_s,
             step_timeout_s=wish.step_timeout_s,
             recovery_deadline_s=wish.recovery_deadline_s,
+            beat_timeout_s=wish.beat_timeout_s,
             served_name=wish.served_name,
         )
         for stage, directory in enumerate(directories)
@@ -167,6 +169,7 @@ def _plan_specs(wish: ServeWish) -> tuple[StageSpec, ...]:
             start_timeout_s=wish.start_timeout_s,
             step_timeout_s=wish.step_timeout_s,
             recovery_deadline_s=wish.recovery_deadline_s,
+            beat_timeout_s=wish.beat_timeout_s,
             served_name=wish.served_name,
         )
         for stage in range(len(plan.stages))

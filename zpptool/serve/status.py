@@ -15,6 +15,7 @@ import psutil
 
 from zpptool.console import SCHEMA_VERSION
 from zpptool.pipeline.lifecycle import Phase
+from zpptool.pipeline.phases import STARTING
 from zpptool.pipeline.process import HEAD_NAME
 from zpptool.pipeline.ring.status import COMPUTING, LOADING, READY, UNHEARD, WAITING, LinkStatus
 from zpptool.pipeline.supervisor import PipelineView
@@ -134,6 +135,8 @@ def stage_phase(view: PipelineView, stage: int, *, running: bool = True) -> str:
     """What a stage is doing, in words. Its ring knows best; before it has heard of the stage, the stage itself says so,
     and how much of the weights is loaded; and where the pipeline is neither starting nor whole, its state says all."""
     process = next((one for one in view.processes if one.name == place_name(stage)), None)
+    if process is None and view.state.phase is Phase.STARTING:
+        return STARTING
     if process is None or not (running and process.running):
         return "not running"
     if view.state.phase not in (Phase.STARTING, Phase.READY):
