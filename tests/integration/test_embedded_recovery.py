@@ -19,7 +19,7 @@ from stages import Stage, free_base_port, started, wait_until_ready
 
 pytest.importorskip("torch")
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900)
 
 STREAMS = 12
 TOKENS = 60
@@ -47,7 +47,7 @@ def pipeline(split: Path, logs: Path, *words: object) -> Iterator[tuple[list[Sta
         for stage in range(3)
     ]
     url = f"http://127.0.0.1:{base + 4}"
-    with started(logs, commands) as stages, httpx.Client(base_url=url, timeout=120, trust_env=False) as client:
+    with started(logs, commands) as stages, httpx.Client(base_url=url, timeout=BACK_S, trust_env=False) as client:
         wait_until_ready(url, stages, READY_S)
         yield stages, client, commands
 

@@ -63,6 +63,11 @@ def fault_file(spec: StageSpec) -> Path:
     return Path(os.environ.get(FAULT_VARIABLE) or spec.local.removeprefix("ipc://") + ".fault")
 
 
+def stop_file(spec: StageSpec) -> Path:
+    """Where the engine core leaves word that it has ended in good order."""
+    return fault_file(spec).with_suffix(".stopped")
+
+
 class RingExecutor(Executor):
     """Runs each step of the engine core on the stages of the ring."""
 
@@ -190,6 +195,7 @@ class RingExecutor(Executor):
 
     def shutdown(self) -> None:
         """Tell the stages that the run is over."""
+        stop_file(self._spec).touch()
         self._node.stop("the head has shut down")
         self._node.close()
 

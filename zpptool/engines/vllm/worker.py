@@ -7,6 +7,7 @@ others, hands each call on to them, and is the only one with links.
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from typing import Any
 
@@ -17,7 +18,7 @@ from zpptool.engines.vllm.executor import RESTORE_REQUESTS
 from zpptool.engines.vllm.group import WirePipelineGroup
 from zpptool.engines.vllm.ranks import Ranks
 from zpptool.engines.vllm.stagerank import StageRank
-from zpptool.errors import ZppError
+from zpptool.errors import ExitCode, ZppError
 from zpptool.pipeline.ring.control import Call
 from zpptool.pipeline.ring.node import StageNode
 from zpptool.pipeline.ring.place import say
@@ -100,6 +101,8 @@ class StageWorker:
         say(f"stage {self._spec.stage}", f"error: {fault.message}")
         with suppress(ZppError):
             self._node.fail(None, fault.message)
+        if self._spec.recovery_deadline_s:
+            os._exit(ExitCode.FAILURE)  # whoever keeps this stage up starts it anew, with all its ranks
         self._node.close()
 
 

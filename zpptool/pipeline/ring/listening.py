@@ -135,10 +135,10 @@ class StageListener:
         except ZppError as fault:
             self._give_up(fault)
         except Exception as cause:  # whatever it is, nobody may go on waiting for this thread
-            deaf = stage_error(f"stage {self.stage} cannot receive any more: {type(cause).__name__}: {cause}")
+            broken = stage_error(f"stage {self.stage} cannot receive any more: {type(cause).__name__}: {cause}")
             if self._recovery_s:
-                deaf.exit_code = ExitCode.FAILURE  # whoever keeps this stage up starts it anew
-            self._give_up(deaf)
+                broken.exit_code = ExitCode.FAILURE  # whoever keeps this stage up starts it anew
+            self._give_up(broken)
 
     def _receive_all(self) -> None:
         while not self._closing.is_set() and self._over is None:
