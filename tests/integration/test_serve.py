@@ -294,6 +294,7 @@ def test_ctrl_c_lets_answers_end_and_then_ends_everything(served: Served, client
 
 
 @pytest.mark.vllm
+@pytest.mark.timeout(700)
 def test_vllm_is_served_the_same_way(model: Path, serve: Callable[..., Served], zpptool: Callable[..., Ran]) -> None:
     """Stock vLLM: its phases, answers, metrics as they are, its ring in the status; killed, it leaves nothing."""
     pytest.importorskip("vllm")
@@ -301,7 +302,7 @@ def test_vllm_is_served_the_same_way(model: Path, serve: Callable[..., Served], 
         *(model, "--num-stages", 2, "--engine", "vllm", "--served-model-name", "tiny", "--dtype", "float32", "--"),
         *("--enforce-eager", "--kv-cache-memory-bytes", 64 << 20, "--max-model-len", 256),
     )
-    one.find("ready after", 300)
+    one.find("ready after", 450)
     one.look()
     with httpx.Client(base_url=one.url, timeout=200, trust_env=False) as client:
         alone = text_of(client.post("/v1/completions", json={**SHORT, "model": "tiny"}))
