@@ -161,6 +161,8 @@ def test_an_idle_connection_does_not_look_slow():
     assert believed(None, Rate(1e6, at_least=False)) == 1e6
     assert believed(2e6, Rate(1e6, at_least=True)) == 2e6
     assert believed(1e6, Rate(9e8, at_least=True)) == 9e8
+    assert believed(1e6, Rate(9e8, at_least=False)) == 9e8
+    assert believed(1e9, Rate(1e8, at_least=False)) == pytest.approx(8.2e8)
     assert believed(1e6, None) is None
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 # bytes 160 to 167 hold the delivery rate in bytes a second.
 _LIMITED_AT, _RATE_AT = 7, 160
 _RATE = struct.Struct("=Q")
+_WEIGHT = 0.2
 
 
 class Rate(NamedTuple):
@@ -66,8 +67,8 @@ def believed(known: float | None, rate: Rate | None, *, bursts: bool = False) ->
     """
     if rate is None:
         return None
-    if not rate.at_least:
-        return rate.speed
     if known is None:
-        return rate.speed if bursts else None
-    return max(known, rate.speed)
+        return rate.speed if bursts or not rate.at_least else None
+    # What is faster is so at once; what is slower may be a processor that is busy for a moment.
+    slower = known if rate.at_least else known + _WEIGHT * (rate.speed - known)
+    return max(slower, rate.speed)
