@@ -100,6 +100,16 @@ HOOKS: tuple[Hook, ...] = (
     Hook("v1.core.sched.scheduler", "Scheduler.schedule", ("throttle_prefills",)),
     *_all("v1.request", "Request Request.num_tokens_with_spec Request.num_output_placeholders", "likewise"),
     *_all("v1.request", "Request.num_computed_tokens", "likewise"),
+    # recovery
+    *_all("v1.core.sched.scheduler", "Scheduler.reset_prefix_cache Scheduler.reset_encoder_cache", "all is put back"),
+    *_all("v1.core.sched.scheduler", "Scheduler.requests Scheduler.kv_cache_config", "what is live"),
+    *_all("v1.request", "Request.output_token_ids RequestStatus", "likewise"),
+    Hook(_OUTPUT, "NewRequestData.from_request", ("request", "block_ids"), "a live request, told again"),
+    *_all("v1.worker.gpu_model_runner", "GPUModelRunner._update_states", "a stage takes in which requests there are"),
+    *_all("v1.worker.gpu_model_runner", "GPUModelRunner.requests GPUModelRunner.input_batch", "likewise"),
+    *_all("v1.worker.gpu_model_runner", "GPUModelRunner.execute_model_state", "a pass that was never sampled"),
+    *_all("v1.worker.gpu_model_runner", "GPUModelRunner.discard_request_mask", "prompts in several steps, on a CPU"),
+    *_all("v1.worker.gpu_model_runner", "GPUModelRunner.num_prompt_logprobs GPUModelRunner.sampler", "likewise"),
     # what travels
     *_all(_OUTPUT, "SchedulerOutput GrammarOutput NewRequestData CachedRequestData", "control objects"),
     Hook("v1.core.sched", "output", why="control objects"),
