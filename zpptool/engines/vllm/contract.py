@@ -117,6 +117,7 @@ HOOKS: tuple[Hook, ...] = (
     *_all("v1.worker.gpu_model_runner", "GPUModelRunner.requests GPUModelRunner.input_batch", "likewise"),
     *_all("v1.worker.gpu_model_runner", "GPUModelRunner.execute_model_state GPUModelRunner.sampler", "likewise"),
     *_all("v1.worker.gpu_model_runner", "GPUModelRunner.num_prompt_logprobs", "likewise"),
+    *_all("v1.worker.gpu_model_runner", "GPUModelRunner.discard_request_mask", "prompts in several steps, on a CPU"),
     *_all("v1.worker.gpu_model_runner", "GPUModelRunner.reset_encoder_cache", "likewise"),
     *_all("v1.sample.sampler", "Sampler.topk_topp_sampler", "a seeded generator is moved on"),
     # what travels

@@ -302,6 +302,26 @@ def drop_pending_step(runner: Any) -> None:
     runner.execute_model_state = None
 
 
+@contextmanager
+def discarded_rows_draw_nothing(worker: Any) -> Iterator[None]:
+    """While a worker samples: leave the generators alone of sequences that have more of their prompt to compute.
+
+    vLLM draws for them too and then sets the generator back by its offset. On a CPU it has none, and vLLM 0.32 dies of
+    "CPU Generator does not use offset" when the prompt of a seeded request is computed in several steps.
+    """
+    runner = worker.worker.model_runner
+    if runner.device.type != "cpu" or not hasattr(runner, "input_batch"):
+        yield
+        return
+    batch = runner.input_batch
+    mask = runner.discard_request_mask.np[: batch.num_reqs]
+    kept = {row: batch.generators.pop(row) for row in mask.nonzero()[0].tolist() if row in batch.generators}
+    try:
+        yield
+    finally:
+        batch.generators.update(kept)
+
+
 def samples() -> bool:
     """Whether this stage samples tokens: the last one does."""
     return parallel_state.get_pp_group().is_last_rank

@@ -301,7 +301,7 @@ class HeadListener:
         try:
             self._outward.check()
         except PeerLost as fault:
-            self._suspect(fault, self._outward.party.epoch)
+            self._suspect(fault, self._state.epoch if fault.epoch is None else fault.epoch)
         suspected = self._suspected
         if suspected is not None and suspected[1] < time.monotonic():
             self._react(lc.Lost(self._state.epoch, suspected[0]))
