@@ -11,7 +11,6 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import msgspec
 import zmq
@@ -26,6 +25,7 @@ from zpptool.wire.linkspeed import delivery_rate
 from zpptool.wire.messages import Buffer, Kind, Limits, Message, check_sizes, decode
 from zpptool.wire.outbound import Envelope, Outbound
 from zpptool.wire.safety import Safety
+from zpptool.wire.session import Guest, Sent, Session
 from zpptool.wire.sockets import Context
 from zpptool.wire.tally import Tally
 from zpptool.wire.words import (
@@ -50,53 +50,6 @@ _HELD = 8
 ZERO_COPY_BYTES = 1 << 20
 """Frames from this size on are sent from the caller's memory. Shorter ones are copied before `send` returns, which
 costs less than tracking them (benchmarks/wire.py)."""
-
-
-class Sent:
-    """A message that was accepted for sending."""
-
-    __slots__ = ("_link", "_trackers", "sequence")
-
-    def __init__(self, link: PushLink, sequence: int, trackers: Sequence[zmq.MessageTracker]) -> None:
-        self._link = link
-        self._trackers = trackers
-        self.sequence = sequence
-
-    @property
-    def done(self) -> bool:
-        """Whether the memory handed to `send` may be written again. It says nothing about the peer having read it."""
-        return all(tracker.done for tracker in self._trackers)
-
-    def wait(self, timeout_s: float) -> None:
-        """Return when the memory handed to `send` may be written again.
-
-        Raises:
-            LinkTimeout: it is still being sent when the deadline passes; it may not be written yet.
-        """
-        if not self._trackers:
-            return
-        deadline = Deadline(timeout_s)
-        for tracker in self._trackers:
-            try:
-                tracker.wait(deadline.remaining_s())
-            except zmq.NotDone:
-                raise self._link.timed_out(deadline, f"take the bytes of message {self.sequence}") from None
-
-
-class _Guest(NamedTuple):
-    """Somebody who has greeted: his address in the socket, his connection's file descriptor, and what he said."""
-
-    identity: bytes
-    connection: int
-    hello: Hello
-
-
-class _Session(NamedTuple):
-    """A guest who was welcomed, the number that the messages to him bear, and the ways that they go."""
-
-    guest: _Guest
-    number: int
-    outbound: Outbound
 
 
 class PushLink(Endpoint):
@@ -142,12 +95,12 @@ class PushLink(Endpoint):
         Raises:
             ZppError: the endpoint cannot be used, or not without keys (exit 5).
         """
-        self._session: _Session | None = None
+        self._session: Session | None = None
         self._follows = follows
         self._credit = Credit(Window())
         self._was_lost = False
         self._refusal: LinkRefused | None = None
-        self._held: dict[bytes, _Guest] = {}
+        self._held: dict[bytes, Guest] = {}
         self._accepted = limits or Limits()
         self._gauge = Gauge(codec)
         self._shared_memory = shared_memory
@@ -284,7 +237,7 @@ class PushLink(Endpoint):
         if self._refusal is not None:
             raise self._refusal
 
-    def _await_room(self, nbytes: int, deadline: Deadline, epoch: int | None, run_id: str | None) -> _Session:
+    def _await_room(self, nbytes: int, deadline: Deadline, epoch: int | None, run_id: str | None) -> Session:
         """The session, when there is one and a message of that size, epoch and run may be sent in it."""
         if self._chores:
             self._catch_up()
@@ -312,7 +265,7 @@ class PushLink(Endpoint):
             raise self._made(StaleEpoch, f"a message of epoch {epoch} is not for {self.peer} ({self.endpoint})")
 
     def _hand_over(
-        self, session: _Session, envelope: Envelope, header: bytes, frames: Sequence[Buffer], nbytes: int
+        self, session: Session, envelope: Envelope, header: bytes, frames: Sequence[Buffer], nbytes: int
     ) -> list[zmq.MessageTracker] | None:
         """Give a message to ZeroMQ for the welcome peer; the trackers of its large parts. None when he has gone.
 
@@ -365,7 +318,7 @@ class PushLink(Endpoint):
             said = place_name(word.party.stage)
             self._turn_away(identity, Refused(f"it has the key of {user} and calls itself {said}", plan=False))
         elif isinstance(word, Hello):
-            self._receive(_Guest(identity, connection, word))
+            self._receive(Guest(identity, connection, word))
         elif session and identity == session.guest.identity:
             match word:
                 case Taken(count=count):
@@ -388,7 +341,7 @@ class PushLink(Endpoint):
             self._turn_away(identity, Refused(f"{count} messages were never sent", plan=False))
             self._end_session()
 
-    def _receive(self, guest: _Guest) -> None:
+    def _receive(self, guest: Guest) -> None:
         """Welcome, hold or refuse somebody who greets."""
         self._probe()
         if self._session and self._session.guest.identity == guest.identity:
@@ -407,13 +360,13 @@ class PushLink(Endpoint):
                 if plan and theirs.stage == self._awaited and not standing.taken and not standing.spent:
                     self._refusal = self._refused_by(f"{self.peer} is refused", reason, plan=plan)
 
-    def _welcome(self, guest: _Guest) -> None:
+    def _welcome(self, guest: Guest) -> None:
         """Begin a session with this guest."""
         offers = guest.hello.offers
         outbound = Outbound(
             offers, self._gauge, lambda: delivery_rate(guest.connection), shared=self._shared_memory
         )  # fmt: skip
-        session = _Session(guest, secrets.randbits(32), outbound)
+        session = Session(guest, secrets.randbits(32), outbound)
         window = self._window.within(guest.hello.window)
         if not self._say(guest, Welcome(self.party, window, outbound.offers), session.number):
             return
@@ -456,11 +409,6 @@ class PushLink(Endpoint):
                 self.last_error = self.lost().message
                 self._on_lost()
 
-    def _close_session(self) -> None:
-        if self._session is not None:
-            self._session.outbound.close()
-        self._session = None
-
     def _cut(self, connection: int) -> None:
         if self._session and self._session.guest.connection == connection and not self._probe():
             self._attendant.suspect()
@@ -477,7 +425,7 @@ class PushLink(Endpoint):
                 self._end_session()
         return self._session is None
 
-    def _say(self, guest: _Guest, word: Word, session: int = 0) -> bool:
+    def _say(self, guest: Guest, word: Word, session: int = 0) -> bool:
         return self._send_word(guest.identity, word, session)
 
     def _send_word(self, identity: bytes, word: Word, session: int = 0) -> bool:
