@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 from families.case import STAGES, Outcome
 from families.tiny import LAYERS
-from families.vllm_outcome import FAILED, IDENTICAL, VERDICTS, VllmOutcome
+from families.vllm_outcome import CAUSES, FAILED, IDENTICAL, VERDICTS, VllmOutcome
 
 _HEAD = """\
 <!-- SPDX-License-Identifier: Apache-2.0 -->
@@ -41,9 +41,10 @@ from text alone.
 _VLLM = """\
 {count} classes, {first} to {last}, with {versions}, by
 `python scripts/vllm_coverage.py`, which keeps its records in [coverage-vllm.jsonl](coverage-vllm.jsonl): unsplit stock
-vLLM against two stages in processes of their own over zpptool's links; float32, greedy, eager, three prompts in flight
-at once, one of them longer than a step. A tiny model has no processor beside it, so prompts are text alone, and vLLM
-leaves the towers out. A class that vLLM has not written itself runs by transformers' code there, as the cell says.
+vLLM against two stages in processes of their own over zpptool's links; float32 (bfloat16 where vLLM's linear attention
+asks for it), greedy, eager, three prompts in flight at once, one of them longer than a step. A tiny model has no
+processor beside it, so prompts are text alone, and vLLM leaves the towers out. A class that vLLM has not written itself
+runs by transformers' code there, as the cell says.
 
 {met}"""
 
@@ -88,7 +89,8 @@ def vllm_cell(outcome: VllmOutcome | None) -> str:
         return "not run"
     runs_as = f" (as {outcome.runs_as})" if outcome.runs_as and outcome.verdict in (IDENTICAL, FAILED) else ""
     why = "" if outcome.verdict == IDENTICAL or not outcome.reason else f": {outcome.reason}"
-    return _plain(f"{outcome.verdict}{runs_as}{why}")
+    cause = f" ({CAUSES[outcome.name]})" if outcome.verdict == FAILED and outcome.name in CAUSES else ""
+    return _plain(f"{outcome.verdict}{runs_as}{why}{cause}")
 
 
 def _plain(text: str) -> str:

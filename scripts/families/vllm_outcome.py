@@ -23,6 +23,11 @@ VERDICTS = {
 }
 """What a class can come to, and what that means."""
 WRONG = (DIFFERENT, FAILED)
+CAUSES = {
+    "Ernie4_5_MoeForCausalLM": "vLLM's class ties the head to the embedding on every stage, also where it has neither",
+    "MiniCPM3ForCausalLM": "vLLM's class hands on a residual that is None, which vLLM's own runner cannot slice",
+}
+"""Why a pipeline fails where the cause lies in vLLM, whose own pipeline meets it too."""
 
 
 @dataclass
