@@ -174,23 +174,31 @@ def test_ways_of_sampling(sides: Sides, wish: dict[str, Any]) -> None:
 
 def test_stop_strings_stop_tokens_bad_words_and_min_tokens(sides: Sides) -> None:
     """All about one word that the model says by itself, some tokens after its first."""
-    [said] = same_completion(sides, logprobs=0, max_tokens=24)
+    [said] = same_completion(sides, logprobs=0, max_tokens=40)
     place, word = next(
-        (place, token)
-        for place, token in enumerate(said["logprobs"]["tokens"])
-        if place > 2 and len(token) > 2 and token.isascii() and said["text"].count(token.strip()) == 1
+        (place, word)
+        for place, word in enumerate(said["logprobs"]["tokens"])
+        if place > 2 and len(word) > 2 and word.isascii() and said["text"].count(word.strip()) == 1
+        if tokens_of(sides, word) == [said["token_ids"][place]] and len(tokens_of(sides, word.strip())) == 1
     )
     token = said["token_ids"][place]
-    [stopped] = same_completion(sides, stop=[word], max_tokens=24)
+    [stopped] = same_completion(sides, stop=[word], max_tokens=40)
     assert (stopped["finish_reason"], stopped["stop_reason"]) == ("stop", word)
-    [kept] = same_completion(sides, stop=[word], include_stop_str_in_output=True, max_tokens=24)
+    [kept] = same_completion(sides, stop=[word], include_stop_str_in_output=True, max_tokens=40)
     assert kept["text"].endswith(word)
-    [by_token] = same_completion(sides, stop_token_ids=[token], max_tokens=24)
+    [by_token] = same_completion(sides, stop_token_ids=[token], max_tokens=40)
     assert (by_token["stop_reason"], len(by_token["token_ids"])) == (token, place + 1)
-    [longer] = same_completion(sides, stop_token_ids=[token], min_tokens=place + 2, max_tokens=24)
+    [longer] = same_completion(sides, stop_token_ids=[token], min_tokens=place + 2, max_tokens=40)
     assert len(longer["token_ids"]) >= place + 2
-    [without] = same_completion(sides, bad_words=[word.strip()], max_tokens=24)
+    [without] = same_completion(sides, bad_words=[word.strip()], max_tokens=40)
     assert token not in without["token_ids"]
+
+
+def tokens_of(sides: Sides, text: str) -> list[int]:
+    """How the tokenizer writes a text; of the tokens that random weights choose it would not write all so."""
+    told, again = sides.ask("/tokenize", prompt=text, add_special_tokens=False)
+    assert told["tokens"] == again["tokens"]
+    return told["tokens"]
 
 
 @pytest.mark.parametrize(
@@ -222,9 +230,12 @@ def test_tool_calls(sides: Sides, way: str) -> None:
         messages=[{"role": "user", "content": "What is the weather in Paris?"}],
         **{"temperature": 0, "max_tokens": 72, "tools": TOOLS, **(named if way == "named" else forced)},
     )
-    calls = [answer["choices"][0]["message"]["tool_calls"] for answer in answers]
-    assert calls[0][0]["function"] == calls[1][0]["function"]
-    assert calls[1][0]["function"]["name"] == "weather"
+    for answer in answers:
+        for call in answer["choices"][0]["message"].get("tool_calls") or ():
+            assert call.pop("id")  # random
+    assert answers[0]["choices"] == answers[1]["choices"]
+    if way == "hermes":  # of a named tool vLLM lets a model of random weights say what makes no call
+        assert answers[1]["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "weather"
 
 
 def test_chat_with_logprobs(sides: Sides) -> None:
