@@ -24,6 +24,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from adapters import write_adapter
+from answers import metric, same, together
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from recording import recorded
@@ -52,8 +53,6 @@ ENVIRONMENT = {
     "VLLM_REGEX_COMPILATION_TIMEOUT_S": "60", "VLLM_TOOL_PARSE_REGEX_TIMEOUT_SECONDS": "30",  # of a busy machine
     "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
 }  # fmt: skip
-LOGPROB_TOLERANCE = 1e-4
-"""How far a logprob of the pipeline may be from the unsplit engine's: batches differ, and with them the last bits."""
 SETTLE_S = 60
 PROMPT = "The capital of France is Paris. The capital of Spain is"
 TOOLS = [
@@ -121,29 +120,6 @@ def same_completion(sides: Sides, **changes: Any) -> list[dict[str, Any]]:
     same(unsplit["choices"], pipeline["choices"])
     assert unsplit["usage"]["completion_tokens"] == pipeline["usage"]["completion_tokens"] > 0
     return pipeline["choices"]
-
-
-def same(one: Any, other: Any, where: str = "choices") -> None:
-    """Both are equal, floats to `LOGPROB_TOLERANCE`."""
-    if isinstance(one, float) and isinstance(other, float):
-        assert one == pytest.approx(other, abs=LOGPROB_TOLERANCE), where
-    elif isinstance(one, dict) and isinstance(other, dict):
-        assert one.keys() == other.keys(), where
-        for key, item in one.items():
-            same(item, other[key], f"{where}.{key}")
-    elif isinstance(one, list) and isinstance(other, list):
-        assert len(one) == len(other), where
-        for place, item in enumerate(one):
-            same(item, other[place], f"{where}[{place}]")
-    else:
-        assert one == other, where
-
-
-def metric(client: httpx.Client, name: str) -> float:
-    """The sum of one metric over its labels."""
-    lines = [line for line in client.get("/metrics").text.splitlines() if line.startswith(name)]
-    assert lines, f"no metric {name}"
-    return sum(float(line.rpartition(" ")[2]) for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -298,16 +274,6 @@ def test_many_requests_that_come_and_go(sides: Sides) -> None:
     answers = [together(client, wishes, at_once=12) for client in (sides.unsplit, sides.pipeline)]
     for n, (unsplit, pipeline) in enumerate(zip(*answers, strict=True)):
         assert unsplit == pipeline, n
-
-
-def together(client: httpx.Client, wishes: list[dict[str, Any]], *, at_once: int) -> list[list[int]]:
-    def tokens(wish: dict[str, Any]) -> list[int]:
-        answer = client.post("/v1/completions", json=wish)
-        assert answer.status_code == httpx.codes.OK, answer.text
-        return answer.json()["choices"][0]["token_ids"]
-
-    with ThreadPoolExecutor(at_once) as pool:
-        return list(pool.map(tokens, wishes))
 
 
 def test_sequences_that_push_each_other_out_of_the_cache(sides: Sides) -> None:
