@@ -24,6 +24,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from adapters import write_adapter
+from answers import metric, same, together
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from recording import recorded
@@ -52,8 +53,6 @@ ENVIRONMENT = {
     "VLLM_REGEX_COMPILATION_TIMEOUT_S": "60", "VLLM_TOOL_PARSE_REGEX_TIMEOUT_SECONDS": "30",  # of a busy machine
     "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
 }  # fmt: skip
-LOGPROB_TOLERANCE = 1e-4
-"""How far a logprob of the pipeline may be from the unsplit engine's: batches differ, and with them the last bits."""
 SETTLE_S = 60
 PROMPT = "The capital of France is Paris. The capital of Spain is"
 TOOLS = [
@@ -123,29 +122,6 @@ def same_completion(sides: Sides, **changes: Any) -> list[dict[str, Any]]:
     return pipeline["choices"]
 
 
-def same(one: Any, other: Any, where: str = "choices") -> None:
-    """Both are equal, floats to `LOGPROB_TOLERANCE`."""
-    if isinstance(one, float) and isinstance(other, float):
-        assert one == pytest.approx(other, abs=LOGPROB_TOLERANCE), where
-    elif isinstance(one, dict) and isinstance(other, dict):
-        assert one.keys() == other.keys(), where
-        for key, item in one.items():
-            same(item, other[key], f"{where}.{key}")
-    elif isinstance(one, list) and isinstance(other, list):
-        assert len(one) == len(other), where
-        for place, item in enumerate(one):
-            same(item, other[place], f"{where}[{place}]")
-    else:
-        assert one == other, where
-
-
-def metric(client: httpx.Client, name: str) -> float:
-    """The sum of one metric over its labels."""
-    lines = [line for line in client.get("/metrics").text.splitlines() if line.startswith(name)]
-    assert lines, f"no metric {name}"
-    return sum(float(line.rpartition(" ")[2]) for line in lines)
-
-
 @pytest.mark.parametrize(
     "wish",
     [
@@ -174,23 +150,31 @@ def test_ways_of_sampling(sides: Sides, wish: dict[str, Any]) -> None:
 
 def test_stop_strings_stop_tokens_bad_words_and_min_tokens(sides: Sides) -> None:
     """All about one word that the model says by itself, some tokens after its first."""
-    [said] = same_completion(sides, logprobs=0, max_tokens=24)
+    [said] = same_completion(sides, logprobs=0, max_tokens=40)
     place, word = next(
-        (place, token)
-        for place, token in enumerate(said["logprobs"]["tokens"])
-        if place > 2 and len(token) > 2 and token.isascii() and said["text"].count(token.strip()) == 1
+        (place, word)
+        for place, word in enumerate(said["logprobs"]["tokens"])
+        if place > 2 and len(word) > 2 and word.isascii() and said["text"].count(word.strip()) == 1
+        if tokens_of(sides, word) == [said["token_ids"][place]] and len(tokens_of(sides, word.strip())) == 1
     )
     token = said["token_ids"][place]
-    [stopped] = same_completion(sides, stop=[word], max_tokens=24)
+    [stopped] = same_completion(sides, stop=[word], max_tokens=40)
     assert (stopped["finish_reason"], stopped["stop_reason"]) == ("stop", word)
-    [kept] = same_completion(sides, stop=[word], include_stop_str_in_output=True, max_tokens=24)
+    [kept] = same_completion(sides, stop=[word], include_stop_str_in_output=True, max_tokens=40)
     assert kept["text"].endswith(word)
-    [by_token] = same_completion(sides, stop_token_ids=[token], max_tokens=24)
+    [by_token] = same_completion(sides, stop_token_ids=[token], max_tokens=40)
     assert (by_token["stop_reason"], len(by_token["token_ids"])) == (token, place + 1)
-    [longer] = same_completion(sides, stop_token_ids=[token], min_tokens=place + 2, max_tokens=24)
+    [longer] = same_completion(sides, stop_token_ids=[token], min_tokens=place + 2, max_tokens=40)
     assert len(longer["token_ids"]) >= place + 2
-    [without] = same_completion(sides, bad_words=[word.strip()], max_tokens=24)
+    [without] = same_completion(sides, bad_words=[word.strip()], max_tokens=40)
     assert token not in without["token_ids"]
+
+
+def tokens_of(sides: Sides, text: str) -> list[int]:
+    """How the tokenizer writes a text; of the tokens that random weights choose it would not write all so."""
+    told, again = sides.ask("/tokenize", prompt=text, add_special_tokens=False)
+    assert told["tokens"] == again["tokens"]
+    return told["tokens"]
 
 
 @pytest.mark.parametrize(
@@ -222,9 +206,12 @@ def test_tool_calls(sides: Sides, way: str) -> None:
         messages=[{"role": "user", "content": "What is the weather in Paris?"}],
         **{"temperature": 0, "max_tokens": 72, "tools": TOOLS, **(named if way == "named" else forced)},
     )
-    calls = [answer["choices"][0]["message"]["tool_calls"] for answer in answers]
-    assert calls[0][0]["function"] == calls[1][0]["function"]
-    assert calls[1][0]["function"]["name"] == "weather"
+    for answer in answers:
+        for call in answer["choices"][0]["message"].get("tool_calls") or ():
+            assert call.pop("id")  # random
+    assert answers[0]["choices"] == answers[1]["choices"]
+    if way == "hermes":  # of a named tool vLLM lets a model of random weights say what makes no call
+        assert answers[1]["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "weather"
 
 
 def test_chat_with_logprobs(sides: Sides) -> None:
@@ -287,16 +274,6 @@ def test_many_requests_that_come_and_go(sides: Sides) -> None:
     answers = [together(client, wishes, at_once=12) for client in (sides.unsplit, sides.pipeline)]
     for n, (unsplit, pipeline) in enumerate(zip(*answers, strict=True)):
         assert unsplit == pipeline, n
-
-
-def together(client: httpx.Client, wishes: list[dict[str, Any]], *, at_once: int) -> list[list[int]]:
-    def tokens(wish: dict[str, Any]) -> list[int]:
-        answer = client.post("/v1/completions", json=wish)
-        assert answer.status_code == httpx.codes.OK, answer.text
-        return answer.json()["choices"][0]["token_ids"]
-
-    with ThreadPoolExecutor(at_once) as pool:
-        return list(pool.map(tokens, wishes))
 
 
 def test_sequences_that_push_each_other_out_of_the_cache(sides: Sides) -> None:
