@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 from families.case import STAGES, Outcome
 from families.tiny import LAYERS
-from families.vllm_outcome import CAUSES, FAILED, IDENTICAL, VERDICTS, VllmOutcome
+from families.vllm_outcome import CAUSES, FAILED, IDENTICAL, VERDICTS, WRONG, VllmOutcome
 
 _HEAD = """\
 <!-- SPDX-License-Identifier: Apache-2.0 -->
@@ -89,7 +89,7 @@ def vllm_cell(outcome: VllmOutcome | None) -> str:
         return "not run"
     runs_as = f" (as {outcome.runs_as})" if outcome.runs_as and outcome.verdict in (IDENTICAL, FAILED) else ""
     why = "" if outcome.verdict == IDENTICAL or not outcome.reason else f": {outcome.reason}"
-    cause = f" ({CAUSES[outcome.name]})" if outcome.verdict == FAILED and outcome.name in CAUSES else ""
+    cause = f" ({CAUSES[outcome.name]})" if outcome.verdict in WRONG and outcome.name in CAUSES else ""
     return _plain(f"{outcome.verdict}{runs_as}{why}{cause}")
 
 

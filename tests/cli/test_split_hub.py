@@ -84,6 +84,7 @@ def test_a_second_run_keeps_what_is_there(zpptool, hub: Hub, tmp_path: Path) -> 
     [
         ("org/other", ExitCode.INVALID, "neither a directory here nor a model on the Hub"),
         ("hf://org/name@nowhere", ExitCode.INVALID, "no revision nowhere"),
+        ("hf://name", ExitCode.USAGE, "names no model on the Hub"),
     ],
 )
 def test_refusals(zpptool, hub: Hub, tmp_path: Path, named: str, code: ExitCode, says: str) -> None:

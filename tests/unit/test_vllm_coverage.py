@@ -15,6 +15,7 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from families.vllm_outcome import (
+    CAUSES,
     DIFFERENT,
     IDENTICAL,
     NO_PIPELINE,
@@ -49,8 +50,9 @@ def test_every_record_is_whole() -> None:
         assert not re.search(r"/(tmp|root|home)/", outcome.reason), outcome
 
 
-def test_no_recorded_pipeline_gave_other_tokens() -> None:
-    assert [outcome.name for outcome in read_outcomes().values() if outcome.verdict == DIFFERENT] == []
+def test_no_recorded_pipeline_gave_other_tokens_but_for_a_cause_in_vllm() -> None:
+    different = {outcome.name for outcome in read_outcomes().values() if outcome.verdict == DIFFERENT}
+    assert different <= CAUSES.keys()
 
 
 def test_the_page_says_of_each_class_what_is_kept_of_it(cells: dict[str, str]) -> None:

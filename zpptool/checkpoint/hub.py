@@ -67,6 +67,8 @@ class Source:
 def open_source(text: str) -> Iterator[Source]:
     """The checkpoint that a user names: a directory, or a model on the Hub; raises as `open_hub` does."""
     model = hub_id(text)
+    if model is None and text.startswith("hf:") and not os.path.exists(text):
+        raise usage_error(f"{text} names no model on the Hub", "write hf://org/name, or hf://org/name@revision")
     if model is None:
         yield Source(text, Path(text))
         return
