@@ -8,12 +8,12 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help env model demo test lint clean
+.PHONY: help env model demo test test-long lint clean
 
 help:  ## Show this
 	@echo "zpptool: a large language model as a pipeline of stages on stock vLLM, over ZeroMQ"
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  ENGINE=transformers|vllm  what computes the layers in env and demo (now: $(ENGINE))"
 	@echo "  PYTHON=...                the Python to make .venv with, 3.11 or newer"
@@ -25,8 +25,11 @@ model: $(MODEL)/config.json  ## Get a real small model, SmolLM2-135M-Instruct (2
 demo: env model  ## Split the model in three, prove the split, run it, compare with the unsplit model
 	@scripts/demo.sh $(MODEL) $(ENGINE)
 
-test: .venv/.ready-vllm model lint  ## Run the whole test suite, real vLLM on the CPU included
+test: .venv/.ready-vllm model lint  ## Run the test suite, real vLLM on the CPU included
 	$(BIN)/python -m pytest
+
+test-long: .venv/.ready-vllm model  ## Run the tests that `make test` leaves out for their length
+	$(BIN)/python -m pytest -m long
 
 lint: .venv/.ready-transformers  ## Check style, types and who imports whom
 	$(BIN)/ruff check .

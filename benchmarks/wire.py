@@ -1,139 +1,132 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the wire costs: round trips of two bf16 tensors between two processes, ours beside bare ZeroMQ of these bytes.
+"""What the wire costs: round trips of two bf16 tensors between two processes, every way in the same run.
 
-    python benchmarks/wire.py [--transport tcp|ipc] [--seconds 3]
+    python benchmarks/wire.py [--seconds 20] [--tokens 1 16 64 2048 8192] [--json FILE] [--only WAY ...]
 
-The variants take short turns in random order, so that a busy machine slows all alike. Shown are medians in microseconds
-and the ratio to bare ZeroMQ, whose PUSH and PULL take the two tensors as two frames and copy where that is faster.
-`link` is PushLink and PullLink with these frames, `communicator` is send_tensor_dict and recv_tensor_dict.
+The ways (`wirepaths.py`) take turns in random order, so that a busy machine slows all alike. Shown is the median round
+trip in microseconds, below it the ratio to bare ZeroMQ over tcp (up to 64 tokens) or to raw TCP, and the targets.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
+import os
 import random
 import socket
 import statistics
+import sys
 import tempfile
 import time
+from functools import lru_cache
+from multiprocessing.connection import Connection
+from pathlib import Path
 
 import torch
-import zmq
+from wirepaths import NAMES, WIDTH, End, open_paths
 
-from zpptool.wire import ZeroMQCommunicator
-from zpptool.wire.link import ZERO_COPY_BYTES, PullLink, PushLink
-from zpptool.wire.messages import Kind
-
-TOKENS = (1, 16, 64, 512, 2048)
-WIDTH = 4096
-VARIANTS = ("bare", "link", "communicator")
-TURN = 8
-WARM_UP = 32  # messages of each size and variant: the allocator maps and unmaps large frames until it has met a few
-TIMEOUT_S = 30.0
-
-Tensors = dict[str, torch.Tensor]
+TOKENS = (1, 16, 64, 2048, 8192)
+SMALL = 64
+WARM_UP = 4  # round trips of each way and size: memory is mapped, schemas are met
+TURN = 16  # small round trips in a row
 
 
-class Side:
-    """One process's ends of three connections: bare sockets, links, a communicator."""
-
-    def __init__(self, rank: int, mine: list[str], other: list[str]) -> None:
-        context = zmq.Context.instance()
-        self.push, self.pull = context.socket(zmq.PUSH), context.socket(zmq.PULL)
-        self.push.bind(mine[0])
-        self.pull.connect(other[0])
-        self.out = PushLink(mine[1], stage=rank, peer=1 - rank)
-        self.into = PullLink(other[1], stage=rank, peer=1 - rank)
-        self.communicator = ZeroMQCommunicator(rank, 2, bind=mine[2], connect=other[2], timeout_s=TIMEOUT_S)
-
-    def send(self, variant: str, tensors: Tensors) -> None:
-        """Send by one of the variants."""
-        match variant:
-            case "bare":
-                frames = [_memory(tensor) for tensor in tensors.values()]
-                self.push.send_multipart(frames, copy=frames[0].nbytes < ZERO_COPY_BYTES)
-            case "link":
-                self.out.send(Kind.CONTROL, b"", [_memory(one) for one in tensors.values()], timeout_s=TIMEOUT_S)
-            case "communicator":
-                self.communicator.send_tensor_dict(tensors)
-
-    def receive(self, variant: str) -> Tensors:
-        """Receive what the other side sent by that variant."""
-        match variant:
-            case "bare":
-                return _tensors([frame.buffer for frame in self.pull.recv_multipart(copy=False)])
-            case "link":
-                return _tensors(list(self.into.recv(TIMEOUT_S).frames))
-            case _:
-                return self.communicator.recv_tensor_dict()
-
-
-def _memory(tensor: torch.Tensor) -> memoryview:
-    return tensor.view(torch.uint8).numpy().data
-
-
-def _tensors(frames: list[memoryview]) -> Tensors:
-    return {str(index): torch.frombuffer(frame, dtype=torch.bfloat16) for index, frame in enumerate(frames)}
-
-
-def echo(mine: list[str], other: list[str], turns: multiprocessing.SimpleQueue[str]) -> None:
-    """The other process: sends back what it gets."""
+def echo(directory: str, ports: list[int], orders: Connection) -> None:
+    """The other process: sends back what it is told to expect, by the same way."""
     torch.set_num_threads(1)
-    side = Side(1, mine, other)
-    while variant := turns.get():
-        side.send(variant, side.receive(variant))
+    paths = open_paths(1, directory, ports)
+    orders.send("ready")
+    while order := orders.recv():
+        name, tokens, times = order
+        path, tensors = paths[name], _tensors(tokens)
+        for _ in range(times):
+            path.receive(tokens)
+            path.send(tensors)
 
 
-def measure(side: Side, turns: multiprocessing.SimpleQueue[str], tokens: int, seconds: float) -> dict[str, float]:
-    """Median round trip of each variant, in microseconds."""
-    tensors = {name: torch.randn(tokens, WIDTH).bfloat16() for name in ("hidden_states", "residual")}
-    times: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+def measure(paths: dict[str, End], orders: Connection, tokens: int, seconds: float) -> dict[str, list[float]]:
+    """Round trips of each way, in seconds."""
+    tensors = _tensors(tokens)
+    times: dict[str, list[float]] = {name: [] for name in paths}
+    turn = TURN if tokens <= SMALL else 1
     end = time.monotonic() + seconds
-    while time.monotonic() < end or len(times[VARIANTS[0]]) < 2 * WARM_UP:
-        for variant in random.sample(VARIANTS, len(VARIANTS)):
-            for _ in range(TURN):
-                turns.put(variant)
-                time.sleep(0.0005)  # the other process waits in its receive before the clock starts
+    while time.monotonic() < end or min(map(len, times.values())) < 3 * WARM_UP:
+        for name in random.sample(list(paths), len(paths)):
+            path = paths[name]
+            orders.send((name, tokens, turn))
+            time.sleep(0.002)  # the other process waits in its receive before the clock starts
+            for _ in range(turn):
                 start = time.perf_counter()
-                side.send(variant, tensors)
-                side.receive(variant)
-                times[variant].append(time.perf_counter() - start)
-    return {variant: statistics.median(taken[WARM_UP:]) * 1e6 for variant, taken in times.items()}
+                path.send(tensors)
+                path.receive(tokens)
+                times[name].append(time.perf_counter() - start)
+    return {name: taken[WARM_UP:] for name, taken in times.items()}
 
 
-def addresses(transport: str, directory: str) -> list[str]:
-    """Six endpoints that are free now."""
-    if transport == "ipc":
-        return [f"ipc://{directory}/{number}" for number in range(6)]
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(6)]
+def verdicts(tokens: int, medians: dict[str, float]) -> dict[str, bool]:
+    """The targets at this size, and whether they are met."""
+    met = {"every ours < gloo": all(medians[name] < medians["gloo"] for name in medians if name.startswith("ours"))}
+    if tokens <= SMALL:
+        met["ours tcp <= 1.5 x zmq tcp"] = medians["ours tcp"] <= 1.5 * medians["zmq tcp"]
+        met["ours ipc <= 1.5 x zmq ipc"] = medians["ours ipc"] <= 1.5 * medians["zmq ipc"]
+    else:
+        met["ours tcp >= 0.8 of raw tcp"] = medians["raw tcp"] >= 0.8 * medians["ours tcp"]
+        met["ours shm <= 0.6 x raw tcp"] = medians["ours shm"] <= 0.6 * medians["raw tcp"]
+    return met
+
+
+@lru_cache(1)
+def _tensors(tokens: int) -> dict[str, torch.Tensor]:
+    return {name: torch.randn(tokens, WIDTH).bfloat16() for name in NAMES}
+
+
+def _free_ports(count: int) -> list[int]:
+    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [probe.getsockname()[1] for probe in probes]
     for probe in probes:
         probe.close()
-    return [f"tcp://127.0.0.1:{port}" for port in ports]
+    return ports
 
 
 def main() -> None:
-    """Measure and print one line for each size."""
+    """Measure and print a table."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--transport", choices=("tcp", "ipc"), default="tcp")
-    options.add_argument("--seconds", type=float, default=3.0, help="for each size")
+    options.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
+    options.add_argument("--seconds", type=float, default=20.0, help="for each size")
+    options.add_argument("--json", type=Path, help="write the medians here too")
+    options.add_argument("--only", nargs="+", help="measure these ways, and show no targets")
     given = options.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as directory:
-        every = addresses(given.transport, directory)
+        ports = _free_ports(7)
         spawn = multiprocessing.get_context("spawn")
-        turns: multiprocessing.SimpleQueue[str] = spawn.SimpleQueue()
-        other = spawn.Process(target=echo, args=(every[3:], every[:3], turns), daemon=True)
+        orders, theirs = spawn.Pipe()
+        other = spawn.Process(target=echo, args=(directory, ports, theirs), daemon=True)
         other.start()
-        side = Side(0, every[:3], every[3:])
-        print(f"{'tokens':>6} " + " ".join(f"{variant:>18}" for variant in VARIANTS))
-        for tokens in TOKENS:
-            medians = measure(side, turns, tokens, given.seconds)
-            cells = (f"{medians[variant]:>10.0f} ({medians[variant] / medians['bare']:.2f}x)" for variant in VARIANTS)
-            print(f"{tokens:>6} " + " ".join(cells))
-        turns.put("")
+        paths = open_paths(0, directory, ports)
+        orders.recv()
+        if given.only:
+            paths = {name: paths[name] for name in given.only}
+        results, all_met = {}, True
+        print(f"{'tokens':>6} " + " ".join(f"{name:>9}" for name in paths) + "   rounds  load")
+        for tokens in given.tokens:
+            times = measure(paths, orders, tokens, given.seconds)
+            medians = {name: statistics.median(taken) * 1e6 for name, taken in times.items()}
+            base = medians.get("zmq tcp" if tokens <= SMALL else "raw tcp", next(iter(medians.values())))
+            rounds = min(map(len, times.values()))
+            print(f"{tokens:>6} " + " ".join(f"{medians[name]:>9.0f}" for name in paths), end="")
+            print(f"   {rounds:>6}  {os.getloadavg()[0]:.1f}")
+            print(" " * 7 + " ".join(f"{medians[name] / base:>8.2f}x" for name in paths), flush=True)
+            met = {} if given.only else verdicts(tokens, medians)
+            all_met &= all(met.values())
+            print(" " * 7 + ", ".join(f"{target}: {'yes' if yes else 'NO'}" for target, yes in met.items()))
+            results[tokens] = medians
+        orders.send(None)
         other.join()
+    if given.json:
+        given.json.write_text(json.dumps(results, indent=1))
+    sys.exit(0 if all_met else 1)
 
 
 if __name__ == "__main__":

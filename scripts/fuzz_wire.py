@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Feed the decoders of the wire what no peer should send, and see that each answers with a value or a named error.
 
-    python scripts/fuzz_wire.py --frames 10000000 --targets wire,control,words,codec
+    python scripts/fuzz_wire.py --frames 10000000 --targets wire,tensors,control,words,parcel,codec
 
-Every frame is a sound one, mutated: bits flipped, bytes set, parts cut out, doubled or taken from another frame, lengths
-and extension marks of msgpack put in. Batch `n` of a seed is always the same, so a run that was stopped goes on where it
-was (`--state FILE`), and a frame that fails is printed and can be made again. An error that is not named, a batch that
-takes longer than `HANG_S`, and more memory than `--memory` MiB are failures (exit 1).
+Every frame is a sound one, mutated: bits flipped, bytes set, parts cut out, doubled or taken from another frame,
+lengths and extension marks of msgpack put in. Batch `n` of a seed is always the same, so a run that was stopped goes on
+where it was (`--state FILE`), and a frame that fails is printed and can be made again. An error that is not named, a
+batch that takes longer than `HANG_S`, and more memory than `--memory` MiB are failures (exit 1).
 """
 
 from __future__ import annotations
@@ -29,9 +29,13 @@ import psutil
 from zpptool.errors import ZppError
 from zpptool.pipeline.ring import control as c
 from zpptool.wire import words
+from zpptool.wire.codec import shrink
 from zpptool.wire.credit import Window
+from zpptool.wire.inbound import Inbound
 from zpptool.wire.messages import HEAD, Kind, Limits, decode, encode
+from zpptool.wire.parcel import PLAIN, PLANES, Chunk, Entry, encode_chunk, encode_entries
 from zpptool.wire.tensors import pack, unpack
+from zpptool.wire.ways.shared import SharedGiver
 
 BATCH = 2000
 HANG_S = 120.0
@@ -49,7 +53,7 @@ TOKENS = [
 def message(kind: Kind, header: bytes, frames: Sequence[Any] = ()) -> bytes:
     """A whole message as one run of bytes: its frames, each behind its length."""
     parts = encode(kind, header, frames, source=1, epoch=2, sequence=3, session=4)
-    return b"".join(memoryview(part).nbytes.to_bytes(4, "little") + bytes(part) for part in parts)
+    return framed([bytes(part) for part in parts])
 
 
 def parts_of(data: bytes) -> list[bytes]:
@@ -101,8 +105,7 @@ def wire_target() -> Target:
 
 def tensors_target() -> Target:
     packed = [pack(item) for item in tensor_dicts()]
-    framed = [[item.header, *map(bytes, item.frames)] for item in packed if item.nbytes < 100_000]
-    return take_tensors, [b"".join(len(p).to_bytes(4, "little") + p for p in parts) for parts in framed]
+    return take_tensors, [framed([item.header, *map(bytes, item.frames)]) for item in packed if item.nbytes < 100_000]
 
 
 def control_headers() -> list[bytes]:
@@ -130,6 +133,37 @@ def word_headers() -> list[bytes]:
 
 def words_target() -> Target:
     return words.decode_word, word_headers()
+
+
+def parcel_target() -> Target:
+    """A message that comes apart: its announcement, its chunks, plain and compressed, and a frame in shared memory."""
+    frames = [bytes(range(200)), bytes(64), b"\1\0\2\0" * 300]
+    giver = SharedGiver()
+    ticket = giver.put(frames[1])
+    assert ticket is not None
+    entries = [Entry(0, len(frames[0])), Entry(1, len(frames[1]), ticket), Entry(0, len(frames[2]))]
+    sound = []
+    for codec in (PLAIN, PLANES):
+        said = [list(encode(Kind.CONTROL, b"header", frames, source=1, epoch=2, sequence=3, session=4,
+                            table=encode_entries(entries)))]  # fmt: skip
+        for number, index in enumerate((0, 2)):
+            data = frames[index] if codec == PLAIN else shrink(memoryview(frames[index]), 2) or b""
+            head = Chunk(codec if data else PLAIN, 2, index, 4, len(frames[index]), number, 3)
+            said.append([encode_chunk(head), data or frames[index]])
+        sound.append(framed([framed([bytes(part) for part in parts]) for parts in said]))
+
+    def take(data: bytes) -> None:
+        inbound = Inbound(LIMITS)
+        inbound.begin({"memfd": giver.offer})
+        for one in parts_of(data):
+            inbound.take(parts_of(one))
+
+    return take, sound
+
+
+def framed(parts: Sequence[bytes]) -> bytes:
+    """The parts as one run of bytes, each behind its length."""
+    return b"".join(len(part).to_bytes(4, "little") + part for part in parts)
 
 
 def codec_target() -> Target:
@@ -161,7 +195,7 @@ def codec_target() -> Target:
 
 TARGETS = {
     "wire": wire_target, "tensors": tensors_target, "control": control_target, "words": words_target,
-    "codec": codec_target,
+    "parcel": parcel_target, "codec": codec_target,
 }  # fmt: skip
 
 
@@ -227,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run, and print how it went."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--frames", type=int, default=100_000, help="how many in all, shared among the targets")
-    parser.add_argument("--targets", default="wire,tensors,control,words", help=f"of {', '.join(TARGETS)}")
+    parser.add_argument("--targets", default="wire,tensors,control,words,parcel", help=f"of {', '.join(TARGETS)}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--state", type=Path, help="remembers what is done, and goes on from there")
     parser.add_argument("--memory", type=int, default=256, help="MiB that the process may grow by")
@@ -238,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         for data in sound:
             take(data)  # or the fuzz would be of noise
             assert data, name
-    done = {name: 0 for name in names}
+    done = dict.fromkeys(names, 0)
     if options.state and options.state.exists():
         done |= json.loads(options.state.read_text())
     before = [run_batch(targets[name], options.seed, name, done[name]) for name in names]  # fills the caches

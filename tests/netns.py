@@ -1,19 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hosts on one machine: network namespaces on a switch, whose links can be slowed, made to lose, or cut.
+"""Hosts on one machine: network namespaces on a switch of our own (`switch.py`), whose links can be slowed, made to
+lose, or cut.
 
-Each host's way out of its own namespace bears the disturbance, so what two hosts say to each other is disturbed both ways.
+What leaves a host bears its disturbance, so what two hosts say to each other is disturbed both ways.
 """
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 
 PORT_BASE = 15550
+_count = itertools.count()
+_SWITCH = Path(__file__).with_name("switch.py")
 
 
 class Network:
@@ -24,8 +31,8 @@ class Network:
     """
 
     def __init__(self, hosts: int) -> None:
-        self._name = f"zpp{os.getpid()}"
-        self._switch = f"{self._name}s"
+        self._name = f"zpp{os.getpid()}n{next(_count)}"
+        self._switch: subprocess.Popen[str] | None = None
         self.addresses = [f"10.77.0.{host + 1}" for host in range(hosts)]
 
     def name(self, host: int) -> str:
@@ -33,44 +40,57 @@ class Network:
         return f"{self._name}h{host}"
 
     def open(self) -> None:
-        """Make namespaces, switch and cables."""
-        _ip("netns", "add", self._switch)
-        _ip("-n", self._switch, "link", "add", "switch", "type", "bridge")
-        _ip("-n", self._switch, "link", "set", "switch", "up")
+        """Make namespaces and switch.
+
+        Raises:
+            OSError: not on this machine; in words.
+        """
+        cables = []
         for host, address in enumerate(self.addresses):
-            name = self.name(host)
-            _ip("netns", "add", name)
-            _ip("-n", name, "link", "add", "eth0", "type", "veth", "peer", "name", f"port{host}", "netns", self._switch)
-            _ip("-n", self._switch, "link", "set", f"port{host}", "master", "switch", "up")
-            _ip("-n", name, "address", "add", f"{address}/24", "dev", "eth0")
-            for device in ("lo", "eth0"):
-                _ip("-n", name, "link", "set", device, "up")
+            _ip("netns", "add", self.name(host))
+            _ip("-n", self.name(host), "link", "set", "lo", "up")
+            cables.append(f"{self.name(host)}={address}")
+        self._switch = subprocess.Popen(
+            [sys.executable, str(_SWITCH), *cables],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        if self._answer() != "ready":
+            _, told = self._switch.communicate()
+            raise OSError(told.strip().splitlines()[-1])
 
     def close(self) -> None:
         """Take all of it away."""
-        for name in (self._switch, *map(self.name, range(len(self.addresses)))):
-            subprocess.run(["ip", "netns", "delete", name], check=False, stderr=subprocess.DEVNULL)
+        if self._switch is not None:
+            self._switch.communicate()
+        for host in range(len(self.addresses)):
+            subprocess.run(["ip", "netns", "delete", self.name(host)], check=False, stderr=subprocess.DEVNULL)
 
     def words(self, host: int, *words: str) -> list[str]:
         """A command line that runs these words on a host."""
         return ["ip", "netns", "exec", self.name(host), *words]
 
-    def disturb(self, *netem: str, hosts: Sequence[int] | None = None) -> None:
-        """Disturb what leaves these hosts (all of them, if None), in the words of tc-netem; no words end it."""
-        for host in range(len(self.addresses)) if hosts is None else hosts:
-            at = ["tc", "-n", self.name(host), "qdisc"]
-            subprocess.run([*at, "del", "dev", "eth0", "root"], check=False, stderr=subprocess.DEVNULL)
-            if netem:
-                subprocess.run([*at, "add", "dev", "eth0", "root", "netem", *netem], check=True)
+    def disturb(self, *, hosts: Sequence[int] | None = None, **disturbance: float) -> None:
+        """Disturb what leaves these hosts (all of them, if None), by the fields of `switch.Disturbance`; none end it.
+        It is in force when this returns."""
+        assert self._switch is not None
+        assert self._switch.stdin is not None
+        self._switch.stdin.write(json.dumps({"hosts": hosts, **disturbance}) + "\n")
+        self._switch.stdin.flush()
+        assert self._answer() == "so it is"
 
     @contextmanager
-    def disturbed(self, *netem: str, hosts: Sequence[int] | None = None) -> Iterator[None]:
+    def disturbed(self, *, hosts: Sequence[int] | None = None, **disturbance: float) -> Iterator[None]:
         """As `disturb`, for the duration of a block."""
-        self.disturb(*netem, hosts=hosts)
+        self.disturb(hosts=hosts, **disturbance)
         try:
             yield
         finally:
             self.disturb(hosts=hosts)
+
+    def _answer(self) -> str:
+        assert self._switch is not None
+        assert self._switch.stdout is not None
+        return self._switch.stdout.readline().strip()
 
 
 @contextmanager
@@ -87,19 +107,19 @@ def network(hosts: int) -> Iterator[Network]:
 @cache
 def why_not() -> str:
     """Why this machine has no network for a test; empty if it has."""
-    if not shutil.which("ip") or not shutil.which("tc"):
-        return "ip and tc (iproute2) are not installed"
+    if not shutil.which("ip"):
+        return "ip (iproute2) is not installed"
     probe = Network(1)
     try:
         probe.open()
-        probe.disturb("delay", "1ms")
-    except subprocess.CalledProcessError as refused:
-        told = (refused.stderr or b"").decode().strip() if isinstance(refused.stderr, bytes) else refused.stderr or ""
-        return f"network namespaces with tc netem cannot be made here ({told or refused})"
+    except OSError as refused:
+        return f"network namespaces with TUN devices cannot be made here ({refused})"
     finally:
         probe.close()
     return ""
 
 
 def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True)
+    done = subprocess.run(["ip", *words], check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise OSError(done.stderr.strip())

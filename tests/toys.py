@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -31,6 +31,7 @@ from zpptool.pipeline.ring.place import facts_of, take_head_place, take_stage_pl
 from zpptool.pipeline.spec import StageSpec
 from zpptool.plan import Engine
 from zpptool.ports import plan_endpoints
+from zpptool.wire.errors import StaleEpoch
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOOD_MESSAGES = 400
@@ -44,6 +45,7 @@ class ToyEngine:
     def __init__(self, spec: StageSpec, node: StageNode) -> None:
         self._spec = spec
         self._node = node
+        self._learnt: list[bytes] = []
 
     def agreed(self) -> dict[str, str]:
         return {"model": self._spec.model}
@@ -54,6 +56,15 @@ class ToyEngine:
             return str(stage).encode() + payload
         if call.method == "step":
             return self._pass_on(payload)
+        if call.method == "learn":  # to be a set-up call
+            self._learnt.append(payload)
+            return str(os.getpid()).encode()
+        if call.method == "slow learn":
+            time.sleep(float(payload))
+            self._learnt.append(payload)
+            return b""
+        if call.method == "learnt":
+            return b" ".join(self._learnt)
         if int(payload) != stage:
             return b"not me"
         if call.method == "fail":
@@ -85,7 +96,13 @@ class ToyEngine:
 
 
 def ring_specs(
-    num_stages: int, directory: Path, *, base_port: int | None = None, start_s: float = 10.0, step_s: float = 10.0
+    num_stages: int,
+    directory: Path,
+    *,
+    base_port: int | None = None,
+    start_s: float = 10.0,
+    step_s: float = 10.0,
+    recovery_s: float = 0.0,
 ) -> tuple[StageSpec, ...]:
     """The specs of a ring over ipc in `directory`, or over tcp from `base_port` on; two layers a stage."""
     if base_port is None:
@@ -103,6 +120,7 @@ def ring_specs(
             local=f"ipc://{directory}/local",
             start_timeout_s=start_s,
             step_timeout_s=step_s,
+            recovery_deadline_s=recovery_s,
         )
         for link in endpoints
     )
@@ -150,6 +168,15 @@ class Ring:
     def gather(self) -> None:
         self.head.gather({"model": self._agreed})
 
+    def insist(
+        self, method: str, payload: bytes = b"", *, from_all: bool = False, within_s: float = 30.0
+    ) -> list[bytes]:
+        """As `ask`, again and again until no loss comes in between."""
+        while True:
+            with suppress(StaleEpoch):
+                return self.ask(method, payload, from_all=from_all, within_s=within_s)
+            self.head.wait_until_whole()
+
     def ask(self, method: str, payload: bytes = b"", *, from_all: bool = False, within_s: float = 10.0) -> list[bytes]:
         return self.head.call(method, payload, from_all=from_all).result(within_s)
 
@@ -191,6 +218,17 @@ class Processes(Ring):
         for spec in self._specs:
             self.children.append(start_process("stage", spec, self.log(spec.stage)))
 
+    def kill(self, *stages: int) -> None:
+        for stage in stages:
+            self.children[stage].kill()
+            self.children[stage].wait()
+
+    def start_again(self, *stages: int) -> None:
+        """Give stages that have ended another life; their logs go on."""
+        for stage in stages:
+            spec = next(spec for spec in self._specs if spec.stage == stage)
+            self.children[stage] = start_process("stage", spec, self.log(stage), append=True)
+
     def log(self, stage: int) -> Path:
         return self._logs / f"stage-{stage}.log"
 
@@ -214,14 +252,14 @@ def processes(specs: Sequence[StageSpec], logs: Path) -> Iterator[Processes]:
 
 
 def start_process(
-    role: str, spec: StageSpec, log: Path, within: Callable[[list[str]], list[str]] = list
+    role: str, spec: StageSpec, log: Path, within: Callable[[list[str]], list[str]] = list, *, append: bool = False
 ) -> subprocess.Popen[bytes]:
     """A stage or a head of toys in a process of its own.
 
     Args:
         within: makes the command line one that runs elsewhere, on another host for instance.
     """
-    with log.open("wb") as output:
+    with log.open("ab" if append else "wb") as output:
         return subprocess.Popen(
             within([sys.executable, __file__, role, spec.to_json()]),
             stdout=output, stderr=output, stdin=subprocess.DEVNULL, cwd=ROOT,
@@ -243,6 +281,15 @@ def head_life(spec: StageSpec) -> None:
     finally:
         head.stop("the head has ended")
         head.close()
+
+
+def learning_head_life(spec: StageSpec) -> None:
+    """A head that has the stages learn something, says what they answer, and waits."""
+    head = take_head_place(spec)
+    head.gather({"model": "toy"})
+    answers = head.set_up("learn", b"this", timeout_s=10).result(20)
+    print("learnt", *(answer.decode() for answer in answers), flush=True)
+    threading.Event().wait()
 
 
 ASKED_BYTES = 1 << 16
@@ -272,5 +319,5 @@ if __name__ == "__main__":
     role = sys.argv.pop(1)
     if role == "stage":
         run_stage_worker(ToyEngine)
-    life = asking_head_life if role == "asking head" else head_life
+    life = {"asking head": asking_head_life, "learning head": learning_head_life}.get(role, head_life)
     child.run_child("head", lambda: life(spec_from_argv(sys.argv)))

@@ -1,4 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a large language model as a pipeline of independent stages on stock vLLM, over ZeroMQ."""
+"""Run a large language model as a pipeline of independent stages on stock vLLM, over ZeroMQ.
+
+`zpptool.LLM` is `vllm.LLM` across stages. It is looked up when it is first used: importing zpptool loads no vLLM.
+"""
+
+import importlib
+from typing import Any
 
 __version__ = "0.1.0"
+
+_LAZY = {"LLM": "zpptool.engines.vllm.llm"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)

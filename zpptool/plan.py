@@ -21,6 +21,7 @@ from zpptool.checkpoint.structure import assign, infer_structure
 from zpptool.errors import ZppError, invalid_error
 from zpptool.layers import LayerRange, Partition, check_ranges, parse_range, resolve_partition
 from zpptool.ports import StageEndpoints, open_ports, plan_endpoints
+from zpptool.wire.gauge import WireCodec
 
 PLAN_VERSION = 1
 MAX_PLAN_BYTES = 1 << 20
@@ -71,6 +72,7 @@ class PipelinePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         engine_args: for the engine, the same on every stage.
         api_port: where the OpenAI API listens, beside stage 0.
         stages: in order.
+        wire_codec: whether links compress.
     """
 
     schema_version: int
@@ -82,6 +84,7 @@ class PipelinePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     engine_args: tuple[str, ...]
     api_port: int
     stages: tuple[PlannedStage, ...]
+    wire_codec: WireCodec = WireCodec.NONE
 
     @property
     def digest(self) -> str:
@@ -109,6 +112,7 @@ def make_plan(
     engine: Engine = Engine.VLLM,
     dtype: str = "auto",
     engine_args: Sequence[str] = (),
+    wire_codec: WireCodec = WireCodec.NONE,
 ) -> PipelinePlan:
     """Plan a pipeline from config.json and the headers of the weights.
 
@@ -142,6 +146,7 @@ def make_plan(
             )
             for link, layers, names in zip(links, partition, owned, strict=True)
         ),
+        wire_codec=wire_codec,
     )
 
 

@@ -183,8 +183,8 @@ def stage_flags(endpoint: StageEndpoints, num_stages: int, api_port: int) -> lis
 
 
 def keys_flags(endpoint: StageEndpoints) -> list[str]:
-    """The words of `zpptool run-stage` that name a stage's key file, as `zpptool keys generate` writes it; none where no
-    link of the stage leaves the machine."""
+    """The words of `zpptool run-stage` that name a stage's key file, as `zpptool keys generate` writes it; none where
+    no link of the stage leaves the machine."""
     hosts = [urlsplit(link).hostname for link in (endpoint.bind, endpoint.connect)]
     if all(host is None or is_loopback(host) for host in hosts):
         return []

@@ -135,7 +135,8 @@ def test_the_commands_of_a_page_do_what_it_says(
         if line.program != "zpptool" or not runs(line):
             continue
         # A page may show one command twice, with other options; each is run on its own.
-        again = ["--force"] if set(line.arguments) & {"split", "plan", "deploy", "generate"} and "-h" not in line.arguments else []
+        writes = set(line.arguments) & {"split", "plan", "deploy", "generate"} and "-h" not in line.arguments
+        again = ["--force"] if writes else []
         own = line.arguments.index("--") if "--" in line.arguments else len(line.arguments)
         with monkeypatch.context() as environment:
             for name, value in line.environment.items():

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import resource
 import shlex
 
 import pytest
@@ -52,32 +51,18 @@ def test_the_versions_are_those_that_are_installed(zpptool) -> None:
 
 @pytest.mark.parametrize("name", sorted(EXAMPLES))
 def test_the_examples_of_a_command_are_under_its_help_and_are_taken(name: str, zpptool) -> None:
-    shown = " ".join(zpptool(name, "--help").out.split())
+    shown = " ".join(zpptool(*name.split(), "--help").out.split())
     for line in EXAMPLES[name]:
         assert line in shown
         words = shlex.split(line)
-        assert words[1] == name
-        COMMANDS[name].make_context(name, words[2 : words.index("--") if "--" in words else None])
+        own = words[1 + len(name.split()) : words.index("--") if "--" in words else None]
+        assert shlex.join(words[1:]).startswith(name)
+        COMMANDS[name].make_context(name, own)
 
 
 def test_every_command_has_examples() -> None:
     groups = {name for name, command in COMMANDS.items() if hasattr(command, "commands")}
     assert set(COMMANDS) - groups == set(EXAMPLES)
-
-
-def test_help_answers_in_less_than_400_ms(zpptool) -> None:
-    """Counted in processor time, which a busy machine does not stretch as it does the clock."""
-
-    def spent() -> float:
-        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return usage.ru_utime + usage.ru_stime
-
-    took = []
-    for _attempt in range(3):
-        before = spent()
-        assert zpptool("--help").code == 0
-        took.append(spent() - before)
-    assert min(took) < 0.4
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))

@@ -30,10 +30,10 @@ def test_scripts_get_every_address(zpptool) -> None:
 def test_people_get_flags_to_copy_and_firewall_lines(zpptool) -> None:
     ran = zpptool("plan-ports", "--pipeline-parallel-size", "2", "--hosts", "a, b", "--api-port", "9000")
     assert ran.code == 0
-    place = "zpptool run-stage --stage-idx {} --total-stages 2 --local-bind-port {} "
+    place = "--stage-idx {} --total-stages 2 --local-bind-port {} --prev-stage-{} --bind-host {} --keys keys/{}.keys"
     for line in (
-        place.format(0, 15550) + "--prev-stage-addr b:15552 --bind-host a --keys keys/stage_0.keys --host a --port 9000\n",
-        place.format(1, 15552) + "--prev-stage-service-addr a:15550 --bind-host b --keys keys/stage_1.keys\n",
+        place.format(0, 15550, "addr b:15552", "a", "stage_0") + " --host a --port 9000\n",
+        place.format(1, 15552, "service-addr a:15550", "b", "stage_1") + "\n",
         "open tcp 15550 on host a for host b",
         "open tcp 15552 on host b for host a",
         "open tcp 9000 on host a for its clients",

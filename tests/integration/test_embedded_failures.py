@@ -16,7 +16,8 @@ pytest.importorskip("transformers")
 
 from toys import changed, ring_specs, stage_life
 
-from zpptool.engines.transformers.calls import LOAD_MODEL, agreed_facts
+from zpptool.engines.base import LOAD_MODEL
+from zpptool.engines.transformers.calls import agreed_facts
 from zpptool.engines.transformers.head import RingModel
 from zpptool.engines.transformers.sampling import SamplingParams
 from zpptool.engines.transformers.unsplit import generate, load_unsplit

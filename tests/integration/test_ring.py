@@ -14,7 +14,7 @@ from toys import Ring, changed, ring_specs, stage_life, threads
 from zpptool.errors import ExitCode, ZppError
 from zpptool.wire.link import LinkRefused
 
-pytestmark = pytest.mark.timeout(20)
+pytestmark = pytest.mark.timeout(60)
 
 
 def where(num_stages: int, more: bytes = b"") -> list[bytes]:

@@ -16,7 +16,7 @@ from toys import Processes, processes, ring_specs, start_process
 
 from zpptool.errors import ExitCode, ZppError
 
-pytestmark = pytest.mark.timeout(20)
+pytestmark = pytest.mark.timeout(60)
 
 SOON_S = 2.0
 

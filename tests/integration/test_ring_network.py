@@ -22,6 +22,7 @@ from toys import changed, ring_specs, start_process
 from zpptool.errors import ExitCode
 from zpptool.pipeline.spec import StageSpec
 from zpptool.ports import plan_endpoints
+from zpptool.wire.keys import generate, write_key_files
 
 pytestmark = [
     pytest.mark.timeout(120),
@@ -45,9 +46,10 @@ class FarRing:
         self.hosts = hosts
         self.directory = directory
         links = plan_endpoints(3, PORT_BASE, hosts.addresses)
+        files = write_key_files(generate(3), directory / "keys")
         self.specs = [
-            changed(spec, bind=link.bind, connect=link.connect, **fields)
-            for spec, link in zip(ring_specs(3, directory), links, strict=True)
+            changed(spec, bind=link.bind, connect=link.connect, keys=str(file), **fields)
+            for spec, link, file in zip(ring_specs(3, directory), links, files, strict=True)
         ]
         self.head = self.start("asking head", self.specs[0], "head")
         self.stages = [self.start("stage", spec, f"stage-{spec.stage}") for spec in self.specs]
@@ -107,25 +109,26 @@ def far_ring(hosts: Network, directory: Path, **fields: object) -> Iterator[FarR
         hosts.disturb()
 
 
-DISTURBANCES = {
-    "1 ms": ("delay", "1ms"),
-    "20 ms": ("delay", "20ms"),
-    "80 ms": ("delay", "80ms"),
-    "loss": ("delay", "5ms", "loss", "1%"),
-    "20 Mbit/s": ("rate", "20mbit"),
-    "reordering": ("delay", "10ms", "reorder", "25%", "50%"),
-    "duplicates and damage": ("delay", "1ms", "duplicate", "2%", "corrupt", "1%"),
+DISTURBANCES: dict[str, dict[str, float]] = {
+    "1 ms": {"delay_ms": 1},
+    "20 ms": {"delay_ms": 20},
+    "80 ms": {"delay_ms": 80},
+    "loss": {"delay_ms": 5, "loss": 1},
+    "20 Mbit/s": {"rate_mbit": 20},
+    "reordering": {"delay_ms": 10, "jitter_ms": 5, "reorder": 25},
+    "duplicates and damage": {"delay_ms": 1, "duplicate": 2, "corrupt": 1},
 }
+CUT = {"loss": 100.0}
 
 
 def test_a_disturbed_network_changes_no_byte_and_a_cut_of_five_seconds_none_either(
     hosts: Network, tmp_path: Path
 ) -> None:
     with far_ring(hosts, tmp_path) as ring:
-        for netem in DISTURBANCES.values():
-            with hosts.disturbed(*netem):
+        for disturbance in DISTURBANCES.values():
+            with hosts.disturbed(**disturbance):
                 ring.await_right(6)
-        with hosts.disturbed("loss", "100%", hosts=[1]):
+        with hosts.disturbed(hosts=[1], **CUT):
             time.sleep(5.0)
         ring.await_right(3)
         ring.head.send_signal(signal.SIGTERM)
@@ -146,7 +149,7 @@ def test_a_stage_that_is_killed_on_another_host_is_named_by_all_the_others(hosts
 
 
 def test_a_host_that_is_cut_off_is_named_in_time_and_its_stage_ends_too(hosts: Network, tmp_path: Path) -> None:
-    with far_ring(hosts, tmp_path, beat_timeout_s=3.0) as ring, hosts.disturbed("loss", "100%", hosts=[1]):
+    with far_ring(hosts, tmp_path, beat_timeout_s=3.0) as ring, hosts.disturbed(hosts=[1], **CUT):
         assert "stage 1 hangs" in ring.error_of("head", ring.head)
         for stage in range(3):
             ring.error_of(f"stage-{stage}", ring.stages[stage])
@@ -177,7 +180,8 @@ def test_a_port_that_a_stranger_holds_ends_the_wait_with_its_address(hosts: Netw
     stranger = subprocess.Popen(
         hosts.words(1, sys.executable, "-c", STRANGER, address, str(port)), stdout=subprocess.PIPE
     )
-    spec = changed(ring_specs(3, tmp_path)[2], bind=links[2].bind, connect=links[2].connect, start_timeout_s=1.5)
+    asked = {"bind": links[2].bind, "connect": links[2].connect, "insecure": True, "start_timeout_s": 1.5}
+    spec = changed(ring_specs(3, tmp_path)[2], **asked)
     log = tmp_path / "stage-2.log"
     stage = start_process("stage", spec, log, lambda words: hosts.words(2, *words))
     try:
@@ -186,7 +190,7 @@ def test_a_port_that_a_stranger_holds_ends_the_wait_with_its_address(hosts: Netw
         assert stage.wait(HANG_GUARD_S) == ExitCode.STAGE
         told = log.read_text()
         assert f"stage 2 has waited 1.5 s for the roll call from stage 1 at tcp://{address}:{port}" in told
-        assert f"somebody who cannot speak to tcp://{address}:{port} was turned away" in told
+        assert f"tcp://{address}:{port}: who listens there broke off the handshake, or speaks another protocol" in told
     finally:
         for process in (stage, stranger):
             process.kill()
@@ -210,26 +214,29 @@ with httpx.Client(base_url=sys.argv[1], timeout=120, trust_env=False) as client:
 
 @pytest.mark.torch
 def test_the_tokens_of_a_model_across_hosts_are_the_same_on_a_bad_network(
-    tiny_model: Callable[..., Path], tmp_path: Path
+    hosts: Network, tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     pytest.importorskip("httpx")
     model = tiny_model("llama", layers=4, initializer_range=0.5)
-    with network(2) as hosts:
-        ends = [f"tcp://{address}:{PORT_BASE}" for address in hosts.addresses]
-        common = [str(model), "--engine", "transformers", "--total-stages", "2", "--port", "8000"]
-        running = [
-            start_stage(hosts, stage, tmp_path, *common, "--bind", ends[stage], "--connect", ends[1 - stage])
-            for stage in range(2)
-        ]
-        try:
-            first = ask(hosts)
-            with hosts.disturbed("delay", "20ms", "5ms", "loss", "1%"):
-                second = ask(hosts)
-        finally:
-            for process in running:
-                process.terminate()
-            for process in running:
-                process.wait(30)
+    ends = [f"tcp://{address}:{PORT_BASE}" for address in hosts.addresses]
+    files = write_key_files(generate(2), tmp_path / "keys")
+    common = [str(model), "--engine", "transformers", "--total-stages", "2", "--port", "8000"]
+    running = [
+        start_stage(
+            hosts, stage, tmp_path, *common,
+            "--bind", ends[stage], "--connect", ends[1 - stage], "--keys", str(files[stage]),
+        )
+        for stage in range(2)
+    ]  # fmt: skip
+    try:
+        first = ask(hosts)
+        with hosts.disturbed(delay_ms=20, jitter_ms=5, loss=1):
+            second = ask(hosts)
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait(30)
     assert first == second
     assert all(first)
 

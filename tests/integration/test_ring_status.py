@@ -50,7 +50,7 @@ def test_a_ring_tells_every_stage_and_link(tmp_path: Path, zpptool) -> None:
         assert link.bytes_sent > 0
         assert sum(link.rtt_counts) >= 1
     assert [place.layers for place in status.stages] == [(0, 2), (2, 4), (4, 6)]
-    assert 'zpp:link_sent_messages_total{peer="stage 2",stage="1"}' in metrics_text(status)
+    assert 'zpp:link_sent_messages_total{peer="stage 2",replica="one",stage="1"}' in metrics_text({"one": status})
     assert shown.code == ExitCode.OK
     assert f"run {status.run_id}, epoch 0: ready" in shown.out
     assert "stage 2 -> the head" in shown.out

@@ -129,7 +129,7 @@ def test_a_hostile_receiver_is_refused_in_words_and_the_ring_goes_on(
             assert ring.ask("step", str(number).encode()) == [f"{number} 0 1".encode()]
         assert ring.head.fault is None
         assert not stranger.poll(100), "a stranger was sent something"
-    assert f"stage 0: somebody was refused at {specs[0].bind}" in capsys.readouterr().err
+    assert f"stage 0: {specs[0].bind}: somebody was refused: " in capsys.readouterr().err
 
 
 @contextmanager

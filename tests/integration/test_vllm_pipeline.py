@@ -19,11 +19,11 @@ from stages import END_S, Stage, completion, free_base_port, started, wait_until
 
 pytest.importorskip("vllm")
 
-pytestmark = [pytest.mark.vllm, pytest.mark.model, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.vllm, pytest.mark.model, pytest.mark.timeout(900)]
 
 ENGINE_ARGUMENTS = ("--", "--enforce-eager", "--kv-cache-memory-bytes", "268435456", "--max-model-len", "1024")
 RANGES = ("0-7", "7-19", "19-30")
-READY_S = 240
+READY_S = 500
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def running(
     """All three stages, started in this order, and a client of their API; `stage_1=(...)` gives a stage other words."""
     base = free_base_port(5)
     api = base + 4
-    links = ("--base-port", base, "--port", api, *ENGINE_ARGUMENTS)
+    links = ("--base-port", base, "--port", api, "--recovery-deadline", 0, *ENGINE_ARGUMENTS)
     commands = [(*sources.get(f"stage_{stage}", (stages / f"stage_{stage}",)), *links) for stage in order]
     url = f"http://127.0.0.1:{api}"
     with started(tmp_path, commands) as seen, httpx.Client(base_url=url, timeout=120, trust_env=False) as client:
@@ -60,7 +60,7 @@ def test_three_uneven_pre_split_stages_give_the_unsplit_tokens(
         *("test-pipeline", "--pipeline-dir", stages, "--model", real_model, "--engine", "vllm", "--num-stages", 3),
         *("--test-input", "Water boils at", "--test-input", "def add(a, b):", "--max-new-tokens", 24, "--json"),
         *("--report", tmp_path / "report.json", "--junit", tmp_path / "junit.xml", "--log-dir", tmp_path / "logs"),
-        timeout_s=500,
+        timeout_s=800,
     )
     assert done.code == 0, done.err
     outcome = done.json
@@ -75,6 +75,7 @@ def test_three_uneven_pre_split_stages_give_the_unsplit_tokens(
         assert f"loading layers {layers}" in (tmp_path / "logs" / f"stage-{stage}.log").read_text()
 
 
+@pytest.mark.long
 def test_two_stages_that_load_their_own_layers_give_the_unsplit_tokens(
     real_model: Path, zpptool: Callable[..., Ran]
 ) -> None:
@@ -83,7 +84,7 @@ def test_two_stages_that_load_their_own_layers_give_the_unsplit_tokens(
         *("test-pipeline", real_model, "--ranges", "0-11", "11-30", "--engine", "vllm", "--json"),
         *("--batched", "--dtype", "float32"),
         *("--base-port", free_base_port(3), "--max-new-tokens", 16),
-        timeout_s=500,
+        timeout_s=800,
     )
     assert done.code == 0, done.err
     assert done.json["verdict"] == "identical"
@@ -154,6 +155,7 @@ def test_a_killed_stage_is_named_and_nothing_is_left_running(stages: Path, tmp_p
         assert "error: head: stage 2 has lost stage 1" in running_stages[0].text()
 
 
+@pytest.mark.long
 def test_the_terminal_of_the_head_is_killed(stages: Path, tmp_path: Path) -> None:
     """SIGKILL of the process in the foreground of stage 0: worker, head and engine core go, and the other stages."""
     with running(stages, tmp_path, (0, 1, 2)) as (running_stages, _client):
@@ -169,7 +171,7 @@ def test_stages_that_do_not_fit_are_refused_before_anything_is_loaded(stages: Pa
     base = free_base_port(5)
     other = (*ENGINE_ARGUMENTS[:-1], "512")
     commands = [
-        (stages / f"stage_{stage}", "--base-port", base, "--port", base + 4, *arguments)
+        (stages / f"stage_{stage}", "--base-port", base, "--port", base + 4, "--recovery-deadline", 0, *arguments)
         for stage, arguments in enumerate((ENGINE_ARGUMENTS, other, ENGINE_ARGUMENTS))
     ]
     with started(tmp_path, commands) as refused:

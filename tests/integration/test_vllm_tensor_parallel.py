@@ -14,11 +14,11 @@ from conftest import Ran
 from stages import END_S, Stage, completion, free_base_port, started, wait_until_ready
 
 pytest.importorskip("vllm")
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1500)]
 
 WIDE = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2}
 ENGINE_ARGUMENTS = ("--enforce-eager", "--kv-cache-memory-bytes", "67108864", "--max-model-len", "256")
-READY_S = 300
+READY_S = 1000
 
 
 def test_stages_of_two_devices_and_of_one_give_the_unsplit_engines_tokens(
@@ -30,8 +30,8 @@ def test_stages_of_two_devices_and_of_one_give_the_unsplit_engines_tokens(
     done = zpptool(
         *("test-pipeline", tiny_model(layers=3, initializer_range=0.2, **WIDE), "--num-stages", 3, "--engine", "vllm"),
         *("--tensor-parallel-size", "2,1,2", "--batched", "--dtype", "float32", "--max-new-tokens", 16, "--json"),
-        *("--trace", trace),
-        timeout_s=580,
+        *("--trace", trace, "--start-timeout", READY_S),
+        timeout_s=1400,
     )
     assert done.code == 0, done.err
     assert done.json["verdict"] == "identical"

@@ -16,17 +16,18 @@ from zpptool.wire.errors import HEAD
 from zpptool.wire.link import LinkError
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
-numbers = st.integers(-(2**63), 2**64 - 1)
+numbers = st.integers(0, 2**63 - 1)
+places = st.integers(0, 2**15 - 1)
 facts = st.builds(
-    c.StageFacts, stage=numbers, host=text, pid=numbers, num_stages=numbers, layers=st.tuples(numbers, numbers),
+    c.StageFacts, stage=places, host=text, pid=numbers, num_stages=places, layers=st.tuples(numbers, numbers),
     agreed=st.dictionaries(text, text, max_size=3),
 )  # fmt: skip
 controls = st.one_of(
     st.builds(c.RollCall, stages=st.lists(facts, max_size=3).map(tuple)),
     st.builds(c.Verdict, reasons=st.lists(text, max_size=3).map(tuple)),
     st.builds(c.Call, number=numbers, method=text, from_all=st.booleans()),
-    st.builds(c.Reply, number=numbers, stage=numbers),
-    st.builds(c.Fault, stage=numbers, number=st.none() | numbers, message=text, detail=text),
+    st.builds(c.Reply, number=numbers, stage=places),
+    st.builds(c.Fault, stage=places, number=st.none() | numbers, message=text, detail=text),
     st.builds(c.Stop, reason=text, broke=st.booleans()),
 )
 
@@ -60,6 +61,8 @@ CALL = {"type": "call", "number": 1, "method": "step", "from_all": False}
         {name: value for name, value in CALL.items() if name != "number"},
         {**CALL, "number": "1"},
         {**CALL, "number": None},
+        {**CALL, "number": -1},
+        {"type": "reply", "number": 1, "stage": 2**15},
         {**CALL, "from_all": 1},
         {**CALL, "method": b"step"},
         {**CALL, "more": 1},

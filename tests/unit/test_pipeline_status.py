@@ -10,12 +10,12 @@ import threading
 import time
 from pathlib import Path
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.rings import ring, stage
 from zpptool.errors import ExitCode, ZppError
 from zpptool.pipeline.ring.metrics import metrics_text
 from zpptool.pipeline.ring.pulse import Pulse
@@ -26,8 +26,6 @@ from zpptool.pipeline.ring.status import (
     UNHEARD,
     WAITING,
     WARMING_UP,
-    LinkStatus,
-    RingStatus,
     StageStatus,
     aged,
     hung,
@@ -40,23 +38,6 @@ from zpptool.pipeline.ring.status import (
 from zpptool.pipeline.ring.statussocket import StatusSocket
 from zpptool.wire.tally import ROUND_TRIP_BOUNDS_S, Tally
 
-LINK = LinkStatus(
-    peer="stage 2", endpoint="ipc:///x", state="connected", epoch=3, rtt_ms=1.5, queue=4, bytes_sent=1000,
-    bytes_received=900, messages_sent=10, messages_received=6, refused=2, last_error="", sessions=3, wait_s=0.5,
-    send_s=0.25, rtt_counts=(0, 0, 5, *[0] * 10, 1), rtt_sum_s=9.0,
-)  # fmt: skip
-
-
-def stage(place: int, phase: str = READY, **fields: object) -> StageStatus:
-    known = msgspec.structs.replace(
-        unheard(place, 3, 0.1), phase=phase, host="here", pid=7, layers=(0, 2), link=LINK, steps=5, receive_s=2.5
-    )
-    return msgspec.structs.replace(known, **fields)
-
-
-def ring(*stages: StageStatus) -> RingStatus:
-    return RingStatus("run", 3, READY, "", stages, stage(-1, link=msgspec.structs.replace(LINK, peer="stage 0")))
-
 
 @pytest.mark.parametrize(
     ("stages", "who"),
@@ -65,9 +46,12 @@ def ring(*stages: StageStatus) -> RingStatus:
         ([stage(0, COMPUTING, beat_age_s=9.0), stage(1)], None),
         ([stage(0), stage(1, COMPUTING, beat_age_s=11.0)], 1),
         ([stage(0), stage(1, heard_age_s=11.0), stage(2, heard_age_s=12.0)], 1),
+        ([stage(0), stage(1, heard_age_s=9.7), stage(2, heard_age_s=10.2)], 1),
+        ([stage(0, heard_age_s=2.0), stage(1), stage(2, heard_age_s=10.2)], 2),
         ([stage(0), stage(1, LOADING, beat_age_s=500.0), stage(2, WARMING_UP, heard_age_s=500.0)], None),
         ([stage(0), stage(1, LOADING, heard_age_s=500.0), stage(2, COMPUTING, beat_age_s=11.0)], 2),
-        ([unheard(0, 0, 500.0)], None),
+        ([unheard(0, 0, 9.0)], None),
+        ([stage(0), unheard(1, 0, 11.0)], 1),
     ],
 )
 def test_the_first_that_gives_no_sign_of_life_is_named(stages: list[StageStatus], who: int | None) -> None:
@@ -187,10 +171,10 @@ class TestMetrics:
     def test_every_link_and_stage_is_there_under_its_names(self) -> None:
         samples = {
             (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-            for family in text_string_to_metric_families(metrics_text(ring(stage(1))))
+            for family in text_string_to_metric_families(metrics_text({"one": ring(stage(1))}))
             for sample in family.samples
         }
-        link = (("peer", "stage 2"), ("stage", "1"))
+        link = (("peer", "stage 2"), ("replica", "one"), ("stage", "1"))
         assert samples["zpp:link_sent_bytes_total", link] == 1000
         assert samples["zpp:link_received_messages_total", link] == 6
         assert samples["zpp:link_queue_messages", link] == 4
@@ -201,13 +185,14 @@ class TestMetrics:
         assert samples["zpp:link_round_trip_seconds_bucket", (("le", "0.001"), *link)] == 5
         assert samples["zpp:link_state", (*link, ("state", "connected"))] == 1
         assert samples["zpp:link_state", (*link, ("state", "lost"))] == 0
-        assert samples["zpp:stage_steps_total", (("stage", "1"),)] == 5
-        assert samples["zpp:stage_receive_seconds_total", (("stage", "1"),)] == 2.5
-        assert samples["zpp:link_sent_bytes_total", (("peer", "stage 0"), ("stage", "head"))] == 1000
+        assert samples["zpp:stage_steps_total", (("replica", "one"), ("stage", "1"))] == 5
+        assert samples["zpp:stage_receive_seconds_total", (("replica", "one"), ("stage", "1"))] == 2.5
+        of_head = (("peer", "stage 0"), ("replica", "one"), ("stage", "head"))
+        assert samples["zpp:link_sent_bytes_total", of_head] == 1000
 
     def test_a_stage_that_was_never_heard_has_no_link(self) -> None:
-        text = metrics_text(ring(unheard(0, 0, 1.0)))
-        assert 'zpp:stage_phase{phase="unheard",stage="0"} 1.0' in text
+        text = metrics_text({"one": ring(unheard(0, 0, 1.0))})
+        assert 'zpp:stage_phase{phase="unheard",replica="one",stage="0"} 1.0' in text
 
     @given(st.lists(st.floats(0, 20), max_size=50))
     def test_round_trips_are_counted_in_their_class(self, trips: list[float]) -> None:

@@ -23,6 +23,7 @@ from zpptool.pipeline.trial.order import (
     whole_model,
 )
 from zpptool.plan import Engine
+from zpptool.wire.gauge import WireCodec
 
 LAYERS = 4
 
@@ -49,7 +50,7 @@ def wish(**said: Any) -> TrialWish:
         "engine": Engine.TRANSFORMERS, "model": None, "pipeline_dir": None, "num_stages": None, "ranges": (),
         "prompts": ("hello",), "as_chat": False, "with_long_prompts": True, "batched": False, "max_new_tokens": 8,
         "dtype": "auto", "device": "auto", "gpu_ids": (), "base_port": None, "api_port": None, "engine_args": (),
-        "start_timeout_s": 10.0, "step_timeout_s": 5.0,
+        "start_timeout_s": 10.0, "step_timeout_s": 5.0, "wire_codec": WireCodec.ZSTD,
     }  # fmt: skip
     return TrialWish(**{**defaults, **said})  # type: ignore[arg-type]
 

@@ -152,10 +152,10 @@ def test_a_firewall_opens_only_what_leaves_a_host() -> None:
 def test_the_flags_of_a_stage_name_its_own_port_and_its_one_neighbour() -> None:
     endpoints = plan_endpoints(4, 15550, ["a", "b", "c", "d"])
     flags = [" ".join(stage_flags(item, 4, 8000)) for item in endpoints]
-    place = "--stage-idx {} --total-stages 4 --local-bind-port {} "
-    assert flags[0] == place.format(0, 15550) + "--prev-stage-addr d:15554 --bind-host a --keys keys/stage_0.keys --host a --port 8000"
-    assert flags[1] == place.format(1, 15550) + "--prev-stage-service-addr a:15550 --bind-host b --keys keys/stage_1.keys"
-    assert flags[3] == place.format(3, 15554) + "--prev-stage-service-addr c:15550 --bind-host d --keys keys/stage_3.keys"
+    place = "--stage-idx {} --total-stages 4 --local-bind-port {} --prev-stage-{} --bind-host {} --keys keys/{}.keys"
+    assert flags[0] == place.format(0, 15550, "addr d:15554", "a", "stage_0") + " --host a --port 8000"
+    assert flags[1] == place.format(1, 15550, "service-addr a:15550", "b", "stage_1")
+    assert flags[3] == place.format(3, 15554, "service-addr c:15550", "d", "stage_3")
 
 
 def test_on_one_host_nothing_listens_beyond_loopback() -> None:

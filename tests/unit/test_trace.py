@@ -11,6 +11,7 @@ import pytest
 from toys import changed, ring_specs, threads
 
 from zpptool.errors import ExitCode, ZppError
+from zpptool.pipeline.ring.headnode import HeadNode
 from zpptool.pipeline.trace import FLUSH_EVENTS, Timeline, check_trace_file
 
 pytestmark = pytest.mark.timeout(60)
@@ -77,6 +78,22 @@ def test_a_ring_shows_each_step_at_each_place_in_the_order_of_the_ring(tmp_path:
             at[1, "sending tensors"]["ts"] <= at[2, "waiting for tensors"]["ts"] + at[2, "waiting for tensors"]["dur"]
         )
         assert last["ts"] < head["ts"] + head["dur"]
+
+
+def test_what_was_done_is_written_before_the_links_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head on a slow machine is killed while it closes them."""
+    file = tmp_path / "trace.json"
+    written: list[int] = []
+    close = HeadNode.close
+
+    def cut_short(head: HeadNode) -> None:
+        written.extend(event["pid"] for event in spans(file))
+        close(head)
+
+    monkeypatch.setattr(HeadNode, "close", cut_short)
+    with threads([changed(spec, trace=str(file)) for spec in ring_specs(2, tmp_path)]) as ring:
+        ring.ask("step")
+    assert 0 in written
 
 
 def test_without_a_file_nothing_is_written(tmp_path: Path) -> None:

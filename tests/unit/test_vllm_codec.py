@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tracemalloc
+from collections.abc import Callable
 from contextlib import suppress
 
 import msgspec
@@ -195,3 +197,61 @@ def test_hostile_parts_are_refused_before_anything_is_made_of_them(what: str) ->
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("holder", [lambda n: n, lambda n: {"n": (n,)}], ids=["plain", "in an extension"])
+@pytest.mark.parametrize("number", [2**64, -(2**63) - 1])
+def test_an_integer_that_msgpack_does_not_know_is_refused(holder: Callable[[int], object], number: int) -> None:
+    with pytest.raises(ZppError, match="more than 64 bits"):
+        codec.encode(holder(number))
+    assert codec.decode(codec.encode(holder(2**64 - 1))) == holder(2**64 - 1)
+
+
+@pytest.mark.parametrize(
+    ("code", "content"),
+    [
+        (codec._OBJECT, ["GrammarOutput", ["no", "map"]]),
+        (codec._OBJECT, ["SamplingParams", {"temperature": "warm"}]),
+        (codec._OBJECT, ["SamplingType", {}]),
+        (codec._ENUM, ["SamplingParams", "GREEDY"]),
+        (codec._TENSOR, ["float32", [2**64 - 1], b"abcd"]),
+        (codec._TENSOR, ["_dynamo", [1], b"abcd"]),
+        (codec._TENSOR, [["float32"], [1], b"abcd"]),
+        (codec._ARRAY, ["|O", [1], b"abcdefgh"]),
+        (codec._ARRAY, ["<f4", [1 << 62], b"abcd"]),
+        (codec._FRACTION, [1, 0]),
+        (codec._SET, [[1], [2]]),
+        (99, None),
+    ],
+)
+def test_what_cannot_be_built_is_a_refusal_and_nothing_else(code: int, content: object) -> None:
+    with pytest.raises(ZppError):
+        codec.decode(msgspec.msgpack.encode(msgspec.msgpack.Ext(code, msgspec.msgpack.encode(content))))
+
+
+def test_nesting_without_end_is_a_refusal() -> None:
+    data = msgspec.msgpack.encode(1)
+    for _depth in range(5000):
+        data = msgspec.msgpack.encode(msgspec.msgpack.Ext(codec._TUPLE, msgspec.msgpack.encode([1])[:1] + data))
+    with pytest.raises(ZppError):
+        codec.decode(data)
+
+
+@dataclasses.dataclass
+class Later:
+    """A control object of a vLLM to come: one field is old, two are new and of a class that nobody knows yet."""
+
+    old: int
+    new: object = None
+    made: list[object] = dataclasses.field(default_factory=list)
+
+
+def test_a_field_of_a_later_vllm_passes_while_it_holds_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(codec._CARRIED, "Later", Later)
+    monkeypatch.setitem(codec._SHAPES, Later, codec._shape_of(Later))
+    assert through_the_ring(Later(3)) == Later(3)
+    assert through_the_ring(Later(3, new={"plain": [1]})) == Later(3, new={"plain": [1]})
+    with pytest.raises(ZppError, match=r"Later\.new holds a builtins\.object"):
+        codec.encode(Later(3, new=object()))
+    with pytest.raises(ZppError, match=r"Later\.made holds a builtins\.object"):
+        codec.encode(Later(3, made=[object()]))

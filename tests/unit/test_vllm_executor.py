@@ -45,6 +45,7 @@ def executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RingEx
     monkeypatch.setattr(toys.stage_life, "__defaults__", (Listing,))
     with threads(ring_specs(2, tmp_path)) as ring:
         made = object.__new__(RingExecutor)
+        made._survives, made._adapters = False, {}
         made._node, made._held, made._guided, made._spec = ring.head, None, set(), ring_specs(2, tmp_path)[0]
         made.vllm_config = SimpleNamespace(max_concurrent_batches=2)
         made.model_config = SimpleNamespace(runner_type="generate")

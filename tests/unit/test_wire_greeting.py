@@ -93,3 +93,12 @@ def test_a_word_with_something_unknown_in_it_is_refused() -> None:
     for changed_word in (word | {"extra": 1}, word | {"party": word["party"] | {"stage": "1"}}, {"type": "nothing"}):
         with pytest.raises(WireError, match="cannot be read"):
             decode_word(msgspec.msgpack.encode(changed_word))
+
+
+def test_where_receivers_follow_their_sender_those_of_another_run_are_welcome_and_the_head_is_held() -> None:
+    """A head that was started again names a new run; it reaches the last stage by way of all others."""
+    following = Standing(taken=False, spent=False, follows=True)
+    assert judge(changed(THEIRS, run_id="older", epoch=9), OURS, 1, following) is None
+    newer = changed(THEIRS, stage=HEAD, run_id="newer")
+    assert isinstance(judge(newer, OURS, HEAD, following), Hold)
+    assert isinstance(judge(newer, OURS, HEAD, FREE), Refused)

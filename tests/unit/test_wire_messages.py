@@ -44,7 +44,7 @@ def test_what_is_encoded_is_decoded(kind, header, frames, source, epoch, sequenc
 
 @pytest.mark.parametrize(
     ("sizes", "parts"),
-    [([], 1), ([INLINE_BELOW_BYTES - 1], 1), ([INLINE_BELOW_BYTES], 2), ([0], 1), ([1, 1], 3)],
+    [([], 1), ([INLINE_BELOW_BYTES - 7], 1), ([INLINE_BELOW_BYTES - 6], 2), ([0], 1), ([1, 1], 3)],
 )
 def test_one_small_payload_shares_the_first_frame(sizes, parts):
     encoded = wire(frames=[b"x" * size for size in sizes])
@@ -74,7 +74,7 @@ def field(offset: int, layout: str, value: int) -> list[bytes]:
         ([b"GET / HTTP/1.1\r\nHost: stage.example\r\n"], "another protocol"),
         (field(4, "<B", 9), "version 9"),
         (field(5, "<B", 77), "kind 77"),
-        (field(6, "<H", 2), "flags 0x0002"),
+        (field(6, "<H", 3), "flags 0x0003"),
         (field(6, "<H", 1), "3 frames came, 2 were announced"),
         (field(12, "<h", -2), "source -2"),
         (field(14, "<H", 3), "2 frames came, 3 were announced"),

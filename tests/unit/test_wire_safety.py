@@ -125,7 +125,7 @@ def test_the_two_that_know_each_other_speak(push: PushLink) -> None:
         for size in (10, 100_000, 3_000_000):
             push.send(Kind.TENSORS, b"h", [bytes(size)], timeout_s=SOON_S)
             assert receiver.recv(SOON_S).frames[0].nbytes == size
-    assert (push.refused, push.last_error) == (0, "")
+        assert (push.refused, push.last_error) == (0, "")
 
 
 def stranger_with(context: zmq.Context, **keys: bytes) -> zmq.Socket:
@@ -147,7 +147,7 @@ def pair_of(files: tuple[KeyFile, ...], stage: int) -> dict[str, bytes]:
 
 
 STRANGERS = {
-    "no keys": ({}, "speaks without keys"),
+    "no keys": ({}, "without keys"),
     "a key of nobody": ({**NOBODY, "serverkey": STAGE_0}, "is not that of stage 1"),
     "the key of stage 2": ({**pair_of(FILES, 2), "serverkey": STAGE_0}, "it has the key of stage 2"),
     "our own key": ({**pair_of(FILES, 0), "serverkey": STAGE_0}, "the key of stage 0"),
@@ -165,10 +165,11 @@ def test_a_stranger_is_refused_and_named_and_disturbs_nobody(push: PushLink, not
     with zmq.Context() as context, stranger_with(context, **keys) as stranger:
         stranger.connect(here(push))
         until(lambda: push.refused)
-        assert why in push.last_error
-        assert "127.0.0.1" in push.last_error or not keys  # gone before anyone could look where it came from
+        until(lambda: why in push.last_error)  # a connection that was broken off says less than the next one
+        gone_at_once = who in ("no keys", "another generation")  # before anyone could look where it came from
+        assert "127.0.0.1" in push.last_error or gone_at_once
         until(lambda: notes)
-        assert why in notes[0]
+        assert any(why in note for note in notes)
         assert not push.connected
         with pull(push, keys_of(FILES, 1, 0)) as receiver:
             for number in range(50):

@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -11,7 +14,9 @@ import pytest
 import zmq
 
 from zpptool.errors import ExitCode, ZppError
+from zpptool.wire.deadline import Deadline
 from zpptool.wire.link import PullLink, PushLink
+from zpptool.wire.messages import Kind
 from zpptool.wire.safety import Safety
 from zpptool.wire.sockets import make_socket
 
@@ -107,8 +112,48 @@ def test_an_ipv6_address_can_be_bound():
 
 
 def test_no_option_is_left_at_an_unbounded_default():
-    with zmq.Context() as context, make_socket(context, zmq.DEALER, high_water_mark=7, max_frame_bytes=999) as made:
-        assert (made.get(zmq.SNDHWM), made.get(zmq.RCVHWM), made.get(zmq.MAXMSGSIZE)) == (7, 7, 999)
+    with (
+        zmq.Context() as context,
+        make_socket(context, zmq.DEALER, to_send=7, to_receive=8, max_frame_bytes=999) as made,
+    ):
+        assert (made.get(zmq.SNDHWM), made.get(zmq.RCVHWM), made.get(zmq.MAXMSGSIZE)) == (7, 8, 999)
         assert 0 < made.get(zmq.LINGER) <= 2000
         assert made.get(zmq.HEARTBEAT_IVL) > 0
         assert made.get(zmq.HEARTBEAT_TIMEOUT) > 0
+
+
+FLOOD = """
+import sys, time, zmq
+with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
+    stranger.linger = 0
+    stranger.rcvhwm = 1
+    stranger.connect(sys.argv[1])
+    stranger.send(b"no word")
+    stranger.poll()  # he is answered
+    print("connected", flush=True)
+    end = time.monotonic() + 1.5
+    while time.monotonic() < end:
+        try:
+            stranger.send(b"no word", zmq.DONTWAIT)
+        except zmq.Again:
+            time.sleep(0.01)
+"""
+
+
+def test_a_stranger_who_goes_while_his_queue_is_full_takes_nobody_along():
+    """With heartbeats of its own the binding end's process was aborted by libzmq, two seconds later."""
+    with PushLink("tcp://127.0.0.1:*", stage=0, peer=1) as push:
+        words = [sys.executable, "-c", FLOOD, push.endpoint]
+        with subprocess.Popen(words, stdout=subprocess.PIPE) as stranger:
+            assert stranger.stdout is not None
+            assert stranger.stdout.readline() == b"connected\n"
+            time.sleep(0.3)  # answers that he does not read lie in his queue
+            push._enter(Deadline(5))  # as while a send holds the socket: nobody hears him
+            try:
+                assert stranger.wait(30) == 0
+                time.sleep(2.5)
+            finally:
+                push._leave()
+        with PullLink(push.endpoint, stage=1, peer=0) as pull:
+            push.send(Kind.CONTROL, b"still here", timeout_s=10)
+            assert pull.recv(10).header == b"still here"

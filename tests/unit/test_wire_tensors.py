@@ -128,7 +128,7 @@ def test_received_tensors_are_aligned():
     for shift in range(9):
         memory = bytearray(16 + packed.nbytes)
         frame = memoryview(memory)[shift : shift + packed.nbytes]
-        frame[:] = packed.frames[0]
+        frame[:] = memoryview(packed.frames[0]).cast("B")
         got = unpack(packed.header, [frame])["t"]
         assert got.data_ptr() % 8 == 0
         assert torch.equal(got, tensor)

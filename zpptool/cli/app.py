@@ -7,8 +7,11 @@ body, so that `zpptool --help` stays quick and loads no torch.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
@@ -26,10 +29,12 @@ from zpptool.cli.keys import keys_app
 from zpptool.cli.plan import plan
 from zpptool.cli.plan_ports import plan_ports
 from zpptool.cli.run_stage import run_stage
+from zpptool.cli.serve import serve
 from zpptool.cli.settings import Settings, engine_arguments, install, read_settings
 from zpptool.cli.split import split
 from zpptool.cli.status import status
 from zpptool.cli.test_pipeline import test_pipeline
+from zpptool.cli.top import top
 from zpptool.cli.validate import validate
 from zpptool.cli.validate_ranges import validate_ranges
 from zpptool.console import Console
@@ -109,12 +114,14 @@ app.command("plan", epilog=epilog("plan"))(plan)
 app.command("deploy", epilog=epilog("deploy"))(deploy)
 app.command("doctor", epilog=epilog("doctor"))(doctor)
 app.command("run-stage", epilog=epilog("run-stage"))(run_stage)
+app.command("serve", epilog=epilog("serve"))(serve)
 app.command("status", epilog=epilog("status"))(status)
+app.command("top", epilog=epilog("top"))(top)
 app.command("test-pipeline", epilog=epilog("test-pipeline"))(test_pipeline)
 app.add_typer(keys_app, name="keys")
 app.add_typer(config_app, name="config")
 
-TAKES_ENGINE_ARGUMENTS = frozenset({"plan", "run-stage", "test-pipeline"})
+TAKES_ENGINE_ARGUMENTS = frozenset({"plan", "run-stage", "serve", "test-pipeline"})
 """The verbs that hand what follows `--` to the engine."""
 
 
@@ -129,10 +136,23 @@ def main() -> NoReturn:
     try:
         app(args=_config_first(words), obj=engine_words, prog_name="zpptool")
     except ZppError as fault:
-        Console(as_json="--json" in words).error(fault)
+        with _last_words():
+            Console(as_json="--json" in words).error(fault)
         sys.exit(fault.exit_code)
     except SystemExit as ended:
         if ended.code == ExitCode.INTERRUPTED:  # typer's word for Ctrl-C
-            print("interrupted", file=sys.stderr)
+            with _last_words():
+                print("interrupted", file=sys.stderr)
         raise
     sys.exit(ExitCode.OK)
+
+
+@contextmanager
+def _last_words() -> Iterator[None]:
+    """What is printed while this lasts may find the terminal gone; the exit code is kept all the same."""
+    try:
+        yield
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (1, 2):
+            os.dup2(nowhere, stream)  # for Python's own flush at the end, which would change the code

@@ -9,6 +9,7 @@ from typing import Annotated, Any, cast
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from zpptool.cli.examples import epilog
 from zpptool.cli.options import JsonOption
 from zpptool.cli.settings import Settings, environment_names, install, is_secret, names_of, options, read_settings, walk
 from zpptool.console import Console
@@ -22,9 +23,7 @@ config_app = typer.Typer(help="Look at the settings that commands would use.", n
 @config_app.command(
     "show",
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
-    epilog="\n\n".join(
-        ("Examples:", "$ zpptool --config zpp.conf.yaml config show", "$ zpptool config show plan-ports --num-stages 4")
-    ),
+    epilog=epilog("config show"),
 )
 def show(
     ctx: typer.Context,

@@ -28,6 +28,12 @@ EXAMPLES = {
         "zpptool deploy compose --plan zpp.yaml --model /models/name --device cpu -o compose",
         "zpptool deploy systemd --plan zpp.yaml -o units",
     ),
+    "config show": ("zpptool config show --all --json", "zpptool config show plan-ports --num-stages 4"),
+    "keys generate": (
+        "zpptool keys generate --num-stages 3",
+        "zpptool keys generate --num-stages 3 --output-dir secrets --force",
+    ),
+    "keys show": ("zpptool keys show keys", "zpptool keys show keys/stage_1.keys --json"),
     "doctor": (
         "zpptool doctor",
         "zpptool doctor zpp.yaml --host 10.0.0.2",
@@ -38,7 +44,18 @@ EXAMPLES = {
         "zpptool run-stage --plan zpp.yaml --stage-idx 1",
         "zpptool run-stage MODEL --stage-idx 1 --total-stages 3 -- --max-model-len 4096",
     ),
-    "status": ("zpptool status", "zpptool status --run-dir /run/user/1000/zpp-abc --json"),
+    "serve": (
+        "zpptool serve MODEL --num-stages 4",
+        "zpptool serve MODEL --num-stages 4 --gpu-ids 0,1,2,3 --host 0.0.0.0 --api-key-file keys",
+        "zpptool serve --pipeline-dir stages --replicas 2 -- --max-model-len 4096",
+        "zpptool serve --upstream http://10.0.0.1:8000 --upstream http://10.0.0.2:8000 --port 8080",
+    ),
+    "status": (
+        "zpptool status",
+        "zpptool status --url http://10.0.0.1:8000 --json",
+        "zpptool status --run-dir /run/user/1000/zpp-abc",
+    ),
+    "top": ("zpptool top", "zpptool top --url http://10.0.0.1:8000 --every 2"),
     "test-pipeline": (
         "zpptool test-pipeline --pipeline-dir stages --model MODEL --engine vllm",
         "zpptool test-pipeline MODEL --num-stages 3 --test-input Hello --junit junit.xml",

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from zpptool.cli.examples import epilog
 from zpptool.cli.options import JsonOption
 from zpptool.console import Console
 from zpptool.errors import invalid_error
@@ -20,7 +21,7 @@ def _keys() -> None:
     """Keys that let the stages of a pipeline know each other, and nobody else listen."""
 
 
-@keys_app.command("generate")
+@keys_app.command("generate", epilog=epilog("keys generate"))
 def generate_keys(
     num_stages: Annotated[
         int, typer.Option("--num-stages", "--pipeline-parallel-size", metavar="N", help="How many stages.")
@@ -56,7 +57,7 @@ def generate_keys(
     Console(as_json=as_json).result(payload, show)
 
 
-@keys_app.command("show")
+@keys_app.command("show", epilog=epilog("keys show"))
 def show_keys(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A key file, or a directory of key files.")],
     as_json: JsonOption = False,

@@ -13,6 +13,7 @@ from typer._click.globals import get_current_context
 from zpptool.errors import usage_error
 from zpptool.plan import Engine
 from zpptool.ports import DEFAULT_API_PORT, DEFAULT_BASE_PORT, DEFAULT_HOST
+from zpptool.wire.gauge import WireCodec
 
 _RANGES = re.compile(r"\[?\s*\d+\s*[-:]\s*\d+\s*\]?([,\s]+\[?\s*\d+\s*[-:]\s*\d+\s*\]?)*")
 
@@ -91,10 +92,24 @@ StartTimeoutOption = Annotated[
 StepTimeoutOption = Annotated[
     float, typer.Option("--step-timeout", metavar="S", min=1, help="Seconds that one step may take.")
 ]
+WireCodecOption = Annotated[
+    WireCodec,
+    typer.Option("--wire-codec", help="Compress what stages send, without loss; auto: on links too thin for it."),
+]
 
 BeatTimeoutOption = Annotated[
     float,
     typer.Option("--beat-timeout", metavar="S", min=1, help="Seconds that a stage may stand still at a step."),
+]
+
+RecoveryDeadlineOption = Annotated[
+    float,
+    typer.Option(
+        "--recovery-deadline",
+        metavar="S",
+        min=0,
+        help="Seconds that a lost stage may take to come back while requests wait; 0: a loss ends the pipeline.",
+    ),
 ]
 
 

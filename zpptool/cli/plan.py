@@ -17,6 +17,7 @@ from zpptool.cli.options import (
     ModelOption,
     NumStagesOption,
     RangesOption,
+    WireCodecOption,
     host_list,
     model_and_ranges,
 )
@@ -25,6 +26,7 @@ from zpptool.deploy.byhand import orders
 from zpptool.errors import ZppError, invalid_error
 from zpptool.plan import Engine, PipelinePlan, kv_bytes_per_token, make_plan
 from zpptool.ports import DEFAULT_API_PORT, DEFAULT_BASE_PORT
+from zpptool.wire.gauge import WireCodec
 
 
 def plan(
@@ -38,6 +40,7 @@ def plan(
     hosts: HostsOption = None,
     engine: Annotated[Engine, typer.Option("--engine", help="What computes the layers.")] = Engine.VLLM,
     dtype: DtypeOption = "auto",
+    wire_codec: WireCodecOption = WireCodec.NONE,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the plan here, as YAML.")
     ] = None,
@@ -62,6 +65,7 @@ def plan(
         engine=engine,
         dtype=dtype,
         engine_args=tuple(ctx.obj or ()),
+        wire_codec=wire_codec,
     )
     if output is not None:
         if output.exists() and not force:

@@ -20,10 +20,12 @@ from zpptool.cli.options import (
     KeysOption,
     ModelOption,
     RangesOption,
+    RecoveryDeadlineOption,
     StartTimeoutOption,
     StepTimeoutOption,
     TensorParallelOption,
     TraceOption,
+    WireCodecOption,
     host_list,
     model_and_ranges,
     tensor_parallel_sizes,
@@ -31,10 +33,11 @@ from zpptool.cli.options import (
 from zpptool.console import Console
 from zpptool.errors import usage_error
 from zpptool.plan import Engine, load_plan_file
+from zpptool.wire.gauge import WireCodec
 
 SAID_BY_PLAN = (
     "num_stages", "layer_range", "ranges", "engine", "bind_port", "bind_host", "previous", "last", "next_addr", "bind",
-    "connect", "base_port", "hosts", "api_host", "api_port", "dtype",
+    "connect", "base_port", "hosts", "api_host", "api_port", "dtype", "wire_codec",
 )  # fmt: skip
 
 
@@ -114,6 +117,17 @@ def run_stage(
     api_port: Annotated[
         int, typer.Option("--port", "--api-port", metavar="PORT", help="Stage 0's OpenAI API port.")
     ] = ports.DEFAULT_API_PORT,
+    headless: Annotated[
+        bool, typer.Option("--headless", help="No API server: the head is a script's zpptool.LLM(..., launch=False).")
+    ] = False,
+    head_addr: Annotated[
+        str | None,
+        typer.Option(
+            "--head-addr",
+            metavar="HOST:PORT",
+            help="Headless stage 0: where the script binds; the port after the return port if not given.",
+        ),
+    ] = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     gpu_id: Annotated[
@@ -126,6 +140,8 @@ def run_stage(
     step_timeout: StepTimeoutOption = 300.0,
     trace: TraceOption = None,
     beat_timeout: BeatTimeoutOption = 60.0,
+    wire_codec: WireCodecOption = WireCodec.NONE,
+    recovery_deadline: RecoveryDeadlineOption = 120.0,
     stage_mode: Annotated[str, typer.Option("--pipeline-stage-mode", hidden=True)] = "external",
     external_worker: Annotated[bool, typer.Option("--external-pp-worker", hidden=True)] = False,
 ) -> None:
@@ -139,6 +155,7 @@ def run_stage(
     On one host with default ports: run-stage stages/stage_0, run-stage stages/stage_1, ... and nothing else.
     """
     from zpptool.pipeline.foreground import run_in_foreground
+    from zpptool.pipeline.headless import head_endpoint
     from zpptool.pipeline.resolve import refuse_api_port, resolve_links, resolve_place, spec_of_plan
     from zpptool.pipeline.spec import StageSpec
     from zpptool.pipeline.trace import check_trace_file
@@ -170,7 +187,7 @@ def run_stage(
             base_port=base_port,
             hosts=host_list(hosts),
         )
-        if place.stage == 0:
+        if place.stage == 0 and not headless:
             refuse_api_port(endpoints[0], api_port)
         spec = StageSpec(
             engine=engine,
@@ -183,12 +200,17 @@ def run_stage(
             api_host=api_host,
             api_port=api_port,
             engine_args=tuple(ctx.obj or ()),
+            wire_codec=wire_codec,
         )
     sizes = tensor_parallel_sizes(tensor_parallel_size, spec.engine)
     if len(sizes) != 1:
         raise usage_error(f"--tensor-parallel-size {tensor_parallel_size}: a stage has one size, its own")
     if trace is not None:
         check_trace_file(trace)
+    if head_addr is not None and not (headless and spec.is_first):
+        raise usage_error("--head-addr is for a headless stage 0", "Say --headless too, on stage 0.")
+    if headless and spec.engine is not Engine.VLLM:
+        raise usage_error("--headless is for vLLM: only zpptool.LLM is a head of its own", "Say --engine vllm.")
     spec = msgspec.structs.replace(
         spec,
         device=device,
@@ -199,7 +221,10 @@ def run_stage(
         trace=str(trace.resolve()) if trace is not None else "",
         keys=str(key_path(keys, spec.stage).resolve()) if keys else "",
         insecure=insecure,
+        recovery_deadline_s=recovery_deadline,
     )
+    if headless and spec.is_first:
+        spec = msgspec.structs.replace(spec, headless=True, local=head_endpoint(spec.connect, head_addr))
     warning = check_safety(spec)
     if warning:
         console.warn(warning)

@@ -1,22 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`zpptool status`: how a pipeline whose head runs on this machine fares, stage by stage and link by link."""
+"""`zpptool status`: how a pipeline fares, stage by stage and link by link, as a front or a head here tells."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from zpptool.cli.options import JsonOption
+from zpptool.cli.top import DEFAULT_URL, KeyOption, show_front
 from zpptool.console import Console, human_bytes
-from zpptool.errors import ExitCode
+from zpptool.errors import ExitCode, ZppError, usage_error
 
 if TYPE_CHECKING:
     from zpptool.pipeline.ring.status import RingStatus, StageStatus
 
 
 def status(
+    url: Annotated[str | None, typer.Option("--url", metavar="URL", help="A front's address.")] = None,
+    api_key: KeyOption = None,
     run_dir: Annotated[
         Path | None,
         typer.Option(
@@ -28,10 +31,42 @@ def status(
     timeout: Annotated[float, typer.Option("--timeout", metavar="S", min=0, help="Seconds to wait.")] = 2.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Show every stage and link of a pipeline whose head runs on this machine.
+    """Show every stage and link of the pipelines behind a front, or of the one whose head runs on this machine.
 
-    Exit code 0: it is whole. 6: it is broken, and the output says by what. 5: no head tells its status there.
+    Without --url and --run-dir: of the front that `zpptool serve` starts by default, else of the head on this machine.
+
+    Exit code 0: it is whole. 6: it is not, and the output says why. 5: nobody answers there.
     """
+    if url is not None and run_dir is not None:
+        raise usage_error("--url and --run-dir name two pipelines", "Give one of them.")
+    told = _front_status(url or DEFAULT_URL, api_key, needed=url is not None) if run_dir is None else None
+    if told is None:
+        _head_status(run_dir, timeout, as_json)
+        return
+    Console(as_json=as_json).result(told, lambda out: show_front(out, told))
+    if not told["ready"]:
+        raise typer.Exit(ExitCode.STAGE)
+
+
+def _front_status(url: str, api_key: str | None, *, needed: bool) -> dict[str, Any] | None:
+    """What the front tells; None where there is no front, and it is not needed as there is a head on this machine."""
+    import httpx
+
+    from zpptool.pipeline.ring.status import find_status_paths
+    from zpptool.serve.watch import fetch_status
+
+    try:
+        with httpx.Client(trust_env=False) as client:
+            told = fetch_status(client, url, api_key)
+    except ZppError as fault:
+        if needed or fault.exit_code is not ExitCode.ADDRESS or not find_status_paths():
+            raise
+        return None
+    told.pop("schema_version", None)
+    return told
+
+
+def _head_status(run_dir: Path | None, timeout: float, as_json: bool) -> None:
     import msgspec
 
     from zpptool.pipeline.ring.status import read_status, the_status_path

@@ -24,6 +24,7 @@ from zpptool.cli.options import (
     StepTimeoutOption,
     TensorParallelOption,
     TraceOption,
+    WireCodecOption,
     model_and_ranges,
     tensor_parallel_sizes,
 )
@@ -31,6 +32,7 @@ from zpptool.console import SCHEMA_VERSION, Console
 from zpptool.errors import ExitCode, ZppError, usage_error
 from zpptool.pipeline.trial.parity import Verdict
 from zpptool.plan import Engine
+from zpptool.wire.gauge import WireCodec
 
 DEFAULT_PROMPTS = ("The capital of France is", "def fibonacci(n):", "Once upon a time there was a")
 
@@ -84,6 +86,7 @@ def test_pipeline(
     start_timeout: StartTimeoutOption = 600.0,
     step_timeout: StepTimeoutOption = 300.0,
     trace: TraceOption = None,
+    wire_codec: WireCodecOption = WireCodec.NONE,
     multiprocess: Annotated[bool, typer.Option("--multiprocess", hidden=True)] = True,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -128,6 +131,7 @@ def test_pipeline(
         step_timeout_s=step_timeout,
         tensor_parallel_sizes=tensor_parallel_sizes(tensor_parallel_size, engine),
         trace=trace,
+        wire_codec=wire_codec,
     )
     _refuse_unwritable(report, junit)
     if trace is not None:

@@ -8,6 +8,7 @@ which call: it ends the process.
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -17,10 +18,12 @@ from typing import NoReturn, Protocol
 import zpptool
 from zpptool.checkpoint.loading import model_digest
 from zpptool.errors import ExitCode, ZppError
+from zpptool.pipeline import phases
 from zpptool.pipeline.child import end_before_long, end_on_sigterm, run_child
 from zpptool.pipeline.ring.control import Call
-from zpptool.pipeline.ring.node import RingOver, StageNode
+from zpptool.pipeline.ring.node import RingBroken, RingOver, StageNode
 from zpptool.pipeline.ring.place import facts_of, say, take_stage_place
+from zpptool.pipeline.ring.setup import History, SetUpOtherwise
 from zpptool.pipeline.ring.status import COMPUTING, LOADING, WARMING_UP
 from zpptool.pipeline.spec import StageSpec, spec_from_argv
 from zpptool.wire.errors import StaleEpoch, WireFault
@@ -61,6 +64,7 @@ def common_facts(spec: StageSpec) -> dict[str, str]:
         "zpptool": zpptool.__version__,
         "model digest": model_digest(spec.directory),
         "plan digest": spec.plan_digest or "none",
+        "recovery": "on" if spec.recovery_deadline_s else "off",
     }
 
 
@@ -72,9 +76,12 @@ def run_stage_worker(make: Callable[[StageSpec, StageNode], StageEngine]) -> NoR
         end_on_sigterm()
         node = take_stage_place(spec)
         node.on_over(_end_even_if_busy)
+        node.on_stuck(partial(os._exit, ExitCode.FAILURE))  # whoever keeps this stage up starts it anew
         try:
             engine = make(spec, node)
-            node.join(facts_of(spec, engine.agreed()))
+            agreed = engine.agreed()
+            phases.tell_phase(phases.WAITING)
+            node.join(facts_of(spec, agreed))
             serve_calls(spec, node, engine.do)
         finally:
             node.close()
@@ -101,12 +108,16 @@ def serve_calls(spec: StageSpec, node: StageNode, do: Callable[[Call, bytes], by
     Raises:
         WireFault: (STAGE) the stage before was lost, or did not send what a call needs.
     """
+    history = History()
     try:
         for received in node.calls():
             call = received.control
             assert isinstance(call, Call)
+            work = partial(do, call, received.payload)
+            if call.setup is not None:
+                work = partial(history.answer, call, received.payload, work)
             try:
-                _serve_call(spec, node, call, partial(do, call, received.payload))
+                _serve_call(spec, node, call, work)
             except StaleEpoch:
                 say(f"stage {spec.stage}", f"{call.method} is dropped: its epoch is over")
     except RingOver:
@@ -119,12 +130,16 @@ def _serve_call(spec: StageSpec, node: StageNode, call: Call, do: Callable[[], b
             answer = do()
     except (RingOver, StaleEpoch):
         raise
-    except WireFault as cause:
+    except (WireFault, SetUpOtherwise) as cause:
         node.fail(None, f"{call.method} failed: {cause.message}")
+        if spec.recovery_deadline_s and not isinstance(cause, RingBroken):
+            cause.exit_code = ExitCode.FAILURE  # whoever keeps this stage up starts it anew
         raise
     except Exception as cause:
         _report(spec, node, call, cause)
     else:
+        if call.method == LOAD_MODEL:
+            phases.tell_phase(phases.LOADED)
         if answer is not None:
             node.reply(call, answer)
 

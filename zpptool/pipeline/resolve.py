@@ -119,6 +119,7 @@ def spec_of_plan(plan: PipelinePlan, stage: int | None, model: Path | None) -> S
         api_port=plan.api_port,
         engine_args=plan.engine_args,
         plan_digest=plan.digest,
+        wire_codec=plan.wire_codec,
     )
 
 

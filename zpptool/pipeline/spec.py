@@ -10,6 +10,7 @@ import msgspec
 from zpptool.errors import usage_error
 from zpptool.layers import LayerRange, Partition
 from zpptool.plan import Engine
+from zpptool.wire.gauge import WireCodec
 
 
 class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -38,6 +39,10 @@ class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         trace: the file of the timeline; empty for none.
         keys: this stage's key file; empty for none. (The path only: others can read a process's command line.)
         insecure: whether links that strangers can reach may go without keys.
+        wire_codec: whether its sending link compresses.
+        served_name: what requests call the model; empty for the directory that the head reads.
+        recovery_deadline_s: how long a lost stage may take to come back; 0 where a loss ends the pipeline.
+        headless: stage 0 only: its head is not started with it, but is a script that `local` leads to.
     """
 
     engine: Engine
@@ -60,6 +65,10 @@ class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     trace: str = ""
     keys: str = ""
     insecure: bool = False
+    wire_codec: WireCodec = WireCodec.NONE
+    served_name: str = ""
+    headless: bool = False
+    recovery_deadline_s: float = 0.0
 
     @property
     def num_stages(self) -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from zpptool.errors import ZppError, usage_error
 from zpptool.wire.errors import HEAD, WireError, place_name
+from zpptool.wire.gauge import WireCodec
 from zpptool.wire.keys import KeyFile, link_keys
 from zpptool.wire.link import PullLink, PushLink, Sent
 from zpptool.wire.messages import Kind, Limits
@@ -64,6 +65,8 @@ class ZeroMQCommunicator:
         limits: Limits | None = None,
         keys: KeyFile | None = None,
         insecure: bool = False,
+        codec: WireCodec = WireCodec.NONE,
+        shared_memory: bool = True,
     ) -> None:
         """Open this rank's links.
 
@@ -77,6 +80,8 @@ class ZeroMQCommunicator:
             keys: this rank's key file (`zpptool.wire.keys.read_key_file`); tcp links are then encrypted. Where the last
                 rank sends to rank 0, the file calls rank 0 the head, and so do the two.
             insecure: let tcp links that leave this machine go without keys.
+            codec: whether messages to the next rank are compressed: `none`, `zstd`, or `auto` by the link's speed.
+            shared_memory: whether neighbours on this host pass large tensors through shared memory.
 
         Raises:
             ZppError: ranks that cannot be (exit 2), keys of another rank (exit 3), or an endpoint that cannot be used
@@ -98,12 +103,25 @@ class ZeroMQCommunicator:
         try:
             if bind is not None:
                 after = HEAD if keys and self.is_last_rank else self.next_rank
-                safety = Safety(link_keys(keys, rank, after) if keys else None, insecure)
-                self._out = PushLink(bind, stage=rank, peer=after, limits=limits, safety=safety)
+                self._out = PushLink(
+                    bind,
+                    stage=rank,
+                    peer=after,
+                    limits=limits,
+                    codec=codec,
+                    shared_memory=shared_memory,
+                    safety=Safety(link_keys(keys, rank, after) if keys else None, insecure),
+                )
             if connect is not None:
                 place = HEAD if keys and self.is_first_rank else rank
-                safety = Safety(link_keys(keys, place, self.prev_rank) if keys else None, insecure)
-                self._in = PullLink(connect, stage=place, peer=self.prev_rank, limits=limits, safety=safety)
+                self._in = PullLink(
+                    connect,
+                    stage=place,
+                    peer=self.prev_rank,
+                    limits=limits,
+                    shared_memory=shared_memory,
+                    safety=Safety(link_keys(keys, place, self.prev_rank) if keys else None, insecure),
+                )
         except ZppError:
             self.close()
             raise

@@ -91,6 +91,11 @@ class Debt:
         """Whether the sender should be told now."""
         return self.taken - self._told >= self._messages or self._nbytes >= self._bytes
 
+    @property
+    def untold(self) -> bool:
+        """Whether the sender does not know of all that was taken."""
+        return self.taken > self._told
+
     def told(self) -> None:
         """The sender was told."""
         self._told = self.taken

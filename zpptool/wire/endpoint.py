@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import select
 import socket as net
 import threading
 import weakref
@@ -28,14 +29,17 @@ from zpptool.wire.attendant import Attendant
 from zpptool.wire.credit import Window
 from zpptool.wire.deadline import Deadline
 from zpptool.wire.errors import HEAD, LinkError, LinkRefused, LinkTimeout, PeerLost, WireError, place_name
-from zpptool.wire.messages import Buffer, Kind, Limits, encode
+from zpptool.wire.messages import CHUNK_BYTES, Buffer, Kind, Limits, encode
 from zpptool.wire.notes import SparingNote
+from zpptool.wire.parcel import most_chunks
 from zpptool.wire.refusals import Failure, Handshakes, refusal_words, remote_address, trouble_words
 from zpptool.wire.safety import Safety, protect
 from zpptool.wire.sockets import LINGER_S, Context, attach, check_endpoint, make_socket
 from zpptool.wire.words import Party, Word, encode_word
 
 Fault = TypeVar("Fault", bound=LinkError)
+# Plain integers, as everywhere on the way of a message: zmq's flags are enums, whose arithmetic costs more than the
+# calls it is for.
 _EVENTS = int(zmq.EVENTS)
 _POLLIN = int(zmq.POLLIN)
 WORDS_WAITING = 64
@@ -115,15 +119,23 @@ class Endpoint:
         self._own_context: Context | None = None
         if context is None:
             context = self._own_context = zmq.Context()
+        waiting = self._window.messages + WORDS_WAITING + self._window.nbytes // CHUNK_BYTES
         self._socket = make_socket(
-            context, kind, high_water_mark=self._window.messages + WORDS_WAITING, max_frame_bytes=max_frame_bytes
+            context,
+            kind,
+            # A message that was begun has to go on. The window bounds what is under way; this only bounds what a
+            # stranger who reads nothing is answered.
+            to_send=waiting + most_chunks(self.limits, self._window.messages),
+            to_receive=waiting,
+            max_frame_bytes=max_frame_bytes,
         )
         self._wake, self._alarm = net.socketpair()
         self._wake.setblocking(False)
         self._alarm.setblocking(False)
-        # Plain integers, as everywhere on the way of a message: zmq's flags are enums, whose arithmetic costs more than
-        # the calls it is for.
-        self._watched: list[tuple[Any, int]] = [(self._socket, _POLLIN), (self._alarm.fileno(), _POLLIN)]
+        self._alarm_fd = self._alarm.fileno()
+        self._watched = select.poll()
+        self._watched.register(int(self._socket.getsockopt(zmq.FD)), select.POLLIN)
+        self._watched.register(self._alarm_fd, select.POLLIN)
         self._attendant = Attendant(self, self._socket, words=kind == zmq.ROUTER)
         _open.add(self)
         try:
@@ -311,9 +323,12 @@ class Endpoint:
         if self._torn:
             self._linger_s = 0.0
             self._closing = True
-        self._catch_up()
-        if self._closing and not self._attendant.is_here:  # closing waits for the attendant's end
-            self._dispose()
+        if self._chores or self._closing:
+            self._catch_up()
+            if self._closing and not self._attendant.is_here:  # closing waits for the attendant's end
+                self._dispose()
+        else:
+            self._hear()
         self._holder = None
         self._turn.release()
         if self._chores and not self._closed:
@@ -358,12 +373,15 @@ class Endpoint:
     def _wait(self, deadline: Deadline) -> None:
         """Return when something may have come or a chore is to be done, or the deadline has passed.
 
+        To be called when nothing was readable and the socket was not used since: libzmq's descriptor tells of a change
+        once, to the next call for the socket, whatever that is. (Asking it directly takes half as long as `zmq_poll`.)
+
         Raises:
             LinkError: the link was closed meanwhile.
         """
-        zmq.zmq_poll(self._watched, deadline.remaining_ms())
-        with suppress(BlockingIOError):
-            self._alarm.recv(4096)
+        for descriptor, _ in self._watched.poll(deadline.remaining_ms()):
+            if descriptor == self._alarm_fd:
+                self._alarm.recv(4096)
         if self._closing:
             raise self.fault(f"the link to {self.peer} was closed while waiting")
         self._catch_up()

@@ -11,7 +11,8 @@ from __future__ import annotations
 from zpptool.wire.credit import Window
 from zpptool.wire.errors import LinkError, LinkRefused, LinkTimeout, PeerLost, SequenceError, StaleEpoch
 from zpptool.wire.pull import PullLink
-from zpptool.wire.push import ZERO_COPY_BYTES, PushLink, Sent
+from zpptool.wire.push import ZERO_COPY_BYTES, PushLink
+from zpptool.wire.session import Sent
 from zpptool.wire.words import Party
 
 __all__ = [

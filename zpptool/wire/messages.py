@@ -14,23 +14,26 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import msgspec
 
 from zpptool.wire.errors import HEAD, WireError, place_name
 
 __all__ = [
+    "CHUNK_BYTES",
     "HEAD",
     "PREAMBLE_BYTES",
     "Buffer",
     "Kind",
     "Limits",
     "Message",
+    "Opened",
     "WireError",
     "check_sizes",
     "decode",
     "encode",
+    "open_first",
     "place_name",
 ]
 
@@ -41,6 +44,13 @@ VERSION = 2
 INLINE = 1
 """Flag: the one payload frame follows the header in the first frame."""
 INLINE_BELOW_BYTES = 64 << 10
+"""Header and payload together."""
+APART = 2
+"""Flag: no payload frame travels with the message; a table follows the header (`zpptool.wire.parcel`)."""
+
+CHUNK_BYTES = 1 << 20
+"""Payload that comes apart comes in chunks of this size: it fits a processor's cache, and memory of that size is found
+again without page faults."""
 
 # magic, version, kind, flags, session, source, frames, epoch, header bytes, sequence; little-endian, 32 bytes
 _PREAMBLE = struct.Struct("<4sBBHIhHIIQ")
@@ -108,6 +118,10 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 
 def check_sizes(header_bytes: int, frame_bytes: Sequence[int], limits: Limits) -> None:
     """Raise `WireError` when a message of these sizes would not keep the limits. Both ends ask."""
+    total = PREAMBLE_BYTES + header_bytes + sum(frame_bytes)
+    least = min(limits.max_message_bytes, limits.max_frame_bytes, limits.max_header_bytes)
+    if total <= least and len(frame_bytes) <= limits.max_frames:
+        return  # as nearly every message
     if len(frame_bytes) > limits.max_frames:
         raise WireError(f"{len(frame_bytes)} frames, at most {limits.max_frames} are allowed.")
     if header_bytes > limits.max_header_bytes:
@@ -115,26 +129,37 @@ def check_sizes(header_bytes: int, frame_bytes: Sequence[int], limits: Limits) -
     for index, nbytes in enumerate(frame_bytes):
         if nbytes > limits.max_frame_bytes:
             raise WireError(f"frame {index} has {nbytes} bytes, at most {limits.max_frame_bytes} are allowed.")
-    total = PREAMBLE_BYTES + header_bytes + sum(frame_bytes)
     if total > limits.max_message_bytes:
         raise WireError(f"a message of {total} bytes, at most {limits.max_message_bytes} are allowed.")
 
 
 def encode(
-    kind: Kind, header: bytes, frames: Sequence[Buffer], *, source: int, epoch: int, sequence: int, session: int
+    kind: Kind,
+    header: bytes,
+    frames: Sequence[Buffer],
+    *,
+    source: int,
+    epoch: int,
+    sequence: int,
+    session: int,
+    table: bytes = b"",
 ) -> tuple[Buffer, ...]:
     """The frames of one message as they go over the wire; payload frames that travel alone are not copied.
+
+    Args:
+        frames: its payload.
+        table: how the payload comes, where it comes apart; then the frames are only counted.
 
     Raises:
         WireError: a number does not fit its field.
     """
-    inline = len(frames) == 1 and memoryview(frames[0]).nbytes < INLINE_BELOW_BYTES
+    inline = len(frames) == 1 and not table and len(header) + memoryview(frames[0]).nbytes < INLINE_BELOW_BYTES
     try:
         preamble = _PREAMBLE.pack(
             MAGIC,
             VERSION,
             kind,
-            INLINE if inline else 0,
+            APART if table else INLINE if inline else 0,
             session,
             source,
             len(frames),
@@ -147,6 +172,8 @@ def encode(
             f"source {source}, epoch {epoch}, sequence {sequence}, {len(frames)} frames or a header of "
             f"{len(header)} bytes does not fit the preamble ({error})."
         ) from error
+    if table:
+        return (b"".join((preamble, header, table)),)
     if inline:
         return (b"".join((preamble, header, frames[0])),)
     return (preamble + header, *frames)
@@ -154,6 +181,32 @@ def encode(
 
 def decode(frames: Sequence[Buffer], limits: Limits) -> Message:
     """The message in these frames, the first of which holds preamble and header.
+
+    Raises:
+        WireError: names the first thing that is wrong; a payload that comes apart is wrong here.
+    """
+    opened = open_first(frames, limits)
+    if opened.table is not None:
+        raise WireError("its frames come apart, where none are awaited.")
+    return opened.message
+
+
+class Opened(NamedTuple):
+    """A message as far as it came at once.
+
+    Attributes:
+        message: all of it; without frames where they come apart.
+        announced: how many frames there are.
+        table: how the frames come where they come apart, else None.
+    """
+
+    message: Message
+    announced: int
+    table: memoryview | None
+
+
+def open_first(frames: Sequence[Buffer], limits: Limits) -> Opened:
+    """As `decode`, for a message whose payload may come apart.
 
     Raises:
         WireError: names the first thing that is wrong.
@@ -168,20 +221,25 @@ def decode(frames: Sequence[Buffer], limits: Limits) -> Message:
         raise WireError(f"it begins with {magic!r} instead of {MAGIC!r}; the peer speaks another protocol.")
     if version != VERSION:
         raise WireError(f"wire version {version}, this side speaks {VERSION}.", "Run one zpptool release everywhere.")
-    if flags & ~INLINE:
-        raise WireError(f"unknown flags {flags:#06x}.")
     if kind not in _KINDS:
         raise WireError(f"unknown kind {kind}.")
     if source < HEAD:
         raise WireError(f"source {source} is neither a stage nor the head.")
-    payload = tuple([memoryview(frame) for frame in frames[1:]])
-    body = first[PREAMBLE_BYTES:]
-    if flags & INLINE:
-        payload = (body[header_bytes:], *payload)
-        body = body[:header_bytes]
-    if count != len(payload):
+    end = PREAMBLE_BYTES + header_bytes
+    if first.nbytes < end or (flags == 0 and first.nbytes > end):
+        raise WireError(f"a header of {first.nbytes - PREAMBLE_BYTES} bytes came, {header_bytes} were announced.")
+    payload: tuple[memoryview, ...] = ()
+    table = None
+    if flags == INLINE:
+        payload = (first[end:],)
+    elif flags == APART:
+        table = first[end:]
+    elif flags:
+        raise WireError(f"unknown flags {flags:#06x}.")
+    if len(frames) > 1:
+        payload += tuple([memoryview(frame) for frame in frames[1:]])
+    if len(payload) != (0 if flags == APART else count):
         raise WireError(f"{len(payload)} frames came, {count} were announced.")
-    if header_bytes != body.nbytes:
-        raise WireError(f"a header of {body.nbytes} bytes came, {header_bytes} were announced.")
     check_sizes(header_bytes, [frame.nbytes for frame in payload], limits)
-    return Message(_KINDS[kind], source, epoch, sequence, session, bytes(body), payload)
+    header = bytes(first[PREAMBLE_BYTES:end])
+    return Opened(Message(_KINDS[kind], source, epoch, sequence, session, header, payload), count, table)

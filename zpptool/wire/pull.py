@@ -16,8 +16,10 @@ from zpptool.wire.credit import Debt, Window
 from zpptool.wire.deadline import Deadline
 from zpptool.wire.endpoint import Endpoint
 from zpptool.wire.errors import LinkRefused, SequenceError, StaleEpoch, WireError, WireFault, place_name
-from zpptool.wire.greeting import unfit
-from zpptool.wire.messages import PREAMBLE_BYTES, Kind, Limits, Message, decode
+from zpptool.wire.greeting import of_other_runs, unfit
+from zpptool.wire.inbound import Inbound
+from zpptool.wire.messages import Kind, Limits, Message
+from zpptool.wire.parcel import largest_part
 from zpptool.wire.safety import Safety
 from zpptool.wire.sequence import SequenceCheck
 from zpptool.wire.sockets import Context
@@ -43,8 +45,10 @@ class PullLink(Endpoint):
         window: Window | None = None,
         limits: Limits | None = None,
         note: Callable[[str], None] | None = None,
+        shared_memory: bool = True,
         context: Context | None = None,
         safety: Safety | None = None,
+        follows: bool = False,
     ) -> None:
         """Open the link.
 
@@ -56,13 +60,15 @@ class PullLink(Endpoint):
             window: the most that the sender may have under way.
             limits: what this end accepts. A longer frame ends the connection before memory is taken for it.
             note: is told in words of a sender that was refused.
+            shared_memory: whether a sender on this host may use shared memory for large frames.
             context: a ZeroMQ context to share; by default the link has its own, and an I/O thread with it.
             safety: the keys of both ends, without which an address that strangers can reach is refused.
+            follows: whether this end goes with its sender into another run, and bears with one that was lost.
 
         Raises:
             ZppError: the endpoint cannot be used, or not without keys (exit 5).
         """
-        self._greeted = False
+        self._follows = follows
         self._was_cut = False
         self._refusal: LinkRefused | None = None
         self._hold: str | None = None
@@ -72,6 +78,7 @@ class PullLink(Endpoint):
         self._stash: Message | WireFault | None = None
         self._on_welcome: Callable[[str, int], None] = lambda _run, _epoch: None
         limits = limits or Limits()
+        self._inbound = Inbound(limits, shared=shared_memory)
         super().__init__(
             zmq.DEALER,
             endpoint,
@@ -83,8 +90,8 @@ class PullLink(Endpoint):
             limits=limits,
             note=note,
             context=context,
+            max_frame_bytes=largest_part(limits),
             safety=safety,
-            max_frame_bytes=max(limits.max_frame_bytes, PREAMBLE_BYTES + limits.max_header_bytes),
         )
 
     @property
@@ -145,6 +152,10 @@ class PullLink(Endpoint):
         finally:
             self._leave()
 
+    def greet_again(self) -> None:
+        """Forget that one side has refused this link, and greet anew. Never waits."""
+        self._post(self._forget_refusal)
+
     def interrupt(self) -> None:
         """Have the `poll` under way, or else the next one, return at once."""
         self._interrupted = True
@@ -173,7 +184,7 @@ class PullLink(Endpoint):
         if self._stash is None:
             self._stash = self._next()
         if self._stash is None and self._is_over:
-            zmq.zmq_poll(self._watched[:1], int(_LAST_LOOK_S * 1000))
+            self._socket.poll(int(_LAST_LOOK_S * 1000))
             self._stash = self._next()
         return self._stash is not None or self._is_over
 
@@ -186,7 +197,9 @@ class PullLink(Endpoint):
         """The next message that is there, or what is wrong with it."""
         while (parts := self._try_recv()) is not None:
             try:
-                message = decode(parts, self.limits)
+                message = self._inbound.take(parts)
+                if message is None:
+                    continue
                 if message.kind is not Kind.LINK:
                     return self._checked(message)
                 self._take(decode_word(message.header), message)
@@ -218,33 +231,46 @@ class PullLink(Endpoint):
     def _take(self, word: Word, message: Message) -> None:
         """Take in one word of the sender."""
         match word:
-            case Welcome(party=party, window=window):
-                self._be_welcomed(party, window, message.session)
+            case Welcome():
+                self._be_welcomed(word, message.session)
             case Hold(reason=reason):
                 self._hold = reason
             case Refused(reason=reason, plan=plan):
                 self._refuse(f"{self.peer} refuses this link", reason, plan=plan)
             case Ping(at=at):
                 self._say(Pong(at))
+                if self._debt.untold:  # a link that is idle shows an empty queue
+                    self._say_taken()
 
-    def _be_welcomed(self, theirs: Party, window: Window, session: int) -> None:
-        refused = unfit(theirs, self.party, self._awaited)
-        if refused is None and self.sequence >= 0 and theirs.epoch == self.party.epoch:
+    def _be_welcomed(self, word: Welcome, session: int) -> None:
+        theirs = word.party
+        refused = unfit(theirs, self.party, self._awaited, follows=self._follows)
+        same_run = not of_other_runs(theirs, self.party)
+        if refused is None and same_run and self.sequence >= 0 and theirs.epoch == self.party.epoch:
+            if self._follows:
+                raise self.lost()
             refused = Refused(f"messages of epoch {theirs.epoch} came before; another epoch has to begin", plan=False)
         if refused is not None:
             self._say(refused)
             self._refuse(f"{self.peer} is refused", refused.reason, plan=refused.plan)
             return
-        if theirs.epoch < self.party.epoch:
+        if same_run and theirs.epoch < self.party.epoch:
             raise self._made(
                 StaleEpoch, f"{self.peer} welcomes to epoch {theirs.epoch} at {self.endpoint}, and that is over"
             )
         self.party = msgspec.structs.replace(self.party, run_id=theirs.run_id, epoch=theirs.epoch)
         self._was_cut = False
         self._check = SequenceCheck(session)
-        self._debt = Debt(window)
+        self._debt = Debt(word.window)
+        trouble = self._inbound.begin(word.offers)
+        if trouble is not None:
+            self._note(f"{self.peer} ({self.endpoint}) sends through the socket: {trouble}")
         self._hold = None
         self._on_welcome(theirs.run_id, theirs.epoch)
+
+    def _forget_refusal(self) -> None:
+        self._refusal = None
+        self._reconnect()
 
     def _refuse(self, who: str, reason: str, *, plan: bool) -> None:
         self._refusal = self._refused_by(who, reason, plan=plan)
@@ -255,7 +281,7 @@ class PullLink(Endpoint):
         if self._check and not self._check.due:
             self._check = None
         self._was_cut = self._check is not None
-        self._say(Hello(self.party, self._window, self.limits, {}))
+        self._say(Hello(self.party, self._window, self.limits, self._inbound.offers))
 
     def _cut(self, connection: int) -> None:
         self._was_cut = True
@@ -279,10 +305,9 @@ class PullLink(Endpoint):
 
     def _try_recv(self) -> list[memoryview] | None:
         """The parts of one message, or None when none is there. Parts past the limit are dropped, all but one."""
-        try:
-            part = self._socket.recv(_DONTWAIT, copy=False)
-        except zmq.Again:
+        if not self._readable():  # cheaper than the error that says so
             return None
+        part = self._socket.recv(_DONTWAIT, copy=False)
         self._torn = True
         parts = [part.buffer]
         while part.more:

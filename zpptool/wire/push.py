@@ -8,158 +8,28 @@ link down with it.
 
 from __future__ import annotations
 
-import secrets
 import time
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
-import msgspec
 import zmq
 
-from zpptool.wire.credit import Credit, Window
 from zpptool.wire.deadline import Deadline
-from zpptool.wire.endpoint import Endpoint
-from zpptool.wire.errors import LinkRefused, StaleEpoch, WireError, place_name
-from zpptool.wire.greeting import Standing, judge
-from zpptool.wire.messages import Buffer, Kind, Limits, Message, check_sizes, decode, encode
-from zpptool.wire.safety import Safety
-from zpptool.wire.sockets import Context
-from zpptool.wire.tally import Tally
-from zpptool.wire.words import (
-    WORD_LIMITS,
-    Hello,
-    Hold,
-    Party,
-    Ping,
-    Pong,
-    Refused,
-    Taken,
-    Told,
-    Welcome,
-    Word,
-    decode_word,
-)
+from zpptool.wire.errors import StaleEpoch
+from zpptool.wire.hosting import HostingLink
+from zpptool.wire.messages import Buffer, Kind, Message, check_sizes
+from zpptool.wire.outbound import Envelope
+from zpptool.wire.session import Sent, Session
 
 _LAST = int(zmq.DONTWAIT)
 _MORE = int(zmq.DONTWAIT | zmq.SNDMORE)
-_HELD = 8
 
 ZERO_COPY_BYTES = 1 << 20
 """Frames from this size on are sent from the caller's memory. Shorter ones are copied before `send` returns, which
 costs less than tracking them (benchmarks/wire.py)."""
 
 
-class Sent:
-    """A message that was accepted for sending."""
-
-    __slots__ = ("_link", "_trackers", "sequence")
-
-    def __init__(self, link: PushLink, sequence: int, trackers: Sequence[zmq.MessageTracker]) -> None:
-        self._link = link
-        self._trackers = trackers
-        self.sequence = sequence
-
-    @property
-    def done(self) -> bool:
-        """Whether the memory handed to `send` may be written again. It says nothing about the peer having read it."""
-        return all(tracker.done for tracker in self._trackers)
-
-    def wait(self, timeout_s: float) -> None:
-        """Return when the memory handed to `send` may be written again.
-
-        Raises:
-            LinkTimeout: it is still being sent when the deadline passes; it may not be written yet.
-        """
-        if not self._trackers:
-            return
-        deadline = Deadline(timeout_s)
-        for tracker in self._trackers:
-            try:
-                tracker.wait(deadline.remaining_s())
-            except zmq.NotDone:
-                raise self._link.timed_out(deadline, f"take the bytes of message {self.sequence}") from None
-
-
-class _Guest(NamedTuple):
-    """Somebody who has greeted: his address in the socket, his connection's file descriptor, and what he said."""
-
-    identity: bytes
-    connection: int
-    hello: Hello
-
-
-class _Session(NamedTuple):
-    """A guest who was welcomed, under the number that the messages to him bear."""
-
-    guest: _Guest
-    number: int
-
-
-class PushLink(Endpoint):
-    """The sending end of a hop. It binds; with no welcome peer there, a send waits instead of losing messages.
-
-    Attributes:
-        tally: what it has done so far.
-    """
-
-    def __init__(
-        self,
-        endpoint: str,
-        *,
-        stage: int,
-        peer: int,
-        party: Party | None = None,
-        window: Window | None = None,
-        limits: Limits | None = None,
-        note: Callable[[str], None] | None = None,
-        context: Context | None = None,
-        safety: Safety | None = None,
-    ) -> None:
-        """Open the link.
-
-        Args:
-            endpoint: `tcp://host:port` (`*` for any free port) or `ipc:///path`.
-            stage: the place this end belongs to, a stage index or `HEAD`.
-            peer: the one place whose greeting is welcome.
-            party: who this end is; while its `run_id` is empty everybody is held until `begin`. By default a run
-                of this link alone.
-            window: the most that is ever under way, if the peer allows as much.
-            limits: what the peer will accept, if it says nothing less; larger messages are refused here.
-            note: is told in words of peers that were refused.
-            context: a ZeroMQ context to share; by default the link has its own, and an I/O thread with it.
-            safety: the keys of both ends, without which an address that strangers can reach is refused.
-
-        Raises:
-            ZppError: the endpoint cannot be used, or not without keys (exit 5).
-        """
-        self._session: _Session | None = None
-        self._credit = Credit(Window())
-        self._was_lost = False
-        self._refusal: LinkRefused | None = None
-        self._held: dict[bytes, _Guest] = {}
-        self._accepted = limits or Limits()
-        self._on_told: Callable[[bytes], None] = lambda _payload: None
-        self._on_lost: Callable[[], None] = lambda: None
-        self.tally = Tally()
-        super().__init__(
-            zmq.ROUTER,
-            endpoint,
-            stage=stage,
-            peer=peer,
-            bind=True,
-            party=party or Party(stage, run_id=secrets.token_hex(8)),
-            window=window,
-            limits=limits,
-            note=note,
-            context=context,
-            safety=safety,
-            max_frame_bytes=WORD_LIMITS.max_frame_bytes,
-        )
-
-    @property
-    def state(self) -> str:
-        """`waiting` for its peer, `connected` or `lost`."""
-        return "lost" if self._was_lost else "connected" if self._session else "waiting"
+class PushLink(HostingLink):
+    """The sending end of a hop. It binds; with no welcome peer there, a send waits instead of losing messages."""
 
     @property
     def queue(self) -> int:
@@ -171,26 +41,10 @@ class PushLink(Endpoint):
         """The last message sent in this epoch; -1 for none."""
         return self._credit.sent - 1
 
-    def begin(self, run_id: str, epoch: int) -> None:
-        """Begin a run, or a later epoch of it: the peer is welcomed (again), and messages count from 0.
-
-        Who greeted too early is judged anew. An epoch that has begun already is no fault. Never waits.
-        """
-        self._post(lambda: self._begin(run_id, epoch))
-
-    def on_told(self, callback: Callable[[bytes], None]) -> None:
-        """Have `callback` called with what the receiver's owner tells (`PullLink.tell`), from any thread; it must not
-        wait, nor use this link."""
-        self._on_told = callback
-
-    def on_lost(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called when the peer has gone who was sent something, from any thread; it must not wait, nor
-        use this link."""
-        self._on_lost = callback
-
-    def ping(self) -> None:
-        """Ask the peer how long a word takes; the tally says so later. A peer that has gone is noticed. Never waits."""
-        self._post(self._probe)
+    @property
+    def way(self) -> str:
+        """How large frames go now: `socket`, or the name of a way beside it (`zpptool.wire.ways`)."""
+        return self._session.outbound.way if self._session else "socket"
 
     def send(
         self,
@@ -200,6 +54,7 @@ class PushLink(Endpoint):
         *,
         source: int | None = None,
         epoch: int | None = None,
+        run_id: str | None = None,
         timeout_s: float,
     ) -> Sent:
         """Hand one message to ZeroMQ, waiting while there is no peer or its window is used up.
@@ -210,6 +65,7 @@ class PushLink(Endpoint):
         Args:
             source: the place the message comes from; by default this link's.
             epoch: the epoch that the message belongs to; by default the link's.
+            run_id: the run that it belongs to; by default the link's.
 
         Raises:
             LinkTimeout: no peer, or a peer that takes nothing, until the deadline. Nothing was sent.
@@ -226,23 +82,16 @@ class PushLink(Endpoint):
         self._enter(deadline)
         try:
             while True:
-                session = self._await_room(nbytes, deadline)
-                if epoch is not None and epoch != self.party.epoch:
-                    raise self._made(StaleEpoch, f"a message of epoch {epoch} is not for {self.peer} ({self.endpoint})")
+                session = self._session
+                if session is None or self._chores or not self._credit.allows(nbytes):
+                    session = self._await_room(nbytes, deadline, epoch, run_id)
+                self._refuse_stale(epoch, run_id)
                 sequence = self._credit.sent
-                parts = encode(
-                    kind,
-                    header,
-                    frames,
-                    source=self.stage if source is None else source,
-                    epoch=self.party.epoch,
-                    sequence=sequence,
-                    session=session.number,
-                )
+                place = self.stage if source is None else source
+                envelope = Envelope(kind, place, self.party.epoch, sequence, session.number)
                 began = time.monotonic()
-                trackers = self._hand_over(session, parts)
+                trackers = self._hand_over(session, envelope, header, frames, nbytes)
                 if trackers is not None:
-                    self._credit.spend(nbytes)
                     self.tally.sent(nbytes, time.monotonic() - began)
                     return Sent(self, sequence, trackers)
         finally:
@@ -271,10 +120,11 @@ class PushLink(Endpoint):
         if self._refusal is not None:
             raise self._refusal
 
-    def _await_room(self, nbytes: int, deadline: Deadline) -> _Session:
-        """The session, when there is one and a message of that size may be sent in it."""
+    def _await_room(self, nbytes: int, deadline: Deadline, epoch: int | None, run_id: str | None) -> Session:
+        """The session, when there is one and a message of that size, epoch and run may be sent in it."""
         if self._chores:
             self._catch_up()
+        self._refuse_stale(epoch, run_id)
         if self._session and self._credit.allows(nbytes):
             return self._session
         began = time.monotonic()
@@ -283,168 +133,45 @@ class PushLink(Endpoint):
                 self.check()
                 if not deadline.remaining_ms():
                     raise self.timed_out(deadline, f"take message {self._credit.sent}")
-                self._wait(deadline)
+                if self._readable():
+                    self._hear()
+                else:
+                    self._wait(deadline)
+                self._refuse_stale(epoch, run_id)
         finally:
             self.tally.wait_s += time.monotonic() - began
         return self._session
 
-    def _hand_over(self, session: _Session, parts: Sequence[Buffer]) -> list[zmq.MessageTracker] | None:
-        """Give the parts to ZeroMQ for the welcome peer; the trackers of the large ones. None when he has gone.
+    def _refuse_stale(self, epoch: int | None, run_id: str | None) -> None:
+        """Raise `StaleEpoch` for a message of an epoch or a run that is not the link's."""
+        if epoch not in (None, self.party.epoch) or run_id not in (None, self.party.run_id):
+            raise self._made(StaleEpoch, f"a message of epoch {epoch} is not for {self.peer} ({self.endpoint})")
 
-        libzmq refuses the first frame, the peer's address, or takes the whole message.
+    def _hand_over(
+        self, session: Session, envelope: Envelope, header: bytes, frames: Sequence[Buffer], nbytes: int
+    ) -> list[zmq.MessageTracker] | None:
+        """Give a message to ZeroMQ for the welcome peer; the trackers of its large parts. None when he has gone.
+
+        libzmq refuses the first part, the peer's address, or takes the whole of what follows it.
         """
-        last = len(parts) - 1
         trackers: list[zmq.MessageTracker] = []
-        self._torn = True
-        try:
-            self._socket.send(session.guest.identity, _MORE)
-        except (zmq.Again, zmq.ZMQError):
-            self._torn = False
-            self._end_session()
-            return None
-        for index, part in enumerate(parts):
-            large = memoryview(part).nbytes >= ZERO_COPY_BYTES
-            tracker = self._socket.send(part, _LAST if index == last else _MORE, copy=not large, track=large)
-            if tracker is not None:
-                trackers.append(tracker)
+        begun = False
+        for parts in session.outbound.encode(envelope, header, frames):
+            self._torn = True
+            try:
+                self._socket.send(session.guest.identity, _MORE)
+            except zmq.ZMQError:
+                self._torn = False
+                self._end_session()
+                return None
+            if not begun:
+                self._credit.spend(nbytes)
+                begun = True
+            last = len(parts) - 1
+            for index, part in enumerate(parts):
+                large = memoryview(part).nbytes >= ZERO_COPY_BYTES
+                tracker = self._socket.send(part, _LAST if index == last else _MORE, copy=not large, track=large)
+                if tracker is not None:
+                    trackers.append(tracker)
         self._torn = False
         return trackers
-
-    def _how_it_stands(self) -> str:
-        if self._held and not self._session:
-            return "it is connected and waits for the run to begin here"
-        return super()._how_it_stands()
-
-    def _hear(self) -> None:
-        while self._readable():
-            identity, *parts = self._socket.recv_multipart(zmq.DONTWAIT, copy=False)
-            connection = parts[0].get(zmq.SRCFD) if parts else -1
-            user = parts[0].get("User-Id") if parts and self._keyed else None
-            self._take(identity.bytes, int(connection), user, [part.buffer for part in parts])
-
-    def _take(self, identity: bytes, connection: int, user: object, parts: Sequence[Buffer]) -> None:
-        """Take in one word. `user` is whose key it came with; None where there are no keys."""
-        try:
-            message = decode(parts, WORD_LIMITS)
-            word = decode_word(message.header)
-        except WireError as error:
-            self._turn_away(identity, Refused(error.message, plan=False))
-            return
-        session = self._session
-        if isinstance(word, Hello) and user not in (None, place_name(word.party.stage)):
-            said = place_name(word.party.stage)
-            self._turn_away(identity, Refused(f"it has the key of {user} and calls itself {said}", plan=False))
-        elif isinstance(word, Hello):
-            self._receive(_Guest(identity, connection, word))
-        elif session and identity == session.guest.identity:
-            match word:
-                case Taken(count=count):
-                    if message.session == session.number:
-                        self._be_paid(identity, count)
-                case Pong(at=at):
-                    self.tally.round_trip(time.monotonic() - at)
-                case Told(payload=payload):
-                    self._on_told(payload)
-                case Refused(reason=reason, plan=plan):
-                    self._refusal = self._refused_by(f"{self.peer} refuses this link", reason, plan=plan)
-                    self._note(self._refusal.message)
-
-    def _be_paid(self, identity: bytes, count: int) -> None:
-        """The peer says that it has taken so many messages of the session."""
-        before = self._credit.taken, self._credit.pending_bytes
-        if self._credit.receive(count):
-            self.tally.taken(self._credit.taken - before[0], before[1] - self._credit.pending_bytes)
-        else:
-            self._turn_away(identity, Refused(f"{count} messages were never sent", plan=False))
-            self._end_session()
-
-    def _receive(self, guest: _Guest) -> None:
-        """Welcome, hold or refuse somebody who greets."""
-        self._probe()
-        if self._session and self._session.guest.identity == guest.identity:
-            return  # he greets twice where the connection broke before his greeting had left
-        standing = Standing(taken=self._session is not None, spent=self._credit.sent > 0)
-        theirs = guest.hello.party
-        answer = judge(theirs, self.party, self._awaited, standing)
-        match answer:
-            case None:
-                self._welcome(guest)
-            case Hold():
-                if self._say(guest, answer) and len(self._held) < _HELD:
-                    self._held[guest.identity] = guest
-            case Refused(reason=reason, plan=plan):
-                self._turn_away(guest.identity, answer)
-                if plan and theirs.stage == self._awaited and not standing.taken and not standing.spent:
-                    self._refusal = self._refused_by(f"{self.peer} is refused", reason, plan=plan)
-
-    def _welcome(self, guest: _Guest) -> None:
-        """Begin a session with this guest."""
-        session = _Session(guest, secrets.randbits(32))
-        window = self._window.within(guest.hello.window)
-        if not self._say(guest, Welcome(self.party, window, {}), session.number):
-            return
-        self._session = session
-        self.tally.sessions += 1
-        self._was_lost = False
-        self._refusal = None
-        self._credit = Credit(window)
-        self._accepted = self.limits.within(guest.hello.limits)
-
-    def _turn_away(self, identity: bytes, answer: Refused) -> None:
-        self._turned_away(f"somebody was refused: {answer.reason}")
-        self._send_word(identity, answer)
-
-    def _begin(self, run_id: str, epoch: int) -> None:
-        if self.party.run_id == run_id and epoch <= self.party.epoch:
-            return
-        self.party = msgspec.structs.replace(self.party, run_id=run_id, epoch=epoch)
-        if self._session:
-            self._held = {self._session.guest.identity: self._session.guest, **self._held}
-        self._session = None
-        self._was_lost = False
-        self._credit = Credit(Window())
-        self._judge_held()
-
-    def _judge_held(self) -> None:
-        """Judge again whoever waits."""
-        held, self._held = self._held, {}
-        for guest in held.values():
-            self._receive(guest)
-
-    def _end_session(self) -> None:
-        """The welcome peer has gone. If he was sent nothing yet, nothing is lost, and another may come in his place."""
-        ended = self._session
-        self._hear()  # what he said last
-        if self._session is ended:
-            self._session = None
-            self._was_lost = self._credit.sent > 0
-            if self._was_lost:
-                self.last_error = self.lost().message
-                self._on_lost()
-
-    def _cut(self, connection: int) -> None:
-        if self._session and self._session.guest.connection == connection and not self._probe():
-            self._attendant.suspect()
-        if not self._session:
-            self._judge_held()
-
-    def _probe(self) -> bool:
-        """Whether nobody is welcome any more. The number of a connection that has ended may be another one's by now,
-        so libzmq is asked; and it may hand the end out a moment after it has told of it, so it may have to be asked
-        again."""
-        if self._session:
-            self._readable()  # or libzmq may not have looked
-            if not self._say(self._session.guest, Ping(time.monotonic())):
-                self._end_session()
-        return self._session is None
-
-    def _say(self, guest: _Guest, word: Word, session: int = 0) -> bool:
-        return self._send_word(guest.identity, word, session)
-
-    def _send_word(self, identity: bytes, word: Word, session: int = 0) -> bool:
-        """Whether ZeroMQ took the word; it does not when that peer has gone, or reads nothing."""
-        try:
-            self._socket.send_multipart([identity, self._packed(word, session)], zmq.DONTWAIT)
-        except zmq.ZMQError:
-            return False
-        return True

@@ -85,7 +85,8 @@ def refusal_words(failure: Failure, *, keyed: bool) -> str | None:
             return "it expects another key here; were the key files generated together?"
         if failure.value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
             return "it speaks without keys" if keyed else "it speaks with keys, and there are none here"
-    return "it broke off the handshake, or speaks another protocol"
+    # Who speaks without keys may have gone, by what he read here, before he has said so.
+    return "it broke off the handshake, or speaks another protocol" + (" or without keys" if keyed else "")
 
 
 def trouble_words(failure: Failure, peer: str, *, keyed: bool) -> str:

@@ -22,7 +22,7 @@ from zpptool.wire.messages import Limits
 if TYPE_CHECKING:
     import torch
 
-JOIN_BELOW_BYTES = 256 << 10
+JOIN_BELOW_BYTES = 128 << 10
 """Tensors of fewer bytes in all share one frame: copying them costs less than sending a frame each."""
 ALIGNMENT = 64
 PLANS_KEPT = 128
@@ -44,11 +44,12 @@ class Schema(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen
 
 
 class Place(NamedTuple):
-    """Where one tensor lies."""
+    """Where one tensor lies; `strides` are those of its elements in a row."""
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
+    strides: tuple[int, ...]
     elements: int
     frame: int
     offset: int
@@ -56,13 +57,16 @@ class Place(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A schema made ready for use, on either end."""
+    """A schema made ready for use, on either end. `itemsize` is that of all tensors, 1 where they differ; `dtype` that
+    of all, None where they differ or one has no elements."""
 
     schema: bytes
     joined: bool
     places: tuple[Place, ...]
     frame_bytes: tuple[int, ...]
     nbytes: int
+    itemsize: int
+    dtype: torch.dtype | None
 
 
 @cache
@@ -157,11 +161,17 @@ def lay_out(encoded: bytes, schema: Schema) -> Plan:
         elements = math.prod(spec.shape)
         nbytes = elements * dtype.itemsize
         offset = -(-end // ALIGNMENT) * ALIGNMENT if schema.joined else 0
-        places.append(Place(spec.name, dtype, spec.shape, elements, 0 if schema.joined else index, offset, nbytes))
+        strides = tuple(math.prod(spec.shape[axis + 1 :]) for axis in range(len(spec.shape)))
+        frame = 0 if schema.joined else index
+        places.append(Place(spec.name, dtype, spec.shape, strides, elements, frame, offset, nbytes))
         sizes.append(nbytes)
         end = offset + nbytes
     if schema.joined:
         frame_bytes: Sequence[int] = (end,) if places else ()
     else:
         frame_bytes = sizes
-    return Plan(encoded, schema.joined, tuple(places), tuple(frame_bytes), sum(sizes))
+    widths = {place.dtype.itemsize for place in places}
+    itemsize = widths.pop() if len(widths) == 1 else 1
+    kinds = {place.dtype if place.elements else None for place in places}
+    common = kinds.pop() if len(kinds) == 1 else None
+    return Plan(encoded, schema.joined, tuple(places), tuple(frame_bytes), sum(sizes), itemsize, common)

@@ -2,7 +2,7 @@
 """Opening one ZeroMQ socket on one endpoint, with every option a link relies on, or saying why it cannot be.
 
 The invariant: a socket that `make_socket` returns has bounded queues, a bounded linger, a bounded frame size and
-heartbeats; one that `attach` returned from is bound or connecting. Every refusal is a `ZppError` with exit code
+keepalives; one that `attach` returned from is bound or connecting. Every refusal is a `ZppError` with exit code
 `ADDRESS` and a next step.
 """
 
@@ -31,21 +31,34 @@ _OPTIONS: dict[int, int] = {
     zmq.RECONNECT_IVL_MAX: 1000,
     zmq.CONNECT_TIMEOUT: 3000,
     zmq.HANDSHAKE_IVL: 10_000,
+    # The kernel's own look for a peer whose host has gone: 5 s + 4 x 3 s without a word, or as long for what was sent.
+    zmq.TCP_KEEPALIVE: 1,
+    zmq.TCP_KEEPALIVE_IDLE: 5,
+    zmq.TCP_KEEPALIVE_INTVL: 3,
+    zmq.TCP_KEEPALIVE_CNT: 4,
+    zmq.TCP_MAXRT: 17_000,
+}
+_HEARTBEATS: dict[int, int] = {
     zmq.HEARTBEAT_IVL: 2000,
     # An answer waits behind the frame under way, so a frame may take no longer than this: 64 MiB at 36 Mbit/s.
     zmq.HEARTBEAT_TIMEOUT: 15_000,
+    zmq.HEARTBEAT_TTL: 15_000,
 }
+"""Only the end that connects sends them, and the other one ends a connection on which they cease. libzmq 4.3.5 aborts
+the process when its own heartbeat is due on a connection that has ended while its queue was full, and any stranger can
+bring that about at the end that binds."""
 
 _TCP = re.compile(r"tcp://(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[^\[\]:/\s]+):(?P<port>\d{1,5}|\*)")
 _SUN_PATH_BYTES = 107
 _ANY_PORT = ("*", "0")
 
 
-def make_socket(context: Context, kind: int, *, high_water_mark: int, max_frame_bytes: int) -> Socket:
+def make_socket(context: Context, kind: int, *, to_send: int, to_receive: int, max_frame_bytes: int) -> Socket:
     """A socket with the options of a link and no address yet.
 
     Args:
-        high_water_mark: messages that may wait on this side.
+        to_send: messages that may wait here to be sent.
+        to_receive: messages that may wait here to be received.
         max_frame_bytes: a peer that announces a longer frame is disconnected before memory is taken for it.
     """
     made = context.socket(kind)
@@ -54,12 +67,15 @@ def make_socket(context: Context, kind: int, *, high_water_mark: int, max_frame_
     if kind == zmq.ROUTER:
         # A message for a peer that has gone is refused instead of dropped.
         made.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    else:
+        for option, value in _HEARTBEATS.items():
+            made.setsockopt(option, value)
     # With an authentication domain, even one that nobody serves, libzmq refuses what speaks ZMTP 1 or 2. Without, it
     # takes any bytes that do not begin with 0xFF (an HTTP probe, a TLS hello) for a ZMTP 1 peer of no kind, tells no
     # monitor, and deals it messages.
     made.setsockopt(zmq.ZAP_DOMAIN, b"zpptool")
-    made.setsockopt(zmq.SNDHWM, high_water_mark)
-    made.setsockopt(zmq.RCVHWM, high_water_mark)
+    made.setsockopt(zmq.SNDHWM, to_send)
+    made.setsockopt(zmq.RCVHWM, to_receive)
     made.setsockopt(zmq.MAXMSGSIZE, max_frame_bytes)
     return made
 

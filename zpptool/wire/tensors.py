@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _ARRAY_OF_TWO = b"\x92"
 _header_decoder = msgspec.msgpack.Decoder(tuple[msgspec.Raw, msgspec.Raw])
 _DEFAULT_LIMITS = Limits()
+_UNSIGNED: dict[int, Literal["H", "I", "Q"]] = {2: "H", 4: "I", 8: "Q", 16: "Q"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Packed:
 
     Attributes:
         header: the message's header.
-        frames: the message's frames.
+        frames: the message's frames; the itemsize of each is that of its elements, where that is known.
         nbytes: bytes of all tensors.
     """
 
@@ -71,7 +72,7 @@ def pack(tensor_dict: Mapping[str, torch.Tensor | Any]) -> Packed:
         raise WireError(f"a name cannot be written as UTF-8: {error}.") from error
     header = b"".join((_ARRAY_OF_TWO, plan.schema, encode_values(values) if values else NO_VALUES))
     if plan.joined:
-        frames: list[Buffer] = [_join(plan, tensors)] if tensors else []
+        frames: list[Buffer] = [_by_elements(_join(plan, tensors), plan.itemsize)] if tensors else []
     else:
         frames = [_bytes_of(torch, tensor) for tensor in tensors.values()]
     return Packed(header, frames, plan.nbytes)
@@ -101,15 +102,14 @@ def unpack(
     sizes = tuple([memoryview(frame).nbytes for frame in frames])
     if sizes != plan.frame_bytes:
         raise WireError(f"frames of {_shown(sizes)} bytes came, its tensors need {_shown(plan.frame_bytes)}.")
-    received: dict[str, Any] = {}
     torch = sys.modules.get("torch")  # the plan has imported it if there is a tensor
-    memory: Sequence[Buffer] = [bytearray(frame) for frame in frames] if plan.joined else frames
-    for place in plan.places:
-        if place.name in plain:
-            raise WireError(f"{place.name!r} is both a tensor and a plain value.")
-        tensor = _tensor_at(torch, memory[place.frame], place)
+    received: dict[str, Any] = {}
+    for place, tensor in zip(plan.places, _tensors(torch, plan, frames), strict=True):
         received[place.name] = tensor if device is None else tensor.to(device)
-    received.update(plain)
+    for name, value in plain.items():
+        if name in received:
+            raise WireError(f"{name!r} is both a tensor and a plain value.")
+        received[name] = value
     return received
 
 
@@ -158,8 +158,10 @@ def _join(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> bytes:
     pieces: list[bytes] = []
     end = 0
     for place, tensor in zip(plan.places, tensors.values(), strict=True):
-        pieces.append(bytes(place.offset - end))
-        pieces.append(ctypes.string_at(tensor.data_ptr(), place.nbytes) if place.nbytes else b"")
+        if place.offset > end:
+            pieces.append(bytes(place.offset - end))
+        if place.nbytes:
+            pieces.append(ctypes.string_at(tensor.data_ptr(), place.nbytes))
         end = place.offset + place.nbytes
     return b"".join(pieces)
 
@@ -167,7 +169,24 @@ def _join(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> bytes:
 def _bytes_of(torch: Any, tensor: torch.Tensor) -> memoryview:
     """The memory of a contiguous tensor, which the view keeps alive."""
     view: memoryview = tensor.reshape(-1).view(torch.uint8).numpy().data
-    return view
+    return _by_elements(view, tensor.dtype.itemsize)
+
+
+def _by_elements(data: Buffer, itemsize: int) -> memoryview:
+    """The same bytes as unsigned integers of that width: a codec may go by it."""
+    view = memoryview(data)
+    return view.cast(_UNSIGNED[itemsize]) if view.nbytes and itemsize > 1 else view
+
+
+def _tensors(torch: Any, plan: Plan, frames: Sequence[Buffer]) -> list[Any]:
+    """The tensors in the frames of a message, as its plan says, in memory that may be written to."""
+    if not plan.joined:
+        return [_tensor_at(torch, frame, place) for frame, place in zip(frames, plan.places, strict=True)]
+    memory = [bytearray(frame) for frame in frames]
+    if plan.dtype is None:
+        return [_tensor_at(torch, memory[0], place) for place in plan.places]
+    flat, itemsize = torch.frombuffer(memory[0], dtype=plan.dtype), plan.itemsize  # a bytearray is aligned
+    return [flat.as_strided(place.shape, place.strides, place.offset // itemsize) for place in plan.places]
 
 
 def _tensor_at(torch: Any, memory: Buffer, place: Place) -> Any:
@@ -178,7 +197,7 @@ def _tensor_at(torch: Any, memory: Buffer, place: Place) -> Any:
     flat = torch.frombuffer(memory, dtype=place.dtype, count=place.elements, offset=place.offset)
     if flat.data_ptr() % min(place.dtype.itemsize, 8):  # ZeroMQ aligns nothing
         flat = flat.clone()
-    return flat.view(place.shape)
+    return flat.as_strided(place.shape, place.strides)
 
 
 def _shown(sizes: Sequence[int]) -> str:

@@ -3,6 +3,9 @@
 
 Started beside stage 0 as `python -m zpptool.engines.transformers.head SPEC`. Each sequence has at most one step in the
 ring; several sequences fill it. When the pipeline breaks the process ends, with the one error that names the cause.
+
+A sequence that was lost with a stage is computed again as it was before: its prompt, then its tokens one by one, each
+of which is drawn again. So every bit of it is as it was, and what follows is what would have followed.
 """
 
 from __future__ import annotations
@@ -26,10 +29,12 @@ from zpptool.engines.transformers.calls import (
     encode_step,
 )
 from zpptool.engines.transformers.sampling import SamplingParams
+from zpptool.pipeline import phases
 from zpptool.pipeline.child import end_on_sigterm, run_child
 from zpptool.pipeline.ring.headnode import HeadNode
 from zpptool.pipeline.ring.place import say, take_head_place
 from zpptool.pipeline.spec import StageSpec, spec_from_argv
+from zpptool.wire.errors import StaleEpoch
 
 
 class RingModel:
@@ -51,18 +56,39 @@ class RingModel:
         Raises:
             ZppError: (STAGE) a stage failed at it, or the pipeline is broken.
         """
-        sequence = next(self._numbers)
+        told: list[int] = []
+        while len(told) < max_new_tokens and not (told and told[-1] in stop_ids):
+            try:
+                for token in self._life(prompt_ids, told, max_new_tokens, sampling):
+                    told.append(token)
+                    yield token
+                    if token in stop_ids:
+                        break
+            except StaleEpoch:
+                self._node.count_recomputed(len(prompt_ids) + len(told))
+
+    def _life(
+        self, prompt_ids: Sequence[int], told: Sequence[int], max_new_tokens: int, sampling: SamplingParams
+    ) -> Generator[int, None, None]:
+        """The tokens of a sequence after those that were told before it, in the epoch that there is.
+
+        Raises:
+            StaleEpoch: that epoch is over.
+        """
+        epoch = self._node.wait_until_whole()
+        sequence, known = next(self._numbers), tuple(told)
         step = Step(sequence, list(prompt_ids), sampling)
         try:
-            for _ in range(max_new_tokens):
-                answer = self._node.call(STEP, encode_step(step), from_all=False).result()
+            for place in range(max_new_tokens):
+                answer = self._node.call(STEP, encode_step(step), from_all=False, epoch=epoch).result()
                 token = decode_number(answer[0])
-                yield token
-                if token in stop_ids:
-                    return
+                if place < len(known):
+                    token = known[place]
+                else:
+                    yield token
                 step = Step(sequence, [token], None)
         finally:
-            self._node.call(FREE, encode_number(sequence), from_all=False)
+            self._node.call(FREE, encode_number(sequence), from_all=False, epoch=epoch)
 
     def is_healthy(self) -> bool:
         """Whether the pipeline is whole."""
@@ -92,8 +118,9 @@ def serve(spec: StageSpec, node: HeadNode, server: ApiServer) -> None:
     """
     node.gather(agreed_facts(spec))
     model = RingModel(node)
-    served = served_model(spec.directory, model.generate, model.is_healthy)
-    node.call(LOAD_MODEL, b"", from_all=True, timeout_s=spec.start_timeout_s).result()
+    served = served_model(spec.directory, model.generate, model.is_healthy, spec.served_name or None)
+    node.set_up(LOAD_MODEL, b"", timeout_s=spec.start_timeout_s).result()
+    phases.tell_phase(phases.LOADED)
     say("head", f"all stages have loaded their layers; the API is at http://{spec.api_host}:{spec.api_port}")
     server.start(Front(served).app())
     server.wait()

@@ -8,7 +8,7 @@ not given are replaced (`zpptool.engines.transformers.surgery`), so nothing is e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -24,14 +24,16 @@ from zpptool.engines.transformers.surgery import Passage, cut_layers, stand_in_f
 from zpptool.engines.weights import DTYPES, read_tensor
 from zpptool.errors import invalid_error
 from zpptool.layers import LayerRange
+from zpptool.pipeline.phases import loading_teller
 
 
 class StoredTensor:
     """A tensor still in its file, with the interface of safetensors' slice, which transformers' loader takes."""
 
-    def __init__(self, info: TensorInfo) -> None:
+    def __init__(self, info: TensorInfo, have_read: Callable[[int], None]) -> None:
         self.info = info
         self.shape = info.shape
+        self._have_read = have_read
 
     @property
     def dtype(self) -> torch.dtype:
@@ -48,7 +50,9 @@ class StoredTensor:
 
     def __getitem__(self, _everything: Any) -> Tensor:
         """The tensor as a whole; reads its bytes and no others."""
-        return read_tensor(self.info)
+        tensor = read_tensor(self.info)
+        self._have_read(self.info.nbytes)
+        return tensor
 
 
 @contextmanager
@@ -91,7 +95,9 @@ def load_cut_model(
     """
     model_class, config = _causal_model(config)
     part = _part_of(model_class, owned, passage)
-    state = {info.name: StoredTensor(info) for info in tensors}
+    stored = list(tensors)
+    have_read = loading_teller(sum(info.nbytes for info in stored))
+    state = {info.name: StoredTensor(info, have_read) for info in stored}
     try:
         with no_progress_bars():
             model, report = part.from_pretrained(

@@ -88,6 +88,10 @@ class PartialModel:
         """Forget a sequence; one that is not known is no fault."""
         self._sequences.pop(sequence_id, None)
 
+    def free_all(self) -> None:
+        """Forget every sequence."""
+        self._sequences.clear()
+
 
 def load_part(
     directory: Path,

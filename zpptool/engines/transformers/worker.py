@@ -55,6 +55,7 @@ class TransformersStage:
         self._node = node
         self._part: PartialModel | None = None
         self._samplers: dict[int, Sampler] = {}
+        self._epoch = node.doing
 
     def agreed(self) -> dict[str, str]:
         """What has to be the same on every stage."""
@@ -64,11 +65,19 @@ class TransformersStage:
         """Do one call of the head."""
         if call.method == LOAD_MODEL:
             return self._load()
+        self._forget_what_is_over()
         if call.method == STEP:
             return self._step(call.number, decode_step(payload))
         if call.method == FREE:
             return self._free(decode_number(payload))
         raise ZppError(f"{call.method} is no call that the transformers engine knows")
+
+    def _forget_what_is_over(self) -> None:
+        """Nothing that was computed in an epoch is of use in another one."""
+        if self._epoch != self._node.doing:
+            self._epoch = self._node.doing
+            self._part.free_all()
+            self._samplers.clear()
 
     def _load(self) -> bytes:
         spec = self._spec

@@ -13,16 +13,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from vllm.v1.core.sched.output import SchedulerOutput
-from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
 from zpptool.engines.vllm.pace import Pace
+from zpptool.engines.vllm.scheduler import RecoveringScheduler
 
 
-class BalancedScheduler(Scheduler):
-    """vLLM's scheduler, with the budget of each step cut to an even share of what runs.
+class BalancedScheduler(RecoveringScheduler):
+    """The scheduler that outlives the loss of a stage, with the budget of each step cut to an even share of what runs.
 
     While sequences wait, and until an attempt to admit one was in vain, a step has the whole budget: running sequences
     are served before waiting ones, so a smaller one would keep them out.
@@ -37,6 +37,7 @@ class BalancedScheduler(Scheduler):
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         """The next step."""
+        self.become_whole()
         counts = self.get_request_counts()
         admits = counts[1] > 0 and counts != self._in_vain
         whole = self._tokens_of_a_step

@@ -31,9 +31,7 @@ _NUMBERS = re.compile(r"[<>=|][biufc][0-9]{1,2}")
 _MAX_RANK = 16
 _MAX_BYTES = 1 << 32
 _PLAIN = frozenset({type(None), bool, int, float, str, bytes})
-
-_UNREADABLE = (ValueError, TypeError, KeyError, RuntimeError, ArithmeticError, AttributeError, msgspec.MsgspecError)
-"""What bytes that `encode` did not make can raise: bad msgpack, bad text, a key that is none, too deep a nesting."""
+_DTYPES = {name: dtype for name, dtype in vars(torch).items() if isinstance(dtype, torch.dtype)}
 
 _encoder = msgspec.msgpack.Encoder()
 
@@ -44,7 +42,10 @@ def encode(value: object) -> bytes:
     Raises:
         ZppError: it holds, at the place named, something that is not carried between stages.
     """
-    return _encoder.encode(_lower(value, "the message"))
+    try:
+        return _encoder.encode(_lower(value, "the message"))
+    except OverflowError as cause:
+        raise ZppError("the message holds an integer of more than 64 bits, which is not carried") from cause
 
 
 def decode(data: bytes | memoryview) -> Any:
@@ -55,7 +56,9 @@ def decode(data: bytes | memoryview) -> Any:
     """
     try:
         return _decoder.decode(data)
-    except _UNREADABLE as cause:
+    except ZppError:
+        raise
+    except Exception as cause:  # of bytes that `encode` did not make: whatever msgpack, a constructor or torch says
         raise ZppError(f"a control message's payload cannot be read: {cause!r}") from cause
 
 
@@ -177,7 +180,9 @@ def _raise(code: int, data: memoryview) -> Any:
         raise ZppError(f"a control message's payload holds an extension of an unknown kind, {code}")
     try:
         return build(_decoder.decode(data))
-    except _UNREADABLE as cause:
+    except ZppError:
+        raise
+    except Exception as cause:  # of bytes that `encode` did not make: whatever msgpack, a constructor or torch says
         raise ZppError(f"a control message's payload cannot be built again: {cause!r}") from cause
 
 
@@ -191,8 +196,8 @@ def _list(raw: Any) -> list[Any]:
 
 
 def _dtype(name: str) -> torch.dtype:
-    dtype = getattr(torch, name, None) if type(name) is str else None
-    if not isinstance(dtype, torch.dtype):
+    dtype = _DTYPES.get(name) if type(name) is str else None
+    if dtype is None:
         raise ZppError(f"a control message's payload names a dtype that torch does not have: {name!r}")
     return dtype
 

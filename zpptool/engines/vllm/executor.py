@@ -2,12 +2,16 @@
 """The ring as a vLLM executor: the engine core schedules, the stages compute, nothing is computed here.
 
 The engine core imports this class by name in a process of its own; the head's spec reaches it through the environment.
+
+Where the loss of a stage is survived, a step belongs to the epoch whose stages were told of the live requests last. One
+that was under way when that epoch ended comes back as `LOST`, and so does every later one until `restore`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -21,21 +25,47 @@ from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
 from zpptool.engines.vllm import codec
 from zpptool.engines.vllm.agreement import agreed_facts
 from zpptool.engines.vllm.layouts import common_layouts
+from zpptool.engines.vllm.restore import LiveRequest
 from zpptool.errors import ZppError
+from zpptool.pipeline import phases
 from zpptool.pipeline.child import die_with_parent
 from zpptool.pipeline.ring.place import say, take_head_place
 from zpptool.pipeline.spec import StageSpec
+from zpptool.wire.errors import StaleEpoch
+
+LOST = ModelRunnerOutput(req_ids=[], req_id_to_index={})
+"""What a step comes back with that was lost with a stage; told from any other by its identity."""
+
+SET_UP_METHODS = frozenset(
+    {
+        "load_model", "get_kv_cache_spec", "get_supported_kv_cache_layouts", "set_kv_cache_layout",
+        "determine_available_memory", "initialize_from_config", "compile_or_warm_up_model", "update_max_model_len",
+        "get_supported_tasks", "supports_draft_weight_updates", "get_simple_cpu_offload_num_cpu_blocks",
+    }
+)  # fmt: skip
+"""What a stage has to have done, or been asked, to compute; adapters are told again with the live requests."""
+
+RESTORE_REQUESTS = "restore_requests"
+"""The stages' own name for forgetting all requests and taking in those that are live."""
 
 EXECUTE_AND_SAMPLE = "execute_and_sample"
 """The two calls of a step in one: the stages' own name for it, no method of vLLM's workers."""
 
 SPEC_VARIABLE = "ZPP_HEAD_SPEC"
 """Holds the head's spec as JSON. vLLM hashes its own configuration into cache keys, so ports are kept out of it."""
+FAULT_VARIABLE = "ZPP_HEAD_FAULT"
+"""Names the file for the word of what broke the pipeline, where no file can lie beside the local endpoint."""
 
 
 def fault_file(spec: StageSpec) -> Path:
-    """Where the engine core leaves word of what broke the pipeline, for the head that runs the API server."""
-    return Path(spec.local.removeprefix("ipc://") + ".fault")
+    """Where the engine core leaves word of what broke the pipeline, for the process that takes the requests: beside the
+    local endpoint, or where that process says."""
+    return Path(os.environ.get(FAULT_VARIABLE) or spec.local.removeprefix("ipc://") + ".fault")
+
+
+def stop_file(spec: StageSpec) -> Path:
+    """Where the engine core leaves word that it has ended in good order."""
+    return fault_file(spec).with_suffix(".stopped")
 
 
 class RingExecutor(Executor):
@@ -44,10 +74,13 @@ class RingExecutor(Executor):
     supports_pp = True
 
     def _init_executor(self) -> None:
-        die_with_parent()
         self._failure_callback: Callable[[], None] | None = None
         spec = msgspec.json.decode(os.environ[SPEC_VARIABLE], type=StageSpec)
         self._spec = spec
+        scheduler = self.vllm_config.scheduler_config.get_scheduler_cls()
+        self._survives = spec.recovery_deadline_s > 0 and getattr(scheduler, "outlives_losses", False)
+        die_with_parent(at_once=self._survives)  # an orderly end would tell the stages to end, and they are to wait
+        self._adapters: dict[int, list[tuple[str, tuple[Any, ...]]]] = {}
         self._held: tuple[SchedulerOutput, Future[Any]] | None = None
         self._guided: set[str] = set()
         self._node = take_head_place(spec)
@@ -55,12 +88,15 @@ class RingExecutor(Executor):
         try:
             self._node.gather(agreed_facts(spec, self.vllm_config))
             self.collective_rpc("load_model")
+            self._restored = self._node.wait_until_whole()
         except ZppError as fault:
             fault_file(spec).write_text(fault.message)
             self._node.stop(fault.message)
             self._node.close()
             raise
+        phases.tell_phase(phases.LOADED)
         say("head", "all stages have loaded their layers")
+        _rings[:] = [self]
 
     def register_failure_callback(self, callback: Callable[[], None]) -> None:
         """Have `callback` called when the pipeline breaks."""
@@ -82,8 +118,48 @@ class RingExecutor(Executor):
         if not isinstance(method, str):
             raise ZppError(f"{method!r} is a function, and code does not travel between stages", "Name a method.")
         self._release()
-        future = self._start(method, args, kwargs or {}, from_all=True, timeout_s=timeout or self._spec.start_timeout_s)
-        return future if non_block else future.result()
+        timeout_s = timeout or self._spec.start_timeout_s
+        if non_block:
+            return self._start(method, args, kwargs or {}, timeout_s)
+        while True:
+            try:
+                answers = self._start(method, args, kwargs or {}, timeout_s).result()
+                break
+            except StaleEpoch:
+                self._node.wait_until_whole()
+        self._note_adapter(method, args)
+        return answers
+
+    def wants_restoring(self) -> bool:
+        """Whether the stages have to be told of the live requests before the next step."""
+        return self._survives and self._node.whole != self._restored
+
+    def restore(self, requests: list[LiveRequest]) -> None:
+        """Wait until the ring is whole, and have every stage forget all requests and take in these.
+
+        Whether it came about is to be asked with `wants_restoring`: another stage may be lost meanwhile.
+
+        Raises:
+            ZppError: (STAGE) the ring has not become whole in time.
+        """
+        epoch = self._node.wait_until_whole()
+        began = time.monotonic()
+        calls = [call for adapter in self._adapters.values() for call in adapter]
+        try:
+            for method, args in (*calls, (RESTORE_REQUESTS, (requests,))):
+                payload = codec.encode([args, {}])
+                timeout_s = self._spec.start_timeout_s
+                self._node.call(method, payload, from_all=True, timeout_s=timeout_s, epoch=epoch).result()
+        except StaleEpoch:
+            return
+        self._restored = epoch
+        tokens = sum(len(request.prompt_token_ids or ()) + len(answer) for request, answer in requests)
+        self._node.count_recomputed(tokens)
+        say(
+            "head",
+            f"recovered: every stage knows the {len(requests)} live requests again, after"
+            f" {time.monotonic() - began:.2f} s; their {tokens} tokens are computed anew",
+        )
 
     def execute_model(
         self, scheduler_output: SchedulerOutput, non_block: bool = False
@@ -119,6 +195,7 @@ class RingExecutor(Executor):
 
     def shutdown(self) -> None:
         """Tell the stages that the run is over."""
+        stop_file(self._spec).touch()
         self._node.stop("the head has shut down")
         self._node.close()
 
@@ -148,14 +225,26 @@ class RingExecutor(Executor):
     def _step(self, method: str, args: tuple[Any, ...], non_block: bool, future: Future[Any] | None = None) -> Any:
         future = future or Future()
         payload = codec.encode([list(map(_for_workers, args)), {}])
-        answers = self._node.call(method, payload, from_all=False)
-        _follow(answers, future, lambda parts: codec.decode(parts[0]))
+        epoch = self._restored if self._survives else None
+        answers = self._node.call(method, payload, from_all=False, epoch=epoch)
+        _follow(answers, future, lambda parts: codec.decode(parts[0]), lost=LOST if self._survives else None)
         return future if non_block else future.result()
 
-    def _start(
-        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, from_all: bool, timeout_s: float | None
-    ) -> Future[list[Any]]:
-        payloads = self._node.call(method, codec.encode([args, kwargs]), from_all=from_all, timeout_s=timeout_s)
+    def _note_adapter(self, method: str, args: tuple[Any, ...]) -> None:
+        """Keep what a newborn stage has to be told of adapters."""
+        if method == "add_lora":
+            self._adapters[args[0].lora_int_id] = [(method, args)]
+        elif method == "remove_lora":
+            self._adapters.pop(args[0], None)
+        elif method == "pin_lora" and args[0] in self._adapters:
+            self._adapters[args[0]].append((method, args))
+
+    def _start(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], timeout_s: float) -> Future[list[Any]]:
+        payload = codec.encode([args, kwargs])
+        if method in SET_UP_METHODS:
+            payloads = self._node.set_up(method, payload, timeout_s=timeout_s)
+        else:
+            payloads = self._node.call(method, payload, from_all=True, timeout_s=timeout_s)
         answers: Future[list[Any]] = Future()
         _follow(payloads, answers, lambda parts: [codec.decode(part) for part in parts])
         return answers
@@ -167,6 +256,15 @@ class RingExecutor(Executor):
         fault_file(self._spec).write_text(fault.message)
         if self._failure_callback is not None:
             self._failure_callback()
+
+
+_rings: list[RingExecutor] = []
+"""The executor of this process: an engine core has one."""
+
+
+def ring_of_this_process() -> RingExecutor | None:
+    """The ring that the scheduler of this process schedules for, once its stages have loaded."""
+    return _rings[0] if _rings else None
 
 
 def _is_empty(scheduler_output: SchedulerOutput) -> bool:
@@ -205,11 +303,15 @@ class _HeldFuture(Future[Any]):
         return super().result(timeout)
 
 
-def _follow(source: Future[Any], target: Future[Any], change: Callable[[Any], Any]) -> None:
-    """Settle `target` as soon as `source` is, with its changed result or with its error."""
+def _follow(source: Future[Any], target: Future[Any], change: Callable[[Any], Any], lost: Any = None) -> None:
+    """Settle `target` as soon as `source` is, with its changed result or with its error; with `lost`, where that is
+    given, when it came to nothing with its epoch."""
 
     def settle(done: Future[Any]) -> None:
         fault = done.exception()
+        if isinstance(fault, StaleEpoch) and lost is not None:
+            target.set_result(lost)
+            return
         if fault is not None:
             target.set_exception(fault)
             return

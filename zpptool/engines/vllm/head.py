@@ -10,10 +10,13 @@ import os
 import sys
 
 import uvloop
+import vllm
 
 from zpptool.engines.vllm import hooks
-from zpptool.engines.vllm.executor import SPEC_VARIABLE, RingExecutor, fault_file
-from zpptool.errors import stage_error
+from zpptool.engines.vllm.executor import SPEC_VARIABLE, RingExecutor, fault_file, stop_file
+from zpptool.engines.vllm.reading import version_warning
+from zpptool.engines.vllm.refusals import vllms_refusal
+from zpptool.errors import ZppError, stage_error
 from zpptool.pipeline.child import run_child
 from zpptool.pipeline.ring.place import say
 from zpptool.pipeline.spec import spec_from_argv
@@ -25,20 +28,29 @@ def main() -> None:
     The API server ends by itself, and as if all were well, when its engine core has died.
 
     Raises:
-        ZppError: (STAGE) the pipeline broke.
+        ZppError: (STAGE) the pipeline broke; (USAGE) vLLM refuses its arguments; (FAILURE) the engine core has died,
+            where the stages wait for another one.
     """
     spec = spec_from_argv(sys.argv)
     hooks.prepare_environment(spec)
-    warning = hooks.version_warning()
+    warning = version_warning(vllm.__version__)
     if warning:
         say("head", warning)
     os.environ[SPEC_VARIABLE] = spec.to_json()
+    stop_file(spec).unlink(missing_ok=True)
     try:
         uvloop.run(hooks.run_server(hooks.serve_arguments(spec, RingExecutor)))
+    except Exception as cause:
+        refusal = vllms_refusal(cause)
+        if refusal is None:
+            raise
+        raise refusal from cause
     finally:
         word = fault_file(spec)
         if word.exists():
             raise stage_error(word.read_text())
+    if spec.recovery_deadline_s and not stop_file(spec).exists():
+        raise ZppError("vLLM's engine core has died")  # whoever keeps the head up starts it anew
 
 
 if __name__ == "__main__":

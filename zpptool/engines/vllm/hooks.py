@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every name of vLLM that is not its public API and that zpptool touches, in one place.
 
-Checked against vLLM 0.32. The rest of `engines/vllm/` asks here; a later vLLM that moves or renames one of these is
-met in this file alone.
+The rest of `engines/vllm/` asks here; a later vLLM that moves or renames one of these is met in this file alone. What
+is relied on is listed as data in `contract.py`.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import enum
 import inspect
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-import vllm
 from vllm.compilation.cuda_graph import CUDAGraphStat
 from vllm.config import VllmConfig
 from vllm.distributed import parallel_state
@@ -55,20 +55,24 @@ from vllm.v1.outputs import (
 from vllm.v1.worker import cpu_worker, gpu_worker
 from vllm.v1.worker.worker_base import CompilationTimes, WorkerWrapperBase
 
-from zpptool.errors import usage_error
+from zpptool.engines.vllm.refusals import refuse_what_stages_do_not_do, vllms_refusal
+from zpptool.errors import ZppError, usage_error
 from zpptool.layers import vllm_layer_partition
 from zpptool.pipeline.spec import StageSpec
 
-SEEN_TO_WORK = ("0.32",)
-"""The releases that zpptool's tests have run."""
+PARTITION_VARIABLE = "VLLM_PP_LAYER_PARTITION"
+"""vLLM's own variable; it holds layer counts."""
 
 BALANCED_SCHEDULER = "zpptool.engines.vllm.balance.BalancedScheduler"
-"""Schedules unless the user names another `--scheduler-cls`; by its name, for vLLM imports it where it schedules."""
+RECOVERING_SCHEDULER = "zpptool.engines.vllm.scheduler.RecoveringScheduler"
+"""Schedule, for several stages and for one, unless the user names another `--scheduler-cls`; by their names, for vLLM
+imports them where it schedules."""
 
 __all__ = [
     "control_classes",
     "current_platform",
     "engine_config",
+    "forget_environment",
     "is_pp_missing_parameter",
     "kv_heads",
     "make_worker",
@@ -77,17 +81,10 @@ __all__ = [
     "prepare_environment",
     "run_server",
     "serve_arguments",
+    "serve_parser",
     "set_empty_intermediate_tensors",
     "tensor_parallel_group",
-    "version_warning",
 ]  # fmt: skip
-
-
-def version_warning() -> str | None:
-    """What to tell a user whose vLLM is not one that was seen to work; None where it is."""
-    if any(vllm.__version__.startswith(f"{seen}.") for seen in SEEN_TO_WORK):
-        return None
-    return f"vLLM {vllm.__version__} is installed; zpptool was seen to work with {', '.join(SEEN_TO_WORK)}"
 
 
 def control_classes() -> Iterator[type]:
@@ -111,7 +108,29 @@ def _data_classes(module: ModuleType) -> Iterator[type]:
 
 def prepare_environment(spec: StageSpec) -> None:
     """Tell vLLM the partition; it reads this whenever it builds layers or counts them, in every process."""
-    os.environ["VLLM_PP_LAYER_PARTITION"] = vllm_layer_partition(spec.ranges)
+    os.environ[PARTITION_VARIABLE] = vllm_layer_partition(spec.ranges)
+
+
+def forget_environment() -> None:
+    """Take back what `prepare_environment` told vLLM, in a process that may build another engine."""
+    os.environ.pop(PARTITION_VARIABLE, None)
+
+
+def serve_parser() -> FlexibleArgumentParser:
+    """What `vllm serve` parses its command line with; it raises `argparse.ArgumentError` rather than exit."""
+    return make_arg_parser(_ServeParser(prog="zpptool run-stage ... --", exit_on_error=False))
+
+
+class _ServeParser(FlexibleArgumentParser):
+    """A parser that says one line about a fault, where argparse prints several hundred lines of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the fault; of an unknown flag with the one that was probably meant."""
+        unknown = next((word.partition("=")[0] for word in message.split() if word.startswith("--")), "")
+        if unknown and message.startswith("unrecognized"):
+            near = difflib.get_close_matches(unknown.replace("_", "-"), self._option_string_actions, n=1)
+            message += f" (did you mean {near[0]}?)" if near else ""
+        raise argparse.ArgumentError(None, message)
 
 
 def serve_arguments(
@@ -125,15 +144,15 @@ def serve_arguments(
         ZppError: (USAGE) a device that this vLLM is not built for, or an engine argument that it does not know or that
             makes no sense across stages.
     """
-    parser = make_arg_parser(FlexibleArgumentParser(prog="zpptool run-stage ... --", exit_on_error=False))
     words = [
         spec.model, "--pipeline-parallel-size", str(spec.num_stages), "--dtype", spec.dtype,
-        "--host", spec.api_host, "--port", str(spec.api_port), "--no-async-scheduling", *spec.engine_args,
+        "--host", spec.api_host, "--port", str(spec.api_port), "--no-async-scheduling",
+        *(("--served-model-name", spec.served_name) if spec.served_name else ()), *spec.engine_args,
     ]  # fmt: skip
     try:
-        args = parser.parse_args(words)
+        args = serve_parser().parse_args(words)
     except argparse.ArgumentError as cause:
-        raise usage_error(f"vLLM does not take these arguments after --: {cause}") from cause
+        raise usage_error(f"vLLM does not take this: {cause}") from cause
     args.model = args.model_tag or args.model
     if spec.device not in ("auto", current_platform.device_type):
         raise usage_error(
@@ -146,19 +165,28 @@ def serve_arguments(
             "Give --tensor-parallel-size before the --: it is this stage's own. --data-parallel-size must be 1.",
         )
     args.tensor_parallel_size = tensor_parallel_size
-    if args.async_scheduling:
-        raise usage_error("--async-scheduling broadcasts tokens over torch.distributed, which stages do not share")
+    refuse_what_stages_do_not_do(args)
     if executor_class is not None:
         args.distributed_executor_backend = executor_class
-        if args.scheduler_cls is None and spec.num_stages > 1:
-            args.scheduler_cls = BALANCED_SCHEDULER
+        if args.scheduler_cls is None:
+            args.scheduler_cls = BALANCED_SCHEDULER if spec.num_stages > 1 else RECOVERING_SCHEDULER
     validate_parsed_serve_args(args)
     return args
 
 
 def engine_config(args: argparse.Namespace) -> VllmConfig:
-    """The engine's configuration, made as the API server makes it, so that head and stages come to the same one."""
-    return AsyncEngineArgs.from_cli_args(args).create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    """The engine's configuration, made as the API server makes it, so that head and stages come to the same one.
+
+    Raises:
+        ZppError: (USAGE) vLLM refuses it; in vLLM's words.
+    """
+    try:
+        return AsyncEngineArgs.from_cli_args(args).create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    except Exception as cause:
+        refusal = vllms_refusal(cause)
+        if refusal is None:
+            raise
+        raise refusal from cause
 
 
 def make_worker(config: VllmConfig, spec: StageSpec, rank: int, store: str) -> WorkerWrapperBase:
@@ -247,3 +275,53 @@ def set_empty_intermediate_tensors(worker: WorkerWrapperBase, config: VllmConfig
         runner.intermediate_tensors = runner.model.make_empty_intermediate_tensors(
             batch_size=runner.max_num_tokens, dtype=config.model_config.dtype, device=runner.device
         )
+
+
+def model_runner(worker: Any) -> Any:
+    """The runner that computes a worker's steps.
+
+    Raises:
+        ZppError: it is not the one whose requests zpptool knows how to restore.
+    """
+    runner = worker.worker.model_runner
+    if not hasattr(runner, "input_batch"):
+        raise ZppError(
+            f"vLLM's {type(runner).__module__} keeps its requests in a way that cannot be restored",
+            "Set VLLM_USE_V2_MODEL_RUNNER=0, or start the whole pipeline again.",
+        )
+    return runner
+
+
+def update_states(runner: Any, scheduled: Any) -> None:
+    """Let a model runner take in which requests there are, as it does at the begin of every step."""
+    runner._update_states(scheduled)
+
+
+def drop_pending_step(runner: Any) -> None:
+    """Forget a forward pass whose tokens were never sampled; vLLM refuses the next one as long as it waits."""
+    runner.execute_model_state = None
+
+
+@contextmanager
+def discarded_rows_draw_nothing(worker: Any) -> Iterator[None]:
+    """While a worker samples: leave the generators alone of sequences that have more of their prompt to compute.
+
+    vLLM draws for them too and then sets the generator back by its offset. On a CPU it has none, and vLLM 0.32 dies of
+    "CPU Generator does not use offset" when the prompt of a seeded request is computed in several steps.
+    """
+    runner = worker.worker.model_runner
+    if runner.device.type != "cpu" or not hasattr(runner, "input_batch"):
+        yield
+        return
+    batch = runner.input_batch
+    mask = runner.discard_request_mask.np[: batch.num_reqs]
+    kept = {row: batch.generators.pop(row) for row in mask.nonzero()[0].tolist() if row in batch.generators}
+    try:
+        yield
+    finally:
+        batch.generators.update(kept)
+
+
+def samples() -> bool:
+    """Whether this stage samples tokens: the last one does."""
+    return parallel_state.get_pp_group().is_last_rank

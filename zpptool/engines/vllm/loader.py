@@ -10,6 +10,7 @@ stays without a tensor, and is filled with NaN: if it were used after all, nobod
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -22,6 +23,7 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from zpptool.checkpoint.loading import load_plan
 from zpptool.checkpoint.roles import Side, outside_role, words_of
 from zpptool.engines.weights import read_tensors
+from zpptool.pipeline.phases import loading_teller
 from zpptool.pipeline.spec import StageSpec
 
 LOAD_FORMAT = "zpptool"
@@ -38,7 +40,12 @@ class OwnTensorsLoader(DefaultModelLoader):
 
     def get_all_weights(self, model_config: ModelConfig, model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         """The stage's tensors by their names in the checkpoint."""
-        return read_tensors(load_plan(self.spec.directory, self.spec.stage, self.spec.ranges))
+        self.counter_before_loading_weights = time.perf_counter()
+        tensors = load_plan(self.spec.directory, self.spec.stage, self.spec.ranges)
+        have_read = loading_teller(sum(tensor.nbytes for tensor in tensors))
+        for name, tensor in read_tensors(tensors):
+            yield name, tensor
+            have_read(tensor.nbytes)
 
     def track_weights_loading(
         self, model: nn.Module, loaded_weights: set[str] | None, *args: Any, **kwargs: Any

@@ -14,13 +14,14 @@ from __future__ import annotations
 from typing import Any
 
 from vllm.v1.core.sched.output import SchedulerOutput
-from vllm.v1.core.sched.scheduler import Scheduler
 
 from zpptool.engines.vllm.balance import open_tokens
+from zpptool.engines.vllm.scheduler import RecoveringScheduler
 
 
-class SoloScheduler(Scheduler):
-    """vLLM's scheduler, with the budget of each step cut to what its first sequence can use."""
+class SoloScheduler(RecoveringScheduler):
+    """The scheduler that outlives the loss of a stage, with the budget of each step cut to what its first sequence can
+    use."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -29,6 +30,7 @@ class SoloScheduler(Scheduler):
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         """The next step: running sequences come before waiting ones, as ever; a sequence whose last token is still on
         its way round has nothing to compute and is passed over."""
+        self.become_whole()
         wanted = next((open_ for request in self.running if (open_ := open_tokens(request)) > 0), 0)
         if not wanted and self.waiting:
             wanted = open_tokens(self.waiting.peek_request())

@@ -13,7 +13,8 @@ from typing import Any
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 
 from zpptool.engines.vllm import hooks, kvshare, loader
-from zpptool.engines.vllm.executor import EXECUTE_AND_SAMPLE, RingExecutor
+from zpptool.engines.vllm.executor import EXECUTE_AND_SAMPLE, RESTORE_REQUESTS, RingExecutor
+from zpptool.engines.vllm.restore import LiveRequest, restore_requests
 from zpptool.errors import ZppError
 from zpptool.pipeline.ring.place import say
 from zpptool.pipeline.spec import StageSpec
@@ -21,15 +22,23 @@ from zpptool.pipeline.spec import StageSpec
 WORKER_METHODS = frozenset(
     {
         "add_lora", "compile_or_warm_up_model", "execute_dummy_batch", "execute_model",
+        "get_simple_cpu_offload_num_cpu_blocks",
         "get_supported_kv_cache_layouts", "get_supported_tasks", "list_loras", "pin_lora", "profile", "remove_lora",
-        "reset_encoder_cache", "reset_mm_cache", "sample_tokens", "set_kv_cache_layout", "sleep",
+        "reset_encoder_cache", "reset_mm_cache", "set_kv_cache_layout", "sleep",
         "supports_draft_weight_updates", "synchronize_device", "take_draft_token_ids", "update_max_model_len",
         "wake_up",
     }
 )  # fmt: skip
 """What the head may ask of a vLLM worker; anything else is refused by name."""
 OWN_METHODS = frozenset(
-    {"initialize_from_config", "get_kv_cache_spec", "determine_available_memory", EXECUTE_AND_SAMPLE}
+    {
+        "initialize_from_config",
+        "get_kv_cache_spec",
+        "determine_available_memory",
+        "sample_tokens",
+        EXECUTE_AND_SAMPLE,
+        RESTORE_REQUESTS,
+    }
 )
 """What is asked of this class, which asks the worker."""
 
@@ -100,7 +109,16 @@ class StageRank:
     def execute_and_sample(self, scheduler_output: SchedulerOutput, grammar_output: GrammarOutput | None) -> Any:
         """One step: the forward pass of this stage's layers and, on the last stage, its tokens."""
         output = self.worker.execute_model(scheduler_output)
-        return self.worker.sample_tokens(grammar_output) if output is None else output
+        return self.sample_tokens(grammar_output) if output is None else output
+
+    def sample_tokens(self, grammar_output: GrammarOutput | None) -> Any:
+        """The tokens of the step whose forward pass was computed last."""
+        with hooks.discarded_rows_draw_nothing(self.worker):
+            return self.worker.sample_tokens(grammar_output)
+
+    def restore_requests(self, requests: list[LiveRequest]) -> None:
+        """Forget every request, and take in these, none of them computed."""
+        restore_requests(self.worker, requests)
 
     def _say(self, text: str) -> None:
         say(f"stage {self._spec.stage}", text)

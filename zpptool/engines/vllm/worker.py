@@ -7,16 +7,18 @@ others, hands each call on to them, and is the only one with links.
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from typing import Any
 
 from zpptool.engines.base import run_stage_worker
 from zpptool.engines.vllm import codec, hooks
 from zpptool.engines.vllm.agreement import agreed_facts
+from zpptool.engines.vllm.executor import RESTORE_REQUESTS
 from zpptool.engines.vllm.group import WirePipelineGroup
 from zpptool.engines.vllm.ranks import Ranks
 from zpptool.engines.vllm.stagerank import StageRank
-from zpptool.errors import ZppError
+from zpptool.errors import ExitCode, ZppError
 from zpptool.pipeline.ring.control import Call
 from zpptool.pipeline.ring.node import StageNode
 from zpptool.pipeline.ring.place import say
@@ -38,13 +40,21 @@ class StageWorker:
         store = hooks.new_store()
         self._ranks = Ranks(spec, store, self._lost) if spec.tensor_parallel_size > 1 else None
         self._own = StageRank(spec, 0, store)
+        self._run = ""
 
     def agreed(self) -> dict[str, str]:
         """What has to be the same on every stage."""
         return agreed_facts(self._spec, self._own.config)
 
     def do(self, call: Call, payload: bytes) -> bytes:
-        """Call the worker's method that the head names, on all ranks."""
+        """Call the worker's method that the head names, on all ranks. Of another head's requests none is known to the
+        one that has come in its place."""
+        before, self._run = self._run, self._node.doing.run_id
+        if before not in ("", self._run) and self._own.worker is not None:
+            self._answer(Call(number=call.number, method=RESTORE_REQUESTS, from_all=True), codec.encode([[[]], {}]))
+        return self._answer(call, payload)
+
+    def _answer(self, call: Call, payload: bytes) -> bytes:
         if self._ranks is None:
             return self._encoded(call, self._done(call, payload))
         return self._do_on_all(self._ranks, call, payload)
@@ -91,6 +101,8 @@ class StageWorker:
         say(f"stage {self._spec.stage}", f"error: {fault.message}")
         with suppress(ZppError):
             self._node.fail(None, fault.message)
+        if self._spec.recovery_deadline_s:
+            os._exit(ExitCode.FAILURE)  # whoever keeps this stage up starts it anew, with all its ranks
         self._node.close()
 
 

@@ -64,12 +64,14 @@ class Call(msgspec.Struct, tag="call", frozen=True, forbid_unknown_fields=True):
         method: what to do, in the engine's words.
         from_all: every stage replies; otherwise only the last one does, and any stage that fails.
         long: it may take minutes, as loading does; otherwise it is a step, and a stage that stands still at it hangs.
+        setup: its place among the calls that set a stage up, which are repeated in every epoch; None for any other.
     """
 
     number: Count
     method: str
     from_all: bool
     long: bool = False
+    setup: Count | None = None
 
 
 class Reply(msgspec.Struct, tag="reply", frozen=True, forbid_unknown_fields=True):
@@ -80,14 +82,22 @@ class Reply(msgspec.Struct, tag="reply", frozen=True, forbid_unknown_fields=True
 
 
 class Fault(msgspec.Struct, tag="fault", frozen=True, forbid_unknown_fields=True):
-    """A stage cannot go on, on its way to the head; `number` names the call that failed, if one did, and `code` what
-    the head should leave with."""
+    """A stage cannot go on, on its way to the head.
+
+    Attributes:
+        stage: whose word it is.
+        number: the call that failed; None where it is more than a call.
+        message, detail: what happened.
+        code: what the head should leave with.
+        lost: the epoch that came to an end with it; None where that is not told.
+    """
 
     stage: Place
     number: Count | None
     message: str
     detail: str
     code: int = int(ExitCode.STAGE)
+    lost: Count | None = None
 
     def as_error(self) -> ZppError:
         """The fault as the head raises it."""

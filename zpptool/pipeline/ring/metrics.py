@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A ring's status as Prometheus metrics: a pure function, so whoever has a status can serve them.
+"""The status of rings as Prometheus metrics: a pure function, so whoever has a status can serve them.
 
-Every sample has the labels `stage` (a number, or `head`) and, where it is of a link, `peer` (the place it leads to).
+Every sample has the labels `replica` (the name of the ring's pipeline), `stage` (a number, or `head`) and, where it is
+of a link, `peer` (the place it leads to).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
@@ -32,6 +33,11 @@ _STAGE_COUNTERS = {
     "stage_steps": ("steps", "Calls that the stage has done."),
     "stage_receive_seconds": ("receive_s", "Time that the stage has waited for the tensors of the one before."),
 }
+_RING_COUNTERS = {
+    "recoveries": ("recoveries", "How often the ring became whole again after a loss."),
+    "recovery_stall_seconds": ("stall_s", "Time that the ring was not whole because of losses."),
+    "recovery_recomputed_tokens": ("recomputed_tokens", "Tokens that had to be computed again because of losses."),
+}
 _STAGE_GAUGES = {
     "stage_memory_bytes": ("memory_bytes", "Resident memory of the stage's process."),
     "stage_beat_age_seconds": ("beat_age_s", "How long the main loop has stood still at its work."),
@@ -40,59 +46,66 @@ _STAGE_GAUGES = {
 }
 
 
-def metrics_text(status: RingStatus) -> str:
-    """The status in Prometheus' text format, names beginning with `zpp:`."""
+def metrics_text(rings: Mapping[str, RingStatus]) -> str:
+    """The status of rings, by the names of their pipelines, in Prometheus' text format; names begin with `zpp:`."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Told(status))
+    registry.register(_Told(rings))
     return generate_latest(registry).decode()
 
 
 class _Told(Collector):
-    """One status, as prometheus_client wants to be given it."""
+    """Statuses, as prometheus_client wants to be given them."""
 
-    def __init__(self, status: RingStatus) -> None:
-        self._status = status
+    def __init__(self, rings: Mapping[str, RingStatus]) -> None:
+        self._rings = rings
 
     def collect(self) -> Iterator[Metric]:
-        places = (self._status.head, *self._status.stages)
-        yield from _of_places(places)
-        yield from _of_links([(_name(place), place.link) for place in places if place.link is not None])
+        for name, (field, told) in _RING_COUNTERS.items():
+            counter = CounterMetricFamily(PREFIX + name, told, labels=["replica"])
+            for replica, ring in self._rings.items():
+                counter.add_metric([replica], getattr(ring, field))
+            yield counter
+        places = [(name, place) for name, ring in self._rings.items() for place in (ring.head, *ring.stages)]
+        yield from _of_places([([name, _name(place)], place) for name, place in places])
+        links = [([name, _name(place)], place.link) for name, place in places]
+        yield from _of_links([([*own, link.peer], link) for own, link in links if link is not None])
 
 
-def _of_places(places: tuple[StageStatus, ...]) -> Iterator[Metric]:
+def _of_places(places: list[tuple[list[str], StageStatus]]) -> Iterator[Metric]:
+    labels = ["replica", "stage"]
     for name, (field, told) in _STAGE_COUNTERS.items():
-        counter = CounterMetricFamily(PREFIX + name, told, labels=["stage"])
-        for place in places:
-            counter.add_metric([_name(place)], getattr(place, field))
+        counter = CounterMetricFamily(PREFIX + name, told, labels=labels)
+        for own, place in places:
+            counter.add_metric(own, getattr(place, field))
         yield counter
     for name, (field, told) in _STAGE_GAUGES.items():
-        gauge = GaugeMetricFamily(PREFIX + name, told, labels=["stage"])
-        for place in places:
-            gauge.add_metric([_name(place)], getattr(place, field))
+        gauge = GaugeMetricFamily(PREFIX + name, told, labels=labels)
+        for own, place in places:
+            gauge.add_metric(own, getattr(place, field))
         yield gauge
-    phases = GaugeMetricFamily(PREFIX + "stage_phase", "1 for the phase that it is in.", labels=["stage", "phase"])
-    for place in places:
-        phases.add_metric([_name(place), place.phase], 1)
+    phases = GaugeMetricFamily(PREFIX + "stage_phase", "1 for the phase that it is in.", labels=[*labels, "phase"])
+    for own, place in places:
+        phases.add_metric([*own, place.phase], 1)
     yield phases
 
 
-def _of_links(links: list[tuple[str, LinkStatus]]) -> Iterator[Metric]:
-    labels = ["stage", "peer"]
+def _of_links(links: list[tuple[list[str], LinkStatus]]) -> Iterator[Metric]:
+    labels = ["replica", "stage", "peer"]
     for name, (field, told) in _LINK_COUNTERS.items():
         counter = CounterMetricFamily(PREFIX + name, told, labels=labels)
-        for stage, link in links:
-            counter.add_metric([stage, link.peer], getattr(link, field))
+        for own, link in links:
+            counter.add_metric(own, getattr(link, field))
         yield counter
     reconnects = CounterMetricFamily(PREFIX + "link_reconnects", "Welcomes after the first.", labels=labels)
     queue = GaugeMetricFamily(PREFIX + "link_queue_messages", "Messages sent and not handed on yet.", labels=labels)
     states = GaugeMetricFamily(PREFIX + "link_state", "1 for the state that it is in.", labels=[*labels, "state"])
     trips = HistogramMetricFamily(PREFIX + "link_round_trip_seconds", "A word there and back.", labels=labels)
-    for stage, link in links:
-        reconnects.add_metric([stage, link.peer], max(link.sessions - 1, 0))
-        queue.add_metric([stage, link.peer], link.queue)
+    for own, link in links:
+        reconnects.add_metric(own, max(link.sessions - 1, 0))
+        queue.add_metric(own, link.queue)
         for state in _LINK_STATES:
-            states.add_metric([stage, link.peer, state], int(state == link.state))
-        trips.add_metric([stage, link.peer], buckets=_buckets(link), sum_value=link.rtt_sum_s)
+            states.add_metric([*own, state], int(state == link.state))
+        trips.add_metric(own, buckets=_buckets(link), sum_value=link.rtt_sum_s)
     yield from (reconnects, queue, states, trips)
 
 

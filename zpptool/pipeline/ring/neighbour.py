@@ -37,6 +37,7 @@ class Delivery:
         *,
         source: int,
         epoch: int | None = None,
+        run_id: str | None = None,
         timeout_s: float,
     ) -> Sent:
         """As `PushLink.send`.
@@ -50,7 +51,9 @@ class Delivery:
         while True:
             part_s = min(POLL_S, deadline.remaining_s())
             try:
-                return self._link.send(kind, header, frames, source=source, epoch=epoch, timeout_s=part_s)
+                return self._link.send(
+                    kind, header, frames, source=source, epoch=epoch, run_id=run_id, timeout_s=part_s
+                )
             except LinkTimeout:
                 self._over()
                 if not deadline.remaining_s():

@@ -7,101 +7,44 @@ queues, one for control and one for tensors. A call goes down the ring ahead of 
 queues keep the order of the link, so the n-th call that wants tensors and the n-th tensor message belong together.
 
 Both queues are bounded in fact by what the head keeps in flight: it starts no new step before an old one is answered.
+
+Where losses are survived, a neighbour that has gone ends the epoch and nothing else: the head is told, whoever waits
+for something of that epoch is woken with `StaleEpoch`, and the stage waits to be welcomed to the next one.
 """
 
 from __future__ import annotations
 
 import queue
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
-import msgspec
-
-from zpptool.errors import ExitCode, ZppError, invalid_error, stage_error
+from zpptool.errors import ZppError, invalid_error, stage_error
 from zpptool.pipeline.ring import control as c
-from zpptool.pipeline.ring.neighbour import POLL_S, Delivery
-from zpptool.pipeline.ring.pulse import Beat, Pulse, own_status
-from zpptool.pipeline.ring.status import StageStatus, aged
+from zpptool.pipeline.ring.listening import RingBroken, RingOver, StageListener
+from zpptool.pipeline.ring.loss import Standing
 from zpptool.wire import tensors
 from zpptool.wire.consistency import TensorSchema
 from zpptool.wire.deadline import Deadline
-from zpptool.wire.errors import WireError, WireFault
-from zpptool.wire.link import LinkError, LinkTimeout, PeerLost, PullLink, PushLink, StaleEpoch
-from zpptool.wire.messages import Kind, Message
+from zpptool.wire.errors import WireError
+from zpptool.wire.link import LinkTimeout, PeerLost, Sent, StaleEpoch
+from zpptool.wire.messages import Buffer, Kind, Message
 
 REMIND_S = 20.0
 """How often a stage that waits for the ring to close says so again."""
 
+__all__ = ["RingBroken", "RingOver", "StageNode"]
+
 _Wanted = TypeVar("_Wanted")
 
 
-class RingOver(ZppError):
-    """The head has stopped the run, so what was being waited for will not come."""
+class StageNode(StageListener):
+    """What a stage's main loop and its engine see of the ring."""
 
-
-class RingBroken(LinkError):
-    """The head has stopped the run because the pipeline is broken."""
-
-
-class StageNode:
-    """One stage's two links and the thread that serves them.
-
-    Args:
-        stage: this stage's place.
-        upstream: receives from the stage before (from the head, on stage 0).
-        downstream: sends to the next stage (to the head, on the last one).
-        is_last: whether `downstream` leads to the head.
-        start_timeout_s: how long to wait for the neighbours and for the head's verdict.
-        step_timeout_s: how long to wait for the tensors of a step, and for a neighbour to take a message.
-        note: is told, in words, what this stage waits for.
-        layers: the half-open range that it owns.
-
-    Attributes:
-        stage: its place.
-        pulse: what its main loop does; whoever runs it keeps that up.
-    """
-
-    def __init__(
-        self,
-        stage: int,
-        upstream: PullLink,
-        downstream: PushLink,
-        *,
-        is_last: bool,
-        start_timeout_s: float,
-        step_timeout_s: float,
-        note: Callable[[str], None],
-        layers: tuple[int, int] | None = None,
-    ) -> None:
-        self.stage = stage
-        self.pulse = Pulse()
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
         self._schema = TensorSchema()
-        self._layers = layers
-        self._heard: tuple[float, tuple[StageStatus, ...]] = (0.0, ())
-        self._beat = Beat(self._tell_how_it_fares, f"stage-{stage}-beat")
-        self._upstream = upstream
-        self._downstream = downstream
-        self._outbox = Delivery(downstream, self._raise_if_over)
-        self._is_last = is_last
-        self._start_timeout_s = start_timeout_s
-        self._step_timeout_s = step_timeout_s
-        self._note = note
-        self._control: queue.SimpleQueue[c.Received | ZppError] = queue.SimpleQueue()
-        self._tensors: queue.SimpleQueue[Message | ZppError | None] = queue.SimpleQueue()
-        self._doing = 0
-        self._over: ZppError | None = None
-        self._on_over: Callable[[ZppError], None] = lambda _why: None
-        self._rumour: str | None = None
-        self._told_of_loss = False
-        self._joined = threading.Event()
-        self._closing = threading.Event()
-        upstream.on_welcome(self._begin)
-        downstream.on_told(self._hear_told)
-        downstream.on_lost(upstream.interrupt)
-        self._thread = threading.Thread(target=self._serve, name=f"stage-{stage}-receive", daemon=True)
 
     def join(self, facts: c.StageFacts) -> None:
         """Take part in the roll call and wait for the head's verdict.
@@ -109,21 +52,23 @@ class StageNode:
         Raises:
             ZppError: (INVALID) the head refuses the pipeline; (STAGE) a neighbour or the verdict did not come in time.
         """
+        self._facts = facts
         self._thread.start()
         self._beat.start()
         self._note(f"waiting for {self._upstream.peer} at {self._upstream.endpoint}")
-        roll = self._await(c.RollCall, f"the roll call from {self._upstream.peer}")
-        self._note(f"waiting for {self._downstream.peer} to connect to {self._downstream.endpoint}")
-        self._send(c.RollCall(stages=(*roll.stages, facts)), timeout_s=self._start_timeout_s)
+        self._await(c.RollCall, f"the roll call from {self._upstream.peer}")
         self._note("waiting for the head's verdict on the roll call")
         verdict = self._await(c.Verdict, "the head's verdict on the roll call")
         self._joined.set()
-        if verdict.reasons:
-            raise invalid_error("the head refuses this pipeline: " + "; ".join(verdict.reasons))
+        self._hear_verdict(verdict)
 
     def on_over(self, callback: Callable[[ZppError], None]) -> None:
         """Have `callback` called once, from the receiving thread, when the run is over, and told why."""
         self._on_over = callback
+
+    def on_stuck(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called when the main loop stands still at a step of an epoch that is over."""
+        self._on_stuck = callback
 
     def calls(self) -> Iterator[c.Received]:
         """The head's calls, in order, until it says stop.
@@ -139,8 +84,14 @@ class StageNode:
             except RingOver as over:
                 self._note(over.message)
                 return
-            if isinstance(received.control, c.Call):
-                yield received
+            match received.control:
+                case c.Call():
+                    yield received
+                case c.RollCall() as roll:
+                    with suppress(StaleEpoch):  # then another roll is called
+                        self._answer_roll(roll)
+                case c.Verdict() as verdict:
+                    self._hear_verdict(verdict)
 
     def reply(self, call: c.Call, payload: bytes) -> None:
         """Answer a call, if this stage's answer is wanted; raises `StaleEpoch` when the call's epoch is over."""
@@ -151,7 +102,8 @@ class StageNode:
         """Tell the head that this stage cannot go on (with `call`, if one was being done)."""
         number = call.number if call else None
         told = f"stage {self.stage}: {message}"
-        self._send(c.Fault(stage=self.stage, number=number, message=told, detail=detail))
+        lost = self._doing.epoch if call is None and self._recovery_s else None
+        self._send(c.Fault(stage=self.stage, number=number, message=told, detail=detail, lost=lost))
 
     def send_tensors(self, header: bytes, frames: list[memoryview]) -> Callable[[], None]:
         """Send a packed tensor dict to the next stage.
@@ -163,10 +115,7 @@ class StageNode:
             StaleEpoch: the epoch of the call that is being done is over.
         """
         with self.pulse.at_rest():
-            sent = self._outbox.send(
-                Kind.TENSORS, header, frames,
-                source=self.stage, epoch=self._doing, timeout_s=self._step_timeout_s,
-            )  # fmt: skip
+            sent = self._deliver(Kind.TENSORS, header, frames, self._step_timeout_s)
         return lambda: sent.wait(self._step_timeout_s)
 
     def receive_tensors(self) -> Message:
@@ -185,10 +134,10 @@ class StageNode:
                     got = self._tensors.get(timeout=deadline.remaining_s())
                     if isinstance(got, ZppError):
                         raise got
-                    if self._upstream.party.epoch != self._doing:
-                        raise StaleEpoch(f"stage {self.stage}: epoch {self._doing} is over", stage=self.stage)
-                    if got is not None and got.epoch == self._doing:
-                        return got
+                    if self._standing != self._doing or self._losses.is_lost(self._doing):
+                        raise StaleEpoch(f"stage {self.stage}: epoch {self._doing.epoch} is over", stage=self.stage)
+                    if got is not None and got[0] == self._doing:
+                        return got[1]
         except queue.Empty:
             raise LinkTimeout(
                 f"stage {self.stage} has waited {self._step_timeout_s:g} s for the tensors of {self._upstream.peer}",
@@ -197,12 +146,10 @@ class StageNode:
         finally:
             self.pulse.receive_s += time.monotonic() - began
 
-    def _begin(self, run_id: str, epoch: int) -> None:
-        """This stage was welcomed, to a new run or to a new epoch: so is the next one, and so both go round the ring.
-        Whoever waits for tensors of an older epoch is woken. Called where nothing may wait."""
-        self._downstream.begin(run_id, epoch)
-        self._told_of_loss = False
-        self._tensors.put(None)
+    @property
+    def doing(self) -> Standing:
+        """The run and the epoch of the call that is being done."""
+        return self._doing
 
     def unpack(self, message: Message, device: Any = None) -> dict[str, Any]:
         """The tensors and plain values of a tensor message, on `device` (a torch device; the CPU if None).
@@ -234,6 +181,10 @@ class StageNode:
             except queue.Empty:
                 self._note(f"still waiting for {what} ({time.monotonic() - began:.0f} s)")
                 continue
+            if isinstance(received.control, c.RollCall):
+                self._note(f"waiting for {self._downstream.peer} to connect to {self._downstream.endpoint}")
+                with suppress(StaleEpoch):  # then another roll is called
+                    self._answer_roll(received.control)
             if isinstance(received.control, wanted):
                 return received.control
         raise stage_error(
@@ -247,128 +198,35 @@ class StageNode:
             got = self._control.get(timeout=timeout_s)
             if isinstance(got, ZppError):
                 raise got
-            if got.epoch == self._upstream.party.epoch:
-                self._doing = got.epoch
-                return got
+            standing, received = got
+            if standing == self._standing and not self._losses.is_lost(standing):
+                self._doing = standing
+                return received
+
+    def _answer_roll(self, roll: c.RollCall) -> None:
+        """Add this stage to the roll call and pass it on."""
+        assert self._facts is not None
+        self._send(c.RollCall(stages=(*roll.stages, self._facts)), timeout_s=self._start_timeout_s)
+
+    def _hear_verdict(self, verdict: c.Verdict) -> None:
+        if verdict.reasons:
+            raise invalid_error("the head refuses this pipeline: " + "; ".join(verdict.reasons))
 
     def _send(self, control: c.Control, payload: bytes = b"", *, timeout_s: float | None = None) -> None:
         self._raise_if_over()
         frames = (payload,) if payload else ()
-        timeout_s = timeout_s or self._step_timeout_s
-        header = c.encode(control)
+        self._deliver(Kind.CONTROL, c.encode(control), frames, timeout_s or self._step_timeout_s)
 
-    def _raise_if_over(self) -> None:
-        if self._over is not None:
-            raise self._over
-        if self._closing.is_set():
-            raise RingOver(f"stage {self.stage} has closed its links", exit_code=ExitCode.STAGE)
-
-    def _serve(self) -> None:
-        """The receiving thread: relay, then sort into the queues; of a fault, tell the head and both readers."""
+    def _deliver(self, kind: Kind, header: bytes, frames: Sequence[Buffer], timeout_s: float) -> Sent:
+        """Send in the epoch of what is being done. Where losses are survived, one that has gone ends that epoch."""
+        doing = self._doing
         try:
-            self._receive_all()
-        except ZppError as fault:
-            self._give_up(fault)
-        except Exception as cause:  # whatever it is, nobody may go on waiting for this thread
-            self._give_up(stage_error(f"stage {self.stage} cannot receive any more: {type(cause).__name__}: {cause}"))
-
-    def _receive_all(self) -> None:
-        while not self._closing.is_set() and self._over is None:
-            if self._upstream.poll(POLL_S):
-                self._sort(self._upstream.recv(POLL_S))
-            else:
-                self._look_downstream()
-
-    def _look_downstream(self) -> None:
-        """Whether the next place is still there. If not, the head is told, and says what becomes of the run."""
-        if self._told_of_loss:
-            return
-        try:
-            self._downstream.check()
+            return self._outbox.send(
+                kind, header, frames,
+                source=self.stage, epoch=doing.epoch, run_id=doing.run_id, timeout_s=timeout_s,
+            )  # fmt: skip
         except PeerLost as lost:
-            if not self._joined.is_set():
+            if not self._recovery_s:
                 raise
-            self._told_of_loss = True
-            self._tell_head(lost)
-
-    def _give_up(self, fault: ZppError) -> None:
-        if self._closing.is_set():
-            return
-        if self._rumour is not None:
-            fault.hint = f"It began elsewhere: {self._rumour}."
-        self._tell_head(fault)
-        self._end(fault)
-
-    def _tell_head(self, fault: ZppError) -> None:
-        """Tell the head by both ways round the ring, one of which may be cut."""
-        told = c.encode(
-            c.Fault(stage=self.stage, number=None, message=fault.message, detail=fault.hint or "", code=fault.exit_code)
-        )
-        self._upstream.tell(told)
-        self._last_word(told)
-
-    def _tell_how_it_fares(self) -> None:
-        """Tell the head of this stage and of those after it, as far as they were heard."""
-        self._downstream.ping()
-        heard_at, others = self._heard
-        own = own_status(self.stage, self._layers, self.pulse, self._downstream)
-        since_s = time.monotonic() - heard_at
-        self._upstream.tell(c.encode(c.Report(stages=(own, *(aged(other, since_s) for other in others)))))
-
-    def _hear_told(self, payload: bytes) -> None:
-        """Take in what the next place tells; called where nothing may wait."""
-        try:
-            told = c.decode_told(payload)
-        except msgspec.DecodeError as cause:
-            self._note(f"{self._downstream.peer} told something that cannot be read ({cause})")
-            return
-        if isinstance(told, c.Report):
-            self._heard = time.monotonic(), told.stages
-        elif isinstance(told, c.Fault):
-            self._upstream.tell(payload)
-
-    def _sort(self, message: Message) -> None:
-        if message.kind is Kind.TENSORS:
-            self._tensors.put(message)
-            return
-        received = c.decode(
-            message.header, message.frames,
-            stage=self.stage, peer=self._upstream.peer, endpoint=self._upstream.endpoint, epoch=message.epoch,
-        )  # fmt: skip
-        match received.control:
-            case c.Reply():
-                self._relay(message)
-            case c.Fault(number=number, message=told):
-                if number is None:
-                    self._rumour = told
-                self._relay(message)
-            case c.RollCall():
-                self._control.put(received)
-            case c.Stop(reason=reason, broke=broke):
-                self._last_word(message.header)
-                told = f"the head has stopped the run: {reason}"
-                self._end(RingBroken(told) if broke else RingOver(told, exit_code=ExitCode.STAGE))
-            case _:
-                if not self._is_last:
-                    self._relay(message)
-                self._control.put(received)
-
-    def _end(self, why: ZppError) -> None:
-        """Let whoever waits on this node know that nothing more will come."""
-        self._over = why
-        self._control.put(why)
-        self._tensors.put(why)
-        self._on_over(why)
-
-    def _relay(self, message: Message) -> None:
-        self._outbox.send(
-            message.kind, message.header, message.frames,
-            source=message.source, epoch=message.epoch, timeout_s=self._step_timeout_s,
-        )  # fmt: skip
-
-    def _last_word(self, header: bytes) -> None:
-        """Send what ends the run; whoever it is for may be gone already, which is no fault when all is ending."""
-        try:
-            self._downstream.send(Kind.CONTROL, header, source=self.stage, timeout_s=POLL_S)
-        except WireFault as silent:
-            self._note(f"{self._downstream.peer} could not be told of the end: {silent.message}")
+            self._lose(lost)
+            raise StaleEpoch(f"stage {self.stage}: epoch {doing.epoch} is over", stage=self.stage) from lost

@@ -8,12 +8,14 @@ import secrets
 import socket
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from zpptool.errors import ZppError
 from zpptool.pipeline.ring.control import StageFacts
 from zpptool.pipeline.ring.headnode import HeadNode
+from zpptool.pipeline.ring.lifecycle import FIRST_EPOCH
 from zpptool.pipeline.ring.node import StageNode
 from zpptool.pipeline.ring.status import status_path
 from zpptool.pipeline.ring.traced import TracedHeadNode, TracedStageNode
@@ -35,6 +37,7 @@ def take_stage_place(spec: StageSpec) -> StageNode:
     upstream = HEAD if spec.is_first else spec.stage - 1
     party = Party(spec.stage, spec.num_stages, spec.plan_digest)
     note = partial(say, f"stage {spec.stage}")
+    survives = spec.recovery_deadline_s > 0
     before = None if spec.is_first else link_safety(spec, spec.stage, upstream)
     push, pull = _open_links(
         partial(
@@ -44,7 +47,9 @@ def take_stage_place(spec: StageSpec) -> StageNode:
             peer=downstream,
             party=party,
             note=note,
+            codec=spec.wire_codec,
             safety=link_safety(spec, spec.stage, downstream),
+            follows=survives,
         ),
         partial(
             PullLink,
@@ -54,6 +59,7 @@ def take_stage_place(spec: StageSpec) -> StageNode:
             party=party,
             note=note,
             safety=before,
+            follows=survives,
         ),
     )
     kind = TracedStageNode if spec.trace else StageNode
@@ -66,6 +72,8 @@ def take_stage_place(spec: StageSpec) -> StageNode:
         step_timeout_s=spec.step_timeout_s,
         note=note,
         layers=(spec.layers.start, spec.layers.end),
+        recovery_s=spec.recovery_deadline_s,
+        beat_timeout_s=spec.beat_timeout_s,
     )
     if isinstance(node, TracedStageNode):
         node.timeline = Timeline(Path(spec.trace), spec.stage, f"stage {spec.stage}, layers {spec.layers}")
@@ -78,13 +86,16 @@ def take_head_place(spec: StageSpec) -> HeadNode:
     Raises:
         ZppError: (ADDRESS) an endpoint cannot be used.
     """
-    party = Party(HEAD, spec.num_stages, spec.plan_digest, run_id=secrets.token_hex(8))
+    party = Party(HEAD, spec.num_stages, spec.plan_digest, run_id=secrets.token_hex(8), epoch=FIRST_EPOCH)
     note = partial(say, "head")
+    survives = spec.recovery_deadline_s > 0
     last = spec.num_stages - 1
     homeward = link_safety(spec, HEAD, last)
     push, pull = _open_links(
-        partial(PushLink, spec.local, stage=HEAD, peer=0, party=party, note=note),
-        partial(PullLink, spec.connect, stage=HEAD, peer=last, party=party, note=note, safety=homeward),
+        partial(PushLink, spec.local, stage=HEAD, peer=0, party=party, note=note, follows=survives),
+        partial(
+            PullLink, spec.connect, stage=HEAD, peer=last, party=party, note=note, safety=homeward, follows=survives
+        ),
     )
     kind = TracedHeadNode if spec.trace else HeadNode
     node = kind(
@@ -97,6 +108,7 @@ def take_head_place(spec: StageSpec) -> HeadNode:
         note=note,
         beat_timeout_s=spec.beat_timeout_s,
         status_at=status_path(spec.local),
+        recovery_s=spec.recovery_deadline_s,
     )
     if isinstance(node, TracedHeadNode):
         node.timeline = Timeline(Path(spec.trace), HEAD, "head")
@@ -136,5 +148,7 @@ def facts_of(spec: StageSpec, agreed: Mapping[str, str]) -> StageFacts:
 
 
 def say(who: str, text: str) -> None:
-    """One line of a stage's log: who, and what it does or waits for."""
-    print(f"zpptool {who}: {text}", file=sys.stderr, flush=True)
+    """One line of a stage's log: who, and what it does or waits for. A log that cannot be written (a full disk) is no
+    reason to end."""
+    with suppress(OSError):
+        print(f"zpptool {who}: {text}", file=sys.stderr, flush=True)

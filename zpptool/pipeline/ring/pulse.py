@@ -16,11 +16,8 @@ from contextlib import contextmanager
 
 import psutil
 
-from zpptool.pipeline.ring.status import READY, WAITING, LinkStatus, StageStatus
+from zpptool.pipeline.ring.status import BEAT_S, READY, WAITING, LinkStatus, StageStatus
 from zpptool.wire.link import PushLink
-
-BEAT_S = 0.5
-"""How often each place tells how it fares, and looks for its neighbour."""
 
 
 class Pulse:
@@ -73,26 +70,34 @@ class Pulse:
 
 
 class Beat:
-    """Calls `beat` twice a second from a thread of its own until it is stopped; what it raises ends nothing."""
+    """Calls `beat` from a thread of its own until it is stopped: when it is asked to, and twice a second at least."""
 
     def __init__(self, beat: Callable[[], None], name: str) -> None:
         self._beat = beat
-        self._stopped = threading.Event()
+        self._stopped = False
+        self._due = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
         """Begin."""
         self._thread.start()
 
+    def soon(self) -> None:
+        """Have the next beat now. A stage beats when the one after it does, so that news goes round without a rest."""
+        self._due.set()
+
     def stop(self) -> None:
         """End; waits for a beat under way."""
-        self._stopped.set()
+        self._stopped = True
+        self._due.set()
         if self._thread.is_alive():
             self._thread.join()
 
     def _run(self) -> None:
-        while not self._stopped.wait(BEAT_S):
+        while not self._stopped:
             self._beat()
+            self._due.wait(BEAT_S)
+            self._due.clear()
 
 
 def own_status(stage: int, layers: tuple[int, int] | None, pulse: Pulse, link: PushLink) -> StageStatus:

@@ -18,12 +18,14 @@ import msgspec
 from zpptool.errors import ExitCode, ZppError, usage_error
 from zpptool.wire.deadline import Deadline
 
+BEAT_S = 0.5
+"""How often each place tells how it fares, and looks for its neighbour."""
 UNHEARD = "unheard"
 """The phase of a stage that has not said anything yet."""
 WAITING, LOADING, WARMING_UP, READY, COMPUTING = "waiting", "loading", "warming-up", "ready", "computing"
-BROKEN, STOPPED = "broken", "stopped"
+RECOVERING, BROKEN, STOPPED = "recovering", "broken", "stopped"
 """Phases that only the whole ring has."""
-STEADY_PHASES = frozenset({WAITING, READY, COMPUTING})
+STEADY_PHASES = frozenset({UNHEARD, WAITING, READY, COMPUTING})
 """Phases in which a stage that is well is never silent for long; the others take what time the weights take."""
 SUFFIX = ".status"
 _MOST_BYTES = 16 << 20
@@ -79,7 +81,7 @@ class StageStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         epoch: the highest that it knows of.
         memory_bytes: resident memory of its process.
         beat_age_s: how long its main loop has been at one thing without a sign of progress; 0 where it waits for work.
-        heard_age_s: how old all this is.
+        heard_age_s: how old all this is; for a stage that was never heard, how long it has been waited for.
         steps: calls that it has done.
         receive_s: time that its main loop has waited for the tensors of the stage before.
         rtt_ms: of its link.
@@ -100,6 +102,11 @@ class StageStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rtt_ms: float | None
     link: LinkStatus | None
 
+    @property
+    def process(self) -> str:
+        """Which process it is, in words."""
+        return f"{self.host}, pid {self.pid}" if self.pid else "never heard of"
+
 
 class RingStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole ring, as the head knows it.
@@ -107,10 +114,13 @@ class RingStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         run_id: the run's name.
         epoch: its epoch.
-        phase: `waiting` for stages, `loading`, `warming-up`, `ready`, `computing`, `broken` or `stopped`.
+        phase: `waiting` for stages, `loading`, `warming-up`, `ready`, `computing`, `recovering`, `broken` or `stopped`.
         fault: what broke it; empty for nothing.
         stages: each of them, in order.
         head: the head's own process and the link to stage 0.
+        recoveries: how often it became whole again after a loss.
+        stall_s: how long it was not whole because of losses.
+        recomputed_tokens: tokens that had to be computed again because of losses.
     """
 
     run_id: str
@@ -119,6 +129,9 @@ class RingStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fault: str
     stages: tuple[StageStatus, ...]
     head: StageStatus
+    recoveries: int = 0
+    stall_s: float = 0.0
+    recomputed_tokens: int = 0
 
 
 def unheard(stage: int, epoch: int, age_s: float) -> StageStatus:
@@ -134,11 +147,17 @@ def aged(status: StageStatus, seconds: float) -> StageStatus:
 
 def hung(stages: Iterable[StageStatus], limit_s: float) -> StageStatus | None:
     """The first stage that gives no sign of life, None when all are well: its main loop computes and has not moved for
-    the limit, or nothing was heard of it for so long. A stage that stands still silences those behind it, never those
-    before it; one that loads weights or warms up may take its time."""
+    the limit, or nothing was heard of it for so long. A stage that stands still silences those behind it, a moment
+    before itself; one that loads weights or warms up may take its time."""
+    silent = None
     for status in stages:
-        steady = status.phase in STEADY_PHASES
-        if steady and max(status.beat_age_s, status.heard_age_s) > limit_s:
+        if status.phase not in STEADY_PHASES:
+            continue
+        if silent is None and status.heard_age_s > max(limit_s - 2 * BEAT_S, limit_s / 2):
+            silent = status
+        if silent is not None and status.heard_age_s > limit_s:
+            return silent
+        if status.beat_age_s > limit_s:
             return status
     return None
 

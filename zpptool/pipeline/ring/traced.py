@@ -30,7 +30,7 @@ class TracedStageNode(StageNode):
     """
 
     timeline: Timeline
-    _doing = -1
+    _step = -1
 
     def calls(self) -> Iterator[c.Received]:
         """As ever, with a span for each call and for the wait before it."""
@@ -38,17 +38,17 @@ class TracedStageNode(StageNode):
         for received in super().calls():
             began = time.monotonic_ns()
             assert isinstance(received.control, c.Call)
-            self._doing = received.control.number
-            self.timeline.span("waiting for a call", waited, began, step=self._doing)
+            self._step = received.control.number
+            self.timeline.span("waiting for a call", waited, began, step=self._step)
             yield received
             waited = time.monotonic_ns()
-            self.timeline.span(received.control.method, began, waited, step=self._doing)
+            self.timeline.span(received.control.method, began, waited, step=self._step)
 
     def receive_tensors(self) -> Message:
         """As ever; the wait is a span."""
         began = time.monotonic_ns()
         message = super().receive_tensors()
-        self.timeline.span("waiting for tensors", began, time.monotonic_ns(), step=self._doing)
+        self.timeline.span("waiting for tensors", began, time.monotonic_ns(), step=self._step)
         return message
 
     def send_tensors(self, header: bytes, frames: list[memoryview]) -> Callable[[], None]:
@@ -56,7 +56,7 @@ class TracedStageNode(StageNode):
         began = time.monotonic_ns()
         wait = super().send_tensors(header, frames)
         nbytes = sum(memoryview(frame).nbytes for frame in frames)
-        self.timeline.span("sending tensors", began, time.monotonic_ns(), step=self._doing, bytes=nbytes)
+        self.timeline.span("sending tensors", began, time.monotonic_ns(), step=self._step, bytes=nbytes)
         return wait
 
     def reply(self, call: c.Call, payload: bytes) -> None:
@@ -66,7 +66,8 @@ class TracedStageNode(StageNode):
         self.timeline.span("sending the answer", began, time.monotonic_ns(), step=call.number, bytes=len(payload))
 
     def close(self) -> None:
-        """As ever; then what is left of the timeline is written."""
+        """As ever; what is left of the timeline is written, before it too: an end that takes long is cut short."""
+        self.timeline.flush()
         super().close()
         self.timeline.flush()
 
@@ -79,12 +80,12 @@ class TracedHeadNode(HeadNode):
     """
 
     timeline: Timeline
-    _calls = itertools.count()
+    _traced = itertools.count()
 
     def call(self, method: str, payload: bytes, **options: Any) -> Future[list[bytes]]:
         """As ever; the span ends when the answer is there."""
         began = time.monotonic_ns()
-        number = next(self._calls)
+        number = next(self._traced)
         future = super().call(method, payload, **options)
         taken = time.monotonic_ns()
         lane = 1 + number % LANES
@@ -95,6 +96,7 @@ class TracedHeadNode(HeadNode):
         return future
 
     def close(self) -> None:
-        """As ever; then what is left of the timeline is written."""
+        """As ever; what is left of the timeline is written, before it too: an end that takes long is cut short."""
+        self.timeline.flush()
         super().close()
         self.timeline.flush()

@@ -25,12 +25,16 @@ class RingView:
         self._num_stages = num_stages
         self._outward = outward
         self._pulse = Pulse()
-        self._opened_at = time.monotonic()
-        self._heard: tuple[float, tuple[StageStatus, ...]] = (self._opened_at, ())
+        self._awaited_at = time.monotonic()
+        self._heard: tuple[float, tuple[StageStatus, ...]] = (self._awaited_at, ())
 
     def hear(self, stages: tuple[StageStatus, ...]) -> None:
         """Take in a report; called where nothing may wait."""
         self._heard = time.monotonic(), stages
+
+    def rest(self) -> None:
+        """Nothing is asked of the stages now: one that was never heard is not waited for."""
+        self._awaited_at = time.monotonic()
 
     def stages(self) -> tuple[StageStatus, ...]:
         """Every stage, in order, as it was last heard of."""
@@ -39,7 +43,7 @@ class RingView:
         known = {told.stage: aged(told, now - heard_at) for told in reported}
         epoch = self._outward.party.epoch
         return tuple(
-            known.get(stage) or unheard(stage, epoch, now - self._opened_at) for stage in range(self._num_stages)
+            known.get(stage) or unheard(stage, epoch, now - self._awaited_at) for stage in range(self._num_stages)
         )
 
     def status(self, *, gathered: bool, busy: bool, stopped: bool, fault: str) -> RingStatus:

@@ -21,6 +21,7 @@ from zpptool.pipeline.trial.joined import join_stages
 from zpptool.pipeline.trial.run import TrialOrder, free_port
 from zpptool.plan import Engine
 from zpptool.ports import StageEndpoints, open_ports, plan_endpoints, probe_ports
+from zpptool.wire.gauge import WireCodec
 
 ALONE_IN_A_STEP = {
     Engine.TRANSFORMERS: (),
@@ -57,6 +58,7 @@ class TrialWish:
     step_timeout_s: float
     tensor_parallel_sizes: tuple[int, ...] = (1,)
     trace: Path | None = None
+    wire_codec: WireCodec = WireCodec.NONE
 
 
 def plan_trial(wish: TrialWish, scratch: Path, log_dir: Path) -> TrialOrder:
@@ -97,6 +99,7 @@ def plan_trial(wish: TrialWish, scratch: Path, log_dir: Path) -> TrialOrder:
         engine_args=common,
         start_timeout_s=wish.start_timeout_s,
         step_timeout_s=wish.step_timeout_s,
+        wire_codec=wish.wire_codec,
     )
     sizes = sizes_of_stages(wish.tensor_parallel_sizes, len(partition))
     endpoints = trial_endpoints(len(partition), wish.base_port, unsplit.api_port, scratch)

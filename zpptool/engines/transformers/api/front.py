@@ -20,6 +20,7 @@ from starlette.routing import Route
 
 from zpptool.engines.transformers.api import shapes
 from zpptool.engines.transformers.api.answer import Answer, answer_all, answer_one
+from zpptool.engines.transformers.api.counts import Counts
 from zpptool.engines.transformers.api.requests import (
     BadRequest,
     ChatRequest,
@@ -41,12 +42,14 @@ class Front:
 
     def __init__(self, served: ServedModel) -> None:
         self._served = served
+        self._counts = Counts()
 
     def app(self) -> Starlette:
         """The ASGI application."""
         return Starlette(
             routes=[
                 Route("/health", self.health),
+                Route("/metrics", self.metrics),
                 Route("/v1/models", self.models),
                 Route("/tokenize", self.tokenize, methods=["POST"]),
                 Route("/v1/completions", self.completions, methods=["POST"]),
@@ -58,6 +61,10 @@ class Front:
     async def health(self, _request: Request) -> Response:
         """200 as long as answers can be given, else 503."""
         return Response(status_code=200 if self._served.is_healthy() else 503)
+
+    async def metrics(self, _request: Request) -> Response:
+        """Prometheus text."""
+        return Response(self._counts.prometheus(), media_type="text/plain; version=0.0.4")
 
     async def models(self, _request: Request) -> Response:
         """The one model."""
@@ -108,12 +115,15 @@ class Front:
         for prompt in prompts:
             self._check(prompt, max_tokens)
         shaped = shape(self._served.name, prompts, wanted.return_token_ids)
+        self._counts.requests += 1
+        self._counts.prompt_tokens += sum(map(len, prompts))
         pieces = answer_all([answer_one(self._served, prompt, max_tokens, wanted) for prompt in prompts])
         if wanted.stream:
             events = self._events(pieces, shaped, with_usage=wanted.stream_options.include_usage)
             return StreamingResponse(events, media_type="text/event-stream")
         async with aclosing(pieces):
             async for index, piece in pieces:
+                self._counts.generation_tokens += len(piece.token_ids)
                 shaped.answers[index].add(piece)
                 if await request.is_disconnected():
                     break
@@ -126,6 +136,7 @@ class Front:
         try:
             async with aclosing(pieces):
                 async for index, piece in pieces:
+                    self._counts.generation_tokens += len(piece.token_ids)
                     yield _event(shaped.chunk(index, piece))
             if with_usage:
                 yield _event(shaped.usage_chunk())

@@ -34,7 +34,7 @@ class ApiServer:
 
     def __init__(self, host: str, port: int) -> None:
         self._endpoint = f"{host}:{port}"
-        self._socket = _bound(host, port)
+        self._socket = bound_socket(host, port)
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
         self._over = threading.Event()
@@ -87,8 +87,12 @@ class ApiServer:
             self._over.set()
 
 
-def _bound(host: str, port: int) -> socket.socket:
-    """A socket that is bound and does not listen yet."""
+def bound_socket(host: str, port: int) -> socket.socket:
+    """A socket that is bound and does not listen yet.
+
+    Raises:
+        ZppError: (ADDRESS) host and port cannot be used.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

@@ -1,0 +1,376 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`zpptool serve` as a user runs it, on a tiny model: what it serves, what it survives, and that it leaves nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytest.importorskip("transformers")
+pytest.importorskip("httpx")
+
+import httpx
+
+from tests.conftest import Ran
+from zpptool.pipeline.process import STOP_GRACE_S
+
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(400)]
+
+READY_S = 150
+STREAMS = 50
+END_S = 2 * STOP_GRACE_S + 10
+LONG = {"prompt": "one two", "max_tokens": 6000, "temperature": 0, "ignore_eos": True}
+SHORT = {"prompt": "one two", "max_tokens": 12, "temperature": 0, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Callable[..., Path]) -> Path:
+    return tiny_model("llama", layers=4, max_position_embeddings=8192, initializer_range=0.5)
+
+
+class Served:
+    """One `zpptool serve`, as in a terminal of its own.
+
+    Attributes:
+        process: the command.
+        errors: what it prints on stderr.
+    """
+
+    def __init__(self, directory: Path, *words: object) -> None:
+        self.errors, self.output = directory / "stderr", directory / "stdout"
+        with self.errors.open("wb") as errors, self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "zpptool", "serve", "--port", "0", "--engine", "transformers", *map(str, words)],
+                stdout=output, stderr=errors, stdin=subprocess.DEVNULL,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )  # fmt: skip
+        self.seen: set[psutil.Process] = set()
+
+    @property
+    def url(self) -> str:
+        """Where the front listens, as soon as it says so."""
+        return self.find(r"the front listens at (\S+);")
+
+    def find(self, pattern: str, within_s: float = READY_S) -> str:
+        """The first group of what is printed and matches."""
+        deadline = time.monotonic() + within_s
+        while (found := re.search(pattern, self.text())) is None:
+            assert time.monotonic() < deadline, f"no {pattern}:\n{self.text()}"
+            assert self.process.poll() is None or re.search(pattern, self.text()), self.text()
+            time.sleep(0.05)
+        return found[1] if found.groups() else found[0]
+
+    def text(self) -> str:
+        return self.errors.read_text(errors="replace")
+
+    def look(self) -> dict[str, psutil.Process]:
+        """The processes of the pipeline by what they are: `stage 0`, `head`."""
+        with suppress(psutil.NoSuchProcess):
+            self.seen.update(psutil.Process(self.process.pid).children(recursive=True))
+        found = {}
+        for process in self.seen:
+            with suppress(psutil.NoSuchProcess):
+                words = process.cmdline()
+                if any(word.endswith(".head") for word in words):
+                    found["head"] = process
+                for place in re.findall(r'"stage":(\d+)', words[-1] if "worker" in " ".join(words[:-1]) else ""):
+                    found[f"stage {place}"] = process
+        return found
+
+    def until_ready(self, epoch: int = 1) -> None:
+        self.find("ready after" if epoch == 1 else f"ready again, epoch {epoch}")
+        self.look()
+
+    def left_behind(self) -> list[psutil.Process]:
+        """What still runs of all that was ever seen."""
+        return psutil.wait_procs(self.seen, timeout=END_S)[1]
+
+    def close(self) -> None:
+        self.look()
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        for process in self.left_behind():
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
+    started: list[Served] = []
+
+    def start(*words: object) -> Served:
+        started.append(Served(tmp_path, *words))
+        return started[-1]
+
+    yield start
+    for served in started:
+        served.close()
+
+
+def full_disk(logs: Path) -> None:
+    """Have every write to the logs of that directory fail as on a full disk."""
+    logs.mkdir(parents=True)
+    for name in ("stage-0", "stage-1", "head"):
+        (logs / f"{name}.log").symlink_to("/dev/full")
+
+
+@pytest.fixture(scope="module")
+def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A pipeline of two stages that several tests look at, and kill parts of."""
+    directory = tmp_path_factory.mktemp("serve")
+    full_disk(directory / "logs" / "epoch-2")
+    one = Served(
+        directory, model, "--num-stages", 2, "--log-dir", directory / "logs", "--served-model-name", "tiny",
+        "--recovery-deadline", 200, "--drain-timeout", 200,
+    )  # fmt: skip
+    try:
+        one.until_ready()
+        yield one
+    finally:
+        one.close()
+
+
+@pytest.fixture
+def client(served: Served) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=served.url, timeout=200, trust_env=False) as client:
+        yield client
+
+
+def text_of(answer: httpx.Response) -> str:
+    assert answer.status_code == 200, answer.text
+    text: str = answer.json()["choices"][0]["text"]
+    return text
+
+
+def test_what_it_prints_tells_all_phases(served: Served) -> None:
+    for stage in (0, 1):
+        served.find(rf"pipeline, stage {stage} .*: ready")
+        phases = re.findall(rf"pipeline, stage {stage} \(layers \d-\d, pid \d+\): (.*)", served.text())
+        assert (phases[0], phases[-1]) == ("starting", "ready")
+    assert served.output.read_text() == f"serving tiny at {served.url}\n"
+    assert {path.name for path in (served.errors.parent / "logs/epoch-1").iterdir()} == {
+        "head.log", "stage-0.log", "stage-1.log"
+    }  # fmt: skip
+
+
+def test_openais_own_client_is_served(served: Served) -> None:
+    openai = pytest.importorskip("openai")
+    client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", timeout=200)
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    asked = {"model": "tiny", "prompt": "one two", "max_tokens": 8, "temperature": 0}
+    whole = client.completions.create(**asked).choices[0].text
+    pieces = [chunk.choices[0].text for chunk in client.completions.create(**asked, stream=True)]
+    assert "".join(pieces) == whole
+    assert len(pieces) > 1
+    with pytest.raises(openai.NotFoundError, match="there is no other here"):
+        client.completions.create(**{**asked, "model": "other"})
+
+
+def test_status_top_probes_and_metrics(served: Served, client: httpx.Client, zpptool: Callable[..., Ran]) -> None:
+    processes = served.look()
+    told = zpptool("status", "--url", served.url, "--json")
+    assert told.code == 0, told.err
+    status = told.json
+    assert (status["phase"], status["ready"], status["model"]) == ("ready", True, "tiny")
+    for place, stage in enumerate(status["stages"]):
+        assert stage["pid"] == processes[f"stage {place}"].pid
+        assert (stage["stage"], stage["layers"], stage["phase"]) == (place, [2 * place, 2 * place + 2], "ready")
+        assert stage["memory"] > 10 << 20
+        assert stage["steps"] > 0
+        assert stage["rtt_ms"] > 0
+        assert {"host", "epoch", "requests"} <= stage.keys()
+    links = [status["replicas"][0]["head"]["link"], *(stage["link"] for stage in status["stages"])]
+    assert [link["peer"] for link in links] == ["stage 0", "stage 1", "the head"]
+    for link in links:
+        assert (link["state"], link["last_error"]) == ("connected", "")
+        assert 0 < link["bytes_received"] <= link["bytes_sent"]
+    shown = zpptool("top", "--url", served.url, "--count", 2, "--every", 0.1)
+    assert shown.out.count("tiny: ready") == 2
+    assert shown.out.count("stage 1 -> the head") == 2
+    assert client.get("/livez").status_code == client.get("/health").status_code == 200
+    assert client.get("/readyz").json()["ready"] is True
+    text_of(client.post("/v1/completions", json=SHORT))
+    metrics = client.get("/metrics").text
+    assert 'zpp:pipeline_ready{replica="pipeline"} 1.0' in metrics
+    assert 'zpp:stage_up{replica="pipeline",stage="1"} 1.0' in metrics
+    assert 'zpp:link_state{peer="stage 1",replica="pipeline",stage="0",state="connected"} 1.0' in metrics
+    families = [line for line in metrics.splitlines() if line.startswith("# TYPE ")]
+    assert len(families) == len(set(families))
+    assert float(re.findall(r"^zpp:generation_tokens_total (\S+)", metrics, re.MULTILINE)[0]) >= len("x" * 12)
+
+
+def test_many_streams_at_once_give_the_tokens_of_one(client: httpx.Client, served: Served) -> None:
+    alone = text_of(client.post("/v1/completions", json=SHORT))
+
+    def stream(_number: int) -> str:
+        with client.stream("POST", "/v1/completions", json={**SHORT, "stream": True}) as got:
+            events = [line[6:] for line in got.iter_lines() if line.startswith("data: {")]
+        return "".join(json.loads(event)["choices"][0]["text"] for event in events)
+
+    with ThreadPoolExecutor(STREAMS) as pool:
+        assert set(pool.map(stream, range(STREAMS))) == {alone}
+
+
+def in_background(what: Callable[[], object]) -> list[object]:
+    """The result of something that goes on meanwhile, or what it raised; empty until then."""
+    results: list[object] = []
+
+    def work() -> None:
+        try:
+            results.append(what())
+        except Exception as fault:
+            results.append(fault)
+
+    threading.Thread(target=work, daemon=True).start()
+    return results
+
+
+def wait_for(true: Callable[[], object], within_s: float = READY_S) -> None:
+    deadline = time.monotonic() + within_s
+    while not true():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("victim", "epoch"), [("stage 1", 2), ("head", 3)])
+def test_a_process_that_is_killed_costs_one_restart(
+    victim: str, epoch: int, served: Served, client: httpx.Client
+) -> None:
+    """A stream that has begun ends with OpenAI's error; a request without a byte, and one that comes meanwhile, are
+    answered when the pipeline is whole again. The second epoch finds the disk full: its logs cannot be written."""
+    expected = text_of(client.post("/v1/completions", json=SHORT))
+    before = served.look()
+    unbegun = in_background(lambda: client.post("/v1/completions", json={**LONG, "max_tokens": 800}))
+    with client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as got:
+        lines = got.iter_lines()
+        next(lines)
+        before[victim].kill()
+        last = [line for line in lines if line.startswith("data: ")][-2:]
+    assert '"error"' in "".join(last), last
+    wait_for(lambda: client.get("/readyz").status_code == 503)
+    meanwhile = client.post("/v1/completions", json=SHORT)
+    assert text_of(meanwhile) == expected
+    wait_for(lambda: unbegun)
+    assert isinstance(unbegun[0], httpx.Response)
+    assert text_of(unbegun[0])
+    served.until_ready(epoch)
+    after = served.look()
+    assert all(not process.is_running() for process in before.values())
+    assert all(after[name].is_running() for name in before)
+    assert re.search(rf"pipeline: {victim} was killed by SIGKILL; it is started again in [12] s", served.text())
+    status = client.get("/pipeline/status").json()
+    assert [stage["epoch"] for stage in status["stages"]] == [epoch, epoch]
+    assert status["replicas"][0]["restarts"] == epoch - 1
+
+
+def test_ctrl_c_lets_answers_end_and_then_ends_everything(served: Served, client: httpx.Client) -> None:
+    """The last of this pipeline."""
+    with client.stream("POST", "/v1/completions", json={**LONG, "max_tokens": 800, "stream": True}) as got:
+        lines = got.iter_lines()
+        next(lines)
+        served.look()
+        served.process.send_signal(signal.SIGINT)
+        wait_for(lambda: client.get("/readyz").status_code == 503)
+        refused = client.post("/v1/completions", json=SHORT)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "pipeline_not_ready")
+        assert [line for line in lines if line][-1] == "data: [DONE]"
+    assert served.process.wait(END_S) == 130
+    assert served.left_behind() == []
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(700)
+def test_vllm_is_served_the_same_way(model: Path, serve: Callable[..., Served], zpptool: Callable[..., Ran]) -> None:
+    """Stock vLLM: its phases, answers, metrics as they are, its ring in the status; killed, it leaves nothing."""
+    pytest.importorskip("vllm")
+    one = serve(
+        *(model, "--num-stages", 2, "--engine", "vllm", "--served-model-name", "tiny", "--dtype", "float32", "--"),
+        *("--enforce-eager", "--kv-cache-memory-bytes", 64 << 20, "--max-model-len", 256),
+    )
+    one.find("ready after", 450)
+    one.look()
+    with httpx.Client(base_url=one.url, timeout=200, trust_env=False) as client:
+        alone = text_of(client.post("/v1/completions", json={**SHORT, "model": "tiny"}))
+        with client.stream("POST", "/v1/completions", json={**SHORT, "model": "tiny", "stream": True}) as got:
+            events = [line[6:] for line in got.iter_lines() if line.startswith("data: {")]
+        assert "".join(json.loads(event)["choices"][0]["text"] for event in events) == alone
+        metrics = client.get("/metrics").text
+        head = client.get(f"{client.get('/pipeline/status').json()['replicas'][0]['url']}/metrics").text
+    names = {line.split(" ")[2] for line in head.splitlines() if line.startswith("# TYPE vllm:")}
+    assert names <= {line.split(" ")[2] for line in metrics.splitlines() if line.startswith("# TYPE ")}
+    assert len(names) > 20
+    status = zpptool("status", "--url", one.url, "--json").json
+    assert [stage["link"]["peer"] for stage in status["stages"]] == ["stage 1", "the head"]
+    for stage in (0, 1):
+        phases = re.findall(rf"pipeline, stage {stage} \(.*\): (.*)", one.text())
+        assert phases.index("starting") < phases.index("warming up") < phases.index("ready")
+    one.process.kill()
+    assert one.left_behind() == []
+
+
+def test_what_was_started_does_not_outlive_a_killed_parent(model: Path, serve: Callable[..., Served]) -> None:
+    """While it starts, which is when there is most to forget."""
+    one = serve(model, "--num-stages", 2)
+    wait_for(lambda: len(one.look()) == 3)
+    one.process.kill()
+    assert one.left_behind() == []
+
+
+def test_a_crash_loop_is_given_up_and_says_why(model: Path, serve: Callable[..., Served]) -> None:
+    one = serve(model, "--num-stages", 2, "--max-restarts", 1)
+    killed: set[int] = set()
+    wait_for(lambda: one.look())
+    while one.process.poll() is None and len(killed) < 2:
+        victim = one.look().get("stage 1")
+        if victim is not None and victim.pid not in killed:
+            killed.add(victim.pid)
+            victim.kill()
+        time.sleep(0.05)
+    assert one.process.wait(READY_S) == 6
+    assert "the pipeline has failed 2 times in a row and is given up: stage 1 was killed by SIGKILL" in one.text()
+    assert one.left_behind() == []
+
+
+def test_a_start_that_cannot_work_fails_at_once_with_the_end_of_the_log(
+    model: Path, serve: Callable[..., Served]
+) -> None:
+    one = serve(model, "--num-stages", 2, "--", "--no-such-argument")
+    assert one.process.wait(READY_S) == 2
+    assert "takes no arguments after --: --no-such-argument" in one.text()
+    assert "started again" not in one.text()
+    assert one.left_behind() == []
+
+
+def test_a_terminal_shows_it_live_and_takes_it_along_when_it_closes(model: Path) -> None:
+    """In a terminal of its own: the table is drawn with the terminal's codes; closing the terminal ends everything."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        words = ["serve", str(model), "--num-stages", "2", "--engine", "transformers", "--port", "0"]
+        os.execv(sys.executable, [sys.executable, "-m", "zpptool", *words])
+    shown = b""
+    deadline = time.monotonic() + READY_S
+    while b"starting" not in shown:
+        assert time.monotonic() < deadline, shown
+        shown += os.read(terminal, 65536)
+    wait_for(lambda: len(psutil.Process(pid).children(recursive=True)) >= 3)
+    seen = psutil.Process(pid).children(recursive=True)
+    assert b"\x1b[" in shown
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 130
+    assert psutil.wait_procs(seen, timeout=END_S)[1] == []

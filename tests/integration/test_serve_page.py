@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page in a real browser without a screen: what it draws from the status, and an answer as it streams.
+
+Needs Chromium and playwright (the browser of the system is driven; playwright brings none). `ZPP_SCREENSHOT` names a
+directory to write pictures to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("starlette")
+pytest.importorskip("playwright.sync_api")
+
+import msgspec
+from playwright.sync_api import sync_playwright
+
+from tests.fronts import EVENTS, Heard, RunningFront, ToyServer, chunk, front_of
+from tests.rings import LINK
+from zpptool.serve.balance import Standing
+from zpptool.serve.status import describe_link
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = [
+    pytest.mark.timeout(120),
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (apt-get install chromium)"),
+]
+WAIT_MS = 30_000
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
+LAYERS = ((0, 8), (8, 16), (16, 24), (24, 30))
+
+
+def stage(number: int, phase: str = "ready") -> dict[str, Any]:
+    """A stage as a supervisor describes it."""
+    return {
+        "stage": number, "host": "alpha", "pid": 4100 + number, "layers": list(LAYERS[number]), "phase": phase,
+        "epoch": 1, "memory": (300 + 40 * number) << 20, "steps": 7, "rtt_ms": 0.41, "link": link(number),
+    }  # fmt: skip
+
+
+def link(sender: int) -> dict[str, Any]:
+    """A link as its pipeline's status tells of it."""
+    peer = "head" if sender == len(LAYERS) - 1 else f"stage {sender + 1}"
+    sent = 5 << 20 << (sender + 1)
+    told = msgspec.structs.replace(LINK, peer=peer, rtt_ms=0.41, bytes_sent=sent, bytes_received=sent, refused=0)
+    return describe_link(told)
+
+
+async def behave(heard: Heard, writer: asyncio.StreamWriter) -> None:
+    """Metrics that count up, and an answer in three events."""
+    if heard.path == "/metrics":
+        behave.tokens += 40  # type: ignore[attr-defined]
+        body = f"vllm:generation_tokens_total {behave.tokens}\n".encode()  # type: ignore[attr-defined]
+        writer.write(f"HTTP/1.1 200 OK\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
+        return
+    writer.write(EVENTS)
+    for text in (" Paris", ", which <b>is</b>", " a city."):
+        writer.write(chunk(b'data: {"choices": [{"text": "' + text.encode() + b'"}]}\n\n'))
+        await writer.drain()
+        await asyncio.sleep(0.05)
+    writer.write(chunk(b"data: [DONE]\n\n") + chunk(b""))
+
+
+behave.tokens = 0  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_playwright() as drives:
+        launched = drives.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def described() -> list[dict[str, Any]]:
+    head = {"pid": 4099, "link": link(-1)}
+    stages = [stage(number) for number in range(4)]
+    return [{"model": "SmolLM2-135M-Instruct", "restarts": 0, "head": head, "stages": stages}]
+
+
+@pytest.fixture
+def front(described: list[dict[str, Any]]) -> Iterator[RunningFront]:
+    server = ToyServer(behave)
+    with front_of([server], described=described) as front:
+        yield front
+    server.close()
+
+
+def opened(browser: Any, url: str, scheme: str = "light") -> tuple[Any, list[str]]:
+    """The page, and what the browser has complained of."""
+    page = browser.new_page(color_scheme=scheme, viewport={"width": 1200, "height": 900})
+    page.set_default_timeout(WAIT_MS)
+    complaints: list[str] = []
+    page.on("pageerror", lambda fault: complaints.append(str(fault)))
+    page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+    page.goto(url)
+    page.wait_for_selector("#stages tr")
+    return page, complaints
+
+
+def picture(page: Any, name: str) -> None:
+    directory = os.environ.get("ZPP_SCREENSHOT")
+    if directory:
+        page.screenshot(path=Path(directory) / name)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_ring_is_drawn_and_a_prompt_is_answered(scheme: str, browser: Any, front: RunningFront) -> None:
+    page, complaints = opened(browser, front.url, scheme)
+    assert page.inner_text("#phase") == "ready"
+    assert page.inner_text("#model") == "SmolLM2-135M-Instruct"
+    assert page.locator("#stages tr").count() == 4
+    row = page.locator("#stages tr").nth(1).locator("td").all_inner_texts()
+    assert row == [
+        "pipeline 0", "1", "ready", "8–16", "alpha", "4101", "1", "340.0 MiB", "7", "0"
+    ]  # fmt: skip
+    links = [row.locator("td").all_inner_texts() for row in page.locator("#links tr").all()]
+    assert [row[1] for row in links] == [
+        "head → stage 0", "stage 0 → stage 1", "stage 1 → stage 2", "stage 2 → stage 3", "stage 3 → head"
+    ]  # fmt: skip
+    assert links[1][2:] == ["connected", "3", "0.41 ms", "4", "10.0 MiB", "10.0 MiB", "0", "–"]
+    ring = page.locator("#rings svg")
+    assert ring.locator("circle").count() == 5
+    assert "stage 3 ready" in ring.get_attribute("aria-label")
+    page.fill("#prompt", "The capital of France is")
+    page.click("#send")
+    page.wait_for_function("() => document.querySelector('#timing').textContent.includes('first token')")
+    assert page.inner_text("#answer") == " Paris, which <b>is</b> a city."
+    page.wait_for_function("() => Number(document.querySelector('#rate').textContent) > 0")
+    picture(page, f"page-{scheme}.png")
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    page.close()
+    assert complaints == []
+
+
+def test_it_follows_what_happens(browser: Any, front: RunningFront, described: list[dict[str, Any]]) -> None:
+    page, _ = opened(browser, front.url)
+    described[0]["stages"] = [stage(0), stage(1, "not running"), *(stage(number) for number in (2, 3))]
+    described[0]["stages"][0]["link"] |= {"state": "lost", "last_error": "<i>stage 1 is gone</i>"}
+    front.update(0, Standing("", phase="waiting to restart", epoch=1, why="stage 1 was killed by SIGKILL"))
+    page.wait_for_function("() => document.querySelector('#phase').textContent === 'waiting to restart'")
+    assert page.inner_text("#why") == "pipeline 0: stage 1 was killed by SIGKILL"
+    assert page.locator("#links tr").nth(1).locator("td").last.inner_text() == "<i>stage 1 is gone</i>"
+    assert page.locator("#rings svg path.broken").count() == 1
+    assert "bad" in page.locator("#stages tr").nth(1).locator("td").nth(2).get_attribute("class")
+    page.close()
+
+
+def test_everything_can_be_reached_with_the_keyboard_and_has_a_name(browser: Any, front: RunningFront) -> None:
+    page, _ = opened(browser, front.url)
+    unnamed = page.evaluate(
+        """[...document.querySelectorAll('textarea, input, select, button')]
+           .filter((one) => !one.textContent.trim() && !document.querySelector(`label[for="${one.id}"]`)).length"""
+    )
+    assert unnamed == 0
+    page.focus("#prompt")
+    visited = []
+    for _ in range(4):
+        page.keyboard.press("Tab")
+        visited.append(page.evaluate("document.activeElement.id"))
+    assert visited == ["kind", "most", "send", "answer"]
+    page.close()
+
+
+def test_on_a_narrow_screen_only_the_table_scrolls(browser: Any, front: RunningFront) -> None:
+    page, _ = opened(browser, front.url)
+    page.set_viewport_size({"width": 360, "height": 700})
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    page.close()
+
+
+def test_it_asks_for_a_key_where_one_is_wanted(browser: Any, described: list[dict[str, Any]]) -> None:
+    server = ToyServer(behave)
+    with front_of([server], described=described, keys=["secret"]) as front:
+        page = browser.new_page()
+        page.set_default_timeout(WAIT_MS)
+        page.goto(front.url)
+        page.wait_for_selector("#key", state="visible")
+        page.fill("#key", "secret")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#stages tr")
+        page.wait_for_selector("#keybox", state="hidden")
+        page.close()
+    server.close()

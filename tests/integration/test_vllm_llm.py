@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`zpptool.LLM` in a script gives what `vllm.LLM` gives, over stages of its own or started elsewhere; nothing is left.
+
+The model is a tiny one with 16384 positions: one prompt has more than 8k tokens, one ends just before the last one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from plugin import install_plugin
+from stages import free_base_port, started
+
+pytest.importorskip("vllm")
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1500)]
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "tests/offline.py"
+TOLERANCE = 1e-5
+"""Of logprobs and embeddings in float32."""
+START_S = 1000
+ENGINE = (
+    "--enforce-eager", "--max-model-len", "16384", "--no-enable-prefix-caching", "--max-num-batched-tokens", "512",
+    "--kv-cache-memory-bytes", str(64 << 20), "--max-num-seqs", "8",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def long_model(tiny_model: Callable[..., Path]) -> Path:
+    return tiny_model(
+        "llama", hidden_size=128, intermediate_size=128, max_position_embeddings=16384, initializer_range=0.3
+    )
+
+
+def _with_plugins(installed: Path | None) -> dict[str, str]:
+    """The environment of a vLLM that finds the distributions in a directory."""
+    found = (installed, ROOT, os.environ.get("PYTHONPATH"))
+    return {"PYTHONPATH": os.pathsep.join(str(path) for path in found if path)}
+
+
+class Script:
+    """A user's script as a process, and where it leaves what it made."""
+
+    def __init__(
+        self, directory: Path, which: str, model: Path, *, plugins: Path | None = None, **options: Any
+    ) -> None:
+        self.made = directory / f"{which}.json"
+        self.log = directory / f"{which}.log"
+        with self.log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, str(SCRIPT), which, str(model), str(self.made), json.dumps(options)],
+                stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                env={**os.environ, "OMP_NUM_THREADS": "1", **_with_plugins(plugins)},
+            )  # fmt: skip
+
+    def result(self) -> Any:
+        assert self.process.wait(START_S) == 0, self.log.read_text()[-3000:]
+        return json.loads(self.made.read_text())
+
+    def tree(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+
+@pytest.fixture
+def scripts(tmp_path: Path) -> Iterator[Callable[..., Script]]:
+    """Start scripts; each is killed at the end if it still runs."""
+    begun: list[Script] = []
+
+    def start(*words: Any, **options: Any) -> Script:
+        begun.append(Script(tmp_path, *words, **options))
+        return begun[-1]
+
+    yield start
+    for script in begun:
+        script.process.kill()
+
+
+def close(one: Any, other: Any) -> None:
+    """Equal, floats to `TOLERANCE`."""
+    if isinstance(one, list):
+        assert len(one) == len(other)
+        for left, right in zip(one, other, strict=True):
+            close(left, right)
+    elif isinstance(one, float):
+        assert one == pytest.approx(other, abs=TOLERANCE)
+    else:
+        assert one == other
+
+
+def test_a_script_over_headless_stages_gives_what_vllm_gives(
+    long_model: Path, scripts: Callable[..., Script], tmp_path: Path
+) -> None:
+    """Greedy, seeded, n, logprobs, prompt logprobs, chat; the stages were started elsewhere and end with the script."""
+    base = free_base_port(4)
+    links = ("--total-stages", 2, "--base-port", base, "--dtype", "float32", "--headless", "--", *ENGINE)
+    commands = [(long_model, "--stage-idx", stage, *links) for stage in range(2)]
+    with started(tmp_path, commands) as stages:
+        expected = scripts("vllm", long_model)
+        ours = scripts("zpptool", long_model, num_stages=2, launch=False, base_port=base)
+        tokens, logprobs, prompt_logprobs = ours.result()
+        assert [stage.wait(30) for stage in stages] == [0, 0], stages[0].text()[-2000:]
+    assert len({token for answer in tokens for choice in answer for token in choice}) > 20
+    assert len(prompt_logprobs[1]) == 39
+    assert "waits for its head at tcp://127.0.0.1:" in stages[0].text()
+    close(expected.result(), [tokens, logprobs, prompt_logprobs])
+
+
+def test_embeddings_and_a_script_that_is_killed(
+    long_model: Path, scripts: Callable[..., Script], tmp_path: Path
+) -> None:
+    """As plain vLLM's, which reads its weights by the plugin. SIGKILL of the script ends stages and engine core."""
+    pooling = {"runner": "pooling", "max_model_len": 2048}
+    plugins = install_plugin(tmp_path / "plugins")
+    expected = scripts("vllm", long_model, plugins=plugins, load_format="zpptool-own", **pooling)
+    ours = scripts("zpptool", long_model, num_stages=2, hold=True, **pooling)
+    deadline = time.monotonic() + START_S
+    while not ours.made.exists():
+        assert ours.process.poll() is None, ours.log.read_text()[-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    family = ours.tree()
+    assert sum(map(_is_worker, family)) == 2
+    ours.process.kill()
+    assert psutil.wait_procs(family, timeout=30)[1] == []
+    close(expected.result(), json.loads(ours.made.read_text()))
+
+
+def test_a_stage_that_dies_while_it_starts_is_the_scripts_error(
+    long_model: Path, scripts: Callable[..., Script]
+) -> None:
+    """vLLM's engine core would wait ten minutes for it."""
+    ours = scripts("zpptool", long_model, ranges=["0-1", "1-4"])
+    deadline = time.monotonic() + START_S
+    while not (workers := [process for process in ours.tree() if _is_worker(process)]):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    workers[0].kill()
+    assert ours.process.wait(START_S) == 1
+    assert "was killed by SIGKILL" in ours.log.read_text()
+    assert psutil.wait_procs(workers, timeout=30)[1] == []
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    try:
+        return "zpptool.engines.vllm.worker" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a pipeline's status says of a stage: its ring's word, its own word before there is one, or its pipeline's."""
+
+from __future__ import annotations
+
+import os
+
+import msgspec
+import pytest
+
+from tests.rings import LINK, ring, stage
+from zpptool.pipeline.lifecycle import Phase, State
+from zpptool.pipeline.ring.status import (
+    COMPUTING,
+    LOADING,
+    READY,
+    WAITING,
+    WARMING_UP,
+    RingStatus,
+    StageStatus,
+    unheard,
+)
+from zpptool.pipeline.spec import StageSpec
+from zpptool.pipeline.supervisor import PipelineView, ProcessView
+from zpptool.plan import Engine
+from zpptool.serve.behind import standing_of
+from zpptool.serve.display import rows_of
+from zpptool.serve.status import describe_pipeline, stage_phase
+
+SPECS = tuple(
+    StageSpec(Engine.TRANSFORMERS, "/m", ((0, 2), (2, 4)), number, "ipc:///b", "ipc:///c", served_name="tiny")
+    for number in range(2)
+)
+
+
+def view(phase: Phase, said: str, told: RingStatus | None = None, *, running: bool = True) -> PipelineView:
+    """A pipeline of which stage 1, a process of this test, says so."""
+    processes = tuple(
+        ProcessView(name, os.getpid(), said, running if name == "stage 1" else True)
+        for name in ("stage 0", "head", "stage 1")
+    )
+    return PipelineView(State(phase, epoch=2, ever_ready=True), SPECS, processes, 1, told)
+
+
+def told(phase: str) -> RingStatus:
+    return ring(stage(0), stage(1, phase))
+
+
+UNHEARD = ring(stage(0), unheard(1, 1, 0.1))
+
+
+@pytest.mark.parametrize(
+    ("where", "said", "ring_says", "shown"),
+    [
+        (Phase.STARTING, "starting", None, "starting"),
+        (Phase.STARTING, "starting", UNHEARD, "starting"),
+        (Phase.STARTING, "waiting for the other stages", told(WAITING), "waiting for the other stages"),
+        (Phase.STARTING, "loading 43%", told(LOADING), "loading 43%"),
+        (Phase.STARTING, "waiting for the other stages", told(LOADING), "loading"),
+        (Phase.STARTING, "loading 100%", told(WARMING_UP), "warming up"),
+        (Phase.STARTING, "loading 100%", told(READY), "loaded"),
+        (Phase.STARTING, "loading 100%", told(COMPUTING), "loaded"),
+        (Phase.READY, "loading 100%", told(READY), "ready"),
+        (Phase.READY, "loading 100%", told(COMPUTING), "computing"),
+        (Phase.READY, "loading 100%", None, "ready"),
+        (Phase.DRAINING, "loading 100%", told(COMPUTING), "draining"),
+        (Phase.RESTING, "loading 100%", told(READY), "waiting to restart"),
+    ],
+)
+def test_the_one_who_knows_best_says_the_phase(
+    where: Phase, said: str, ring_says: RingStatus | None, shown: str
+) -> None:
+    assert stage_phase(view(where, said, ring_says), 1) == shown
+
+
+@pytest.mark.parametrize("where", list(Phase))
+def test_a_stage_that_does_not_run_is_said_not_to_run(where: Phase) -> None:
+    assert stage_phase(view(where, "ready", told(READY), running=False), 1) == "not running"
+    unborn = stage_phase(PipelineView(State(where), SPECS, (), 0), 1)
+    assert unborn == ("starting" if where is Phase.STARTING else "not running")
+
+
+def test_the_status_holds_what_the_ring_tells() -> None:
+    link = msgspec.structs.replace(LINK, last_error="a word was lost")
+    last = stage(1, COMPUTING, link=link, steps=9, beat_age_s=0.25)
+    described = describe_pipeline(view(Phase.READY, "loading 100%", ring(stage(0), last)))
+    first, second = described["stages"]
+    assert (second["phase"], second["steps"], second["still_s"], second["rtt_ms"]) == ("computing", 9, 0.25, 1.5)
+    assert (second["layers"], second["epoch"], second["pid"]) == ([2, 4], 2, os.getpid())
+    assert second["memory"] > 1 << 20
+    for name, value in {
+        "peer": "stage 2", "state": "connected", "epoch": 3, "rtt_ms": 1.5, "queue": 4, "bytes_sent": 1000,
+        "bytes_received": 900, "messages_sent": 10, "last_error": "a word was lost",
+    }.items():  # fmt: skip
+        assert second["link"][name] == value
+    assert first["link"]["last_error"] == ""
+    assert described["head"]["link"]["peer"] == "stage 0"
+    assert (described["run"], described["model"], described["restarts"]) == ("run", "tiny", 1)
+
+
+def test_before_a_ring_is_heard_of_there_are_no_links() -> None:
+    for stage_ in describe_pipeline(view(Phase.STARTING, "starting"))["stages"]:
+        assert (stage_["link"], stage_["rtt_ms"], stage_["steps"]) == (None, None, None)
+
+
+def test_a_standing_says_what_each_stage_does() -> None:
+    known = view(Phase.STARTING, "loading 43%", ring(stage(0, WARMING_UP), stage(1, LOADING)))
+    assert standing_of(known).phase == "starting: stage 0 warming up, stage 1 loading 43%"
+    assert standing_of(view(Phase.READY, "x", told(COMPUTING))).phase == "ready"
+
+
+def test_computing_is_no_news_on_the_display() -> None:
+    def shown(last: StageStatus) -> list[str]:
+        return [row.phase for row in rows_of("p", view(Phase.READY, "x", ring(stage(0), last)))]
+
+    assert shown(stage(1, COMPUTING)) == shown(stage(1, READY)) == ["ready", "ready"]

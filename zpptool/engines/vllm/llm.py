@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vllm.LLM` across stages, for scripts: the head is the script, the stages are processes of their own.
+
+What vLLM's class does, this one does: it is that class, with the ring as its executor. Stages that it starts live as
+long as it does, or as the script, however that ends.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import msgspec
+import vllm
+
+from zpptool.engines.vllm import hooks
+from zpptool.engines.vllm.executor import FAULT_VARIABLE, SPEC_VARIABLE, RingExecutor, fault_file
+from zpptool.engines.vllm.reading import version_warning
+from zpptool.engines.vllm.refusals import vllms_refusal
+from zpptool.engines.vllm.words import engine_words
+from zpptool.errors import ZppError, stage_error, usage_error
+from zpptool.pipeline.headless import head_endpoint
+from zpptool.pipeline.launch import check_engine, private_directory, process_fault, start_stage
+from zpptool.pipeline.process import POLL_S, ProcessGroup
+from zpptool.pipeline.resolve import resolve_place
+from zpptool.pipeline.ring.place import say
+from zpptool.pipeline.spec import StageSpec
+from zpptool.plan import Engine
+from zpptool.ports import DEFAULT_BASE_PORT, plan_endpoints
+
+
+class LLM(vllm.LLM):
+    """An offline engine over stages; a context manager, whose end ends the stages.
+
+    Args:
+        model: a checkpoint's directory, or a directory of stages as `zpptool split` writes them.
+        num_stages: how many stages; not needed with `ranges` or a directory of stages.
+        ranges: every stage's layers, `["0-10", "10-30"]`; even by default.
+        launch: start the stages here. Otherwise they are waited for: `zpptool run-stage --headless` for stage 0,
+            wherever each of them runs, with the same engine arguments.
+        base_port: with `launch=False`: as the stages were told.
+        hosts: likewise.
+        head_addr: with `launch=False`: `HOST:PORT` where stage 0 finds this script; the port after the return port if
+            not given.
+        log_dir: where the stages' logs go; None lets them share this process's output.
+        start_timeout_s: how long the stages may take until all stand.
+        step_timeout_s: how long one step may take.
+        dtype: as for `vllm.LLM`.
+        engine_arguments: all others of `vllm.LLM`.
+
+    Raises:
+        ZppError: stages cannot be what was asked for, or did not come up; the message names the stage.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        num_stages: int | None = None,
+        ranges: Sequence[str] = (),
+        launch: bool = True,
+        base_port: int = DEFAULT_BASE_PORT,
+        hosts: Sequence[str] | None = None,
+        head_addr: str | None = None,
+        log_dir: Path | None = None,
+        start_timeout_s: float = 600.0,
+        step_timeout_s: float = 300.0,
+        dtype: str = "auto",
+        **engine_arguments: Any,
+    ) -> None:
+        warning = version_warning(vllm.__version__)
+        if warning:
+            say("zpptool.LLM", warning)
+        check_engine(Engine.VLLM)
+        with ExitStack() as started:
+            group = started.enter_context(ProcessGroup())
+            scratch = started.enter_context(private_directory())
+            specs = _stage_specs(Path(model), num_stages, ranges)
+            endpoints = (
+                plan_endpoints(len(specs), transport="ipc", ipc_dir=scratch)
+                if launch
+                else plan_endpoints(len(specs), base_port, hosts)
+            )
+            local = f"ipc://{scratch / 'head'}" if launch else head_endpoint(endpoints[0].connect, head_addr)
+            words = engine_words(engine_arguments, hooks.serve_parser()._actions)
+            common = {"dtype": dtype, "start_timeout_s": start_timeout_s, "step_timeout_s": step_timeout_s}
+            specs = [
+                msgspec.structs.replace(
+                    spec, bind=link.bind, connect=link.connect, local=local, headless=True, engine_args=words, **common
+                )
+                for spec, link in zip(specs, endpoints, strict=True)
+            ]
+            if launch:
+                for spec in specs:
+                    start_stage(group, spec, {}, log_dir)
+            self._start_head(specs[0], group, scratch, engine_arguments)
+            self.close = weakref.finalize(self, _end, self.llm_engine.engine_core, group, started.pop_all())
+            """Ends the engine and the stages that were started here. Called by itself at the latest at exit."""
+
+    def _start_head(
+        self, spec: StageSpec, group: ProcessGroup, scratch: Path, engine_arguments: Mapping[str, Any]
+    ) -> None:
+        """Have vLLM start its engine core in a process of its own, with the ring as its executor.
+
+        Left alone, vLLM takes larger steps in a script than in a server; the stages go by the server's.
+        """
+        with _head_environment(spec, scratch), _watched(group) as is_lost:
+            try:
+                limits = hooks.engine_config(hooks.serve_arguments(spec, RingExecutor)).scheduler_config
+                steps = {"max_num_batched_tokens": limits.max_num_batched_tokens, "max_num_seqs": limits.max_num_seqs}
+                super().__init__(
+                    spec.model,
+                    dtype=spec.dtype,
+                    pipeline_parallel_size=spec.num_stages,
+                    distributed_executor_backend=RingExecutor,
+                    async_scheduling=False,
+                    **{**steps, **engine_arguments},
+                )
+            except ZppError:
+                raise
+            except Exception as cause:
+                word = fault_file(spec)
+                if word.exists():
+                    raise stage_error(word.read_text()) from cause
+                if is_lost.is_set():
+                    raise process_fault(group.culprit()) from cause
+                refusal = vllms_refusal(cause)
+                if refusal is None:
+                    raise
+                raise refusal from cause
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _stage_specs(model: Path, num_stages: int | None, ranges: Sequence[str]) -> list[StageSpec]:
+    """What each stage is, not yet how they meet."""
+    first = resolve_place(model, stage=0, num_stages=num_stages, ranges=ranges)
+    places = [first]
+    for stage in range(1, len(first.partition)):
+        places.append(resolve_place(model, stage=stage, num_stages=num_stages, ranges=ranges))
+    return [
+        StageSpec(
+            engine=Engine.VLLM,
+            model=str(place.directory),
+            partition=tuple((own.start, own.end) for own in place.partition),
+            stage=place.stage,
+            bind="",
+            connect="",
+        )
+        for place in places
+    ]
+
+
+@contextmanager
+def _head_environment(spec: StageSpec, scratch: Path) -> Iterator[None]:
+    """While the engine core is started: tell it its place through the environment, which it inherits."""
+    if os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0":
+        raise usage_error(
+            "VLLM_ENABLE_V1_MULTIPROCESSING=0 would have the script itself end with its parent",
+            "Leave it out: the engine core runs in a process of its own.",
+        )
+    hooks.prepare_environment(spec)
+    os.environ[SPEC_VARIABLE] = spec.to_json()
+    os.environ[FAULT_VARIABLE] = str(scratch / "fault")
+    try:
+        yield
+    finally:
+        del os.environ[SPEC_VARIABLE], os.environ[FAULT_VARIABLE]
+        hooks.forget_environment()
+
+
+@contextmanager
+def _watched(group: ProcessGroup) -> Iterator[threading.Event]:
+    """While the engine core waits for the stages: end it when one of them ends, for it would wait in vain.
+
+    Yields:
+        an event that is set when that has happened.
+    """
+    over, lost = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(POLL_S):
+            if group.any_ended():
+                lost.set()
+                for process in multiprocessing.active_children():
+                    if process.name.startswith("EngineCore"):
+                        process.terminate()
+                return
+
+    watcher = threading.Thread(target=watch, name="stage-watch", daemon=True)
+    watcher.start()
+    try:
+        yield lost
+    finally:
+        over.set()
+        watcher.join()
+
+
+def _end(engine_core: Any, group: ProcessGroup, started: ExitStack) -> None:
+    """The head first: it tells all stages, those elsewhere too, that the run is over, and they end by themselves."""
+    with started:
+        engine_core.shutdown()
+        group.settle()

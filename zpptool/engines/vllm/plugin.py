@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plugin that vLLM finds when zpptool is installed: a way of loading more to choose from, and nothing else.
+
+It runs in every process of every vLLM on the machine, so it must change nothing for a user who does not ask for it.
+`vllm serve MODEL --load-format zpptool-own` has each rank of vLLM's own pipeline parallelism read its own tensors only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from vllm.config import ModelConfig
+
+LOAD_FORMAT = "zpptool-own"
+
+
+def register() -> None:
+    """Called by vLLM (`vllm.general_plugins`), perhaps several times in one process."""
+    from vllm.model_executor.model_loader import register_model_loader
+    from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+
+    class OwnTensorsOfRank(DefaultModelLoader):
+        """Reads the tensors of this rank's layers from the full checkpoint."""
+
+        def get_all_weights(self, model_config: ModelConfig, model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+            """The rank's tensors by their names in the checkpoint."""
+            self.counter_before_loading_weights = time.perf_counter()
+            yield from _own_tensors(Path(model_config.model))
+
+    register_model_loader(LOAD_FORMAT)(OwnTensorsOfRank)
+
+
+def _own_tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of this process's place in vLLM's pipeline group.
+
+    Raises:
+        ZppError: (INVALID) the directory is no checkpoint that can be cut.
+    """
+    from vllm.distributed.parallel_state import get_pp_group
+    from vllm.distributed.utils import get_pp_indices
+
+    from zpptool.checkpoint.loading import count_layers, load_plan
+    from zpptool.engines.weights import read_tensor
+    from zpptool.layers import LayerRange
+
+    group, layers = get_pp_group(), count_layers(directory)
+    partition = tuple(LayerRange(*get_pp_indices(layers, rank, group.world_size)) for rank in range(group.world_size))
+    for tensor in load_plan(directory, group.rank_in_group, partition):
+        yield tensor.name, read_tensor(tensor)

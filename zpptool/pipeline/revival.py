@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starts again, alone, each process of a group that was killed or has failed; the others keep what they have.
+
+Nothing here waits: whoever watches a group asks `look` now and then.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from zpptool.pipeline.launch import file_name
+from zpptool.pipeline.lives import Lives
+from zpptool.pipeline.phases import LOADED, read_phase
+from zpptool.pipeline.process import Child, ProcessGroup
+
+
+class Revival:
+    """The next lives of one group's processes.
+
+    Args:
+        group: the processes.
+        phase_dir: where each of them tells its phase.
+        tell: is told, in words, of each one that is started again.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        group: ProcessGroup,
+        phase_dir: Path,
+        tell: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._group = group
+        self._phase_dir = phase_dir
+        self._tell = tell
+        self._clock = clock
+        self._lives = Lives()
+        self._due: dict[str, float] = {}
+
+    def look(self) -> bool:
+        """Start what is due, and tell whether a process has ended for good."""
+        ended = [child for child in self._group.children if child.ended]
+        return sum(self._has_ended_for_good(child) for child in ended) > 0
+
+    def _has_ended_for_good(self, child: Child) -> bool:
+        if child.name not in self._due:
+            phase = self._phase_dir / file_name(child.name)
+            rest_s = self._lives.rest_s(child.name, child.popen.returncode, stood=read_phase(phase) == LOADED)
+            if rest_s is None:
+                return True
+            phase.unlink(missing_ok=True)
+            self._due[child.name] = self._clock() + rest_s
+            soon = f" in {rest_s:g} s" if rest_s else ""
+            self._tell(f"{child.name} {child.how_it_ended()}; it is started again{soon}")
+        if self._clock() >= self._due[child.name]:
+            del self._due[child.name]
+            self._group.start_again(child)
+        return False

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A front's `/pipeline/status`, fetched and put into words: what `zpptool status` and `zpptool top` show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+
+from zpptool.console import human_bytes
+from zpptool.errors import ZppError, address_error
+
+ASK_S = 10.0
+STAGE_COLUMNS = ("pipeline", "stage", "phase", "layers", "host", "pid", "epoch", "memory", "rtt", "requests")
+LINK_COLUMNS = ("pipeline", "link", "state", "epoch", "rtt", "queue", "sent", "received", "refused", "last error")
+RIGHT = ("stage", "pid", "epoch", "memory", "rtt", "requests", "queue", "sent", "received", "refused")
+
+WELL = frozenset({"ready", "computing", "connected"})
+"""Phases and states that need no attention."""
+
+
+def fetch_status(client: httpx.Client, url: str, key: str | None) -> dict[str, Any]:
+    """The status that a front tells.
+
+    Args:
+        client: asks.
+        url: of the front.
+        key: of the API, where it wants one.
+
+    Raises:
+        ZppError: (ADDRESS) nobody answers there, or not with a status.
+    """
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    try:
+        asked = client.get(f"{url.rstrip('/')}/pipeline/status", headers=headers, timeout=ASK_S)
+        told = asked.json() if asked.status_code == httpx.codes.OK else None
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as cause:
+        raise address_error(f"no front answers at {url}: {cause}", "Name the one to ask with --url.") from cause
+    if asked.status_code == httpx.codes.UNAUTHORIZED:
+        raise ZppError(f"the front at {url} wants an API key", "Give it with --api-key, or as ZPP_API_KEY.")
+    if not isinstance(told, dict) or "stages" not in told:
+        raise address_error(
+            f"{url} answers /pipeline/status with {asked.status_code}, not with a status",
+            "That is no front of zpptool serve; a head's own API has no status.",
+        )
+    return told
+
+
+def summary(status: Mapping[str, Any]) -> str:
+    """The whole in one line."""
+    requests = status["requests"]
+    rate = f", {status['tokens_per_s']:.1f} tokens/s" if status["tokens_per_s"] is not None else ""
+    return (
+        f"{status['model'] or 'no model yet'}: {status['phase']}{rate}, {requests['in_flight']} requests under way,"
+        f" {requests['waiting']} waiting, {requests['answered']} answered, {requests['failed']} failed"
+    )
+
+
+def stage_rows(status: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """A row for every stage, in `STAGE_COLUMNS`."""
+    return [
+        (
+            str(stage["replica"]),
+            str(stage["stage"]),
+            str(stage["phase"]),
+            "-".join(map(str, stage["layers"] or ())),
+            str(stage["host"]),
+            _or_dash(stage["pid"]),
+            str(stage["epoch"]),
+            human_bytes(stage["memory"]) if stage["memory"] is not None else "-",
+            _milliseconds(stage["rtt_ms"]),
+            str(stage["requests"]),
+        )
+        for stage in status["stages"]
+    ]
+
+
+def link_rows(status: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """A row for every link that is known, in `LINK_COLUMNS`: for each pipeline the head's, then those of its stages."""
+    rows = []
+    for replica in status["replicas"]:
+        stages = [stage for stage in status["stages"] if stage["replica"] == replica["replica"]]
+        senders = [("head", replica["head"] or {}), *((f"stage {stage['stage']}", stage) for stage in stages)]
+        rows += [_link_row(replica["replica"], name, own["link"]) for name, own in senders if own.get("link")]
+    return rows
+
+
+def _link_row(pipeline: str, sender: str, link: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        pipeline,
+        f"{sender} -> {link['peer']}",
+        link["state"],
+        str(link["epoch"]),
+        _milliseconds(link["rtt_ms"]),
+        str(link["queue"]),
+        f"{link['messages_sent']} ({human_bytes(link['bytes_sent'])})",
+        f"{link['messages_received']} ({human_bytes(link['bytes_received'])})",
+        str(link["refused"]),
+        link["last_error"] or "-",
+    )
+
+
+def reasons(status: Mapping[str, Any]) -> list[str]:
+    """Why pipelines are not ready, a line each."""
+    return [
+        f"{replica['replica']}: {replica['phase']}: {replica['why']}"
+        for replica in status["replicas"]
+        if not replica["ready"] and replica["why"]
+    ]
+
+
+def _milliseconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f} ms"
+
+
+def _or_dash(value: object) -> str:
+    return "-" if value is None else str(value)
