@@ -12,6 +12,7 @@ from torch import nn
 from vllm.config import LoadConfig
 
 from zpptool.engines.vllm.loader import OwnTensorsLoader, used_elsewhere
+from zpptool.errors import ZppError
 from zpptool.pipeline.spec import StageSpec
 from zpptool.plan import Engine
 
@@ -57,6 +58,24 @@ def test_a_layer_must_have_its_tensors_on_every_stage() -> None:
     for stage in range(3):
         with pytest.raises(ValueError, match=r"layers\.0\.bias"):
             loader(stage).track_weights_loading(Cohere(), {"layers.0.weight", "norm.weight"})
+
+
+class Bigcode(nn.Module):
+    """As vLLM makes it of transformers' code on the last stage of a tied model: the positions are added once more."""
+
+    __module__ = "vllm.model_executor.models.transformers"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wpe = nn.Embedding(4, 4)
+
+
+def test_what_would_be_used_twice_is_refused_by_name() -> None:
+    with pytest.raises(ZppError, match=r"would use wpe\.weight on stage 2 too"):
+        loader(2).track_weights_loading(Bigcode(), set())
+    first = Bigcode()
+    loader(0).track_weights_loading(first, {"wpe.weight"})
+    assert not torch.isnan(first.wpe.weight).any()
 
 
 @pytest.mark.parametrize(

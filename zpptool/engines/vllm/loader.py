@@ -23,6 +23,7 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from zpptool.checkpoint.loading import load_plan
 from zpptool.checkpoint.roles import Side, outside_role, words_of
 from zpptool.engines.weights import read_tensors
+from zpptool.errors import invalid_error
 from zpptool.pipeline.phases import loading_teller
 from zpptool.pipeline.spec import StageSpec
 
@@ -54,15 +55,32 @@ class OwnTensorsLoader(DefaultModelLoader):
 
         Raises:
             ValueError: vLLM's own; it names the parameters.
+            ZppError: (INVALID) the model would be used with it all the same.
         """
         if loaded_weights is not None:
             parts = {name.partition(".")[0] for name, _ in model.named_parameters()}
-            for name, parameter in model.named_parameters():
-                if name not in loaded_weights and used_elsewhere(name, parameter.nbytes, self.spec, parts):
-                    if parameter.is_floating_point():
-                        parameter.data.fill_(float("nan"))
-                    loaded_weights.add(name)
+            spared = {
+                name: parameter
+                for name, parameter in model.named_parameters()
+                if name not in loaded_weights and used_elsewhere(name, parameter.nbytes, self.spec, parts)
+            }
+            if spared and self.spec.is_last and runs_transformers_code(model):
+                raise invalid_error(
+                    f"vLLM has no class of its own for this model, and what it has would use {', '.join(spared)} on"
+                    f" stage {self.spec.stage} too, as in its own pipelines: the answers would be wrong",
+                    "Use --engine transformers.",
+                )
+            for parameter in spared.values():
+                if parameter.is_floating_point():
+                    parameter.data.fill_(float("nan"))
+            loaded_weights |= spared.keys()
         super().track_weights_loading(model, loaded_weights, *args, **kwargs)
+
+
+def runs_transformers_code(model: nn.Module) -> bool:
+    """Whether vLLM runs the model by transformers' code. On the last stage of a tied model that does all that comes
+    before the layers once more, but for the embedding of tokens."""
+    return type(model).__module__.startswith("vllm.model_executor.models.transformers")
 
 
 def used_elsewhere(name: str, nbytes: int, spec: StageSpec, parts: Collection[str]) -> bool:
