@@ -83,6 +83,7 @@ __all__ = [
     "serve_arguments",
     "serve_parser",
     "set_empty_intermediate_tensors",
+    "share_among",
     "tensor_parallel_group",
 ]  # fmt: skip
 
@@ -133,9 +134,7 @@ class _ServeParser(FlexibleArgumentParser):
         raise argparse.ArgumentError(None, message)
 
 
-def serve_arguments(
-    spec: StageSpec, executor_class: type | None, *, tensor_parallel_size: int = 1
-) -> argparse.Namespace:
+def serve_arguments(spec: StageSpec, executor_class: type | None) -> argparse.Namespace:
     """What `vllm serve` would have parsed, with the ring as its executor, or with vLLM's own where that is None.
 
     vLLM refuses an executor by name when pipeline_parallel_size > 1, so that the class object is set on the namespace.
@@ -164,7 +163,6 @@ def serve_arguments(
             "--tensor-parallel-size and --data-parallel-size after -- would be every stage's, and the head's",
             "Give --tensor-parallel-size before the --: it is this stage's own. --data-parallel-size must be 1.",
         )
-    args.tensor_parallel_size = tensor_parallel_size
     refuse_what_stages_do_not_do(args)
     if executor_class is not None:
         args.distributed_executor_backend = executor_class
@@ -172,6 +170,18 @@ def serve_arguments(
             args.scheduler_cls = BALANCED_SCHEDULER if spec.num_stages > 1 else RECOVERING_SCHEDULER
     validate_parsed_serve_args(args)
     return args
+
+
+def share_among(args: argparse.Namespace, size: int) -> None:
+    """Have `size` devices compute together what `args` describe.
+
+    vLLM's own limits of a batch grow with the number of devices. Those of one are kept: the head, which knows of no
+    devices, schedules within them.
+    """
+    scheduler = engine_config(args).scheduler_config
+    args.max_num_batched_tokens = scheduler.max_num_batched_tokens
+    args.max_num_seqs = scheduler.max_num_seqs
+    args.tensor_parallel_size = size
 
 
 def engine_config(args: argparse.Namespace) -> VllmConfig:

@@ -57,7 +57,9 @@ class StageRank:
         self._rank = rank
         self._store = store
         hooks.prepare_environment(spec)
-        arguments = hooks.serve_arguments(spec, RingExecutor, tensor_parallel_size=spec.tensor_parallel_size)
+        arguments = hooks.serve_arguments(spec, RingExecutor)
+        if spec.tensor_parallel_size > 1:
+            hooks.share_among(arguments, spec.tensor_parallel_size)
         self.config = hooks.engine_config(arguments)
         loader.use_own_tensors(self.config, spec)
         self.worker: Any = None
