@@ -286,11 +286,14 @@ class Supervisor:
         child = self._group.culprit(hurry=lambda: self._stops_asked > 0 or self._is_lost_alone())
         code, told = child.popen.returncode, self._ring.fault if self._ring is not None else ""
         cause = replace(_cause_of(process_fault(child)), own_reason=_has_own_reason(code))
-        for place in self._ended_places():
+        ended = self._ended_places()
+        for place in ended:
             if why := self._hung.pop(place, ""):
                 cause = replace(cause, message=f"{place_name(place)} hangs and was killed: {why}")
         if code == ExitCode.STAGE and told:  # it has lost another one, or was told to end: the head knows why
             cause = replace(cause, message=f"{cause.message}: {told}")
+        elif others := [place_name(place) for place in ended if place_name(place) != child.name]:
+            cause = replace(cause, message=f"{cause.message}, and {', '.join(others)} ended too")
         return lc.Lost(cause, self._lost_places())
 
     def _ended_places(self) -> tuple[int, ...]:
