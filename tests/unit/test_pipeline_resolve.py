@@ -230,9 +230,7 @@ PLANNED = ("tcp://127.0.0.1:6000", "tcp://127.0.0.1:6003")
         (("ipc:///x/a", "ipc:///x/b"), 0, "API port 0"),
     ],
 )
-def test_an_api_port_at_which_a_link_of_its_machine_is_is_refused(
-    links: tuple[str, str], port: int, told: str
-) -> None:
+def test_an_api_port_at_which_a_link_of_its_machine_is_is_refused(links: tuple[str, str], port: int, told: str) -> None:
     with pytest.raises(ZppError, match=told) as refused:
         refuse_api_port(*links, 3, port, base_port=6000)
     assert refused.value.exit_code is ExitCode.ADDRESS
