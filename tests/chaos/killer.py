@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults at random, done to the stages of a running pipeline, each one made good after a while or by the stage itself.
+"""Faults at random, done to the stages of a running pipeline, each one made good after a while or by who started it.
 
-The stages are `run-stage` commands: a worker that is killed is started again by its command, a command that is killed
-is typed again here, a process that is stopped is continued.
+A worker that is killed is started again by its `run-stage` command, or by `serve`; a process that is stopped is
+continued, or by `serve` killed and started again; a `run-stage` command that is killed is typed again here.
 """
 
 from __future__ import annotations
@@ -11,15 +11,76 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import psutil
+from served import Served
 from stages import Stage
 
 STOPPED_S = (0.5, 4.0)
+
+
+class Pipeline(Protocol):
+    """What can be struck."""
+
+    def workers(self) -> dict[int, psutil.Process]:
+        """The process that computes each stage, of those that there are just now."""
+
+    def processes(self) -> list[psutil.Process]:
+        """All of them, of all stages."""
+
+
+@dataclass
+class Commands:
+    """A pipeline of `run-stage` commands.
+
+    Attributes:
+        stages: the commands, in order; one that is typed again takes the place of the one that was killed.
+        words: their words.
+        logs: where the logs of those go that are typed again.
+    """
+
+    stages: list[Stage]
+    words: list[list[object]]
+    logs: Path
+
+    def workers(self) -> dict[int, psutil.Process]:
+        found = {}
+        for number, stage in enumerate(self.stages):
+            with suppress(StopIteration, psutil.NoSuchProcess):
+                found[number] = stage.worker()
+        return found
+
+    def processes(self) -> list[psutil.Process]:
+        return [process for stage in self.stages for process in stage.look()]
+
+    def kill_and_type_again(self, stage: int) -> None:
+        """The command in the foreground and all that it has started, as when a host goes; then it is typed again."""
+        processes = self.stages[stage].look()
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(processes, timeout=10)
+        life = len(list(self.logs.glob(f"stage-{stage}*.log")))
+        self.stages[stage] = Stage(self.logs / f"stage-{stage}-{life}.log", *self.words[stage])
+
+
+@dataclass
+class Household:
+    """A pipeline that one `zpptool serve` keeps up."""
+
+    served: Served
+
+    def workers(self) -> dict[int, psutil.Process]:
+        found = self.served.look()
+        return {int(name.removeprefix("stage ")): found[name] for name in found if name != "head"}
+
+    def processes(self) -> list[psutil.Process]:
+        self.served.look()
+        return [psutil.Process(self.served.process.pid), *self.served.seen]
 
 
 @dataclass
@@ -27,75 +88,59 @@ class Killer:
     """Does one fault after the other.
 
     Attributes:
-        stages: the commands, in order; one that is typed again takes the place of the one that was killed.
-        commands: their words.
-        logs: where the logs of those go that are typed again.
+        pipeline: what is struck.
+        num_stages: how many stages it has.
         chance: decides what is done to whom.
         done: how often each fault was done.
     """
 
-    stages: list[Stage]
-    commands: list[list[object]]
-    logs: Path
+    pipeline: Pipeline
+    num_stages: int
     chance: random.Random
     done: Counter[str] = field(default_factory=Counter)
 
     def strike(self) -> str:
         """Do one fault; its name."""
-        fault = self.chance.choice([self.kill_one, self.kill_one, self.kill_two, self.stop_one, self.kill_a_command])
-        name = fault()
+        faults = [self.kill_one, self.kill_one, self.kill_two, self.stop_one]
+        if isinstance(self.pipeline, Commands):
+            faults.append(self.kill_a_command)
+        name = self.chance.choice(faults)()
         self.done[name] += 1
         return name
 
     def kill_one(self) -> str:
-        self._signal(self.chance.randrange(len(self.stages)), signal.SIGKILL)
+        self._signal(self.chance.randrange(self.num_stages), signal.SIGKILL)
         return "worker killed"
 
     def kill_two(self) -> str:
-        for stage in self.chance.sample(range(len(self.stages)), 2):
+        for stage in self.chance.sample(range(self.num_stages), 2):
             self._signal(stage, signal.SIGKILL)
         return "two workers killed"
 
     def stop_one(self) -> str:
         """SIGSTOP, and SIGCONT after a while."""
-        stage = self.chance.randrange(len(self.stages))
+        stage = self.chance.randrange(self.num_stages)
         self._signal(stage, signal.SIGSTOP)
         time.sleep(self.chance.uniform(*STOPPED_S))
         self._signal(stage, signal.SIGCONT)
         return "worker stopped for a while"
 
     def kill_a_command(self) -> str:
-        """The command in the foreground and all that it has started, as when a host goes; then it is typed again.
-        Never stage 0's: its API is what the streams hang on."""
-        stage = self.chance.randrange(1, len(self.stages))
-        processes = self.stages[stage].look()
-        for process in processes:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(processes, timeout=10)
-        life = len(list(self.logs.glob(f"stage-{stage}*.log")))
-        self.stages[stage] = Stage(self.logs / f"stage-{stage}-{life}.log", *self.commands[stage])
+        """Never stage 0's: its API is what the streams hang on."""
+        assert isinstance(self.pipeline, Commands)
+        self.pipeline.kill_and_type_again(self.chance.randrange(1, self.num_stages))
         return "command killed and typed again"
 
     def _signal(self, stage: int, number: signal.Signals) -> None:
         """To the worker of a stage, if it has one just now."""
-        with suppress(StopIteration, psutil.NoSuchProcess):
-            self.stages[stage].worker().send_signal(number)
+        with suppress(KeyError, psutil.NoSuchProcess):
+            self.pipeline.workers()[stage].send_signal(number)
 
 
-def resident_bytes(stages: list[Stage]) -> int:
+def resident_bytes(pipeline: Pipeline) -> int:
     """Memory of all processes of all stages."""
     total = 0
-    for stage in stages:
-        for process in stage.look():
-            with suppress(psutil.NoSuchProcess):
-                total += process.memory_info().rss
+    for process in pipeline.processes():
+        with suppress(psutil.NoSuchProcess):
+            total += process.memory_info().rss
     return total
-
-
-def until(true: Callable[[], object], within_s: float) -> None:
-    """Wait for something to become true."""
-    end = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < end, "it did not come about in time"
-        time.sleep(0.2)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random faults under 16 streams: no request fails, no token differs from a quiet run, and nothing grows.
 
-Half a minute of faults by default; `ZPP_CHAOS_SECONDS=3600` makes it an hour, `ZPP_CHAOS_SEED` repeats one. The verdict
-is a table on stderr, and in the file that `ZPP_CHAOS_REPORT` names.
+Done to `run-stage` commands and to `serve`, to each for a moment by default; `ZPP_CHAOS_SECONDS=3600` makes it an hour,
+`-k serve` chooses, `ZPP_CHAOS_SEED` repeats one. The verdict is a table on stderr, and in the file that
+`ZPP_CHAOS_REPORT` names.
 """
 
 from __future__ import annotations
@@ -13,19 +14,21 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 import pytest
 from conftest import Ran
-from killer import Killer, resident_bytes
+from killer import Commands, Household, Killer, Pipeline, resident_bytes
+from served import Served
 from stages import free_base_port, started, wait_until_ready
 
 pytest.importorskip("torch")
 
-SECONDS = float(os.environ.get("ZPP_CHAOS_SECONDS", "30"))
+SECONDS = float(os.environ.get("ZPP_CHAOS_SECONDS", "12"))
 SEED = int(os.environ.get("ZPP_CHAOS_SEED", "0"))
 STREAMS = 16
 PROMPTS = 24
@@ -37,6 +40,9 @@ CALM_S = (1.0, 6.0)
 AFTER_S = 300
 """How long the last streams may take after the last fault, on a busy machine."""
 GROWTH = 1.5
+PATIENCE = ("--beat-timeout", 2, "--recovery-deadline", AFTER_S)
+
+Run = Callable[[Path, Path], AbstractContextManager[tuple[str, Pipeline, Callable[[], str]]]]
 
 pytestmark = pytest.mark.timeout(SECONDS + 4 * READY_S)
 
@@ -118,42 +124,56 @@ class Streams:
         return tokens
 
 
-def test_faults_at_random_under_sixteen_streams(
-    tiny_model: Callable[..., Path], tmp_path: Path, zpptool: Callable[..., Ran]
-) -> None:
-    split = tmp_path / "stages"
-    assert (
-        zpptool("split", tiny_model("llama", layers=6, initializer_range=0.5), "--num-stages", STAGES, "-o", split).code
-        == 0
-    )
+@contextmanager
+def by_run_stage(split: Path, logs: Path) -> Iterator[tuple[str, Pipeline, Callable[[], str]]]:
+    """A command for each stage: its API, what is struck, and what says that it has recovered."""
     base = free_base_port(STAGES + 2)
     api = base + STAGES + 1
-    commands: list[list[object]] = [
-        [
-            *(split / f"stage_{stage}", "--base-port", base, "--port", api, "--engine", "transformers"),
-            *("--beat-timeout", 2, "--recovery-deadline", AFTER_S),
-        ]
+    words: list[list[object]] = [
+        [split / f"stage_{stage}", "--base-port", base, "--port", api, "--engine", "transformers", *PATIENCE]
         for stage in range(STAGES)
     ]
     url = f"http://127.0.0.1:{api}"
-    with started(tmp_path, commands) as stages:
+    with started(logs, words) as stages:
         wait_until_ready(url, stages, READY_S)
-        streams, killer = Streams(url), Killer(stages, commands, tmp_path, random.Random(SEED))
+        yield url, Commands(stages, words, logs), stages[0].text
+
+
+@contextmanager
+def by_serve(split: Path, logs: Path) -> Iterator[tuple[str, Pipeline, Callable[[], str]]]:
+    """One command for all of them."""
+    one = Served(logs, "--pipeline-dir", split, *PATIENCE, "--log-dir", logs)
+    try:
+        one.until_ready()
+        yield one.url, Household(one), (logs / "epoch-1" / "head.log").read_text
+    finally:
+        one.close()
+
+
+@pytest.mark.parametrize("run", [by_run_stage, by_serve])
+def test_faults_at_random_under_sixteen_streams(
+    run: Run, tiny_model: Callable[..., Path], tmp_path: Path, zpptool: Callable[..., Ran]
+) -> None:
+    split = tmp_path / "stages"
+    model = tiny_model("llama", layers=6, initializer_range=0.5)
+    assert zpptool("split", model, "--num-stages", STAGES, "-o", split).code == 0
+    with run(split, tmp_path) as (url, pipeline, head_says):
+        streams, killer = Streams(url), Killer(pipeline, STAGES, random.Random(SEED))
         streams.learn()
-        before = resident_bytes(stages)
+        before = resident_bytes(pipeline)
         streams.start()
         end = time.monotonic() + SECONDS
         while time.monotonic() < end or not killer.done:
             time.sleep(killer.chance.uniform(*CALM_S))
             killer.strike()
         streams.end()
-        after = resident_bytes(stages)
+        after = resident_bytes(pipeline)
         table = told(streams.verdict, killer, before, after)
         assert streams.verdict.failures == [], table
         assert streams.verdict.different == 0, table
         assert streams.verdict.requests >= STREAMS, table
         assert after < before * GROWTH, table
-        assert "recovered: the ring is whole again" in stages[0].text(), table
+        assert "recovered: the ring is whole again" in head_says(), table
 
 
 def told(verdict: Verdict, killer: Killer, before: int, after: int) -> str:

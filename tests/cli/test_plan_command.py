@@ -69,6 +69,7 @@ def test_json_tells_what_each_stage_needs(model: Path, zpptool: Callable[..., Ra
         (("--num-stages", "2", "--hosts", "a,b,c"), 2, "3 hosts"),
         (("--num-stages", "2", "--base-port", "65535"), 5, "65535"),
         (("--num-stages", "2", "--api-port", "15550"), 5, "15550"),
+        (("--num-stages", "2", "--api-port", "15552"), 5, "15552"),
     ],
 )
 def test_what_cannot_be_planned_is_refused(

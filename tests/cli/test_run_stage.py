@@ -84,6 +84,7 @@ NOT_INSTALLED = "error: the engine vllm needs vllm, which is not installed\n  hi
         (["STAGES/stage_1", "--local-bind-port", "1", "--bind", "tcp://a:1"], 2, "given twice"),
         (["STAGES/stage_0", "--port", "70000"], 5, "70000"),
         (["STAGES/stage_0", "--port", "15550"], 5, "15550"),
+        (["STAGES/stage_0", "--port", "15552"], 5, "15552"),
         (["STAGES/stage_1", "--hosts", "a,b,c"], 2, "3 hosts are given for 2 stages"),
         (["STAGES/stage_1", "--hosts", "0.0.0.0"], 5, "every address of a machine"),
         (["STAGES/stage_1", "--pipeline-stage-mode", "internal"], 2, "--pipeline-stage-mode internal is not known"),

@@ -156,7 +156,7 @@ def test_a_stop_is_no_failure_even_of_a_pipeline_that_had_some() -> None:
     assert (state.phase, state.cause) == (Phase.ENDED, None)
 
 
-MENDED = replace(RULES, recovers=True)
+MENDED = replace(RULES, recovery_s=120)
 """Of a ring that outlives the loss of a stage."""
 
 
@@ -164,14 +164,14 @@ MENDED = replace(RULES, recovers=True)
 def test_a_ring_that_recovers_gets_only_what_it_lost_and_at_once(lost: tuple[int, ...]) -> None:
     state, done = run(*UP, Event.BREAK, Lost(KILLED, lost), Event.GONE, Event.ALARM, rules=MENDED)
     assert (state.phase, state.epoch, state.places) == (Phase.STARTING, 2, lost)
-    assert done[-5:] == [Report(KILLED, 0), End(lost), SetAlarm(0), Start(lost), SetAlarm(600)]
+    assert done[-5:] == [Report(KILLED, 0), End(lost), SetAlarm(0), Start(lost), SetAlarm(720)]
     assert decide(state, Event.STOP, MENDED)[1] == (End(ALL),)
 
 
 def test_what_is_lost_while_it_is_mended_is_started_again_too_after_a_rest() -> None:
     mending = (*UP, Event.BREAK, Lost(KILLED, (1,)), Event.GONE, Event.ALARM)
     _, done = run(*mending, Event.BREAK, Lost(KILLED, (2,)), Event.GONE, Event.ALARM, rules=MENDED)
-    assert done[-5:] == [Report(KILLED, 2), End((2,)), SetAlarm(2), Start((2,)), SetAlarm(600)]
+    assert done[-5:] == [Report(KILLED, 2), End((2,)), SetAlarm(2), Start((2,)), SetAlarm(720)]
 
 
 @pytest.mark.parametrize(("before", "lost"), [(UP, ()), ((Event.BEGIN,), (1,))], ids=["whom?", "before it was whole"])
@@ -193,6 +193,19 @@ def test_a_mend_that_holds_is_as_good_as_new() -> None:
     state, done = run(*UP, *once, *once, rules=MENDED)
     assert (state.phase, state.epoch) == (Phase.READY, 3)
     assert [action for action in done if isinstance(action, Start)] == [Start(ALL), Start((0,)), Start((0,))]
+
+
+def test_a_start_as_a_whole_is_not_forgotten_at_once_where_the_ring_recovers_either() -> None:
+    state, _ = run(*UP, *(*AGAIN, Event.WHOLE) * 2, Event.BREAK, Lost(KILLED), rules=MENDED)
+    assert (state.phase, state.giving_up) == (Phase.ENDING, True)
+
+
+def test_a_mend_may_take_as_long_as_its_ring_waits_and_then_all_is_started_anew() -> None:
+    late = (*UP, Event.BREAK, Lost(KILLED, (1,)), Event.GONE, Event.ALARM, Event.ALARM)
+    state, done = run(*late, rules=MENDED)
+    assert state.cause is not None
+    assert "not become ready in 720 s" in state.cause.message
+    assert done[-1] == End(ALL)
 
 
 EVENTS = st.sampled_from([*Event, Lost(KILLED), Lost(REFUSED), Lost(KILLED, (1,)), Lost(KILLED, (HEAD, 2))])

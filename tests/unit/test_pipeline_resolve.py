@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 from zpptool.checkpoint.split import split_checkpoint
 from zpptool.errors import ExitCode, ZppError
 from zpptool.layers import LayerRange, check_ranges
-from zpptool.pipeline.resolve import StagePlace, host_port, partition_around, resolve_links, resolve_place
+from zpptool.pipeline.resolve import (
+    StagePlace,
+    host_port,
+    partition_around,
+    refuse_api_port,
+    resolve_links,
+    resolve_place,
+)
 
 LAYERS = 6
 SPLIT = ("0-1", "1-4", "4-6")
@@ -207,6 +214,39 @@ def test_the_prior_arts_addresses_make_one_ring() -> None:
 )
 def test_links_that_cannot_be_are_refused(said: dict[str, Any], code: ExitCode) -> None:
     refusal(code, 1, 3, of=resolve_links, **said)
+
+
+PLANNED = ("tcp://127.0.0.1:6000", "tcp://127.0.0.1:6003")
+
+
+@pytest.mark.parametrize(
+    ("links", "port", "told"),
+    [
+        (PLANNED, 6000, "stage 0 binds"),
+        (PLANNED, 6001, "stage 1 binds"),
+        (PLANNED, 6003, "stage 2 binds"),
+        (("tcp://0.0.0.0:7000", "tcp://127.0.0.1:7003"), 7003, "stage 2 binds"),
+        (("tcp://10.0.0.1:7000", "tcp://10.0.0.1:7003"), 7003, "stage 2 binds"),
+        (("ipc:///x/a", "ipc:///x/b"), 0, "API port 0"),
+    ],
+)
+def test_an_api_port_at_which_a_link_of_its_machine_is_is_refused(links: tuple[str, str], port: int, told: str) -> None:
+    with pytest.raises(ZppError, match=told) as refused:
+        refuse_api_port(*links, 3, port, base_port=6000)
+    assert refused.value.exit_code is ExitCode.ADDRESS
+
+
+@pytest.mark.parametrize(
+    ("links", "port"),
+    [
+        (PLANNED, 6002),
+        (("tcp://10.0.0.1:7000", "tcp://10.0.0.2:7003"), 7003),
+        (("tcp://127.0.0.1:7000", "tcp://10.0.0.2:7003"), 6001),
+        (("ipc:///x/a", "ipc:///x/b"), 6000),
+    ],
+)
+def test_any_other_api_port_is_taken(links: tuple[str, str], port: int) -> None:
+    refuse_api_port(*links, 3, port, base_port=6000)
 
 
 @pytest.mark.parametrize("text", ["10.0.0.2:15550", " tcp://10.0.0.2:15550 ", "tcp://10.0.0.2:15550"])

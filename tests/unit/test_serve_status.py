@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -14,6 +15,7 @@ from zpptool.pipeline.ring.status import (
     COMPUTING,
     LOADING,
     READY,
+    RECOVERING,
     WAITING,
     WARMING_UP,
     RingStatus,
@@ -26,6 +28,7 @@ from zpptool.plan import Engine
 from zpptool.serve.behind import standing_of
 from zpptool.serve.display import rows_of
 from zpptool.serve.status import describe_pipeline, stage_phase
+from zpptool.wire.errors import HEAD
 
 SPECS = tuple(
     StageSpec(Engine.TRANSFORMERS, "/m", ((0, 2), (2, 4)), number, "ipc:///b", "ipc:///c", served_name="tiny")
@@ -39,7 +42,8 @@ def view(phase: Phase, said: str, told: RingStatus | None = None, *, running: bo
         ProcessView(name, os.getpid(), said, running if name == "stage 1" else True)
         for name in ("stage 0", "head", "stage 1")
     )
-    return PipelineView(State(phase, epoch=2, ever_ready=True), SPECS, processes, 1, told)
+    state = State(phase, epoch=2, ever_ready=True, places=(HEAD, 0, 1))
+    return PipelineView(state, SPECS, processes, 1, told)
 
 
 def told(phase: str) -> RingStatus:
@@ -71,6 +75,13 @@ def test_the_one_who_knows_best_says_the_phase(
     where: Phase, said: str, ring_says: RingStatus | None, shown: str
 ) -> None:
     assert stage_phase(view(where, said, ring_says), 1) == shown
+
+
+@pytest.mark.parametrize("where", [Phase.CLEARING, Phase.RESTING])
+def test_one_that_stays_waits_for_those_that_are_started_again(where: Phase) -> None:
+    known = view(where, "loaded", told(WAITING))
+    mend = replace(known, state=replace(known.state, places=(0,)))
+    assert [stage_phase(mend, number) for number in (0, 1)] == [str(where), "waiting for the other stages"]
 
 
 @pytest.mark.parametrize("where", list(Phase))
@@ -114,3 +125,11 @@ def test_computing_is_no_news_on_the_display() -> None:
         return [row.phase for row in rows_of("p", view(Phase.READY, "x", ring(stage(0), last)))]
 
     assert shown(stage(1, COMPUTING)) == shown(stage(1, READY)) == ["ready", "ready"]
+
+
+def test_a_ring_that_has_lost_something_takes_no_request_though_every_process_runs() -> None:
+    ring_ = msgspec.structs.replace(told(COMPUTING), phase=RECOVERING, recoveries=2, stall_s=1.5, recomputed_tokens=7)
+    known = view(Phase.READY, "loaded", ring_)
+    assert (standing_of(known).ready, standing_of(known).phase) == (False, "recovering")
+    described = describe_pipeline(known)
+    assert [described[key] for key in ("recoveries", "stall_s", "recomputed_tokens")] == [2, 1.5, 7]

@@ -188,7 +188,7 @@ def run_stage(
             hosts=host_list(hosts),
         )
         if place.stage == 0 and not headless:
-            refuse_api_port(endpoints[0], api_port)
+            refuse_api_port(*endpoints, len(place.partition), api_port, base_port, host_list(hosts))
         spec = StageSpec(
             engine=engine,
             model=str(place.directory),

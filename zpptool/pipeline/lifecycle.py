@@ -9,8 +9,10 @@ r"""The life of a pipeline that is kept up, as a pure function: state and event 
           resting <-- clearing --(stopped)----'
 
 Nothing here starts, waits or looks at a clock: `pipeline.supervisor` does what is decided here, and tells what happens.
-There is one alarm; setting it again forgets the one before. An event that means nothing in a state changes nothing.
-Actions name the places that they are about. Which places a loss costs is decided by `restarted`, and nowhere else.
+What is ended in `clearing` and started after `resting` is what was lost, where the ring outlives that: the others stay
+as they are, whatever the phase is called. There is one alarm; setting it again forgets the one before. An event that
+means nothing in a state changes nothing. Actions name the places that they are about. Which places a loss costs is
+decided by `restarted`, and nowhere else.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ class Phase(StrEnum):
     BROKEN = "broken"
     """A process has ended by itself; whose end is to blame is being found out."""
     CLEARING = "clearing"
-    """What is left of this epoch is being ended, to be started anew."""
+    """What is to be started anew, all or a part, is being ended."""
     RESTING = "waiting to restart"
     DRAINING = "draining"
     ENDING = "ending"
@@ -60,23 +62,29 @@ class Rules:
 
     Attributes:
         places: all of them: `HEAD`, and the numbers of its stages.
-        recovers: whether the ring outlives the loss of a stage, so that the stage alone has to be started again.
+        recovery_s: how long the ring waits for what it has lost, so that this alone has to be started again; 0 where
+            the ring does not outlive a loss.
         max_restarts: how many starts in a row may fail after the first.
         first_rest_s: how long to wait before the first restart; doubled for each that follows.
         longest_rest_s: the longest such wait.
-        stable_s: a pipeline that has been whole for so long has its failures forgotten; one that recovers, at once.
-        start_timeout_s: how long a start may take.
+        stable_s: a pipeline that has been whole for so long has its failures forgotten; one that was mended, at once.
+        start_timeout_s: how long a start may take. A mend may take `recovery_s` more: its ring gives up before that.
         drain_timeout_s: how long answers under way are waited for when the pipeline is to stop.
     """
 
     places: tuple[int, ...]
-    recovers: bool = False
+    recovery_s: float = 0.0
     max_restarts: int = 5
     first_rest_s: float = 1.0
     longest_rest_s: float = 30.0
     stable_s: float = 60.0
     start_timeout_s: float = 600.0
     drain_timeout_s: float = 30.0
+
+    @property
+    def recovers(self) -> bool:
+        """Whether the ring outlives the loss of a stage."""
+        return self.recovery_s > 0
 
     def rest_s(self, failures: int) -> float:
         """The wait after that many failures in a row, at least one."""
@@ -174,13 +182,14 @@ def decide(state: State, event: Event | Lost, rules: Rules) -> Decision:
         case Phase.NEW, Event.BEGIN:
             return _start(replace(state, places=rules.places), rules)
         case Phase.STARTING, Event.WHOLE:
-            failures = 0 if rules.recovers else state.failures
+            failures = 0 if is_mend(state, rules) else state.failures
             whole = replace(state, phase=Phase.READY, ever_ready=True, failures=failures)
             return whole, (SetAlarm(rules.stable_s),)
         case Phase.STARTING | Phase.READY, Event.BREAK:
             return replace(state, phase=Phase.BROKEN), ()
         case Phase.STARTING, Event.ALARM:
-            return _fail(state, Lost(Cause(f"the pipeline has not become ready in {rules.start_timeout_s:g} s")), rules)
+            late = Cause(f"the pipeline has not become ready in {start_allowed_s(state, rules):g} s")
+            return _fail(state, Lost(late), rules)
         case Phase.READY, Event.ALARM:
             return replace(state, failures=0), ()
         case Phase.RESTING, Event.ALARM:
@@ -208,13 +217,23 @@ def restarted(state: State, lost: tuple[int, ...], rules: Rules) -> tuple[int, .
 
 def rest_s(state: State, rules: Rules) -> float:
     """How long to wait before what was lost is started again: not at all where a ring waits for it the first time."""
-    waited_for = state.failures == 1 and state.places != rules.places
+    waited_for = state.failures == 1 and is_mend(state, rules)
     return 0.0 if waited_for else rules.rest_s(state.failures)
+
+
+def is_mend(state: State, rules: Rules) -> bool:
+    """Whether what is started is a part, which a ring waits for."""
+    return state.places != rules.places
+
+
+def start_allowed_s(state: State, rules: Rules) -> float:
+    """How long a start may take."""
+    return rules.start_timeout_s + (rules.recovery_s if is_mend(state, rules) else 0.0)
 
 
 def _start(state: State, rules: Rules) -> Decision:
     started = replace(state, phase=Phase.STARTING, epoch=state.epoch + 1)
-    return started, (Start(state.places), SetAlarm(rules.start_timeout_s))
+    return started, (Start(state.places), SetAlarm(start_allowed_s(started, rules)))
 
 
 def _lost(state: State, lost: Lost, rules: Rules) -> Decision:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from zpptool.checkpoint.loading import count_layers
 from zpptool.checkpoint.manifest import is_stage_directory, load_manifest
@@ -19,7 +20,7 @@ from zpptool.errors import address_error, invalid_error, usage_error
 from zpptool.layers import LayerRange, Partition, even_partition, parse_range, resolve_partition
 from zpptool.pipeline.spec import StageSpec
 from zpptool.plan import PipelinePlan, plan_faults
-from zpptool.ports import DEFAULT_BASE_PORT, DEFAULT_HOST, StageEndpoints, open_ports, plan_endpoints
+from zpptool.ports import DEFAULT_BASE_PORT, DEFAULT_HOST, StageEndpoints, is_loopback, open_ports, plan_endpoints
 
 _HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):(?P<port>[0-9]{1,5})")
 
@@ -202,13 +203,32 @@ def resolve_links(
     return bind, connect
 
 
-def refuse_api_port(bind: str, api_port: int) -> None:
-    """Refuse an API port that cannot be, or that stage 0 binds for its link.
+def refuse_api_port(
+    bind: str,
+    connect: str,
+    num_stages: int,
+    api_port: int,
+    base_port: int = DEFAULT_BASE_PORT,
+    hosts: Sequence[str] | None = None,
+) -> None:
+    """Refuse an API port that cannot be, or at which a link of stage 0's machine is.
+
+    Args:
+        bind: what stage 0 binds.
+        connect: what the head connects to.
+        num_stages: how many there are.
+        api_port: the port.
+        base_port: the plan's first port. Where stage 0's links are as planned, the others are taken to be so too.
+        hosts: the plan's hosts.
 
     Raises:
         ZppError: (ADDRESS) it cannot be used.
     """
-    open_ports((StageEndpoints(0, DEFAULT_HOST, bind, connect=""),), api_port)
+    links = plan_endpoints(num_stages, base_port, hosts)
+    if (bind, connect) != (links[0].bind, links[0].connect):
+        ends = [(0, bind)] if num_stages == 1 else [(0, bind), (num_stages - 1, connect)]
+        links = tuple(StageEndpoints(stage, _machine_of(end, bind), end, connect="") for stage, end in ends)
+    open_ports(links, api_port)
 
 
 def host_port(text: str) -> str:
@@ -221,6 +241,12 @@ def host_port(text: str) -> str:
     if match is None or not 1 <= int(match["port"]) <= 65535:
         raise address_error(f"{text!r} is not an address of the form HOST:PORT", "For example 10.0.0.2:15550.")
     return match[0]
+
+
+def _machine_of(endpoint: str, own: str) -> str:
+    """The host of an endpoint; `DEFAULT_HOST` where it is the machine of the stage that binds `own`."""
+    host = urlsplit(endpoint).hostname or DEFAULT_HOST
+    return DEFAULT_HOST if is_loopback(host) or host == urlsplit(own).hostname else host
 
 
 def _bracketed(host: str) -> str:

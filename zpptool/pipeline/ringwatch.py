@@ -8,6 +8,7 @@ One that is there and too busy to answer in time is taken to fare as before.
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 from zpptool.errors import ExitCode, ZppError
@@ -28,9 +29,15 @@ class RingWatch:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._over = threading.Event()
+        self._answered_at = time.monotonic()
         self.told: RingStatus | None = None
         self.fault = ""
         threading.Thread(target=self._look, name="ring-watch", daemon=True).start()
+
+    @property
+    def unanswered_s(self) -> float:
+        """For how long a head that is there has not answered."""
+        return time.monotonic() - self._answered_at
 
     def stop(self) -> None:
         """Look no more; nothing is known from now on."""
@@ -40,9 +47,11 @@ class RingWatch:
         while not self._over.is_set():
             try:
                 self.told = read_status(self._path)
+                self._answered_at = time.monotonic()
                 self.fault = self.told.fault or self.fault
             except ZppError as unheard:
                 if unheard.exit_code is ExitCode.ADDRESS:
                     self.told = None
+                    self._answered_at = time.monotonic()
             self._over.wait(BEAT_S)
         self.told = None

@@ -17,14 +17,15 @@ from pathlib import Path
 
 from zpptool.errors import ExitCode, ZppError
 from zpptool.pipeline import lifecycle as lc
+from zpptool.pipeline.hangs import hanging, is_mended
 from zpptool.pipeline.launch import file_name, private_directory, process_fault, start_stage
 from zpptool.pipeline.phases import read_phase
 from zpptool.pipeline.process import STOP_GRACE_S, ProcessGroup
 from zpptool.pipeline.readiness import Readiness
-from zpptool.pipeline.ring.status import RingStatus, status_path
+from zpptool.pipeline.ring.status import RECOVERING, RingStatus, status_path
 from zpptool.pipeline.ringwatch import RingWatch
 from zpptool.pipeline.spec import StageSpec
-from zpptool.wire.errors import place_name
+from zpptool.wire.errors import HEAD, place_name
 
 POLL_S = 0.05
 SIGNALLED = 128
@@ -74,8 +75,13 @@ class PipelineView:
         return f"http://{self.specs[0].api_host}:{self.specs[0].api_port}" if self.specs else ""
 
     @property
+    def is_recovering(self) -> bool:
+        """Whether its ring has lost something, though perhaps no process."""
+        return self.ring is not None and self.ring.phase == RECOVERING
+
+    @property
     def is_ready(self) -> bool:
-        return self.state.phase is lc.Phase.READY
+        return self.state.phase is lc.Phase.READY and not self.is_recovering
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,8 @@ class Supervisor:
         self._phase_dir = Path()
         self._ring: RingWatch | None = None
         self._readiness: Readiness | None = None
+        self._hung: dict[int, str] = {}
+        self._lost_pids: frozenset[int] = frozenset()
         self._fault: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
 
@@ -178,15 +186,38 @@ class Supervisor:
             pass
         if self._state.phase in (lc.Phase.BROKEN, lc.Phase.DRAINING) and self._group.any_ended():
             return self._lost()
-        if self._state.phase in (lc.Phase.STARTING, lc.Phase.READY) and self._group.any_ended():
-            return lc.Event.BREAK
+        if self._state.phase in (lc.Phase.STARTING, lc.Phase.READY):
+            self._kill_what_hangs()
+            if self._group.any_ended():
+                return lc.Event.BREAK
         if self._alarm_at is not None and time.monotonic() >= self._alarm_at:
             self._alarm_at = None
             return lc.Event.ALARM
-        if self._readiness is not None and self._readiness.is_whole():
+        if self._state.phase is lc.Phase.STARTING and self._is_whole():
             self._readiness = None
             return lc.Event.WHOLE
         return None
+
+    def _is_whole(self) -> bool:
+        """A head that was started is asked for a token. One that has stayed knows; a token of its own might have to
+        wait behind the requests that go on."""
+        if self._readiness is not None:
+            return self._readiness.is_whole()
+        return self._ring is not None and is_mended(self._ring.told, self._lost_pids)
+
+    def _kill_what_hangs(self) -> None:
+        """End what the ring waits for in vain: then it has ended, like anything that ends by itself."""
+        if self._ring is None:
+            return
+        places = {place_name(place): place for place in self._upkeep.rules.places}
+        children = {places[child.name]: child for child in self._group.children if not child.ended}
+        pids = {place: child.popen.pid for place, child in children.items()}
+        found = hanging(self._ring.told, self._ring.unanswered_s, self._specs[0].beat_timeout_s, pids)
+        if found is not None:
+            place, why = found
+            self._hung[place] = why
+            children[place].popen.kill()
+            children[place].popen.wait()
 
     def _take(self, event: lc.Event | lc.Lost) -> None:
         state, actions = lc.decide(self._state, event, self._upkeep.rules)
@@ -224,7 +255,8 @@ class Supervisor:
         except (OSError, ZppError) as fault:
             self._inbox.put(lc.Lost(_cause_of(fault, f"the pipeline cannot be started: {fault}")))
             return
-        self._readiness = Readiness(self._specs[0])
+        if HEAD in places:
+            self._readiness = Readiness(self._specs[0])
 
     def _begin_run(self) -> None:
         scratch = self._run_of_all.enter_context(private_directory())
@@ -238,6 +270,7 @@ class Supervisor:
             self._readiness.give_up()
             self._readiness = None
         names = {place_name(place) for place in places}
+        self._lost_pids |= {child.popen.pid for child in self._group.children if child.name in names}
         self._group.stop(0.0 if at_once else STOP_GRACE_S, hurry=self._in_a_hurry, names=names)
         if not self._group.children:
             if self._ring is not None:
@@ -253,17 +286,28 @@ class Supervisor:
         child = self._group.culprit(hurry=lambda: self._stops_asked > 0 or self._is_lost_alone())
         code, told = child.popen.returncode, self._ring.fault if self._ring is not None else ""
         cause = replace(_cause_of(process_fault(child)), own_reason=_has_own_reason(code))
+        ended = self._ended_places()
+        for place in ended:
+            if why := self._hung.pop(place, ""):
+                cause = replace(cause, message=f"{place_name(place)} hangs and was killed: {why}")
         if code == ExitCode.STAGE and told:  # it has lost another one, or was told to end: the head knows why
             cause = replace(cause, message=f"{cause.message}: {told}")
-        return lc.Lost(cause, self._ended_places())
+        elif others := [place_name(place) for place in ended if place_name(place) != child.name]:
+            cause = replace(cause, message=f"{cause.message}, and {', '.join(others)} ended too")
+        return lc.Lost(cause, self._lost_places())
 
     def _ended_places(self) -> tuple[int, ...]:
         ended = {child.name for child in self._group.children if child.ended}
         return tuple(place for place in self._upkeep.rules.places if place_name(place) in ended)
 
+    def _lost_places(self) -> tuple[int, ...]:
+        """What has ended; everything, where one has ended because the ring is over."""
+        over = any(child.popen.poll() == ExitCode.STAGE for child in self._group.children)
+        return self._upkeep.rules.places if over else self._ended_places()
+
     def _is_lost_alone(self) -> bool:
-        lost, rules = self._ended_places(), self._upkeep.rules
-        return lc.restarted(self._state, lost, rules) == lost
+        lost, rules = self._lost_places(), self._upkeep.rules
+        return lost != rules.places and lc.restarted(self._state, lost, rules) == lost
 
 
 def _has_own_reason(code: int) -> bool:

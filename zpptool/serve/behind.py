@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.applications import Starlette
 
 from zpptool.pipeline import lifecycle as lc
-from zpptool.pipeline.ring.status import RingStatus
+from zpptool.pipeline.ring.status import RECOVERING, RingStatus
 from zpptool.pipeline.supervisor import PipelineView, Supervisor
 from zpptool.serve.balance import Standing
 from zpptool.serve.front import Front, FrontParts
@@ -114,6 +114,8 @@ def standing_of(view: PipelineView) -> Standing:
     if state.phase is lc.Phase.STARTING:
         doing = [f"{place_name(spec.stage)} {stage_phase(view, spec.stage)}" for spec in view.specs]
         phase = f"{phase}: {', '.join(doing)}" if doing else phase
+    elif state.phase is lc.Phase.READY and view.is_recovering:
+        phase = RECOVERING
     return Standing(
         url=view.url,
         ready=view.is_ready,

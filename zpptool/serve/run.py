@@ -188,7 +188,7 @@ class _Household:
         serving, name = self._serving, self._names[number]
         rules = lc.Rules(
             places=(HEAD, *range(len(order.specs))),
-            recovers=order.specs[0].recovery_deadline_s > 0,
+            recovery_s=order.specs[0].recovery_deadline_s,
             max_restarts=serving.max_restarts,
             start_timeout_s=order.specs[0].start_timeout_s,
             drain_timeout_s=serving.drain_timeout_s,

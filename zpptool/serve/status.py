@@ -16,6 +16,7 @@ import psutil
 from zpptool.console import SCHEMA_VERSION
 from zpptool.pipeline.lifecycle import Phase
 from zpptool.pipeline.phases import STARTING
+from zpptool.pipeline.phases import WAITING as OTHERS
 from zpptool.pipeline.process import HEAD_NAME
 from zpptool.pipeline.ring.status import COMPUTING, LOADING, READY, UNHEARD, WAITING, LinkStatus
 from zpptool.pipeline.supervisor import PipelineView
@@ -71,6 +72,9 @@ def _replica(upstream: Upstream, own: Mapping[str, Any], tokens_per_s: float | N
         "ready": standing.ready,
         "epoch": standing.epoch,
         "restarts": own.get("restarts", 0),
+        "recoveries": own.get("recoveries", 0),
+        "stall_s": own.get("stall_s", 0.0),
+        "recomputed_tokens": own.get("recomputed_tokens", 0),
         "requests": upstream.in_flight,
         "requests_total": upstream.taken,
         "engine": own.get("engine"),
@@ -120,6 +124,9 @@ def describe_pipeline(view: PipelineView) -> dict[str, Any]:
         "model": (first.served_name or first.model) if first else None,
         "engine": str(first.engine) if first else None,
         "restarts": view.restarts,
+        "recoveries": ring.recoveries if ring else 0,
+        "stall_s": ring.stall_s if ring else 0.0,
+        "recomputed_tokens": ring.recomputed_tokens if ring else 0,
         "run": ring.run_id if ring else None,
         "head": head if head["pid"] is not None else None,
         "stages": stages,
@@ -139,6 +146,8 @@ def stage_phase(view: PipelineView, stage: int, *, running: bool = True) -> str:
         return STARTING
     if process is None or not (running and process.running):
         return "not running"
+    if view.state.phase in (Phase.CLEARING, Phase.RESTING) and stage not in view.state.places:
+        return OTHERS
     if view.state.phase not in (Phase.STARTING, Phase.READY):
         return str(view.state.phase)
     told = view.ring.stages[stage].phase if view.ring is not None else UNHEARD

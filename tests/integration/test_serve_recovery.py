@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`zpptool serve` loses stages under load: every stream goes on with the same tokens, and no client sees an error. What
+never comes back ends it in good order."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("transformers")
+pytest.importorskip("httpx")
+
+import httpx
+
+from tests.conftest import Ran
+from tests.served import READY_S, Served, wait_for
+
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(400)]
+
+STREAMS = 8
+TOKENS = 60
+BEAT_S = 6
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Callable[..., Path]) -> Path:
+    return tiny_model("llama", layers=6, max_position_embeddings=2048, initializer_range=0.5)
+
+
+@pytest.fixture(scope="module")
+def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    directory = tmp_path_factory.mktemp("serve-recovery")
+    one = Served(
+        directory, model, "--num-stages", 3, "--served-model-name", "tiny", "--beat-timeout", BEAT_S,
+        "--log-dir", directory / "logs",
+    )  # fmt: skip
+    try:
+        one.until_ready()
+        yield one
+    finally:
+        one.close()
+
+
+@pytest.fixture(scope="module")
+def client(served: Served) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=served.url, timeout=READY_S, trust_env=False) as asking:
+        yield asking
+
+
+class Streams:
+    """Streams that are under way at once, every other one drawn at random.
+
+    Attributes:
+        told: how many pieces each has got so far.
+    """
+
+    def __init__(self, client: httpx.Client) -> None:
+        self.told = [0] * STREAMS
+        self._pool = ThreadPoolExecutor(STREAMS)
+        self._answers = [self._pool.submit(self._ask, client, number) for number in range(STREAMS)]
+
+    def begun(self) -> bool:
+        return all(pieces >= 3 for pieces in self.told)
+
+    def answers(self) -> list[str]:
+        with self._pool:
+            return [answer.result(READY_S) for answer in self._answers]
+
+    def _ask(self, client: httpx.Client, number: int) -> str:
+        body = {
+            "prompt": f"one two {number}", "max_tokens": TOKENS, "ignore_eos": True, "temperature": number % 2,
+            "seed": number, "stream": True,
+        }  # fmt: skip
+        text = ""
+        with client.stream("POST", "/v1/completions", json=body) as got:
+            assert got.status_code == httpx.codes.OK
+            for line in got.iter_lines():
+                if line.startswith("data: {"):
+                    event = json.loads(line[6:])
+                    assert "error" not in event, event
+                    text += event["choices"][0]["text"]
+                    self.told[number] += 1
+        return text
+
+
+@pytest.fixture(scope="module")
+def undisturbed(client: httpx.Client) -> list[str]:
+    return Streams(client).answers()
+
+
+def strike(served: Served, client: httpx.Client, number: signal.Signals, *victims: str) -> list[str]:
+    """Do this to processes when all streams have begun; what the streams got."""
+    before = served.look()
+    streams = Streams(client)
+    wait_for(streams.begun)
+    for victim in victims:
+        before[victim].send_signal(number)
+    wait_for(lambda: client.get("/readyz").status_code == 503)
+    answers = streams.answers()
+    wait_for(lambda: client.get("/readyz").status_code == 200)
+    after = served.look()
+    for name, process in before.items():
+        assert process.is_running() == (name not in victims), name
+        assert after[name].is_running(), name
+    return answers
+
+
+def test_two_stages_that_are_killed_one_after_the_other(
+    served: Served, client: httpx.Client, undisturbed: list[str]
+) -> None:
+    assert strike(served, client, signal.SIGKILL, "stage 1") == undisturbed
+    assert strike(served, client, signal.SIGKILL, "stage 0") == undisturbed
+    status = client.get("/pipeline/status").json()
+    assert status["requests"]["failed"] == 0
+    (pipeline,) = status["replicas"]
+    assert (pipeline["recoveries"], pipeline["restarts"], pipeline["epoch"]) == (2, 2, 3)
+    assert pipeline["stall_s"] > 0
+    assert pipeline["recomputed_tokens"] > 0
+    metrics = client.get("/metrics").text
+    assert re.search(r"^zpp:recoveries_total\{.*\} 2(\.0)?$", metrics, re.MULTILINE)
+    assert float(re.findall(r"^zpp:recovery_stall_seconds_total\{.*\} (\S+)", metrics, re.MULTILINE)[0]) > 0
+    assert "pipeline: stage 1 was killed by SIGKILL; it is started again in 0 s" in served.text()
+
+
+def test_two_stages_at_once_one_of_them_hung(served: Served, client: httpx.Client, undisturbed: list[str]) -> None:
+    """A stage that is stopped is nobody's child that ends: the ring says that it hangs, and it is killed for that."""
+    assert strike(served, client, signal.SIGKILL, "stage 0", "stage 2") == undisturbed
+    assert strike(served, client, signal.SIGSTOP, "stage 1") == undisturbed
+    assert client.get("/pipeline/status").json()["requests"]["failed"] == 0
+    assert re.search(rf"stage 1 hangs and was killed: its main loop .* \(--beat-timeout {BEAT_S}\)", served.text())
+
+
+def test_a_stage_that_cannot_come_back_ends_it_and_says_why(
+    model: Path, tmp_path: Path, zpptool: Callable[..., Ran]
+) -> None:
+    stages = tmp_path / "stages"
+    assert zpptool("split", model, "--num-stages", 2, "-o", stages).code == 0
+    one = Served(tmp_path, "--pipeline-dir", stages, "--max-restarts", 1)
+    try:
+        one.until_ready()
+        shutil.rmtree(stages / "stage_1")
+        one.look()["stage 1"].kill()
+        assert one.process.wait(READY_S) == 6
+        assert re.search(r"the pipeline has failed 2 times in a row and is given up: stage 1 exited with", one.text())
+        assert "stage_1" in one.text()
+        assert one.left_behind() == []
+    finally:
+        one.close()
