@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,6 +35,12 @@ TINY_EXTRAS = {
     "mixtral": {"num_local_experts": 4},
     "qwen3_moe": {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
 }
+
+SPEAKER_SIZES = {
+    "vocab_size": 49152, "hidden_size": 128, "intermediate_size": 128, "initializer_range": 0.3, "tied": False,
+    "max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2,
+}  # fmt: skip
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,17 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return directory
 
     return make
+
+
+@pytest.fixture(scope="session")
+def speaker(real_model: Path, tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Few random weights with the real model's tokenizer and chat template: what is said means nothing, but one wrong
+    bit changes it, and it is quick."""
+    directory = tmp_path_factory.mktemp("speaker") / "model"
+    shutil.copytree(tiny_model("llama", **SPEAKER_SIZES), directory)
+    for name in TOKENIZER_FILES:
+        shutil.copy(real_model / name, directory)
+    return directory
 
 
 def _byte_tokenizer() -> Any:
