@@ -221,7 +221,7 @@ def run_stage(
         trace=str(trace.resolve()) if trace is not None else "",
         keys=str(key_path(keys, spec.stage).resolve()) if keys else "",
         insecure=insecure,
-        recovery_deadline_s=recovery_deadline,
+        recovery_deadline_s=0.0 if headless else recovery_deadline,  # a script's head does not outlive a loss
     )
     if headless and spec.is_first:
         spec = msgspec.structs.replace(spec, headless=True, local=head_endpoint(spec.connect, head_addr))

@@ -184,7 +184,8 @@ def _head_environment(spec: StageSpec, scratch: Path) -> Iterator[None]:
 
 @contextmanager
 def _watched(group: ProcessGroup) -> Iterator[threading.Event]:
-    """While the engine core waits for the stages: end it when one of them ends, for it would wait in vain.
+    """While the engine core waits for the stages: end it when one of them ends, for it would wait in vain. It may not
+    have been started yet when that happens.
 
     Yields:
         an event that is set when that has happened.
@@ -193,12 +194,12 @@ def _watched(group: ProcessGroup) -> Iterator[threading.Event]:
 
     def watch() -> None:
         while not over.wait(POLL_S):
-            if group.any_ended():
-                lost.set()
-                for process in multiprocessing.active_children():
-                    if process.name.startswith("EngineCore"):
-                        process.terminate()
-                return
+            if not group.any_ended():
+                continue
+            lost.set()
+            for process in multiprocessing.active_children():
+                if process.name.startswith("EngineCore"):
+                    process.terminate()
 
     watcher = threading.Thread(target=watch, name="stage-watch", daemon=True)
     watcher.start()
