@@ -221,10 +221,13 @@ def test_ctrl_c_lets_answers_end_and_then_ends_everything(served: Served, client
 
 @pytest.mark.vllm
 @pytest.mark.timeout(700)
-def test_vllm_is_served_the_same_way(model: Path, serve: Callable[..., Served], zpptool: Callable[..., Ran]) -> None:
+def test_vllm_is_served_the_same_way(
+    tiny_model: Callable[..., Path], serve: Callable[..., Served], zpptool: Callable[..., Ran]
+) -> None:
     """Stock vLLM: its phases, answers, metrics as they are, its ring in the status; a stage that is killed is a pause;
     killed as a whole, it leaves nothing."""
     pytest.importorskip("vllm")
+    model = tiny_model("llama", hidden_size=128, intermediate_size=128, initializer_range=0.3)
     one = serve(
         *(model, "--num-stages", 2, "--engine", "vllm", "--served-model-name", "tiny", "--dtype", "float32", "--"),
         *("--enforce-eager", "--kv-cache-memory-bytes", 64 << 20, "--max-model-len", 256),
