@@ -69,8 +69,8 @@ class Served:
                     found[f"stage {place}"] = process
         return found
 
-    def until_ready(self, epoch: int = 1) -> None:
-        self.find("ready after" if epoch == 1 else f"ready again, epoch {epoch}")
+    def until_ready(self, epoch: int = 1, within_s: float = READY_S) -> None:
+        self.find("ready after" if epoch == 1 else f"ready again, epoch {epoch}", within_s)
         self.look()
 
     def left_behind(self) -> list[psutil.Process]:

@@ -11,6 +11,7 @@ import random
 import signal
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,13 +99,16 @@ class Killer:
     num_stages: int
     chance: random.Random
     done: Counter[str] = field(default_factory=Counter)
+    _deck: list[Callable[[], str]] = field(default_factory=list)
 
     def strike(self) -> str:
-        """Do one fault; its name."""
-        faults = [self.kill_one, self.kill_one, self.kill_two, self.stop_one]
-        if isinstance(self.pipeline, Commands):
-            faults.append(self.kill_a_command)
-        name = self.chance.choice(faults)()
+        """Do one fault; its name. Each kind has its turn before one comes again."""
+        if not self._deck:
+            self._deck = [self.kill_one, self.kill_two, self.stop_one]
+            if isinstance(self.pipeline, Commands):
+                self._deck.append(self.kill_a_command)
+            self.chance.shuffle(self._deck)
+        name = self._deck.pop()()
         self.done[name] += 1
         return name
 

@@ -221,9 +221,13 @@ def test_ctrl_c_lets_answers_end_and_then_ends_everything(served: Served, client
 
 @pytest.mark.vllm
 @pytest.mark.timeout(700)
-def test_vllm_is_served_the_same_way(model: Path, serve: Callable[..., Served], zpptool: Callable[..., Ran]) -> None:
-    """Stock vLLM: its phases, answers, metrics as they are, its ring in the status; killed, it leaves nothing."""
+def test_vllm_is_served_the_same_way(
+    tiny_model: Callable[..., Path], serve: Callable[..., Served], zpptool: Callable[..., Ran]
+) -> None:
+    """Stock vLLM: its phases, answers, metrics as they are, its ring in the status; a stage that is killed is a pause;
+    killed as a whole, it leaves nothing."""
     pytest.importorskip("vllm")
+    model = tiny_model("llama", hidden_size=128, intermediate_size=128, initializer_range=0.3)
     one = serve(
         *(model, "--num-stages", 2, "--engine", "vllm", "--served-model-name", "tiny", "--dtype", "float32", "--"),
         *("--enforce-eager", "--kv-cache-memory-bytes", 64 << 20, "--max-model-len", 256),
@@ -235,12 +239,23 @@ def test_vllm_is_served_the_same_way(model: Path, serve: Callable[..., Served], 
         with client.stream("POST", "/v1/completions", json={**SHORT, "model": "tiny", "stream": True}) as got:
             events = [line[6:] for line in got.iter_lines() if line.startswith("data: {")]
         assert "".join(json.loads(event)["choices"][0]["text"] for event in events) == alone
+        status = zpptool("status", "--url", one.url, "--json").json
+        long = {**SHORT, "model": "tiny", "max_tokens": 200}
+        undisturbed = text_of(client.post("/v1/completions", json=long))
+        killed = in_background(lambda: client.post("/v1/completions", json={**long, "stream": True}))
+        wait_for(lambda: client.get("/pipeline/status").json()["requests"]["in_flight"])
+        one.look()["stage 1"].kill()
+        one.until_ready(2, within_s=250)
+        wait_for(lambda: killed)
+        assert '"error"' not in killed[0].text
+        events = [line[6:] for line in killed[0].text.splitlines() if line.startswith("data: {")]
+        assert "".join(json.loads(event)["choices"][0]["text"] for event in events) == undisturbed
+        assert client.get("/pipeline/status").json()["replicas"][0]["recoveries"] == 1
         metrics = client.get("/metrics").text
         head = client.get(f"{client.get('/pipeline/status').json()['replicas'][0]['url']}/metrics").text
     names = {line.split(" ")[2] for line in head.splitlines() if line.startswith("# TYPE vllm:")}
     assert names <= {line.split(" ")[2] for line in metrics.splitlines() if line.startswith("# TYPE ")}
     assert len(names) > 20
-    status = zpptool("status", "--url", one.url, "--json").json
     assert [stage["link"]["peer"] for stage in status["stages"]] == ["stage 1", "the head"]
     for stage in (0, 1):
         phases = re.findall(rf"pipeline, stage {stage} \(.*\): (.*)", one.text())
