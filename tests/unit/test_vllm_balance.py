@@ -30,7 +30,7 @@ ANSWER = 12
 PROMPT = 5
 
 
-def make_scheduler(model: Path, in_flight: int, most: int = 64) -> BalancedScheduler:
+def make_scheduler(model: Path, in_flight: int, most: int = 64, blocks: int = 1000) -> BalancedScheduler:
     config = VllmConfig(
         model_config=ModelConfig(model=str(model), max_model_len=64, dtype="float32"),
         scheduler_config=SchedulerConfig(
@@ -41,12 +41,12 @@ def make_scheduler(model: Path, in_flight: int, most: int = 64) -> BalancedSched
     )
     config.scheduler_config.async_scheduling = False
     config.parallel_config.pipeline_parallel_size = in_flight
-    config.cache_config.num_gpu_blocks = 1000
+    config.cache_config.num_gpu_blocks = blocks
     spec = FullAttentionSpec(block_size=32, num_kv_heads=1, head_size=8, dtype=torch.float32)
     return BalancedScheduler(
         vllm_config=config,
         kv_cache_config=KVCacheConfig(
-            num_blocks=1000, kv_cache_tensors=[], kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)]
+            num_blocks=blocks, kv_cache_tensors=[], kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)]
         ),
         structured_output_manager=StructuredOutputManager(config),
         block_size=32,

@@ -109,6 +109,7 @@ HOOKS: tuple[Hook, ...] = (
     Hook("v1.core.sched.scheduler", "Scheduler.update_from_output", ("scheduler_output", "model_runner_output")),
     *_all("v1.core.sched.scheduler", "Scheduler.reset_encoder_cache Scheduler.requests", "likewise"),
     *_all("v1.core.sched.scheduler", "Scheduler.kv_cache_config", "likewise"),
+    *_all("v1.request", "Request.num_stale_output_tokens Request.drop_stale_output", "what is under way is dropped"),
     *_all("v1.request", "RequestStatus RequestStatus.PREEMPTED Request.output_token_ids", "which ones the stages know"),
     Hook("v1.engine", "EngineCoreOutputs", why="likewise"),
     Hook("v1.core.sched.output", "NewRequestData.from_request", ("request", "block_ids"), "a request told anew"),
@@ -120,6 +121,11 @@ HOOKS: tuple[Hook, ...] = (
     *_all("v1.worker.gpu_model_runner", "GPUModelRunner.discard_request_mask", "prompts in several steps, on a CPU"),
     *_all("v1.worker.gpu_model_runner", "GPUModelRunner.reset_encoder_cache", "likewise"),
     *_all("v1.sample.sampler", "Sampler.topk_topp_sampler", "a seeded generator is moved on"),
+    # adapters, on a CPU
+    *_all("lora.ops.torch_ops", "lora_ops", "a row without an adapter takes none"),
+    *_all("lora.punica_wrapper", "punica_cpu", "likewise"),
+    Hook("lora.ops.torch_ops.lora_ops", "bgmv_shrink", ("scaling",), "likewise"),
+    *_all("lora.punica_wrapper.punica_cpu", "bgmv_shrink", "likewise"),
     # what travels
     *_all(_OUTPUT, "SchedulerOutput GrammarOutput NewRequestData CachedRequestData", "control objects"),
     Hook("v1.core.sched", "output", why="control objects"),

@@ -69,8 +69,11 @@ class RecoveringScheduler(Scheduler):
         return super().update_from_output(scheduler_output, model_runner_output)
 
     def _put_all_back(self) -> None:
+        """Also what was put back before to make room: its last token, if it is under way, is not waited for."""
         self._times_put_back += 1
         self.reset_prefix_cache(reset_running_requests=True)
+        for request in self.requests.values():
+            request.drop_stale_output = request.num_stale_output_tokens > 0
         self.reset_encoder_cache()
 
     def _live_requests(self) -> list[LiveRequest]:

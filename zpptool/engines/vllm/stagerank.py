@@ -86,6 +86,8 @@ class StageRank:
             self.worker.init_device()
         if self._rank == 0:
             self._say(f"loading layers {self._spec.layers} from {self._spec.model}")
+        if self.config.lora_config is not None:
+            hooks.base_rows_take_no_adapter()
         self.worker.load_model()
         hooks.current_platform.update_block_size_for_backend(self.config)
         if self._rank == 0:

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the same tokens after a loss hang on: what is drawn from seeded generators, what adapters are added to, and which
+results of steps under way still count. vLLM's own sampler, torch functions and scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("vllm")
+pytestmark = pytest.mark.vllm
+
+import torch  # noqa: E402
+from test_vllm_balance import answer_to, make_scheduler  # noqa: E402
+from vllm.lora.ops.torch_ops import lora_ops  # noqa: E402
+from vllm.lora.punica_wrapper import punica_cpu  # noqa: E402
+from vllm.sampling_params import SamplingParams  # noqa: E402
+from vllm.v1.request import Request, RequestStatus  # noqa: E402
+from vllm.v1.sample.sampler import Sampler  # noqa: E402
+
+from zpptool.engines.vllm import executor, hooks, restore  # noqa: E402
+
+VOCABULARY = 50
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def runner_of(generators: dict[int, torch.Generator], discarded: list[bool]) -> SimpleNamespace:
+    """The parts of a model runner that are asked."""
+    batch = SimpleNamespace(generators=generators, num_reqs=len(discarded), vocab_size=VOCABULARY)
+    mask = SimpleNamespace(np=np.array([*discarded, True, True]))  # the buffer is longer than the batch
+    device = torch.device("cpu")
+    return SimpleNamespace(input_batch=batch, discard_request_mask=mask, device=device, sampler=Sampler())
+
+
+def test_a_sequence_whose_prompt_goes_on_draws_nothing() -> None:
+    generators = {row: seeded(row) for row in (0, 1, 3)}
+    runner = runner_of(generators, [True, False, True, True])
+    worker = SimpleNamespace(worker=SimpleNamespace(model_runner=runner))
+    with hooks.discarded_rows_draw_nothing(worker):
+        runner.sampler.topk_topp_sampler(torch.zeros(4, VOCABULARY), generators, None, None)
+    assert set(generators) == {0, 1, 3}
+    moved = {row for row, generator in generators.items() if not generator.get_state().equal(seeded(row).get_state())}
+    assert moved == {1}
+
+
+def test_generators_come_back_when_sampling_fails() -> None:
+    generators = {0: seeded(0)}
+    worker = SimpleNamespace(worker=SimpleNamespace(model_runner=runner_of(generators, [True])))
+    with pytest.raises(ValueError, match="no"), hooks.discarded_rows_draw_nothing(worker):
+        raise ValueError("no")
+    assert list(generators) == [0]
+
+
+@pytest.mark.parametrize("times", [0, 1, 7])
+def test_a_restored_generator_stands_where_the_sampler_left_it(times: int) -> None:
+    """Whatever was beside the sequence in its batches, and in whichever row it was."""
+    left, restored, logits = seeded(5), seeded(5), torch.randn(3, VOCABULARY, generator=seeded(1))
+    runner = runner_of({}, [False])
+    for place in range(times):
+        cut = torch.full((3,), 0.9) if place % 2 else None
+        runner.sampler.topk_topp_sampler(logits.clone(), {place % 3: left, (place + 1) % 3: seeded(9)}, None, cut)
+    restore._draw(runner, restored, times)
+    assert restored.get_state().equal(left.get_state())
+
+
+@pytest.mark.parametrize("way", ["prompt", "token by token"])
+def test_a_row_without_an_adapter_takes_none(way: str) -> None:
+    chance = seeded(2)
+    first, second = torch.randn(2, 1, 4, 6, generator=chance), torch.randn(2, 1, 5, 4, generator=chance)
+    rows, marks = torch.randn(3, 6, generator=chance), torch.tensor([0, -1, 1])
+    hooks.base_rows_take_no_adapter()
+    shrunk, out = torch.ones(3, 4), torch.zeros(3, 5)
+    if way == "prompt":
+        lengths = torch.ones(3, dtype=torch.long)
+        lora_ops.sgmv_shrink(rows, first, shrunk, torch.arange(3), lengths, marks, 3, 1, 3, 0.5)
+        lora_ops.sgmv_expand(shrunk, second, out, torch.arange(3), lengths, marks, 3, 1, 3, True)
+    else:
+        punica_cpu.bgmv_shrink(rows, first, shrunk, marks, 0.5)
+        punica_cpu.bgmv_expand(shrunk, second, out, marks, True)
+    assert out[1].tolist() == [0.0] * 5
+    for row in (0, 2):
+        slot = int(marks[row])
+        torch.testing.assert_close(out[row], 0.5 * second[slot, 0] @ (first[slot, 0] @ rows[row]))
+
+
+def test_a_loss_while_a_sequence_waits_for_room(tiny_model: Callable[..., Path]) -> None:
+    """It was put back while its token was under way, and that token is lost: nothing waits for it, nothing is kept."""
+    scheduler = make_scheduler(tiny_model(), 2, blocks=4)  # one is vLLM's own: the third sequence has to give way
+    answer = 20
+    for number in range(3):
+        scheduler.add_request(
+            Request(f"r{number}", [1] * 30, SamplingParams(max_tokens=answer, ignore_eos=True), None)
+        )
+    steps, lost = [], False
+    for _ in range(400):
+        steps.append(scheduler.schedule())
+        given_way = [
+            request for request in scheduler.requests.values()
+            if request.status == RequestStatus.PREEMPTED and request.num_stale_output_tokens
+        ]  # fmt: skip
+        if given_way and not lost:
+            lost = True
+            for step in steps:
+                scheduler.update_from_output(step, executor.LOST)
+            steps = []
+        while len(steps) > 1 or (steps and not scheduler.running):
+            outputs = scheduler.update_from_output(steps[0], answer_to(steps.pop(0)))
+            for output in outputs.get(0).outputs if outputs.get(0) else ():
+                assert output.new_token_ids in ([7], [])
+        if not scheduler.has_requests():
+            break
+    assert lost
+    assert not scheduler.has_requests()
