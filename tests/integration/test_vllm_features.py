@@ -11,9 +11,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,11 +33,6 @@ from sides import Sides, both_sides
 pytestmark = [pytest.mark.vllm, pytest.mark.model, pytest.mark.timeout(1500)]
 
 RANGES = ((0, 1), (1, 4))
-SIZES = {
-    "vocab_size": 49152, "hidden_size": 128, "intermediate_size": 128, "initializer_range": 0.3, "tied": False,
-    "max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2,
-}  # fmt: skip
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 ARGUMENTS = (
     "--enforce-eager", "--max-model-len", "1024", "--max-num-batched-tokens", "64", "--max-num-seqs", "32",
     "--block-size", "32", "--num-gpu-blocks-override", "40", "--kv-cache-memory-bytes", str(80 << 20),
@@ -73,13 +67,9 @@ TOOLS = [
 
 
 @pytest.fixture(scope="module")
-def model(real_model: Path, tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights with the real model's tokenizer and chat template."""
-    directory = tmp_path_factory.mktemp("speaker") / "model"
-    shutil.copytree(tiny_model("llama", **SIZES), directory)
-    for name in TOKENIZER_FILES:
-        shutil.copy(real_model / name, directory)
-    return directory
+def model(speaker: Path) -> Path:
+    """What both sides run."""
+    return speaker
 
 
 @pytest.fixture(scope="module")

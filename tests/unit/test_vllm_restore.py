@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the same tokens after a loss hang on: what is drawn from seeded generators, what adapters are added to, and which
-results of steps under way still count. vLLM's own sampler, torch functions and scheduler."""
+"""What the same tokens after a loss hang on: what is drawn from seeded generators, which rows an adapter is added to,
+and which results of steps under way still count. Asked of vLLM's own sampler, torch functions and scheduler."""
 
 from __future__ import annotations
 
@@ -95,9 +95,7 @@ def test_a_loss_while_a_sequence_waits_for_room(tiny_model: Callable[..., Path])
     scheduler = make_scheduler(tiny_model(), 2, blocks=4)  # one is vLLM's own: the third sequence has to give way
     answer = 20
     for number in range(3):
-        scheduler.add_request(
-            Request(f"r{number}", [1] * 30, SamplingParams(max_tokens=answer, ignore_eos=True), None)
-        )
+        scheduler.add_request(Request(f"r{number}", [1] * 30, SamplingParams(max_tokens=answer, ignore_eos=True), None))
     steps, lost = [], False
     for _ in range(400):
         steps.append(scheduler.schedule())
