@@ -137,6 +137,15 @@ def test_two_stages_at_once_one_of_them_hung(served: Served, client: httpx.Clien
     assert re.search(rf"stage 1 hangs and was killed: its main loop .* \(--beat-timeout {BEAT_S}\)", served.text())
 
 
+def test_a_head_that_hangs_is_started_again_once(served: Served, client: httpx.Client, undisturbed: list[str]) -> None:
+    """The new one is not blamed for the silence of the one before."""
+    served.look()["head"].send_signal(signal.SIGSTOP)
+    wait_for(lambda: "head hangs and was killed" in served.text())
+    wait_for(lambda: client.get("/readyz").status_code == 200)
+    assert Streams(client).answers() == undisturbed
+    assert served.text().count("head hangs and was killed") == 1
+
+
 def test_a_stage_that_cannot_come_back_ends_it_and_says_why(
     model: Path, tmp_path: Path, zpptool: Callable[..., Ran]
 ) -> None:

@@ -185,7 +185,7 @@ def test_a_stage_that_never_comes_back_is_given_up_and_one_that_does_is_not() ->
     state, done = run(*UP, *lost * 2, Event.BREAK, Lost(KILLED, (1,)), rules=MENDED)
     assert (state.phase, done[-2:]) == (Phase.ENDING, [Report(KILLED, None), End(ALL)])
     state, _ = run(*UP, *(*lost, Event.WHOLE) * 30, rules=MENDED)
-    assert (state.phase, state.failures) == (Phase.READY, 0)
+    assert (state.phase, state.failures, state.cause) == (Phase.READY, 0, None)
 
 
 def test_a_mend_that_holds_is_as_good_as_new() -> None:

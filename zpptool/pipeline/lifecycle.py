@@ -101,7 +101,7 @@ class State:
         epoch: how many times it, or a part of it, was started.
         failures: how many starts or runs have failed in a row.
         ever_ready: whether it has been whole since the command began.
-        cause: why it was not whole last; in `ENDED` why it was given up, None where it was told to stop.
+        cause: why it is not whole; in `ENDED` why it was given up, None where it was told to stop.
         giving_up: what is being ended will not be started again, because of `cause`.
         places: what is started next, or was started last.
     """
@@ -183,7 +183,7 @@ def decide(state: State, event: Event | Lost, rules: Rules) -> Decision:
             return _start(replace(state, places=rules.places), rules)
         case Phase.STARTING, Event.WHOLE:
             failures = 0 if is_mend(state, rules) else state.failures
-            whole = replace(state, phase=Phase.READY, ever_ready=True, failures=failures)
+            whole = replace(state, phase=Phase.READY, ever_ready=True, failures=failures, cause=None)
             return whole, (SetAlarm(rules.stable_s),)
         case Phase.STARTING | Phase.READY, Event.BREAK:
             return replace(state, phase=Phase.BROKEN), ()

@@ -250,6 +250,10 @@ class Supervisor:
             logs.mkdir(parents=True, exist_ok=True)
             if not self._group.children:
                 self._begin_run()
+            if HEAD in places:  # what the one before has told is not this one's word
+                self._watch_ring()
+            for place in places:
+                (self._phase_dir / file_name(place_name(place))).unlink(missing_ok=True)
             for spec, env in zip(self._specs, self._upkeep.env, strict=True):
                 start_stage(self._group, spec, env, logs, self._phase_dir, places)
         except (OSError, ZppError) as fault:
@@ -263,6 +267,10 @@ class Supervisor:
         self._phase_dir = scratch / "phases"
         self._phase_dir.mkdir()
         self._specs = self._upkeep.make_specs(scratch)
+
+    def _watch_ring(self) -> None:
+        if self._ring is not None:
+            self._ring.stop()
         self._ring = RingWatch(status_path(self._specs[0].local))
 
     def _end(self, places: tuple[int, ...], *, at_once: bool) -> None:
