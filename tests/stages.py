@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import psutil
 
-END_S = 10
+END_S = 30
 """How long a pipeline may take to end, whatever ends it."""
 
 

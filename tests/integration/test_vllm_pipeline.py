@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -152,7 +153,7 @@ def test_a_killed_stage_is_named_and_nothing_is_left_running(stages: Path, tmp_p
         assert time.monotonic() - began < END_S
         assert [process for stage in running_stages for process in stage.left_behind()] == []
         assert "stage 1 was killed by SIGKILL" in running_stages[1].text()
-        assert "error: head: stage 2 has lost stage 1" in running_stages[0].text()
+        assert re.search(r"error: head: stage [02] has lost stage 1", running_stages[0].text())  # either may be first
 
 
 @pytest.mark.long
