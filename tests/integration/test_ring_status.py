@@ -14,6 +14,7 @@ from toys import changed, processes, ring_specs, threads
 
 from zpptool.errors import ExitCode
 from zpptool.pipeline.ring.metrics import metrics_text
+from zpptool.pipeline.ring.lifecycle import FIRST_EPOCH
 from zpptool.pipeline.ring.status import COMPUTING, READY, RingStatus, read_status, status_path
 
 pytestmark = pytest.mark.timeout(30)
@@ -40,7 +41,7 @@ def test_a_ring_tells_every_stage_and_link(tmp_path: Path, zpptool) -> None:
         )
         shown = zpptool("status", "--run-dir", tmp_path)
         told = json.loads(zpptool("status", "--run-dir", tmp_path, "--json").out)
-    assert (status.phase, status.epoch, status.fault) == (READY, 0, "")
+    assert (status.phase, status.epoch, status.fault) == (READY, FIRST_EPOCH, "")
     assert [place.stage for place in status.stages] == [0, 1, 2]
     for place, after in zip((status.head, *status.stages), ("stage 0", "stage 1", "stage 2", "the head"), strict=True):
         link = place.link
@@ -52,7 +53,7 @@ def test_a_ring_tells_every_stage_and_link(tmp_path: Path, zpptool) -> None:
     assert [place.layers for place in status.stages] == [(0, 2), (2, 4), (4, 6)]
     assert 'zpp:link_sent_messages_total{peer="stage 2",replica="one",stage="1"}' in metrics_text({"one": status})
     assert shown.code == ExitCode.OK
-    assert f"run {status.run_id}, epoch 0: ready" in shown.out
+    assert f"run {status.run_id}, epoch {FIRST_EPOCH}: ready" in shown.out
     assert "stage 2 -> the head" in shown.out
     assert told["schema_version"] == 1
     assert [place["link"]["peer"] for place in told["stages"]] == ["stage 1", "stage 2", "the head"]
