@@ -132,13 +132,13 @@ def test_a_main_loop_that_is_stuck_ends_its_stage_once_the_ring_has_left_it_behi
 
 
 def test_what_does_not_come_back_in_time_is_named_and_everybody_ends(tmp_path: Path) -> None:
-    specs = ring_specs(3, tmp_path, recovery_s=1.5)
+    specs = ring_specs(3, tmp_path, recovery_s=4)
     with processes(specs, tmp_path) as ring:
         ring.kill(1)
         assert ring.broken.wait(20)
         told = ring.faults[0]
         assert told.exit_code is ExitCode.STAGE
-        assert "stage 1 has not come back in 1.5 s (--recovery-deadline)" in told.message
+        assert "stage 1 has not come back in 4 s (--recovery-deadline)" in told.message
         assert "has lost stage 1" in told.message
         with pytest.raises(ZppError, match="stage 1 has not come back"):
             ring.head.wait_until_whole()

@@ -13,8 +13,8 @@ import pytest
 from toys import changed, processes, ring_specs, threads
 
 from zpptool.errors import ExitCode
-from zpptool.pipeline.ring.metrics import metrics_text
 from zpptool.pipeline.ring.lifecycle import FIRST_EPOCH
+from zpptool.pipeline.ring.metrics import metrics_text
 from zpptool.pipeline.ring.status import COMPUTING, READY, RingStatus, read_status, status_path
 
 pytestmark = pytest.mark.timeout(30)
