@@ -116,3 +116,11 @@ def test_a_loss_while_a_sequence_waits_for_room(tiny_model: Callable[..., Path])
             break
     assert lost
     assert not scheduler.has_requests()
+
+
+@pytest.mark.parametrize(("index", "left"), [(-1, 0.0), (0, 2.0)])
+def test_one_index_may_stand_for_all_rows_of_a_prompt(index: int, left: float) -> None:
+    hooks.base_rows_take_no_adapter()
+    output = torch.full((3, 2), 7.0)
+    punica_cpu.bgmv_shrink(torch.ones(3, 2), torch.ones(1, 1, 2, 2), output, torch.tensor([index]))
+    assert output.tolist() == [[left] * 2] * 3

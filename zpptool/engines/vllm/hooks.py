@@ -351,7 +351,7 @@ def _shrink(
     inputs: torch.Tensor, weights: torch.Tensor, output: torch.Tensor, indices: torch.Tensor, scaling: float = 1.0
 ) -> None:
     _STOCK_SHRINK(inputs, weights, output, indices, scaling)
-    output[indices == -1] = 0
+    output.masked_fill_((indices == -1).unsqueeze(-1), 0)  # one index may stand for all rows: those of a prompt
 
 
 def samples() -> bool:
