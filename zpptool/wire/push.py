@@ -85,7 +85,8 @@ class PushLink(HostingLink):
                 session = self._session
                 if session is None or self._chores or not self._credit.allows(nbytes):
                     session = self._await_room(nbytes, deadline, epoch, run_id)
-                self._refuse_stale(epoch, run_id)
+                else:
+                    self._refuse_stale(epoch, run_id)
                 sequence = self._credit.sent
                 place = self.stage if source is None else source
                 envelope = Envelope(kind, place, self.party.epoch, sequence, session.number)
