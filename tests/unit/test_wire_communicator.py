@@ -184,13 +184,14 @@ def test_waiting_ends_with_who_was_awaited():
 
 def receive_once(address: str) -> None:
     """The other rank: receives one dict, and then no more."""
-    with ZeroMQCommunicator(1, 2, connect=address) as second:
+    with ZeroMQCommunicator(1, 2, connect=address, shared_memory=False) as second:
         second.recv_tensor_dict()
         time.sleep(60)
 
 
 def test_a_send_that_runs_out_of_time_inside_a_tensor_closes_the_link():
-    with ZeroMQCommunicator(0, 2, bind="tcp://127.0.0.1:*", timeout_s=30) as first:
+    # Shared memory takes a whole tensor without the other rank's help; a socket does not.
+    with ZeroMQCommunicator(0, 2, bind="tcp://127.0.0.1:*", timeout_s=30, shared_memory=False) as first:
         other = SPAWN.Process(target=receive_once, args=(first.endpoint,), daemon=True)
         other.start()
         first.send_tensor_dict({"n": 1})
