@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time `zpptool split` against `cp` of the same bytes, all made durable, in turns; and sample anonymous memory.
+"""Time `zpptool split` against `cp` of the same bytes, durable or not, in turns; and sample RssAnon.
 
     python benchmarks/split.py --gib 2 --rounds 5
 
-A sharded checkpoint of random bytes is made in a temporary directory (twice its size is needed there). Each round runs
-every side once, each after a `sync`, beginning with another one each time; medians, their ratios to `cp` and the peak
-of RssAnon are printed. The load average stands beside each round, since a busy machine shifts the ratio: hashing takes
-processor time that `cp` does not. With `--load-all` the plain way runs too: load every tensor with safetensors, save
-those of each stage.
+A sharded checkpoint of random bytes is made in a temporary directory (twice its size is needed there). Each round
+runs every side once, each after a `sync`, beginning with another one each time; medians, their ratios to `cp` (of the
+same kind: synced or not) and the peak of RssAnon are printed. The load average stands beside each round, since a busy
+machine shifts the ratio: hashing takes processor time that `cp` does not. With `--load-all` the plain way runs too:
+load every tensor with safetensors, save those of each stage.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from zpptool.checkpoint.header import TensorInfo, write_header
 SHARDS = 4
 LAYERS_PER_SHARD = 6
 SAMPLE_S = 0.005
-UNSYNCED = "cp, not synced"
-"""For comparison only: when it ends, its bytes are in memory and not yet on the disk."""
+CP, UNSYNCED_CP = "cp", "cp, not synced"
+NO_SYNC = "--no-sync"
+"""With it the bytes are in memory when a split ends, and not yet on the disk, as `cp` leaves them."""
 
 
 def make_checkpoint(directory: Path, total_bytes: int) -> None:
@@ -75,14 +76,21 @@ def commands(source: Path, target: Path, stages: int, *, load_all: bool) -> dict
     """What is timed, by name."""
     split = [sys.executable, "-m", "zpptool", "split", str(source), "--num-stages", str(stages), "-o", str(target)]
     sides = {
-        "cp": ["cp", "-r", str(source), str(target)],
-        UNSYNCED: ["cp", "-r", str(source), str(target)],
+        CP: ["cp", "-r", str(source), str(target)],
+        UNSYNCED_CP: ["cp", "-r", str(source), str(target)],
         "split": [*split, "--quiet"],
         "split --no-hash": [*split, "--quiet", "--no-hash"],
+        f"split {NO_SYNC}": [*split, "--quiet", NO_SYNC],
+        f"split --no-hash {NO_SYNC}": [*split, "--quiet", "--no-hash", NO_SYNC],
     }
     if load_all:
         sides["load all, save all"] = [sys.executable, "-c", LOAD_ALL, str(source), str(target), str(stages)]
     return sides
+
+
+def is_synced(name: str) -> bool:
+    """Whether that side is timed until its bytes are on the disk."""
+    return name != UNSYNCED_CP and NO_SYNC not in name
 
 
 def timed(command: list[str], target: Path, *, synced: bool) -> tuple[float, int]:
@@ -133,17 +141,16 @@ def main() -> None:
             load = os.getloadavg()[0]
             for name in names:
                 os.sync()
-                took, peak = timed(sides[name], target, synced=name != UNSYNCED)
+                took, peak = timed(sides[name], target, synced=is_synced(name))
                 shutil.rmtree(target)
                 seconds[name].append(took)
                 peaks[name] = max(peaks[name], peak)
             print("   ".join(f"{name} {seconds[name][-1]:.2f} s" for name in sides), f"  load {load:.1f}", flush=True)
-    copy = statistics.median(seconds["cp"])
-    print(f"{total / 2**30:.2f} GiB in {given.stages} stages, median of {given.rounds} rounds, written and fsynced")
+    print(f"{total / 2**30:.2f} GiB in {given.stages} stages, median of {given.rounds} rounds")
     for name, took in seconds.items():
-        own = statistics.median(took)
+        own, copy = statistics.median(took), statistics.median(seconds[CP if is_synced(name) else UNSYNCED_CP])
         rate, memory = total / own / 1e9, peaks[name] / 2**20
-        print(f"{name:20} {own:6.2f} s  {rate:5.2f} GB/s  {own / copy:5.2f} x cp  RssAnon {memory:.0f} MiB")
+        print(f"{name:26} {own:6.2f} s  {rate:5.2f} GB/s  {own / copy:5.2f} x cp  RssAnon {memory:.0f} MiB")
 
 
 if __name__ == "__main__":

@@ -70,6 +70,18 @@ def test_the_prior_arts_line(zpptool, model: Path, tmp_path: Path) -> None:
     assert ranges_of(ran) == [[0, 1], [1, 2], [2, 3], [3, 4]]
 
 
+@pytest.mark.parametrize("words", [[], ["--no-hash", "--mode", "copy"]])
+def test_a_split_that_does_not_wait_for_the_disk_is_the_same(
+    zpptool, model: Path, tmp_path: Path, words: list[str]
+) -> None:
+    made = {}
+    for name, more in (("synced", []), ("not", ["--no-sync"])):
+        out = tmp_path / name
+        assert zpptool("split", model, "--num-stages", 2, "-o", out, *words, *more).code == 0
+        made[name] = {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert made["not"] == made["synced"]
+
+
 def test_a_dry_run_writes_nothing(zpptool, model: Path, tmp_path: Path) -> None:
     ran = zpptool("split", model, "--num-stages", 2, "--dry-run", "--output-dir", tmp_path / "out")
     assert ran.code == 0

@@ -162,8 +162,15 @@ def test_an_idle_connection_does_not_look_slow():
     assert believed(2e6, Rate(1e6, at_least=True)) == 2e6
     assert believed(1e6, Rate(9e8, at_least=True)) == 9e8
     assert believed(1e6, Rate(9e8, at_least=False)) == 9e8
-    assert believed(1e9, Rate(1e8, at_least=False)) == pytest.approx(8.2e8)
+    assert believed(1e9, Rate(1e8, at_least=False)) == pytest.approx(6.4e8)
     assert believed(1e6, None) is None
+
+
+def test_a_link_that_only_began_fast_is_soon_known():
+    gauge = Gauge(WireCodec.AUTO)
+    assert not any(gauge.decide(BURST_BYTES, lambda: Rate(1e9, at_least=False)) for _ in range(100))
+    decisions = [gauge.decide(2 * MIB, lambda: Rate(25e6, at_least=False)) for _ in range(12)]
+    assert any(decisions)
 
 
 def test_auto_takes_what_large_messages_have_shown_though_they_did_not_fill_the_link_for_long():

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -77,11 +78,13 @@ class Way:
     Attributes:
         mode: shared or copied.
         hashed: every tensor's bytes are hashed for the manifest.
+        synced: the weight files are on the disk when the split is done.
         read: where the source is not on this machine: what reads it.
     """
 
     mode: Mode = Mode.AUTO
     hashed: bool = True
+    synced: bool = True
     read: Reader | None = None
 
 
@@ -135,7 +138,7 @@ def hash_tensors(
 
 
 def write_shard(path: Path, shard: ShardPlan, way: Way, stop: threading.Event, advance: Advance) -> WrittenFile:
-    """Write one weight file and fsync it.
+    """Write one weight file, and fsync it unless `way` says otherwise.
 
     Raises:
         ZppError: the file system cannot share as `way` asks, or the source ends early.
@@ -153,21 +156,33 @@ def write_shard(path: Path, shard: ShardPlan, way: Way, stop: threading.Event, a
         if way.read is None and _shared(shard, target.fileno(), way.mode, stop):
             hashes = _hashed_or_counted(shard, way, stop, advance)
         elif way.hashed or way.read is not None:
-            hashes = write_hashed(target, shard.tensors, stop, advance, way.read or read_local)
+            hashes = write_hashed(target, shard.tensors, stop, advance, way.read or read_local, synced=way.synced)
         else:
             hashes = {}
             with shard.source.open("rb") as source:
                 for run in shard.runs():
-                    copy_run(source.fileno(), target.fileno(), run, stop, advance)
-        os.fsync(target.fileno())
+                    copy_run(source.fileno(), target.fileno(), run, stop, advance, synced=way.synced)
+        if way.synced:
+            os.fsync(target.fileno())
         return WrittenFile(len(head) + shard.nbytes, head_digest, hashes)
 
 
 def write_hashed(
-    target: BinaryIO, tensors: Sequence[TensorInfo], stop: threading.Event, advance: Advance, read: Reader = read_local
+    target: BinaryIO,
+    tensors: Sequence[TensorInfo],
+    stop: threading.Event,
+    advance: Advance,
+    read: Reader = read_local,
+    *,
+    synced: bool = True,
 ) -> dict[str, str]:
-    """Write the bytes of `tensors` to where an unbuffered file stands, and hash them; raises as `hash_tensors`."""
-    return hash_tensors(tensors, stop, advance, _WriteBehind(target).write, read)
+    """Write the bytes of `tensors` to where an unbuffered file stands, and hash them; raises as `hash_tensors`.
+
+    Args:
+        synced: the file will be synced when all is there, so the disk may begin at once.
+    """
+    write = _WriteBehind(target).write if synced else partial(write_all, target)
+    return hash_tensors(tensors, stop, advance, write, read)
 
 
 def _shared(shard: ShardPlan, target: int, mode: Mode, stop: threading.Event) -> bool:

@@ -94,8 +94,13 @@ def reflink(source: int, target: int, run: Run) -> int:
     return run.nbytes
 
 
-def copy_run(source: int, target: int, run: Run, stop: threading.Event, advance: Advance) -> None:
+def copy_run(
+    source: int, target: int, run: Run, stop: threading.Event, advance: Advance, *, synced: bool = True
+) -> None:
     """Copy a run inside the kernel where it can, else through a small buffer.
+
+    Args:
+        synced: it will be synced when all is there, so the disk may begin at once.
 
     Raises:
         ZppError: the source ends early; OSError: the disk fails; Stopped: `stop` was set.
@@ -119,7 +124,8 @@ def copy_run(source: int, target: int, run: Run, stop: threading.Event, advance:
             _write_at(target, content, run.target + done)
         if not got:
             raise ended_early(_name_of(source))
-        start_writing(target, run.target + done, got)
+        if synced:
+            start_writing(target, run.target + done, got)
         done += got
         advance(got)
 

@@ -49,6 +49,10 @@ def split(
     no_hash: Annotated[
         bool, typer.Option("--no-hash", help="Do not hash: faster, and validate then needs --model to prove a byte.")
     ] = False,
+    no_sync: Annotated[
+        bool,
+        typer.Option("--no-sync", help="Do not wait until the weights are on the disk; cp does not wait either."),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and write nothing.")] = False,
     drop_mtp: Annotated[
         bool, typer.Option("--drop-mtp", help="Leave out what predicts tokens past the next one (MTP, next-n layers).")
@@ -92,7 +96,7 @@ def split(
         if output_dir is not None:
             paths = {stage.stage: output_dir / stage.directory_name for stage in plan.stages}
         if output_dir is not None and not dry_run:
-            way = Way(mode, hashed=not no_hash, read=place.read)
+            way = Way(mode, hashed=not no_hash, synced=not no_sync, read=place.read)
             try:
                 with console.progress(f"splitting into {output_dir}", plan.nbytes) as advance:
                     kept = write_split(

@@ -35,7 +35,8 @@ _THIN = 250e6
 _WEIGHT = 0.2
 _AGAIN = 64
 _EVERY = 8
-"""The connection is asked for each of so many messages, and then for one in so many: that costs as much as a send."""
+"""The connection is asked for each of so many messages, and then for one in so many: that costs as much as a small
+send. For large messages it is asked each time, so that a link that only began fast is soon known."""
 
 
 class Speeds(NamedTuple):
@@ -93,7 +94,7 @@ class Gauge:
         if self._codec is WireCodec.ZSTD:
             return True
         link = self.speeds.link
-        if self._asked < _EVERY or self._asked % _EVERY == 0:
+        if nbytes >= CHUNK_BYTES or self._asked < _EVERY or self._asked % _EVERY == 0:
             link = believed(link, measure(), bursts=self._most >= BURST_BYTES)
         self._asked += 1
         self._most = max(self._most, nbytes)

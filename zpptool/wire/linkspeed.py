@@ -16,7 +16,7 @@ from typing import NamedTuple
 # bytes 160 to 167 hold the delivery rate in bytes a second.
 _LIMITED_AT, _RATE_AT = 7, 160
 _RATE = struct.Struct("=Q")
-_WEIGHT = 0.2
+_WEIGHT = 0.4
 
 
 class Rate(NamedTuple):
