@@ -23,7 +23,7 @@ from vllm.v1.outputs import ModelRunnerOutput  # noqa: E402
 from vllm.v1.request import Request  # noqa: E402
 from vllm.v1.structured_output import StructuredOutputManager  # noqa: E402
 
-from zpptool.engines.vllm.balance import BalancedScheduler, tokens_of_a_share  # noqa: E402
+from zpptool.engines.vllm.balance import BalancedScheduler, tokens_of_a_share, wait_for_each_other  # noqa: E402
 from zpptool.engines.vllm.pace import Pace  # noqa: E402
 
 ANSWER = 12
@@ -103,6 +103,46 @@ def test_those_who_wait_are_let_in_although_others_run(tiny_model: Callable[...,
     sizes = run(scheduler, 2)
     assert sum(sizes) == 20 * ANSWER
     assert sorted(sizes)[len(sizes) // 2] == 4
+
+
+@pytest.mark.parametrize(("requests", "in_flight"), [(4, 2), (9, 3), (1, 2)])
+def test_whole_steps_after_shared_ones_hold_all_again(
+    requests: int, in_flight: int, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Halves that were computed apart would otherwise go on apart for ever, and whole steps could not be tried."""
+    asked = iter([True] * 12)
+    monkeypatch.setattr(Pace, "shares", lambda _self, _running: next(asked, False))
+    scheduler = make_scheduler(tiny_model(), in_flight)
+    add(scheduler, requests)
+    sizes = run(scheduler, in_flight)
+    assert sum(sizes) == requests * ANSWER
+    assert min(sizes[1:]) <= -(-requests // in_flight)
+    assert requests in sizes[len(sizes) // 2 :]  # some are a token behind, and end later
+
+
+def test_those_who_come_later_are_let_in_at_once_and_join_the_whole(
+    tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pace, "shares", lambda _self, _running: False)
+    scheduler = make_scheduler(tiny_model(), 2)
+    add(scheduler, 2)
+    first = scheduler.schedule()
+    params = SamplingParams(max_tokens=ANSWER, ignore_eos=True)
+    scheduler.add_request(Request("late", [1] * PROMPT, params, None))
+    late = scheduler.schedule()
+    assert set(late.num_scheduled_tokens) == {"late"}
+    scheduler.update_from_output(first, answer_to(first))
+    held = scheduler.schedule()
+    assert not held.num_scheduled_tokens
+    scheduler.update_from_output(late, answer_to(late))
+    scheduler.update_from_output(held, answer_to(held))
+    assert len(scheduler.schedule().num_scheduled_tokens) == 3
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=40))
+def test_nobody_waits_when_nothing_is_in_flight_or_a_prompt_goes_in_pieces(open_tokens: list[int]) -> None:
+    if 0 not in open_tokens or max(open_tokens) != 1:
+        assert not wait_for_each_other(open_tokens)
 
 
 @given(st.lists(st.integers(0, 9), max_size=40), st.integers(1, 8))

@@ -3,8 +3,9 @@
 
 vLLM's scheduler puts all that can be computed into one step. In a pipeline the sequences of that step are then on their
 way together, the steps behind it are empty, and all stages but one wait. With N stages this one gives a step at most
-an Nth of the running sequences, where that is the faster way (`pace.py`). Nothing else changes: who is admitted, who is
-preempted, and in which order.
+an Nth of the running sequences, where that is the faster way (`pace.py`). Where it is not, a step has all of them:
+those that were apart wait for each other once, or each half would go on alone. Nothing else changes: who is
+admitted, who is preempted, and in which order.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class BalancedScheduler(RecoveringScheduler):
         super().__init__(*args, **kwargs)
         self._tokens_of_a_step = self.max_num_scheduled_tokens
         self._in_flight = self.vllm_config.max_concurrent_batches
+        self._under_way = 0
         self._in_vain: tuple[int, int] | None = None
         self._pace = Pace(self._in_flight)
 
@@ -40,10 +42,9 @@ class BalancedScheduler(RecoveringScheduler):
         self.become_whole()
         counts = self.get_request_counts()
         admits = counts[1] > 0 and counts != self._in_vain
-        whole = self._tokens_of_a_step
-        share = 0 if admits or not self._pace.shares(counts[0]) else self._share()
-        self.max_num_scheduled_tokens = min(whole, share or whole)
+        self.max_num_scheduled_tokens = self._tokens_of_a_step if admits else self._budget(counts[0])
         output = super().schedule(throttle_prefills)
+        self._under_way += output.total_num_scheduled_tokens > 0
         if output.total_num_scheduled_tokens != len(output.num_scheduled_tokens):
             self._pace.disturbed()
         if admits:
@@ -55,11 +56,18 @@ class BalancedScheduler(RecoveringScheduler):
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
         """As ever; the step's tokens are counted."""
+        self._under_way -= scheduler_output.total_num_scheduled_tokens > 0
         self._pace.step_done(len(scheduler_output.num_scheduled_tokens))
         return super().update_from_output(scheduler_output, model_runner_output)
 
-    def _share(self) -> int:
-        return tokens_of_a_share([open_tokens(request) for request in self.running], self._in_flight)
+    def _budget(self, running: int) -> int:
+        """How many tokens the next step may have, of those that run."""
+        shares = self._pace.shares(running)
+        open_by_sequence = [open_tokens(request) for request in self.running]
+        if shares:
+            share = tokens_of_a_share(open_by_sequence, self._in_flight)
+            return min(self._tokens_of_a_step, share or self._tokens_of_a_step)
+        return 0 if self._under_way and wait_for_each_other(open_by_sequence) else self._tokens_of_a_step
 
 
 def tokens_of_a_share(open_by_sequence: Sequence[int], in_flight: int) -> int:
@@ -72,6 +80,16 @@ def tokens_of_a_share(open_by_sequence: Sequence[int], in_flight: int) -> int:
     """
     share = -(-len(open_by_sequence) // in_flight)
     return sum([tokens for tokens in open_by_sequence if tokens > 0][:share])
+
+
+def wait_for_each_other(open_by_sequence: Sequence[int]) -> bool:
+    """Whether sequences that are to be computed together are apart: some are in flight, and each of the others has no
+    more than its next token to compute. A prompt that goes in pieces waits for nobody.
+
+    Args:
+        open_by_sequence: as `tokens_of_a_share` has it.
+    """
+    return 0 in open_by_sequence and max(open_by_sequence) == 1
 
 
 def open_tokens(request: Request) -> int:
