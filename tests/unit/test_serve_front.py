@@ -145,9 +145,7 @@ def test_the_status_is_what_the_terminal_shows(server: ToyServer) -> None:
         httpx.Client(trust_env=False) as client,
     ):
         status = fetch_status(client, front.url, None)
-    assert stage_rows(status) == [
-        ("pipeline 0", "1", "ready", "2-4", "a", "7", "3", "1.0 MiB", "0.50 ms", "0")
-    ]
+    assert stage_rows(status) == [("pipeline 0", "1", "ready", "2-4", "a", "7", "3", "1.0 MiB", "0.50 ms", "0")]
     shown = ("connected", "3", "1.50 ms", "4", "10 (1000 B)", "6 (900 B)", "2", "-")
     assert link_rows(status) == [("pipeline 0", f"{sender} -> stage 2", *shown) for sender in ("head", "stage 1")]
     assert summary(status) == "m: ready, 0 requests under way, 0 waiting, 0 answered, 0 failed"

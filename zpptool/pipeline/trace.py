@@ -20,6 +20,8 @@ import msgspec
 from zpptool.errors import usage_error
 
 FLUSH_EVENTS = 4096
+FLUSH_S = 1.0
+"""What is older is written with the next event, so that a process that is killed loses little."""
 _END = b"\n]\n"
 
 
@@ -39,6 +41,7 @@ class Timeline:
         self._file = file
         self._place = place + 1
         self._events: list[dict[str, Any]] = []
+        self._flushed = time.monotonic()
         self._lock = threading.Lock()
         realtime_offset_ns = time.time_ns() - time.monotonic_ns()
         about = {"name": name, "pid": os.getpid(), "realtime_minus_monotonic_us": realtime_offset_ns / 1000}
@@ -63,6 +66,7 @@ class Timeline:
         """Write what is not written yet."""
         with self._lock:
             events, self._events = self._events, []
+            self._flushed = time.monotonic()
         if not events:
             return
         body = b",\n".join(map(msgspec.json.encode, events))
@@ -79,8 +83,8 @@ class Timeline:
     def _add(self, event: dict[str, Any]) -> None:
         with self._lock:
             self._events.append({"pid": self._place, "tid": 0, **event})
-            full = len(self._events) >= FLUSH_EVENTS
-        if full:
+            due = len(self._events) >= FLUSH_EVENTS or time.monotonic() - self._flushed >= FLUSH_S
+        if due:
             self.flush()
 
 
