@@ -177,9 +177,10 @@ class Supervisor:
 
     def _run(self) -> None:
         try:
-            self._take(lc.Event.BEGIN)
+            event: lc.Event | lc.Lost | None = lc.Event.BEGIN
+            self._take(event)
             while self._state.phase is not lc.Phase.ENDED:
-                event = self._next_event()
+                event = self._next_event(POLL_S if event is None else 0.0)
                 if event is not None:
                     self._take(event)
         except BaseException as fault:  # whoever joins is told, and nothing may be left running
@@ -188,9 +189,10 @@ class Supervisor:
             with self._group:
                 self._end(self._upkeep.rules.places, at_once=True)
 
-    def _next_event(self) -> lc.Event | lc.Lost | None:
+    def _next_event(self, wait_s: float) -> lc.Event | lc.Lost | None:
+        """What has happened; after something has, nothing is waited for, as more may have followed from it."""
         try:
-            return self._inbox.get(timeout=POLL_S)
+            return self._inbox.get(timeout=wait_s)
         except queue.Empty:
             self._keep_spares()
         if self._state.phase in (lc.Phase.BROKEN, lc.Phase.DRAINING) and self._group.any_ended():

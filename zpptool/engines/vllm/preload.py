@@ -7,9 +7,15 @@ what becomes a head forks, and threads that compute do not survive that.
 
 from __future__ import annotations
 
+import importlib
+from contextlib import suppress
+
 from zpptool.engines.vllm import hooks
 from zpptool.engines.vllm.executor import RingExecutor
 from zpptool.pipeline.spec import StageSpec
+
+IMPORTED_LATE = ("vllm.model_executor.layers.quantization.online.base",)
+"""What vLLM imports only when it loads, whatever the model. Where it is not, nothing is lost but time."""
 
 
 def preload(like: StageSpec) -> None:
@@ -20,3 +26,6 @@ def preload(like: StageSpec) -> None:
     """
     hooks.prepare_environment(like)
     hooks.engine_config(hooks.serve_arguments(like, RingExecutor))
+    for name in IMPORTED_LATE:
+        with suppress(ImportError):
+            importlib.import_module(name)
