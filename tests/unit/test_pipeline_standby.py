@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from zpptool.pipeline.process import ProcessGroup
-from zpptool.pipeline.sparerules import CALM_S
+from zpptool.pipeline.sparerules import CALM_S, MOST_IN_A_ROW
 from zpptool.pipeline.spec import StageSpec
 from zpptool.pipeline.standby import STARTER, Standby
 from zpptool.plan import Engine
@@ -59,7 +59,7 @@ class Fixture:
         while not true():
             assert time.monotonic() < deadline, self.told
             self.keep(calm=calm)
-            self.ahead += CALM_S / 10
+            self.ahead += CALM_S
             time.sleep(0.02)
 
     def until_ready(self, count: int = 1) -> None:
@@ -157,6 +157,25 @@ def test_none_is_started_while_the_pipeline_is_not_whole(make: Callable[..., Fix
     one.ahead += 10 * CALM_S
     one.keep(calm=False)
     assert one.pids() == []
+
+
+def test_one_that_cannot_be_started_is_told_and_tried_again(make: Callable[..., Fixture], tmp_path: Path) -> None:
+    one = make(1)
+    one.log_dir = tmp_path / "not" / "there"
+    one.until(lambda: one.told)
+    assert one.told[0].startswith("no spare process can be started: ")
+    one.log_dir = tmp_path
+    one.until_ready()
+
+
+def test_one_whose_imports_fail_is_given_up_after_a_few(make: Callable[..., Fixture], tmp_path: Path) -> None:
+    (tmp_path / "code" / "sitecustomize.py").unlink()
+    (tmp_path / "code" / "torch.py").write_text("raise ImportError('no torch here')\n")
+    one = make(1)
+    one.until(lambda: one.told)
+    log = tmp_path / "spare.log"
+    assert one.told == [f"spare processes end again and again: no more are started (see {log})"]
+    assert log.read_text().count("ImportError: no torch here") == MOST_IN_A_ROW
 
 
 def test_they_end_with_the_group(make: Callable[..., Fixture]) -> None:

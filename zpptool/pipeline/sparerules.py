@@ -18,6 +18,9 @@ CALM_S = 3.0
 MOST_IN_A_ROW = 5
 """So many spares in a row may end unused before there are no more."""
 FIRST_REST_S = 2.0
+ROOM_BYTES = 2 << 30
+"""So much memory has to be available for a spare to be started: about twice what it takes. What it would take from the
+stages would cost more than it saves."""
 STOOD_S = 300.0
 """A spare that was ready for so long has not ended in vain."""
 

@@ -17,14 +17,17 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import msgspec
+import psutil
 
+from zpptool.console import human_bytes
 from zpptool.pipeline.process import kill_group, spawn
 from zpptool.pipeline.spare import READY, TAKEN, Part
-from zpptool.pipeline.sparerules import Patience, common, fits
+from zpptool.pipeline.sparerules import ROOM_BYTES, Patience, common, fits
 from zpptool.pipeline.spec import StageSpec
 
 STARTER = (sys.executable, "-m", "zpptool.pipeline.start")
 """What every process of a pipeline is started by; its module and arguments follow."""
+LOG_NAME = "spare.log"
 TAKE_S = 1.0
 """How long a spare that is ready may take to answer before it is given up."""
 
@@ -87,6 +90,7 @@ class Standby:
         self._clock = clock
         self._patience = Patience()
         self._spares: tuple[Spare, ...] = ()
+        self._had_room = True
 
     @property
     def ready(self) -> int:
@@ -109,10 +113,14 @@ class Standby:
             if spare.hear(now):
                 self._tell(f"a spare process is ready (pid {spare.popen.pid})")
             elif spare.popen.poll() is not None:
-                self._lose(spare, now)
+                self._lose(spare, now, log_dir)
         whole = calm and all(spare.ready_at is not None for spare in self._spares)
-        if self._patience.look(now, calm=whole) and len(self._spares) < self._count:
-            self._start(specs, common(env), log_dir)
+        if self._patience.look(now, calm=whole) and len(self._spares) < self._count and self._has_room():
+            try:
+                self._start(specs, common(env), log_dir)
+            except OSError as fault:
+                self._patience.lost(now, 0.0)
+                self._tell(f"no spare process can be started: {fault}")
 
     def take(
         self, name: str, argv: Sequence[str], env: Mapping[str, str], log: Path | None
@@ -146,17 +154,26 @@ class Standby:
         for spare in spares:
             spare.end()
 
-    def _lose(self, spare: Spare, now: float) -> None:
+    def _has_room(self) -> bool:
+        """Whether memory has room for one more; where it has not, that is told once."""
+        room = psutil.virtual_memory().available >= ROOM_BYTES
+        if self._had_room and not room:
+            self._tell(f"no spare process is started as long as less than {human_bytes(ROOM_BYTES)} are available")
+        self._had_room = room
+        return room
+
+    def _lose(self, spare: Spare, now: float, log_dir: Path | None) -> None:
         self._spares = tuple(other for other in self._spares if other is not spare)
         spare.end()
         self._patience.lost(now, now - spare.ready_at if spare.ready_at is not None else 0.0)
         if self._patience.at_its_end:
-            self._tell("spare processes end again and again: no more are started")
+            where = f" (see {log_dir / LOG_NAME})" if log_dir else ""
+            self._tell(f"spare processes end again and again: no more are started{where}")
 
     def _start(self, specs: Sequence[StageSpec], env: Mapping[str, str], log_dir: Path | None) -> None:
         ours, theirs = Pipe()
         words = (*STARTER, "zpptool.pipeline.spare", str(theirs.fileno()))
-        output = (log_dir / "spare.log").open("ab") if log_dir else None
+        output = (log_dir / LOG_NAME).open("ab") if log_dir else None
         with theirs:
             popen = spawn(words, env, output, (theirs.fileno(),))
         spare = Spare(popen, ours, env)
