@@ -177,10 +177,11 @@ class Supervisor:
 
     def _run(self) -> None:
         try:
-            event: lc.Event | lc.Lost | None = lc.Event.BEGIN
-            self._take(event)
+            self._take(lc.Event.BEGIN)
+            wait_s = 0.0
             while self._state.phase is not lc.Phase.ENDED:
-                event = self._next_event(POLL_S if event is None else 0.0)
+                event = self._next_event(wait_s)
+                wait_s = POLL_S if event is None else 0.0
                 if event is not None:
                     self._take(event)
         except BaseException as fault:  # whoever joins is told, and nothing may be left running
