@@ -4,12 +4,10 @@ never comes back ends it in good order."""
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,11 +19,10 @@ import httpx
 
 from tests.conftest import Ran
 from tests.served import READY_S, Served, wait_for
+from tests.streams import Streams
 
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(400)]
 
-STREAMS = 8
-TOKENS = 60
 BEAT_S = 6
 
 
@@ -52,42 +49,6 @@ def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
 def client(served: Served) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=served.url, timeout=READY_S, trust_env=False) as asking:
         yield asking
-
-
-class Streams:
-    """Streams that are under way at once, every other one drawn at random.
-
-    Attributes:
-        told: how many pieces each has got so far.
-    """
-
-    def __init__(self, client: httpx.Client) -> None:
-        self.told = [0] * STREAMS
-        self._pool = ThreadPoolExecutor(STREAMS)
-        self._answers = [self._pool.submit(self._ask, client, number) for number in range(STREAMS)]
-
-    def begun(self) -> bool:
-        return all(pieces >= 3 for pieces in self.told)
-
-    def answers(self) -> list[str]:
-        with self._pool:
-            return [answer.result(READY_S) for answer in self._answers]
-
-    def _ask(self, client: httpx.Client, number: int) -> str:
-        body = {
-            "prompt": f"one two {number}", "max_tokens": TOKENS, "ignore_eos": True, "temperature": number % 2,
-            "seed": number, "stream": True,
-        }  # fmt: skip
-        text = ""
-        with client.stream("POST", "/v1/completions", json=body) as got:
-            assert got.status_code == httpx.codes.OK
-            for line in got.iter_lines():
-                if line.startswith("data: {"):
-                    event = json.loads(line[6:])
-                    assert "error" not in event, event
-                    text += event["choices"][0]["text"]
-                    self.told[number] += 1
-        return text
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ In float32, so that what is in a batch beside a sequence does not change its tok
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -119,7 +120,7 @@ def differences(ones: dict[str, list[dict[str, Any]]], others: dict[str, list[di
 
 @contextmanager
 def pipeline(
-    directory: Path, model: Path, ranges: Sequence[str], *arguments: object
+    directory: Path, model: Path, ranges: Sequence[str], *arguments: object, spares: int = 0
 ) -> Iterator[tuple[list[Stage], httpx.Client]]:
     """Stages of a model with an adapter, which wait for one that is lost, and a client of them."""
     tuned = write_adapter(directory / "tuned", model, seed=0)
@@ -127,7 +128,8 @@ def pipeline(
     port = base + len(ranges) + 1
     words = (
         *("--model", model, "--ranges", *ranges, "--dtype", "float32", "--base-port", base, "--port", port),
-        *("--recovery-deadline", BACK_S, "--start-timeout", BACK_S, "--beat-timeout", BACK_S, "--"),
+        *("--recovery-deadline", BACK_S, "--start-timeout", BACK_S, "--beat-timeout", BACK_S),
+        *("--standby", spares, "--"),
         *("--enforce-eager", "--max-model-len", "1024", "--served-model-name", "m", *arguments),
         *("--enable-lora", "--max-lora-rank", "8", "--lora-modules", f"tuned={tuned}"),
     )
@@ -161,6 +163,19 @@ def test_stages_killed_under_load_change_no_answer(speaker: Path, tmp_path: Path
     limits = ("--max-num-batched-tokens", "64", "--kv-cache-memory-bytes", 64 << 20)
     with pipeline(tmp_path, speaker, ("0-1", "1-2", "2-4"), *limits) as (stages, client):
         outlive(stages, client, 96, [(0,), (1,), (2,), (0, 2)])
+
+
+def test_a_spare_process_takes_the_place_of_a_stage(speaker: Path, tmp_path: Path) -> None:
+    limits = ("--max-num-batched-tokens", "64", "--kv-cache-memory-bytes", 64 << 20)
+    with pipeline(tmp_path, speaker, ("0-2", "2-4"), *limits, spares=1) as (stages, client):
+        for stage in stages:
+            while "a spare process is ready" not in stage.text():
+                assert stage.process.poll() is None
+                time.sleep(0.1)
+        outlive(stages, client, 96, [(0,), (1,)])
+        for place, stage in enumerate(stages):
+            (pid,) = re.findall(rf"a spare process becomes stage {place} \(pid (\d+)\)", stage.text())
+            assert int(pid) in {process.pid for process in stage.look()}
 
 
 @pytest.mark.long

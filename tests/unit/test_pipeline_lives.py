@@ -12,6 +12,7 @@ import pytest
 
 from zpptool.errors import ExitCode
 from zpptool.pipeline.lives import LONGEST_REST_S, MOST_IN_A_ROW, Lives
+from zpptool.pipeline.phases import LOADED
 from zpptool.pipeline.process import ProcessGroup
 from zpptool.pipeline.revival import Revival
 
@@ -66,3 +67,18 @@ def test_only_the_process_that_was_killed_is_started_again_and_its_log_goes_on(t
             assert time.monotonic() < end
         group.children[0].popen.terminate()
         group.children[0].popen.wait()
+
+
+@pytest.mark.timeout(60)
+def test_all_stand_when_each_has_said_so_and_none_has_ended(tmp_path: Path) -> None:
+    with ProcessGroup() as group:
+        for name in ("stage 0", "head"):
+            group.start(name, [sys.executable, "-c", "import time; time.sleep(60)"], {}, tmp_path / f"{name}.log")
+        revival = Revival(group, tmp_path, [].append)
+        (tmp_path / "stage-0").write_text(LOADED)
+        assert not revival.all_stand()
+        (tmp_path / "head").write_text(LOADED)
+        assert revival.all_stand()
+        group.children[1].popen.kill()
+        group.children[1].popen.wait()
+        assert not revival.all_stand()

@@ -43,9 +43,11 @@ EXAMPLES = {
         "zpptool run-stage stages/stage_0 --port 8000",
         "zpptool run-stage --plan zpp.yaml --stage-idx 1",
         "zpptool run-stage MODEL --stage-idx 1 --total-stages 3 -- --max-model-len 4096",
+        "zpptool run-stage stages/stage_1 --standby 1",
     ),
     "serve": (
         "zpptool serve MODEL --num-stages 4",
+        "zpptool serve MODEL --num-stages 4 --standby 1",
         "zpptool serve MODEL --num-stages 4 --gpu-ids 0,1,2,3 --host 0.0.0.0 --api-key-file keys",
         "zpptool serve --pipeline-dir stages --replicas 2 -- --max-model-len 4096",
         "zpptool serve --upstream http://10.0.0.1:8000 --upstream http://10.0.0.2:8000 --port 8080",

@@ -112,6 +112,29 @@ RecoveryDeadlineOption = Annotated[
     ),
 ]
 
+StandbyOption = Annotated[
+    int,
+    typer.Option(
+        "--standby",
+        metavar="N",
+        min=0,
+        help="So many spare processes have the engine imported, and take the place of one that is lost.",
+    ),
+]
+
+
+def refuse_idle_standby(standby: int, recovery_deadline_s: float) -> None:
+    """Refuse spares that would have nothing to do.
+
+    Raises:
+        ZppError: (USAGE) there are some, and the loss of a stage is not survived.
+    """
+    if standby and not recovery_deadline_s:
+        raise usage_error(
+            "--standby is for a pipeline that survives the loss of a stage, and this one does not",
+            "Leave out --recovery-deadline 0 and --headless, or --standby.",
+        )
+
 
 def on_command_line(name: str) -> bool:
     """Whether a parameter of the running command was typed; else it comes from environment, file or default."""

@@ -21,6 +21,7 @@ from zpptool.cli.options import (
     ModelOption,
     RangesOption,
     RecoveryDeadlineOption,
+    StandbyOption,
     StartTimeoutOption,
     StepTimeoutOption,
     TensorParallelOption,
@@ -28,6 +29,7 @@ from zpptool.cli.options import (
     WireCodecOption,
     host_list,
     model_and_ranges,
+    refuse_idle_standby,
     tensor_parallel_sizes,
 )
 from zpptool.console import Console
@@ -142,6 +144,7 @@ def run_stage(
     beat_timeout: BeatTimeoutOption = 60.0,
     wire_codec: WireCodecOption = WireCodec.NONE,
     recovery_deadline: RecoveryDeadlineOption = 120.0,
+    standby: StandbyOption = 0,
     stage_mode: Annotated[str, typer.Option("--pipeline-stage-mode", hidden=True)] = "external",
     external_worker: Annotated[bool, typer.Option("--external-pp-worker", hidden=True)] = False,
 ) -> None:
@@ -228,7 +231,8 @@ def run_stage(
     warning = check_safety(spec)
     if warning:
         console.warn(warning)
-    run_in_foreground(spec, {"CUDA_VISIBLE_DEVICES": gpu_id} if gpu_id is not None else {}, console)
+    refuse_idle_standby(standby, spec.recovery_deadline_s)
+    run_in_foreground(spec, {"CUDA_VISIBLE_DEVICES": gpu_id} if gpu_id is not None else {}, console, standby)
 
 
 def _refuse_beside_plan(ctx: typer.Context) -> None:

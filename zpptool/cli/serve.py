@@ -17,10 +17,12 @@ from zpptool.cli.options import (
     NumStagesOption,
     QuietOption,
     RangesOption,
+    StandbyOption,
     StartTimeoutOption,
     StepTimeoutOption,
     model_and_ranges,
     on_command_line,
+    refuse_idle_standby,
 )
 from zpptool.console import Console
 from zpptool.errors import usage_error
@@ -99,6 +101,7 @@ def serve(
             help="Seconds a lost stage may take to come back, and a request waits; 0: a loss breaks off its answers.",
         ),
     ] = 120.0,
+    standby: StandbyOption = 0,
     drain_timeout: Annotated[
         float, typer.Option("--drain-timeout", metavar="S", min=0, help="Seconds that answers have to end at Ctrl-C.")
     ] = 30.0,
@@ -128,6 +131,7 @@ def serve(
     from zpptool.serve.run import Serving
     from zpptool.serve.run import serve as run
 
+    refuse_idle_standby(standby, recovery_deadline)
     keys = [*(api_key or ()), *_keys_in(api_key_file)]
     named = model is not None or bool(words) or pipeline_dir is not None or plan_file is not None
     if not named and not upstream:
@@ -175,6 +179,7 @@ def serve(
         drain_timeout_s=drain_timeout,
         max_restarts=max_restarts,
         log_dir=log_dir,
+        spares=standby,
     )
     run(serving, Console(quiet=quiet))
 

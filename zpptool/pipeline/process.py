@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Protocol
 
 from zpptool.errors import ExitCode
 from zpptool.pipeline.child import PARENT_VARIABLE
@@ -71,11 +71,30 @@ class Child:
             return "\n".join(file.read(TAIL_BYTES).decode(errors="replace").splitlines()[-lines:])
 
 
-class ProcessGroup:
-    """Children that live and end together. Use as a context manager: leaving it ends them all."""
+class Reserve(Protocol):
+    """What may have a process at hand that can do what is to be started: `standby.Standby`."""
 
-    def __init__(self) -> None:
+    def take(
+        self, name: str, argv: Sequence[str], env: Mapping[str, str], log: Path | None
+    ) -> subprocess.Popen[bytes] | None:
+        """A process that now does it; None where one has to be started."""
+        ...
+
+    def end(self) -> None:
+        """End what is at hand."""
+        ...
+
+
+class ProcessGroup:
+    """Children that live and end together. Use as a context manager: leaving it ends them all.
+
+    Args:
+        reserve: asked first whenever a child is to be started, and ended with the children; None for none.
+    """
+
+    def __init__(self, reserve: Reserve | None = None) -> None:
         self.children: list[Child] = []
+        self._reserve = reserve
         self._told: dict[str, tuple[Sequence[str], Mapping[str, str]]] = {}
 
     def start(self, name: str, argv: Sequence[str], env: Mapping[str, str], log: Path | None = None) -> Child:
@@ -89,25 +108,18 @@ class ProcessGroup:
         self, name: str, argv: Sequence[str], env: Mapping[str, str], output: IO[bytes] | None, log: Path | None
     ) -> Child:
         self._told[name] = argv, env
-        try:
-            popen = subprocess.Popen(
-                argv,
-                env={**os.environ, **env, PARENT_VARIABLE: str(os.getpid())},
-                stdin=subprocess.DEVNULL,
-                stdout=output or sys.stderr,
-                stderr=subprocess.STDOUT if output else None,
-                start_new_session=True,
-            )
-        finally:
-            if output:
-                output.close()
+        popen = self._reserve.take(name, argv, env, log) if self._reserve is not None else None
+        if popen is None:
+            popen = spawn(argv, env, output)
+        elif output:
+            output.close()
         child = Child(name, popen, log)
         self.children.append(child)
         return child
 
     def start_again(self, child: Child) -> Child:
         """Start anew what has ended; what that may have left running is killed first. Its log goes on."""
-        _kill_group(child.popen.pid)
+        kill_group(child.popen.pid)
         self.children.remove(child)
         argv, env = self._told[child.name]
         return self._start(child.name, argv, env, child.log.open("ab") if child.log else None, child.log)
@@ -138,11 +150,13 @@ class ProcessGroup:
         self, grace_s: float = STOP_GRACE_S, hurry: Hurry | None = None, names: Collection[str] | None = None
     ) -> None:
         """End all children, or those of these names: SIGTERM, a grace, then SIGKILL for each one's whole process group.
-        Children that were ended so are in the group no more.
+        Children that were ended so are in the group no more. With all of them goes the reserve.
 
         The head goes first and may take half of the grace, for it tells all stages, those elsewhere too, that the run
         is over: by way of stage 0. A Ctrl-C cuts the grace short, and so does `hurry`.
         """
+        if names is None and self._reserve is not None:
+            self._reserve.end()
         those = [child for child in self.children if names is None or child.name in names]
         heads = [child for child in those if child.name == HEAD_NAME]
         try:
@@ -150,7 +164,7 @@ class ProcessGroup:
             _terminate(those, grace_s / 2, hurry)
         finally:
             for child in those:
-                _kill_group(child.popen.pid)
+                kill_group(child.popen.pid)
                 child.popen.wait()
             self.children = [child for child in self.children if child not in those]
 
@@ -189,7 +203,33 @@ def _innocence(child: Child) -> tuple[int, bool]:
     return rank, child.name != HEAD_NAME
 
 
-def _kill_group(pid: int) -> None:
+def spawn(
+    argv: Sequence[str], env: Mapping[str, str], output: IO[bytes] | None, pass_fds: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
+    """Start a process that leads a group of its own and is told whose child it is.
+
+    Args:
+        argv: its command line.
+        env: added to this process's environment.
+        output: where its output goes, closed here; None where it shares this process's.
+        pass_fds: what it is to have open.
+    """
+    try:
+        return subprocess.Popen(
+            argv,
+            env={**os.environ, **env, PARENT_VARIABLE: str(os.getpid())},
+            stdin=subprocess.DEVNULL,
+            stdout=output or sys.stderr,
+            stderr=subprocess.STDOUT if output else None,
+            start_new_session=True,
+            pass_fds=tuple(pass_fds),
+        )
+    finally:
+        if output:
+            output.close()
+
+
+def kill_group(pid: int) -> None:
     """Kill what is left of a child's process group; nothing left is what was hoped for."""
     try:
         os.killpg(pid, signal.SIGKILL)

@@ -45,13 +45,20 @@ class Revival:
         ended = [child for child in self._group.children if child.ended]
         return sum(self._has_ended_for_good(child) for child in ended) > 0
 
+    def all_stand(self) -> bool:
+        """Whether every process has come as far as doing its work, and none has ended since."""
+        children = self._group.children
+        return all(not child.ended and self._stands(child) for child in children)
+
+    def _stands(self, child: Child) -> bool:
+        return read_phase(self._phase_dir / file_name(child.name)) == LOADED
+
     def _has_ended_for_good(self, child: Child) -> bool:
         if child.name not in self._due:
-            phase = self._phase_dir / file_name(child.name)
-            rest_s = self._lives.rest_s(child.name, child.popen.returncode, stood=read_phase(phase) == LOADED)
+            rest_s = self._lives.rest_s(child.name, child.popen.returncode, stood=self._stands(child))
             if rest_s is None:
                 return True
-            phase.unlink(missing_ok=True)
+            (self._phase_dir / file_name(child.name)).unlink(missing_ok=True)
             self._due[child.name] = self._clock() + rest_s
             soon = f" in {rest_s:g} s" if rest_s else ""
             self._tell(f"{child.name} {child.how_it_ended()}; it is started again{soon}")

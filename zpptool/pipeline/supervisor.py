@@ -17,14 +17,15 @@ from pathlib import Path
 
 from zpptool.errors import ExitCode, ZppError
 from zpptool.pipeline import lifecycle as lc
-from zpptool.pipeline.hangs import hanging, is_mended
-from zpptool.pipeline.launch import file_name, private_directory, process_fault, start_stage
+from zpptool.pipeline.hangs import WHOLE_PHASES, hanging, is_mended
+from zpptool.pipeline.launch import child_environment, file_name, private_directory, process_fault, start_stage
 from zpptool.pipeline.phases import read_phase
 from zpptool.pipeline.process import STOP_GRACE_S, ProcessGroup
 from zpptool.pipeline.readiness import Readiness
 from zpptool.pipeline.ring.status import RECOVERING, RingStatus, status_path
 from zpptool.pipeline.ringwatch import RingWatch
 from zpptool.pipeline.spec import StageSpec
+from zpptool.pipeline.standby import Standby
 from zpptool.wire.errors import HEAD, place_name
 
 POLL_S = 0.05
@@ -61,6 +62,7 @@ class PipelineView:
         processes: this run's, in the order of their start.
         restarts: how many times it, or a part of it, was started after the first.
         ring: what its head tells of the ring; None where it does not.
+        spares: how many spare processes are ready.
     """
 
     state: lc.State
@@ -68,6 +70,7 @@ class PipelineView:
     processes: tuple[ProcessView, ...]
     restarts: int
     ring: RingStatus | None = None
+    spares: int = 0
 
     @property
     def url(self) -> str:
@@ -93,12 +96,14 @@ class Upkeep:
         env: each stage's additions to the environment.
         log_dir: where its logs go: a directory for each start.
         rules: how it is kept up.
+        spares: how many processes are kept ready to take the place of one that is lost.
     """
 
     make_specs: MakeSpecs
     env: tuple[Mapping[str, str], ...]
     log_dir: Path
     rules: lc.Rules
+    spares: int = 0
 
 
 class Supervisor:
@@ -109,6 +114,7 @@ class Supervisor:
         on_change: told of each new state, from the supervisor's thread.
         on_report: told what was lost, and in how many seconds the next start follows (None: in none).
         on_drain: asked, from the supervisor's thread, to have `drained` called when no request is under way.
+        on_note: told, in words, what becomes of the spare processes.
     """
 
     def __init__(
@@ -118,6 +124,7 @@ class Supervisor:
         on_change: Callable[[lc.State], None],
         on_report: Callable[[lc.Cause, float | None], None],
         on_drain: Callable[[], None],
+        on_note: Callable[[str], None],
     ) -> None:
         self._upkeep = upkeep
         self._on_change, self._on_report, self._on_drain = on_change, on_report, on_drain
@@ -126,7 +133,8 @@ class Supervisor:
         self._alarm_at: float | None = None
         self._stops_asked = 0
         self._specs: tuple[StageSpec, ...] = ()
-        self._group = ProcessGroup()
+        self._standby = Standby(upkeep.spares, on_note)
+        self._group = ProcessGroup(self._standby)
         self._run_of_all = ExitStack()
         self._phase_dir = Path()
         self._ring: RingWatch | None = None
@@ -160,30 +168,34 @@ class Supervisor:
 
     def view(self) -> PipelineView:
         """The pipeline now. May be called from any thread."""
-        state, phase_dir, ring = self._state, self._phase_dir, self._ring
+        state, phase_dir, told = self._state, self._phase_dir, self._ring.told if self._ring else None
         processes = tuple(
             ProcessView(child.name, child.popen.pid, read_phase(phase_dir / file_name(child.name)), not child.ended)
             for child in tuple(self._group.children)
         )
-        return PipelineView(state, self._specs, processes, max(state.epoch - 1, 0), ring.told if ring else None)
+        return PipelineView(state, self._specs, processes, max(state.epoch - 1, 0), told, self._standby.ready)
 
     def _run(self) -> None:
         try:
             self._take(lc.Event.BEGIN)
+            wait_s = 0.0
             while self._state.phase is not lc.Phase.ENDED:
-                event = self._next_event()
+                event = self._next_event(wait_s)
+                wait_s = POLL_S if event is None else 0.0
                 if event is not None:
                     self._take(event)
         except BaseException as fault:  # whoever joins is told, and nothing may be left running
             self._fault = fault
         finally:
-            self._end(self._upkeep.rules.places, at_once=True)
+            with self._group:
+                self._end(self._upkeep.rules.places, at_once=True)
 
-    def _next_event(self) -> lc.Event | lc.Lost | None:
+    def _next_event(self, wait_s: float) -> lc.Event | lc.Lost | None:
+        """What has happened; after something has, nothing is waited for, as more may have followed from it."""
         try:
-            return self._inbox.get(timeout=POLL_S)
+            return self._inbox.get(timeout=wait_s)
         except queue.Empty:
-            pass
+            self._keep_spares()
         if self._state.phase in (lc.Phase.BROKEN, lc.Phase.DRAINING) and self._group.any_ended():
             return self._lost()
         if self._state.phase in (lc.Phase.STARTING, lc.Phase.READY):
@@ -197,6 +209,12 @@ class Supervisor:
             self._readiness = None
             return lc.Event.WHOLE
         return None
+
+    def _keep_spares(self) -> None:
+        told = self._ring.told if self._ring is not None else None
+        calm = self._state.phase is lc.Phase.READY and told is not None and told.phase in WHOLE_PHASES
+        env = child_environment(self._upkeep.env[0])
+        self._standby.keep(self._specs, env, calm=calm, log_dir=self._upkeep.log_dir)
 
     def _is_whole(self) -> bool:
         """A head that was started is asked for a token. One that has stayed knows; a token of its own might have to

@@ -45,6 +45,7 @@ class Serving:
         drain_timeout_s: how long answers under way are waited for at the end.
         max_restarts: how many starts in a row may fail after the first.
         log_dir: where logs are kept; None keeps them only if something went wrong.
+        spares: how many processes each pipeline keeps ready to take the place of one that is lost.
     """
 
     orders: tuple[PipelineOrder, ...]
@@ -59,6 +60,7 @@ class Serving:
     drain_timeout_s: float
     max_restarts: int
     log_dir: Path | None
+    spares: int = 0
 
 
 def serve(serving: Serving, console: Console) -> None:
@@ -195,10 +197,11 @@ class _Household:
         )
         logs = self._logs / name.replace(" ", "-") if len(serving.orders) > 1 else self._logs
         return Supervisor(
-            Upkeep(order.at, order.env, logs, rules),
+            Upkeep(order.at, order.env, logs, rules, serving.spares),
             on_change=lambda _state: self._behind.refresh(number),
             on_report=lambda cause, rest_s: self._report(name, cause, rest_s),
             on_drain=lambda: self._behind.tell_when_empty(self._supervisors[number].drained),
+            on_note=lambda text: self._display.say(f"{name}: {text}"),
         )
 
     def _report(self, name: str, cause: lc.Cause, rest_s: float | None) -> None:

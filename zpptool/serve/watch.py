@@ -50,10 +50,12 @@ def fetch_status(client: httpx.Client, url: str, key: str | None) -> dict[str, A
 def summary(status: Mapping[str, Any]) -> str:
     """The whole in one line."""
     requests = status["requests"]
+    spares = sum(replica.get("spares", 0) for replica in status["replicas"])
     rate = f", {status['tokens_per_s']:.1f} tokens/s" if status["tokens_per_s"] is not None else ""
     return (
         f"{status['model'] or 'no model yet'}: {status['phase']}{rate}, {requests['in_flight']} requests under way,"
         f" {requests['waiting']} waiting, {requests['answered']} answered, {requests['failed']} failed"
+        f"{f', {spares} spare processes ready' if spares else ''}"
     )
 
 
