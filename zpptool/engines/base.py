@@ -21,7 +21,7 @@ from zpptool.errors import ExitCode, ZppError
 from zpptool.pipeline import phases
 from zpptool.pipeline.child import end_before_long, end_on_sigterm, run_child
 from zpptool.pipeline.ring.control import Call
-from zpptool.pipeline.ring.node import RingBroken, RingOver, StageNode
+from zpptool.pipeline.ring.node import AskedToLeave, RingBroken, RingOver, StageNode
 from zpptool.pipeline.ring.place import facts_of, say, take_stage_place
 from zpptool.pipeline.ring.setup import History, SetUpOtherwise
 from zpptool.pipeline.ring.status import COMPUTING, LOADING, WARMING_UP
@@ -83,6 +83,11 @@ def run_stage_worker(make: Callable[[StageSpec, StageNode], StageEngine]) -> NoR
             phases.tell_phase(phases.WAITING)
             node.join(facts_of(spec, agreed))
             serve_calls(spec, node, engine.do)
+        except AskedToLeave as asked:
+            end_before_long(asked.exit_code)
+            say(f"stage {spec.stage}", asked.message)
+            node.leave(asked)
+            raise SystemExit(asked.exit_code) from asked
         finally:
             node.close()
 
@@ -106,6 +111,7 @@ def serve_calls(spec: StageSpec, node: StageNode, do: Callable[[Call, bytes], by
     """Do the head's calls, one after the other, until it says stop.
 
     Raises:
+        AskedToLeave: (AGAIN, or OK) the head has asked this stage to leave.
         WireFault: (STAGE) the stage before was lost, or did not send what a call needs.
     """
     history = History()

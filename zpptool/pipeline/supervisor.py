@@ -293,6 +293,8 @@ class Supervisor:
         """What was lost and why. Where that costs no more than itself, nobody waits for the others to follow."""
         child = self._group.culprit(hurry=lambda: self._stops_asked > 0 or self._is_lost_alone())
         code, told = child.popen.returncode, self._ring.fault if self._ring is not None else ""
+        if code == ExitCode.AGAIN:
+            return lc.Lost(lc.Cause(f"{child.name} {child.how_it_ended()}", planned=True), self._ended_places())
         cause = replace(_cause_of(process_fault(child)), own_reason=_has_own_reason(code))
         ended = self._ended_places()
         for place in ended:
@@ -315,6 +317,8 @@ class Supervisor:
 
     def _is_lost_alone(self) -> bool:
         lost, rules = self._lost_places(), self._upkeep.rules
+        if all(child.popen.returncode == ExitCode.AGAIN for child in self._group.children if child.ended):
+            return True
         return lost != rules.places and lc.restarted(self._state, lost, rules) == lost
 
 

@@ -43,6 +43,11 @@ class StageFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     layers: tuple[Count, Count]
     agreed: dict[str, str]
 
+    @property
+    def seat(self) -> Seat:
+        """Its place, and who holds it."""
+        return Seat(self.stage, self.host, self.pid)
+
 
 class RollCall(msgspec.Struct, tag="roll-call", frozen=True, forbid_unknown_fields=True):
     """Goes once round the ring before anything is loaded; every stage adds itself."""
@@ -112,13 +117,42 @@ class Stop(msgspec.Struct, tag="stop", frozen=True, forbid_unknown_fields=True):
     broke: bool
 
 
+class Seat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who holds a place: the process of that id on that machine."""
+
+    stage: Place
+    host: str
+    pid: Count
+
+
+class Leave(msgspec.Struct, tag="leave", frozen=True, forbid_unknown_fields=True):
+    """Whoever holds one of these seats is to leave between two calls, and to come again; goes once round the ring.
+
+    Attributes:
+        seats: whose end is wanted; whoever has come in their place meanwhile is not meant.
+        why: for their logs.
+        moved_to: where another process will send from in the place of the one that leaves, which does not come again;
+            empty where it does.
+    """
+
+    seats: tuple[Seat, ...]
+    why: str
+    moved_to: str = ""
+
+
+class Moved(msgspec.Struct, tag="moved", frozen=True, forbid_unknown_fields=True):
+    """The last word of a stage that does not come again, to whoever receives from it: where to find its place."""
+
+    address: str
+
+
 class Report(msgspec.Struct, tag="report", frozen=True, forbid_unknown_fields=True):
     """How a stage and those after it fare, told against the direction of the ring twice a second."""
 
     stages: tuple[StageStatus, ...]
 
 
-Control = RollCall | Verdict | Call | Reply | Fault | Stop | Report
+Control = RollCall | Verdict | Call | Reply | Fault | Stop | Leave | Moved | Report
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Control)

@@ -14,22 +14,37 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
+from pathlib import Path
 
 from zpptool.errors import ZppError, stage_error
 from zpptool.pipeline.ring import control as c
 from zpptool.pipeline.ring import lifecycle as lc
 from zpptool.pipeline.ring.calls import OpenCall, drop
+from zpptool.pipeline.ring.changer import Changer
 from zpptool.pipeline.ring.headlistening import HeadListener
 from zpptool.pipeline.ring.neighbour import POLL_S
+from zpptool.pipeline.ring.turns import Look
 from zpptool.wire.errors import PeerLost, StaleEpoch, WireFault
 from zpptool.wire.messages import HEAD, Kind
 
 STOP_ROUND_S = 2.0
 """How long the word that the run is over may take round the ring before the head leaves all the same."""
+IDLE_S = 1.0
+"""A ring that was whole for so long and has no call under way has nothing to do."""
 
 
 class HeadNode(HeadListener):
     """What the head's engine sees of the ring."""
+
+    _changer: Changer | None = None
+
+    def take_changes(self, path: Path) -> None:
+        """Take planned changes at this socket; where it cannot be, say so and take none."""
+        try:
+            self._changer = Changer(path, self)
+        except OSError as cause:
+            self._note(f"no planned changes are taken at {path}: {cause.strerror or cause}")
 
     def gather(self, agreed: Mapping[str, str]) -> tuple[c.StageFacts, ...]:
         """Call the roll and let the stages in, or refuse them.
@@ -67,6 +82,10 @@ class HeadNode(HeadListener):
     def on_fault(self, callback: Callable[[ZppError], None]) -> None:
         """Have `callback` called once, from the receiving thread, when the pipeline breaks."""
         self._on_fault = callback
+
+    def on_moved(self, callback: Callable[[str], None]) -> None:
+        """Have `callback` called, from the receiving thread, with the address where the last stage is from now on."""
+        self._on_moved = callback
 
     def call(
         self, method: str, payload: bytes, *, from_all: bool, timeout_s: float | None = None, epoch: int | None = None
@@ -124,6 +143,49 @@ class HeadNode(HeadListener):
         drop(self._calls.shut(), epoch, why)
         self._happen(lc.Lost(epoch, stage_error(why)))
 
+    @property
+    def may_recover(self) -> bool:
+        """Whether the loss of a stage is survived, and so its leaving."""
+        return self._state.may_recover
+
+    def look(self) -> Look:
+        """Who is there, and whether the ring has settled since somebody was not."""
+        epoch, seats = self.whole, tuple(facts.seat for facts in self._gathered)
+        rests = not self._calls.busy and time.monotonic() - self._whole_at > IDLE_S
+        settled = epoch is not None and (rests or self._recoveries.answered_in == epoch)
+        over = self._stopping or self._closing.is_set()
+        fault = self.fault or (stage_error("the pipeline is told to stop") if over else None)
+        return Look(seats, epoch if settled else None, fault)
+
+    @property
+    def plan_digest(self) -> str:
+        """Of the plan that the pipeline was started from; empty for none."""
+        return self._outward.party.digest
+
+    def knocks(self, stage: int) -> int:
+        """How often another process has asked for a stage's place, and was turned away as it is taken."""
+        before = self._view.stages()[stage - 1].link if stage else None
+        return before.knocks if before is not None else 0
+
+    def ask_to_leave(self, seats: tuple[c.Seat, ...], why: str, moved_to: str = "") -> None:
+        """Ask whoever holds these seats to leave and to come again. Their leaving ends the epoch as a loss does, and
+        is told as what it is. Returns at once; that the word gets there is for `look` to show.
+
+        Args:
+            why: who has asked for it, in words.
+            moved_to: where another process will send from in the place of the one that leaves, which is not to come
+                again; empty where it is.
+        """
+        epoch = self.whole
+        if epoch is None:
+            return
+        places = ", ".join(f"stage {seat.stage}" for seat in seats)
+        purpose = f"its place moves to {moved_to}" if moved_to else "to come again"
+        self._recoveries.announce(f"{places} was asked to leave, {purpose}: {why}")
+        self._note(f"{places} is asked to leave: {why}")
+        with suppress(ZppError):  # then that epoch is over, or the ring, and both are noticed
+            self._say(c.Leave(seats=seats, why=why, moved_to=moved_to), epoch=epoch)
+
     def count_recomputed(self, tokens: int) -> None:
         """So many tokens have to be computed again after a loss."""
         self._recoveries.recomputed_tokens += tokens
@@ -150,6 +212,8 @@ class HeadNode(HeadListener):
         self._beat.stop()
         if self._status_socket is not None:
             self._status_socket.close()
+        if self._changer is not None:
+            self._changer.close()
         self._homeward.interrupt()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()
