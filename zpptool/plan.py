@@ -66,11 +66,11 @@ class PlannedStage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 
 class Continued(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The plan that a pipeline was started with, of which stages have moved while it ran.
+    """The plan that a pipeline was started with, of which stages or layers have moved while it ran.
 
     Attributes:
         digest: of that plan; the running stages have it.
-        besides: stands for all that a move does not change. A plan in which anything else has changed is another one.
+        besides: stands for all that such a change leaves alone. A plan that differs in anything else is another one.
     """
 
     digest: str
@@ -91,7 +91,8 @@ class PipelinePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         api_port: where the OpenAI API listens, beside stage 0.
         stages: in order.
         wire_codec: whether links compress.
-        continues: the plan that this one differs from only in where stages are; unset where it is the first.
+        continues: the plan that this one differs from only in where stages and layers are; unset where it is the
+            first.
     """
 
     schema_version: int
@@ -108,15 +109,18 @@ class PipelinePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     @property
     def digest(self) -> str:
-        """Stands for all that the plan says; for one of which stages have moved, for the plan before."""
+        """Stands for all that the plan says; where stages or layers have moved, for the plan before."""
         if isinstance(self.continues, Continued) and self.continues.besides == self.besides:
             return self.continues.digest
         return digest_bytes(msgspec.json.encode(self))
 
     @property
     def besides(self) -> str:
-        """Stands for all that the plan says but where its stages are."""
-        nowhere = [msgspec.structs.replace(place, host="", bind="", connect="") for place in self.stages]
+        """Stands for all that the plan says but where its stages and layers are."""
+        nowhere = [
+            PlannedStage(stage=own.stage, layers="", host="", bind="", connect="", weight_bytes=0)
+            for own in self.stages
+        ]
         plain = msgspec.structs.replace(self, stages=tuple(nowhere), continues=msgspec.UNSET)
         return digest_bytes(msgspec.json.encode(plain))
 
@@ -208,14 +212,46 @@ def moved_plan(plan: PipelinePlan, stage: int, host: str, port: int | None) -> P
     places = list(plan.stages)
     places[stage] = msgspec.structs.replace(own, host=host, bind=address)
     places[after] = msgspec.structs.replace(places[after], connect=address)
-    before = Continued(digest=plan.digest, besides=plan.besides)
-    moved = msgspec.structs.replace(plan, stages=tuple(places), continues=before)
+    moved = _continued(plan, places)
     faults = plan_faults(moved)
     if faults:
         raise invalid_error("the plan cannot work with that: " + "; ".join(faults))
     if address == own.bind:
         raise usage_error(f"stage {stage} is at {address} already")
     return moved
+
+
+def repartitioned_plan(plan: PipelinePlan, ranges: Sequence[str]) -> PipelinePlan:
+    """The plan of the same running pipeline with layers moved between its stages.
+
+    Args:
+        plan: the plan before.
+        ranges: every stage's layer range.
+
+    Raises:
+        ZppError: (INVALID) the checkpoint cannot be cut so, or is not where the plan says; (USAGE) there are not as
+            many ranges as stages.
+    """
+    if len(ranges) != len(plan.stages):
+        raise usage_error(
+            f"{len(ranges)} ranges are given for {len(plan.stages)} stages: their number cannot change while they run",
+            "Stop the pipeline, which answers what is under way, plan anew and start it again.",
+        )
+    partition = resolve_partition(plan.num_layers, len(ranges), list(ranges))
+    index = read_index(Path(plan.model))
+    owned = assign(infer_structure(index), partition).stages
+    places = [
+        msgspec.structs.replace(
+            place, layers=str(layers), weight_bytes=sum(index.tensors[name].nbytes for name in names)
+        )
+        for place, layers, names in zip(plan.stages, partition, owned, strict=True)
+    ]
+    return _continued(plan, places)
+
+
+def _continued(plan: PipelinePlan, places: Sequence[PlannedStage]) -> PipelinePlan:
+    before = Continued(digest=plan.digest, besides=plan.besides)
+    return msgspec.structs.replace(plan, stages=tuple(places), continues=before)
 
 
 def host_and_port(text: str) -> tuple[str, int | None]:

@@ -36,11 +36,17 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("fields", [{}, {"connect": "tcp://127.0.0.2:1"}, {"partition": ((0, 1), (1, 4))}], ids=str)
 def test_what_was_left_is_what_is_started(path: Path, fields: dict[str, object]) -> None:
     assert next_spec(path, SPEC) == SPEC
-    leave_spec(changed(**fields))
+    leave_spec(SPEC, **fields)
     assert next_spec(path, SPEC) == changed(**fields)
     words = ["python", "worker", SPEC.to_json()]
     assert list(next_words(path, words)) == ["python", "worker", changed(**fields).to_json()]
     assert [one.name for one in path.parent.iterdir()] == ["stage-1.spec"]
+
+
+def test_one_change_keeps_the_one_before(path: Path) -> None:
+    leave_spec(SPEC, connect="tcp://127.0.0.2:1")
+    leave_spec(SPEC, partition=((0, 3), (3, 4)))
+    assert next_spec(path, SPEC) == changed(connect="tcp://127.0.0.2:1", partition=((0, 3), (3, 4)))
 
 
 @pytest.mark.parametrize(
@@ -62,7 +68,7 @@ def test_what_is_no_spec_is_said_to_be_none(path: Path, said: bytes) -> None:
 def test_where_nobody_looks_for_it_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(NEXT_SPEC_VARIABLE, raising=False)
     monkeypatch.chdir(tmp_path)
-    leave_spec(SPEC)
+    leave_spec(SPEC, connect="tcp://127.0.0.2:1")
     assert list(tmp_path.iterdir()) == []
 
 

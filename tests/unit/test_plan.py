@@ -22,6 +22,7 @@ from zpptool.plan import (
     make_plan,
     moved_plan,
     plan_faults,
+    repartitioned_plan,
     rewrite_plan,
 )
 
@@ -152,10 +153,23 @@ def test_a_moved_plan_in_which_anything_else_is_changed_is_another_plan(model: P
     after = moved_plan(before, 1, "d", None)
     changes = [{"dtype": "float32"}, {"engine_args": ("--seed", "1")}, {"api_port": 9}, {"model": "other"}]
     others = [msgspec.structs.replace(after, **change) for change in changes]
-    others.append(replace_stage(after, 1, layers="2-5"))
     digests = {other.digest for other in others}
     assert before.digest not in digests
     assert len(digests) == len(others)
+
+
+def test_a_plan_of_which_layers_have_moved_is_the_same_plan(model: Path) -> None:
+    before = planned(model)
+    after = repartitioned_plan(before, ["0-1", "1-5", "5-6"])
+    assert [place.layers for place in after.stages] == ["0-1", "1-5", "5-6"]
+    assert plan_faults(after, model) == []
+    assert after.digest == before.digest
+    assert after.stages[1].weight_bytes > before.stages[1].weight_bytes
+    assert [place.endpoints for place in after.stages] == [place.endpoints for place in before.stages]
+    with pytest.raises(ZppError, match="2 ranges are given for 3 stages"):
+        repartitioned_plan(before, ["0-1", "1-6"])
+    with pytest.raises(ZppError):
+        repartitioned_plan(before, ["0-1", "1-5", "4-6"])
 
 
 @pytest.mark.parametrize(

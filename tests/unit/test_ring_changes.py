@@ -14,9 +14,10 @@ import msgspec
 import pytest
 
 from zpptool.errors import ExitCode, ZppError, stage_error
+from zpptool.layers import Partition
 from zpptool.pipeline.ring import changes as ch
 from zpptool.pipeline.ring.changer import Changer
-from zpptool.pipeline.ring.control import Seat
+from zpptool.pipeline.ring.control import Leave, Seat, StageFacts
 from zpptool.pipeline.ring.turns import Look
 
 pytestmark = pytest.mark.timeout(30)
@@ -36,6 +37,8 @@ class Paper:
         self.fault: ZppError | None = None
         self.asked: list[tuple[int, str]] = []
         self.knocked = 0
+        self.movable = True
+        self.layers = [(0, 2), (2, 4), (4, 6)]
         self.let = threading.Event()
         self.let.set()
 
@@ -47,10 +50,21 @@ class Paper:
     def knocks(self, stage: int) -> int:
         return self.knocked
 
-    def ask_to_leave(self, seats: tuple[Seat, ...], why: str, moved_to: str = "") -> None:
-        self.moved_to = moved_to
-        for seat in seats:
-            self.asked.append((seat.stage, why))
+    def facts(self) -> tuple[StageFacts, ...]:
+        return tuple(
+            StageFacts(seat.stage, seat.host, seat.pid, 3, layers, {}, movable=self.movable)
+            for seat, layers in zip(self.seats, self.layers, strict=True)
+        )
+
+    def prepare_partition(self, partition: Partition) -> tuple[int, ...]:
+        self.prepared = partition
+        return tuple(stage for stage, own in enumerate(partition) if (own.start, own.end) != self.layers[stage])
+
+    def ask_to_leave(self, leave: Leave) -> None:
+        self.moved_to = leave.moved_to
+        self.layers = list(leave.partition) or self.layers
+        for seat in leave.seats:
+            self.asked.append((seat.stage, leave.why))
             self.seats[seat.stage] = Seat(seat.stage, "here", seat.pid + 100)
         self.epoch += 1
 
@@ -78,6 +92,10 @@ def said(path: Path, line: bytes) -> ch.Answer:
             return ch.read_answer(lines.readline())
 
 
+def moving(**fields: object) -> ch.Replace:
+    return msgspec.structs.replace(ch.Replace("me", 1, "tcp://10.0.0.3:15551", "d", 20.0), **fields)
+
+
 def test_a_rollout_tells_of_every_stage(path: Path, ring: Paper) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     *told, last = ch.ask(path, ch.Rollout("me"))
@@ -87,22 +105,18 @@ def test_a_rollout_tells_of_every_stage(path: Path, ring: Paper) -> None:
 
 
 def test_a_second_change_is_refused_by_name_and_a_third_is_taken_later(path: Path, ring: Paper) -> None:
-    ring.let.clear()
-    first = threading.Thread(target=lambda: list(ch.ask(path, ch.Rollout("the first"))))
-    first.start()
-    end = time.monotonic() + 10
-    while True:  # until the first one has its turn
-        (*_, outcome) = ch.ask(path, ch.Rollout("the second")) if first.is_alive() else [None]
-        assert isinstance(outcome, ch.Outcome)
-        if "the first" in outcome.text:
-            break
-        assert time.monotonic() < end
-    assert outcome.text == "another planned change is under way: the first"
+    first = ch.ask(path, moving(by="the first"))
+    assert isinstance(next(first), ch.Accepted)
+    (refused,) = ch.ask(path, ch.Rollout("the second"))
+    assert refused == ch.Outcome(
+        "another planned change is under way: the first", ExitCode.FAILURE, "One at a time: ask again when it is over."
+    )
     with pytest.raises(ZppError, match="under way"):
-        outcome.raise_fault()
-    ring.let.set()
-    first.join(10)
+        refused.raise_fault()
+    ring.knocked += 1
+    assert list(first)[-1] == ch.Outcome("stage 1 has moved to tcp://10.0.0.3:15551")
     (*_, outcome) = ch.ask(path, ch.Rollout("the third"))
+    assert isinstance(outcome, ch.Outcome)
     assert outcome.exit_code == 0
 
 
@@ -118,10 +132,6 @@ def test_one_who_has_gone_wants_no_more(path: Path, ring: Paper) -> None:
         assert time.monotonic() < end
     assert isinstance(outcome, ch.Progress | ch.Outcome)
     assert "gone" not in [by for _, by in ring.asked]
-
-
-def moving(**fields: object) -> ch.Replace:
-    return msgspec.structs.replace(ch.Replace("me", 1, "tcp://10.0.0.3:15551", "d", 20.0), **fields)
 
 
 def test_a_stage_moves_when_another_one_has_asked_for_its_place(path: Path, ring: Paper) -> None:
@@ -162,7 +172,7 @@ def test_a_count_that_begins_anew_is_no_knock(path: Path, ring: Paper) -> None:
     [
         ({"stage": 0}, ExitCode.USAGE, "stage 0 of 3 cannot be moved"),
         ({"stage": 3}, ExitCode.USAGE, "stage 3 of 3 cannot be moved"),
-        ({"plan_digest": "e"}, ExitCode.INVALID, "with the digest d, not from that one"),
+        ({"plan_digest": "e"}, ExitCode.INVALID, "with the digest d, and another one is named"),
     ],
     ids=str,
 )
@@ -173,6 +183,53 @@ def test_what_cannot_move_is_refused_before_anything_is_touched(
     assert isinstance(outcome, ch.Outcome)
     assert outcome.exit_code == code
     assert told in outcome.text
+    assert ring.asked == []
+
+
+def test_layers_move_in_one_turn_of_the_stages_that_they_concern(path: Path, ring: Paper) -> None:
+    accepted, *told, outcome = ch.ask(path, ch.Rebalance("me", ("0-1", "1-4", "4-6"), "d"))
+    assert accepted == ch.Accepted("2 of 3 stages come again with other layers")
+    assert [answer.stage for answer in told if isinstance(answer, ch.Progress) and answer.stage is not None] == [0, 1]
+    assert outcome == ch.Outcome("the layers are now 0-1 1-4 4-6")
+    assert ring.asked == [(0, "me"), (1, "me")]
+    assert ring.layers == [(0, 1), (1, 4), (4, 6)]
+
+
+@pytest.mark.parametrize(
+    ("ranges", "code", "told"),
+    [
+        ("0-3 3-6", ExitCode.USAGE, "2 ranges are given for 3 stages"),
+        ("0-1 1-2 2-3 3-6", ExitCode.USAGE, "the number of stages cannot change"),
+        ("0-2 2-4 4-6", ExitCode.INVALID, "already"),
+        ("0-2 2-5 4-6", ExitCode.INVALID, "overlap"),
+        ("0-2 3-4 5-7", ExitCode.INVALID, ";"),
+        ("0-2 2-4 a", ExitCode.INVALID, "a"),
+    ],
+)
+def test_ranges_that_cannot_be_are_refused_before_anything_is_touched(
+    path: Path, ring: Paper, ranges: str, code: ExitCode, told: str
+) -> None:
+    (outcome,) = ch.ask(path, ch.Rebalance("me", tuple(ranges.split()), "d"))
+    assert isinstance(outcome, ch.Outcome)
+    assert outcome.exit_code == code
+    assert told in outcome.text
+    assert ring.asked == []
+
+
+def test_stages_of_directories_of_their_own_keep_their_layers(path: Path, ring: Paper) -> None:
+    ring.movable = False
+    (outcome,) = ch.ask(path, ch.Rebalance("me", ("0-1", "1-4", "4-6"), "d"))
+    assert isinstance(outcome, ch.Outcome)
+    assert "stage 0, 1 was started from its own directory" in outcome.text
+    assert ring.asked == []
+
+
+@pytest.mark.parametrize(("own", "named", "told"), [("d", "", "--plan"), ("", "e", "Leave out --plan")])
+def test_a_plan_that_is_not_the_pipelines_is_refused(path: Path, ring: Paper, own: str, named: str, told: str) -> None:
+    ring.plan_digest = own
+    (outcome,) = ch.ask(path, ch.Rebalance("me", ("0-1", "1-4", "4-6"), named))
+    assert isinstance(outcome, ch.Outcome)
+    assert told in outcome.hint
     assert ring.asked == []
 
 

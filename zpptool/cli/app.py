@@ -28,6 +28,7 @@ from zpptool.cli.join import join
 from zpptool.cli.keys import keys_app
 from zpptool.cli.plan import plan
 from zpptool.cli.plan_ports import plan_ports
+from zpptool.cli.rebalance import rebalance
 from zpptool.cli.rollout import rollout
 from zpptool.cli.run_stage import run_stage
 from zpptool.cli.serve import serve
@@ -121,6 +122,7 @@ app.command("status", epilog=epilog("status"))(status)
 app.command("top", epilog=epilog("top"))(top)
 app.command("rollout", epilog=epilog("rollout"))(rollout)
 app.command("test-pipeline", epilog=epilog("test-pipeline"))(test_pipeline)
+app.command("rebalance", epilog=epilog("rebalance"))(rebalance)
 app.add_typer(keys_app, name="keys")
 app.add_typer(stage_app, name="stage")
 app.add_typer(config_app, name="config")

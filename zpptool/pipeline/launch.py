@@ -87,6 +87,11 @@ def start_stage(
         group.start(name, [sys.executable, "-m", CHILD_STARTER, module, own.to_json()], env | told, log)
 
 
+def of_next_life(phase_dir: Path, spec: StageSpec) -> StageSpec:
+    """A stage's spec, with what a planned change has changed for the next life of its worker."""
+    return next_spec(phase_dir / f"{file_name(place_name(spec.stage))}{SUFFIX}", spec)
+
+
 def file_name(process: str) -> str:
     """What the files of a process are called: `stage-1` for `stage 1`."""
     return process.replace(" ", "-")

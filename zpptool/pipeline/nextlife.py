@@ -23,17 +23,22 @@ SUFFIX = ".spec"
 CHANGES = ("partition", "connect")
 
 
-def leave_spec(spec: StageSpec) -> None:
-    """Have this process's next life be started with this spec.
+def leave_spec(spec: StageSpec, **changes: object) -> None:
+    """Have this process's next life be started with another spec.
+
+    Args:
+        spec: what this life was started with.
+        changes: fields of `CHANGES`, beside what was left before.
 
     Raises:
-        OSError: it cannot be written; the next life would be as this one was.
+        OSError, ZppError: it cannot be written, or what was left before not be read; the next life is then as it would
+            have been.
     """
-    path = os.environ.get(NEXT_SPEC_VARIABLE)
-    if not path:
+    named = os.environ.get(NEXT_SPEC_VARIABLE)
+    if not named:
         return
-    beside = Path(f"{path}.new")
-    beside.write_text(spec.to_json())
+    path, beside = Path(named), Path(f"{named}.new")
+    beside.write_text(msgspec.structs.replace(next_spec(path, spec), **changes).to_json())
     beside.replace(path)
 
 

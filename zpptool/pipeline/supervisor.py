@@ -18,7 +18,7 @@ from pathlib import Path
 from zpptool.errors import ExitCode, ZppError
 from zpptool.pipeline import lifecycle as lc
 from zpptool.pipeline.hangs import hanging, is_mended
-from zpptool.pipeline.launch import file_name, private_directory, process_fault, start_stage
+from zpptool.pipeline.launch import file_name, of_next_life, private_directory, process_fault, start_stage
 from zpptool.pipeline.phases import read_phase
 from zpptool.pipeline.process import STOP_GRACE_S, ProcessGroup
 from zpptool.pipeline.readiness import Readiness
@@ -254,6 +254,7 @@ class Supervisor:
                 self._watch_ring()
             for place in places:
                 (self._phase_dir / file_name(place_name(place))).unlink(missing_ok=True)
+            self._specs = tuple(of_next_life(self._phase_dir, spec) for spec in self._specs)
             for spec, env in zip(self._specs, self._upkeep.env, strict=True):
                 start_stage(self._group, spec, env, logs, self._phase_dir, places)
         except (OSError, ZppError) as fault:

@@ -82,6 +82,7 @@ class Front:
         """The ASGI application."""
         parts = self._parts
         guard = [Middleware(KeyGuard, keys=parts.keys)] if parts.keys else []
+        planned = PlannedChanges(parts.changes)
         return Starlette(
             routes=[
                 Route("/", self.page),
@@ -90,7 +91,8 @@ class Front:
                 Route("/readyz", self.readyz),
                 Route("/metrics", self.metrics),
                 Route("/pipeline/status", self.status),
-                Route("/pipeline/rollout", PlannedChanges(parts.changes).rollout, methods=["POST"]),
+                Route("/pipeline/rollout", planned.rollout, methods=["POST"]),
+                Route("/pipeline/rebalance", planned.rebalance, methods=["POST"]),
                 Mount("/", app=Proxy(parts.pool, parts.client, parts.limits, self._metrics)),
             ],
             middleware=guard,

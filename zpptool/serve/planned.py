@@ -34,7 +34,7 @@ class Told(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     answer: ch.Answer
 
 
-class Wish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Wish(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The body of a request.
 
     Attributes:
@@ -44,6 +44,25 @@ class Wish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     replica: Annotated[str, msgspec.Meta(max_length=200)] | None = None
     by: ch.Words = ""
+
+    def request(self, by: str) -> ch.Request:
+        """What is asked of each pipeline."""
+        return ch.Rollout(by)
+
+
+class RebalanceWish(Wish, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The body of a request that layers move.
+
+    Attributes:
+        ranges, plan_digest: as in `changes.Rebalance`.
+    """
+
+    ranges: tuple[ch.Words, ...]
+    plan_digest: ch.Words = ""
+
+    def request(self, by: str) -> ch.Request:
+        """As ever."""
+        return ch.Rebalance(by, self.ranges, self.plan_digest)
 
 
 class PlannedChanges:
@@ -59,10 +78,17 @@ class PlannedChanges:
 
     async def rollout(self, asked: HttpRequest) -> Response:
         """Every stage leaves and comes again, one after the other."""
+        return await self._change(asked, Wish)
+
+    async def rebalance(self, asked: HttpRequest) -> Response:
+        """Layers move between stages."""
+        return await self._change(asked, RebalanceWish)
+
+    async def _change(self, asked: HttpRequest, kind: type[Wish]) -> Response:
         if asked.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            return _refusal(415, "a planned change is asked for with a body of JSON", "Send {} as application/json.")
+            return _refusal(415, "a planned change is asked for with a body of JSON", "Send it as application/json.")
         try:
-            wish = msgspec.json.decode(await _body(asked), type=Wish)
+            wish = msgspec.json.decode(await _body(asked), type=kind)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as cause:
             return _refusal(400, f"the request cannot be read: {cause}")
         sockets = self._sockets()
@@ -75,8 +101,8 @@ class PlannedChanges:
             told = f"another planned change is under way: {self._under_way}"
             return _refusal(409, told, "One at a time: ask again when it is over.")
         host = asked.client.host if asked.client else "somewhere"
-        self._under_way = by = wish.by or f"POST /pipeline/rollout from {host}"
-        lines = self._lines({name: sockets[name] for name in names}, ch.Rollout(by))
+        self._under_way = by = wish.by or f"POST {asked.url.path} from {host}"
+        lines = self._lines({name: sockets[name] for name in names}, wish.request(by))
         return StreamingResponse(lines, media_type=LINES, headers={"cache-control": "no-store"})
 
     async def _lines(self, sockets: Mapping[str, Path], request: ch.Request) -> AsyncIterator[bytes]:
@@ -147,11 +173,12 @@ def ask_front(url: str, key: str | None, request: ch.Request) -> Iterator[tuple[
     """
     headers = {"authorization": f"Bearer {key}"} if key else {}
     timeout = httpx.Timeout(ASK_S, read=None)
-    path = f"{url.rstrip('/')}/pipeline/rollout"
+    body = msgspec.to_builtins(request)
+    path = f"{url.rstrip('/')}/pipeline/{body.pop('type')}"
     try:
         with (
             httpx.Client(trust_env=False, timeout=timeout) as client,
-            client.stream("POST", path, headers=headers, json={"by": request.by}) as told,
+            client.stream("POST", path, headers=headers, json=body) as told,
         ):
             if told.status_code != httpx.codes.OK:
                 raise _refused(url, told.status_code, told.read())

@@ -8,6 +8,7 @@ is relied on is listed as data in `contract.py`.
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import difflib
 import enum
@@ -44,7 +45,7 @@ from vllm.utils.network_utils import get_file_store_init_method
 from vllm.v1 import kv_cache_interface
 from vllm.v1.attention.backend import MultipleOf
 from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
-from vllm.v1.core.kv_cache_utils import KVCacheBlockCopy
+from vllm.v1.core.kv_cache_utils import KVCacheBlockCopy, get_kv_cache_configs
 from vllm.v1.core.sched import output as scheduler_output
 from vllm.v1.outputs import (
     DraftTokenIds,
@@ -78,6 +79,7 @@ __all__ = [
     "engine_config",
     "forget_environment",
     "is_pp_missing_parameter",
+    "kv_cache_configs",
     "kv_heads",
     "make_worker",
     "new_store",
@@ -109,6 +111,15 @@ def _data_classes(module: ModuleType) -> Iterator[type]:
         own = kind.__module__ == module.__name__
         if own and (dataclasses.is_dataclass(kind) or issubclass(kind, enum.Enum)):
             yield kind
+
+
+def kv_cache_configs(config: VllmConfig, specs: list[dict[str, Any]], num_blocks: int) -> list[Any]:
+    """Each stage's cache, of so many blocks, for the layers that it is told to have."""
+    cache = copy.copy(config.cache_config)
+    cache.num_gpu_blocks_override = num_blocks
+    own = copy.copy(config)
+    own.cache_config = cache
+    return get_kv_cache_configs(own, specs, [0] * len(specs))
 
 
 def prepare_environment(spec: StageSpec) -> None:

@@ -21,9 +21,16 @@ from typing import Protocol
 
 import msgspec
 
-from zpptool.errors import ZppError, invalid_error, stage_error, usage_error
+from zpptool.errors import ZppError, stage_error, usage_error
+from zpptool.layers import Partition
 from zpptool.pipeline.ring import changes as ch
-from zpptool.pipeline.ring.control import Seat
+from zpptool.pipeline.ring.allowed import (
+    new_partition,
+    refuse_another_plan,
+    refuse_what_cannot_move,
+    refuse_where_nothing_recovers,
+)
+from zpptool.pipeline.ring.control import Leave, Seat, StageFacts
 from zpptool.pipeline.ring.turns import Ask, Came, Look, Over, Turns, react
 from zpptool.wire.deadline import Deadline
 
@@ -53,7 +60,19 @@ class ChangingRing(Protocol):
         """How often another process has asked for a stage's place."""
         ...
 
-    def ask_to_leave(self, seats: tuple[Seat, ...], why: str, moved_to: str = "") -> None:
+    def facts(self) -> tuple[StageFacts, ...]:
+        """What the stages said of themselves when the roll was called last."""
+        ...
+
+    def prepare_partition(self, partition: Partition) -> tuple[int, ...]:
+        """Which stages have to come again for the layers to lie so, having made all else ready for it.
+
+        Raises:
+            ZppError: it cannot be, and nothing is touched.
+        """
+        ...
+
+    def ask_to_leave(self, leave: Leave) -> None:
         """Ask those to leave, and to come again unless their place moves."""
         ...
 
@@ -123,16 +142,19 @@ class Changer:
             )
         try:
             self._what = request.by
-            refuse_where_nothing_recovers(self._ring)
+            refuse_where_nothing_recovers(self._ring.may_recover)
             seats = self._ring.look().seats
             if not seats:
                 raise stage_error("the pipeline has not been whole yet", "Ask again when zpptool status says it is.")
             if isinstance(request, ch.Replace):
                 refuse_what_cannot_move(request, len(seats), self._ring.plan_digest)
                 self._await_newcomer(request, client)
-                self._take_turns(Turns(((request.stage,),)), request, client)
+                leave = Leave((), request.by, moved_to=request.address)
+                self._take_turns(Turns(((request.stage,),)), leave, client)
                 return ch.Outcome(f"stage {request.stage} has moved to {request.address}")
-            self._take_turns(Turns(tuple((seat.stage,) for seat in seats)), request, client)
+            if isinstance(request, ch.Rebalance):
+                return self._rebalanced(request, client)
+            self._take_turns(Turns(tuple((seat.stage,) for seat in seats)), Leave((), request.by), client)
             return ch.Outcome("every stage has come again")
         finally:
             self._under_way.release()
@@ -143,8 +165,9 @@ class Changer:
         Raises:
             ZppError: (STAGE) none does in time, or the ring is over; (FAILURE) nobody wants it any more.
         """
+        before = self._ring.knocks(request.stage)
         client.tell(ch.Accepted(f"waiting {request.wait_s:g} s at most for the new stage {request.stage} to ask"))
-        before, deadline = self._ring.knocks(request.stage), Deadline(request.wait_s)
+        deadline = Deadline(request.wait_s)
         while self._ring.knocks(request.stage) <= before:
             look = self._look(client)
             if look.fault is not None:
@@ -159,21 +182,31 @@ class Changer:
             before = min(before, self._ring.knocks(request.stage))  # the one that counts may be another process by now
             time.sleep(LOOK_S)
 
-    def _take_turns(self, turns: Turns, request: ch.Request, client: _Client) -> None:
-        """See that stages leave in turn, until none is left.
+    def _rebalanced(self, request: ch.Rebalance, client: _Client) -> ch.Outcome:
+        """All stages of which something changes leave together: with layers twice or nowhere there is no ring."""
+        refuse_another_plan(request.plan_digest, self._ring.plan_digest)
+        facts = self._ring.facts()
+        partition = new_partition(request.ranges, facts)
+        places = self._ring.prepare_partition(partition)
+        client.tell(ch.Accepted(f"{len(places)} of {len(facts)} stages come again with other layers"))
+        plain = tuple((own.start, own.end) for own in partition)
+        self._take_turns(Turns((places,)), Leave((), request.by, partition=plain), client)
+        return ch.Outcome(f"the layers are now {' '.join(map(str, partition))}")
+
+    def _take_turns(self, turns: Turns, leave: Leave, client: _Client) -> None:
+        """See that stages leave in turn, told so with `leave`, until none is left.
 
         Raises:
             ZppError: (STAGE) the ring is over; (FAILURE) nobody wants the turns that are left.
         """
         began = 0.0
-        moved_to = request.address if isinstance(request, ch.Replace) else ""
         while True:
             turns, action = react(turns, self._look(client))
             match action:
                 case Ask(seats=seats):
                     began = time.monotonic()
                     client.tell(ch.Progress(f"{_named(seats)} is asked to leave"))
-                    self._ring.ask_to_leave(seats, request.by, moved_to)
+                    self._ring.ask_to_leave(msgspec.structs.replace(leave, seats=seats))
                 case Came(now=now):
                     for answer in _came(now, time.monotonic() - began):
                         client.tell(answer)
@@ -230,19 +263,6 @@ class _Client:
             self._gone = True
 
 
-def refuse_where_nothing_recovers(ring: ChangingRing) -> None:
-    """Refuse a change of a ring that does not outlive that a stage leaves.
-
-    Raises:
-        ZppError: (USAGE) it is one.
-    """
-    if not ring.may_recover:
-        raise usage_error(
-            "this pipeline runs with --recovery-deadline 0: no stage can leave it and come again",
-            "Stop it, which answers what is under way, and start it anew; with --recovery-deadline S next time.",
-        )
-
-
 def _named(seats: tuple[Seat, ...]) -> str:
     return ", ".join(f"stage {seat.stage} ({seat.host}, pid {seat.pid})" for seat in seats)
 
@@ -262,19 +282,3 @@ def refuse_what_is_left(turns: Turns) -> None:
     left = [str(place) for group in turns.groups for place in group]
     if left:
         raise ZppError(f"nobody listens any more: stage {', '.join(left)} is left as it was", "Ask again for the rest.")
-
-
-def refuse_what_cannot_move(request: ch.Replace, num_stages: int, plan_digest: str) -> None:
-    """Refuse to move what cannot be moved, before anything is touched.
-
-    Raises:
-        ZppError: (USAGE) or (INVALID) it cannot be.
-    """
-    if not 0 < request.stage < num_stages:
-        raise usage_error(f"stage {request.stage} of {num_stages} cannot be moved", "Stage 0 stays with the head.")
-    if request.plan_digest != plan_digest:
-        started = f"from a plan with the digest {plan_digest}" if plan_digest else "without a plan"
-        raise invalid_error(
-            f"this pipeline was started {started}, not from that one",
-            "Name the file that its stages were started from.",
-        )

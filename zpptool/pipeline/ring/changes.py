@@ -53,7 +53,21 @@ class Replace(msgspec.Struct, tag="replace", frozen=True, forbid_unknown_fields=
     wait_s: Annotated[float, msgspec.Meta(ge=0, le=86400)]
 
 
-Request = Rollout | Replace
+class Rebalance(msgspec.Struct, tag="rebalance", frozen=True, forbid_unknown_fields=True):
+    """Layers move between stages, all in one turn.
+
+    Attributes:
+        by: who asks.
+        ranges: the layer ranges from then on, written `0-8`, one a stage.
+        plan_digest: of the plan that the pipeline was started from; empty for none.
+    """
+
+    by: Words
+    ranges: Annotated[tuple[Words, ...], msgspec.Meta(max_length=2**15)]
+    plan_digest: Words = ""
+
+
+Request = Rollout | Replace | Rebalance
 
 
 class Accepted(msgspec.Struct, tag="accepted", frozen=True, forbid_unknown_fields=True):

@@ -99,6 +99,7 @@ class HeadListener:
         homeward.on_welcome(lambda _run, epoch: self._happen(lc.Closed(epoch)))
         self._on_fault: Callable[[ZppError], None] = lambda _fault: None
         self._on_moved: Callable[[str], None] = lambda _address: None
+        self._on_admit: Callable[[tuple[c.StageFacts, ...]], Mapping[str, bytes]] = lambda _stages: {}
         self._thread = threading.Thread(target=self._serve, name="head-receive", daemon=True)
         if status_at is not None:
             try:
@@ -176,6 +177,8 @@ class HeadListener:
             case lc.CallTheRoll() if self._state.epoch > lc.FIRST_EPOCH:  # the first is called without waiting
                 self._say(c.RollCall(stages=()), epoch=self._state.epoch)
             case lc.Admit():
+                for method, payload in self._on_admit(self._gathered).items():
+                    self._setups.amend(method, payload)
                 self._say(c.Verdict(reasons=()), epoch=self._state.epoch)
                 self._setups.admit(self._state.epoch)
             case lc.LetIn():

@@ -17,7 +17,8 @@ from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 
-from zpptool.errors import ZppError, stage_error
+from zpptool.errors import ZppError, stage_error, usage_error
+from zpptool.layers import Partition
 from zpptool.pipeline.ring import control as c
 from zpptool.pipeline.ring import lifecycle as lc
 from zpptool.pipeline.ring.calls import OpenCall, drop
@@ -34,10 +35,15 @@ IDLE_S = 1.0
 """A ring that was whole for so long and has no call under way has nothing to do."""
 
 
+def _refuse_partition(_partition: Partition) -> tuple[int, ...]:
+    raise usage_error("the layers of this pipeline's stages cannot move while it runs", "Stop it and start it anew.")
+
+
 class HeadNode(HeadListener):
     """What the head's engine sees of the ring."""
 
     _changer: Changer | None = None
+    _prepare_partition: Callable[[Partition], tuple[int, ...]] = staticmethod(_refuse_partition)
 
     def take_changes(self, path: Path) -> None:
         """Take planned changes at this socket; where it cannot be, say so and take none."""
@@ -167,24 +173,38 @@ class HeadNode(HeadListener):
         before = self._view.stages()[stage - 1].link if stage else None
         return before.knocks if before is not None else 0
 
-    def ask_to_leave(self, seats: tuple[c.Seat, ...], why: str, moved_to: str = "") -> None:
+    def ask_to_leave(self, leave: c.Leave) -> None:
         """Ask whoever holds these seats to leave and to come again. Their leaving ends the epoch as a loss does, and
-        is told as what it is. Returns at once; that the word gets there is for `look` to show.
-
-        Args:
-            why: who has asked for it, in words.
-            moved_to: where another process will send from in the place of the one that leaves, which is not to come
-                again; empty where it is.
-        """
+        is told as what it is. Returns at once; that the word gets there is for `look` to show."""
         epoch = self.whole
         if epoch is None:
             return
-        places = ", ".join(f"stage {seat.stage}" for seat in seats)
-        purpose = f"its place moves to {moved_to}" if moved_to else "to come again"
-        self._recoveries.announce(f"{places} was asked to leave, {purpose}: {why}")
-        self._note(f"{places} is asked to leave: {why}")
+        places = f"stage {', '.join(str(seat.stage) for seat in leave.seats)}"
+        purpose = f"its place moves to {leave.moved_to}" if leave.moved_to else "to come again"
+        if leave.partition:
+            purpose += f" with layers {' '.join(f'{start}-{end}' for start, end in leave.partition)}"
+        self._recoveries.announce(f"{places} was asked to leave, {purpose}: {leave.why}")
+        self._note(f"{places} is asked to leave: {leave.why}")
         with suppress(ZppError):  # then that epoch is over, or the ring, and both are noticed
-            self._say(c.Leave(seats=seats, why=why, moved_to=moved_to), epoch=epoch)
+            self._say(leave, epoch=epoch)
+
+    def facts(self) -> tuple[c.StageFacts, ...]:
+        """What the stages said of themselves when the roll was called last."""
+        return self._gathered
+
+    def on_partition(self, prepare: Callable[[Partition], tuple[int, ...]]) -> None:
+        """Have `prepare` called before layers move: it raises a `ZppError` if they cannot lie so, makes ready what
+        depends on it, and tells which stages have to come again."""
+        self._prepare_partition = prepare
+
+    def on_admit(self, amended: Callable[[tuple[c.StageFacts, ...]], Mapping[str, bytes]]) -> None:
+        """Have `amended` called, from the receiving thread, with the stages that are let in, before they are set up;
+        it tells what to ask them, by the methods of set-up calls, where that depends on who owns which layers."""
+        self._on_admit = amended
+
+    def prepare_partition(self, partition: Partition) -> tuple[int, ...]:
+        """Which stages have to come again for the layers to lie so; see `on_partition`."""
+        return self._prepare_partition(partition)
 
     def count_recomputed(self, tokens: int) -> None:
         """So many tokens have to be computed again after a loss."""

@@ -42,12 +42,14 @@ class AskedToLeave(ZppError):
 
     Attributes:
         moved_to: where another process has its place from then on; empty where it comes again itself.
+        partition: the layer ranges of its next life; empty where they stay what they are.
     """
 
     def __init__(self, leave: c.Leave) -> None:
         told = f"its place moves to {leave.moved_to}, and it ends" if leave.moved_to else "it leaves, and comes again"
         super().__init__(f"{told}: {leave.why}", exit_code=ExitCode.OK if leave.moved_to else ExitCode.AGAIN)
         self.moved_to = leave.moved_to
+        self.partition = leave.partition
 
 
 class RingBroken(LinkError):

@@ -12,8 +12,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-import msgspec
-
+from zpptool.checkpoint.manifest import is_stage_directory
 from zpptool.errors import ZppError
 from zpptool.pipeline.nextlife import leave_spec
 from zpptool.pipeline.ring.control import StageFacts
@@ -125,9 +124,9 @@ def take_head_place(spec: StageSpec) -> HeadNode:
 def _look_there_again(spec: StageSpec, note: Callable[[str], None], address: str) -> None:
     """Have the next life of this process receive from that address too."""
     try:
-        leave_spec(msgspec.structs.replace(spec, connect=address))
-    except OSError as cause:
-        note(f"a next life of this process would look for it where it was: {cause.strerror or cause}")
+        leave_spec(spec, connect=address)
+    except (OSError, ZppError) as cause:
+        note(f"a next life of this process would look for it where it was: {cause}")
 
 
 def link_safety(spec: StageSpec, place: int, peer: int) -> Safety:
@@ -159,6 +158,7 @@ def facts_of(spec: StageSpec, agreed: Mapping[str, str]) -> StageFacts:
         num_stages=spec.num_stages,
         layers=(spec.layers.start, spec.layers.end),
         agreed=dict(agreed),
+        movable=not is_stage_directory(spec.directory),
     )
 
 
