@@ -45,7 +45,7 @@ from vllm.utils.network_utils import get_file_store_init_method
 from vllm.v1 import kv_cache_interface
 from vllm.v1.attention.backend import MultipleOf
 from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
-from vllm.v1.core.kv_cache_utils import KVCacheBlockCopy, get_kv_cache_configs
+from vllm.v1.core.kv_cache_utils import KVCacheBlockCopy
 from vllm.v1.core.sched import output as scheduler_output
 from vllm.v1.outputs import (
     DraftTokenIds,
@@ -71,6 +71,8 @@ RECOVERING_SCHEDULER = "zpptool.engines.vllm.scheduler.RecoveringScheduler"
 """Schedule, for several stages and for one, unless the user names another `--scheduler-cls`; by their names, for vLLM
 imports them where it schedules."""
 
+LAID_OUT_FROM = ("vllm_config", "kv_cache_specs", "available_memory")
+"""What vLLM 0.32 lays out the cache from; 0.33 wants the groups too."""
 _STOCK_SHRINK = lora_ops.bgmv_shrink
 
 __all__ = [
@@ -114,7 +116,18 @@ def _data_classes(module: ModuleType) -> Iterator[type]:
 
 
 def kv_cache_configs(config: VllmConfig, specs: list[dict[str, Any]], num_blocks: int) -> list[Any]:
-    """Each stage's cache, of so many blocks, for the layers that it is told to have."""
+    """Each stage's cache, of so many blocks, for the layers that it is told to have.
+
+    Raises:
+        ZppError: (FAILURE) this release of vLLM lays caches out in another way.
+    """
+    from vllm.v1.engine.core import get_kv_cache_configs  # of the engine core's process, which asks
+
+    if tuple(inspect.signature(get_kv_cache_configs).parameters) != LAID_OUT_FROM:
+        raise ZppError(
+            "this release of vLLM lays out the cache in another way than the one that is known here",
+            "Stop the pipeline, which answers what is under way, and start it anew with these ranges.",
+        )
     cache = copy.copy(config.cache_config)
     cache.num_gpu_blocks_override = num_blocks
     own = copy.copy(config)

@@ -21,7 +21,7 @@ from typing import Protocol
 
 import msgspec
 
-from zpptool.errors import ZppError, stage_error, usage_error
+from zpptool.errors import ExitCode, ZppError, stage_error, usage_error
 from zpptool.layers import Partition
 from zpptool.pipeline.ring import changes as ch
 from zpptool.pipeline.ring.allowed import (
@@ -134,6 +134,9 @@ class Changer:
                 client.tell(self._carried_out(client.request(), client))
             except ZppError as fault:
                 client.tell(ch.outcome_of(fault))
+            except Exception as cause:  # whoever asks is told, and not left to wait
+                client.tell(ch.Outcome(f"the change has failed: {type(cause).__name__}: {cause}", ExitCode.FAILURE))
+                raise
 
     def _carried_out(self, request: ch.Request, client: _Client) -> ch.Outcome:
         if not self._under_way.acquire(blocking=False):
