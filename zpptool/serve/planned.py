@@ -101,12 +101,16 @@ class PlannedChanges:
             told = f"another planned change is under way: {self._under_way}"
             return _refusal(409, told, "One at a time: ask again when it is over.")
         host = asked.client.host if asked.client else "somewhere"
-        self._under_way = by = wish.by or f"POST {asked.url.path} from {host}"
+        by = wish.by or f"POST {asked.url.path} from {host}"
         lines = self._lines({name: sockets[name] for name in names}, wish.request(by))
         return StreamingResponse(lines, media_type=LINES, headers={"cache-control": "no-store"})
 
     async def _lines(self, sockets: Mapping[str, Path], request: ch.Request) -> AsyncIterator[bytes]:
         """The answers of one head after the other, up to the first that does not do all; the last is the outcome."""
+        if self._under_way:  # it has begun since this one was let in
+            yield _line("", ch.Outcome(f"another planned change is under way: {self._under_way}", ExitCode.FAILURE))
+            return
+        self._under_way = request.by
         try:
             outcome, last = ch.Outcome("there is no pipeline"), ""
             for name, path in sockets.items():
