@@ -26,6 +26,9 @@ class ExitCode(IntEnum):
     """A port or an address that cannot be used."""
     STAGE = 6
     """A stage died or timed out."""
+    AGAIN = 75
+    """A stage's worker has left because it was asked to, and is to be started again. No command ends with it: it is for
+    whoever keeps the worker up."""
     INTERRUPTED = 130
 
 

@@ -7,9 +7,11 @@ say. Its digest stands for its content, so stages that were started from differe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -18,13 +20,17 @@ from zpptool.checkpoint.digest import digest_bytes
 from zpptool.checkpoint.index import read_index
 from zpptool.checkpoint.loading import count_layers, index_digest, model_digest
 from zpptool.checkpoint.structure import assign, infer_structure
-from zpptool.errors import ZppError, invalid_error
+from zpptool.errors import ZppError, address_error, invalid_error, usage_error
 from zpptool.layers import LayerRange, Partition, check_ranges, parse_range, resolve_partition
 from zpptool.ports import StageEndpoints, open_ports, plan_endpoints
 from zpptool.wire.gauge import WireCodec
 
 PLAN_VERSION = 1
 MAX_PLAN_BYTES = 1 << 20
+_HOST = re.compile(
+    r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:/\[\]]+))(?::([0-9]{1,5}))?"  # a host, and perhaps a port
+    r"|([0-9A-Fa-f]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*)"  # an IPv6 address without one
+)
 
 
 class Engine(StrEnum):
@@ -59,6 +65,18 @@ class PlannedStage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         return StageEndpoints(self.stage, self.host, self.bind, self.connect)
 
 
+class Continued(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The plan that a pipeline was started with, of which stages or layers have moved while it ran.
+
+    Attributes:
+        digest: of that plan; the running stages have it.
+        besides: stands for all that such a change leaves alone. A plan that differs in anything else is another one.
+    """
+
+    digest: str
+    besides: str
+
+
 class PipelinePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A whole pipeline.
 
@@ -73,6 +91,8 @@ class PipelinePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         api_port: where the OpenAI API listens, beside stage 0.
         stages: in order.
         wire_codec: whether links compress.
+        continues: the plan that this one differs from only in where stages and layers are; unset where it is the
+            first.
     """
 
     schema_version: int
@@ -85,11 +105,24 @@ class PipelinePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     api_port: int
     stages: tuple[PlannedStage, ...]
     wire_codec: WireCodec = WireCodec.NONE
+    continues: Continued | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def digest(self) -> str:
-        """Stands for all that the plan says."""
+        """Stands for all that the plan says; where stages or layers have moved, for the plan before."""
+        if isinstance(self.continues, Continued) and self.continues.besides == self.besides:
+            return self.continues.digest
         return digest_bytes(msgspec.json.encode(self))
+
+    @property
+    def besides(self) -> str:
+        """Stands for all that the plan says but where its stages and layers are."""
+        nowhere = [
+            PlannedStage(stage=own.stage, layers="", host="", bind="", connect="", weight_bytes=0)
+            for own in self.stages
+        ]
+        plain = msgspec.structs.replace(self, stages=tuple(nowhere), continues=msgspec.UNSET)
+        return digest_bytes(msgspec.json.encode(plain))
 
     @property
     def partition(self) -> Partition:
@@ -148,6 +181,104 @@ def make_plan(
         ),
         wire_codec=wire_codec,
     )
+
+
+def moved_plan(plan: PipelinePlan, stage: int, host: str, port: int | None) -> PipelinePlan:
+    """The plan of the same running pipeline with one stage on another host.
+
+    Args:
+        plan: the plan before.
+        stage: which one moves.
+        host: where to, as `--hosts` names a host.
+        port: the port that it sends from there; the one that it had if None.
+
+    Raises:
+        ZppError: (USAGE) that stage is not there, or cannot move; (INVALID) the plan that it would be cannot work.
+    """
+    last = len(plan.stages) - 1
+    if not 0 <= stage <= last:
+        raise usage_error(f"the plan has no stage {stage}; it has {last + 1}, from 0 on")
+    if stage == 0:
+        raise usage_error(
+            "stage 0 cannot be moved: the head runs beside it, and has the requests",
+            "Stop the pipeline (it answers what is under way), plan anew with other --hosts, and start it again.",
+        )
+    own = plan.stages[stage]
+    bind = urlsplit(own.bind)
+    if bind.scheme != "tcp":
+        raise usage_error(f"stage {stage} sends from {own.bind}, which no other host reaches")
+    address = f"tcp://{f'[{host}]' if ':' in host else host}:{port or bind.port}"
+    after = 0 if stage == last else stage + 1
+    places = list(plan.stages)
+    places[stage] = msgspec.structs.replace(own, host=host, bind=address)
+    places[after] = msgspec.structs.replace(places[after], connect=address)
+    moved = _continued(plan, places)
+    faults = plan_faults(moved)
+    if faults:
+        raise invalid_error("the plan cannot work with that: " + "; ".join(faults))
+    if address == own.bind:
+        raise usage_error(f"stage {stage} is at {address} already")
+    return moved
+
+
+def repartitioned_plan(plan: PipelinePlan, ranges: Sequence[str]) -> PipelinePlan:
+    """The plan of the same running pipeline with layers moved between its stages.
+
+    Args:
+        plan: the plan before.
+        ranges: every stage's layer range.
+
+    Raises:
+        ZppError: (INVALID) the checkpoint cannot be cut so, or is not where the plan says; (USAGE) there are not as
+            many ranges as stages.
+    """
+    if len(ranges) != len(plan.stages):
+        raise usage_error(
+            f"{len(ranges)} ranges are given for {len(plan.stages)} stages: their number cannot change while they run",
+            "Stop the pipeline, which answers what is under way, plan anew and start it again.",
+        )
+    partition = resolve_partition(plan.num_layers, len(ranges), list(ranges))
+    index = read_index(Path(plan.model))
+    owned = assign(infer_structure(index), partition).stages
+    places = [
+        msgspec.structs.replace(
+            place, layers=str(layers), weight_bytes=sum(index.tensors[name].nbytes for name in names)
+        )
+        for place, layers, names in zip(plan.stages, partition, owned, strict=True)
+    ]
+    return _continued(plan, places)
+
+
+def _continued(plan: PipelinePlan, places: Sequence[PlannedStage]) -> PipelinePlan:
+    before = Continued(digest=plan.digest, besides=plan.besides)
+    return msgspec.structs.replace(plan, stages=tuple(places), continues=before)
+
+
+def host_and_port(text: str) -> tuple[str, int | None]:
+    """`HOST` or `HOST:PORT` in its parts; an IPv6 address before a port stands in brackets.
+
+    Raises:
+        ZppError: (ADDRESS) it is neither.
+    """
+    match = _HOST.fullmatch(text)
+    if match is None or (match[3] and not 1 <= int(match[3]) <= 65535):
+        raise address_error(f"{text!r} is not of the form HOST or HOST:PORT", "For example 10.0.0.3 or 10.0.0.3:15551.")
+    return match[1] or match[2] or match[4], int(match[3]) if match[3] else None
+
+
+def rewrite_plan(path: Path, plan: PipelinePlan) -> None:
+    """Put a plan in the place of the one that a file holds, at once and as a whole.
+
+    Raises:
+        ZppError: (FAILURE) it cannot be written; the file is as it was.
+    """
+    beside = path.with_name(f".{path.name}.new")
+    try:
+        beside.write_text(plan.to_yaml())
+        beside.replace(path)
+    except OSError as cause:
+        beside.unlink(missing_ok=True)
+        raise ZppError(f"{path} cannot be written: {cause.strerror}") from cause
 
 
 def load_plan_file(path: Path) -> PipelinePlan:

@@ -29,6 +29,8 @@ controls = st.one_of(
     st.builds(c.Reply, number=numbers, stage=places),
     st.builds(c.Fault, stage=places, number=st.none() | numbers, message=text, detail=text),
     st.builds(c.Stop, reason=text, broke=st.booleans()),
+    st.builds(c.Leave, seats=st.lists(st.builds(c.Seat, places, text, numbers), max_size=3).map(tuple), why=text),
+    st.builds(c.Moved, address=text),
 )
 
 

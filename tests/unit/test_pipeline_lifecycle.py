@@ -29,6 +29,7 @@ from zpptool.wire.errors import HEAD
 
 RULES = Rules(places=(HEAD, 0, 1, 2), max_restarts=2, first_rest_s=1, longest_rest_s=3)
 KILLED = Cause("stage 1 was killed by SIGKILL")
+LEFT = Cause("stage 1 has left, as it was asked to", planned=True)
 REFUSED = Cause("stage 1 exited with code 3", exit_code=3, own_reason=True)
 SAME = None
 ALL = RULES.places
@@ -208,7 +209,32 @@ def test_a_mend_may_take_as_long_as_its_ring_waits_and_then_all_is_started_anew(
     assert done[-1] == End(ALL)
 
 
-EVENTS = st.sampled_from([*Event, Lost(KILLED), Lost(REFUSED), Lost(KILLED, (1,)), Lost(KILLED, (HEAD, 2))])
+@pytest.mark.parametrize("phase", list(Phase), ids=str)
+def test_a_stage_that_was_asked_to_leave_comes_again_alone_and_nothing_has_failed(phase: Phase) -> None:
+    """Also while the first token is on its way, and while answers under way are waited for."""
+    before = state_in(phase)
+    after, done = decide(before, Lost(LEFT, (1,)), RULES)
+    assert after.failures == before.failures
+    match phase:
+        case Phase.STARTING | Phase.READY | Phase.BROKEN:
+            assert (after.phase, after.places, done) == (Phase.CLEARING, (1,), (Report(LEFT, 0.0), End((1,))))
+            assert decide(after, Event.GONE, RULES)[1] == (SetAlarm(0.0),)
+        case Phase.DRAINING:
+            assert (after.phase, done) == (Phase.DRAINING, (Report(LEFT, 0.0), End((1,)), Start((1,))))
+        case _:
+            assert (after, done) == (before, ())
+
+
+def test_stages_may_be_asked_to_leave_for_ever() -> None:
+    once = (Event.BREAK, Lost(LEFT, (1,)), Event.GONE, Event.ALARM)
+    state, done = run(*UP, *once * 100, Event.WHOLE, rules=MENDED)
+    assert (state.phase, state.failures, state.cause) == (Phase.READY, 0, None)
+    assert done.count(Start((1,))) == 100
+
+
+EVENTS = st.sampled_from(
+    [*Event, Lost(LEFT, (1,)), Lost(KILLED), Lost(REFUSED), Lost(KILLED, (1,)), Lost(KILLED, (HEAD, 2))]
+)
 
 
 @settings(max_examples=400, deadline=None)

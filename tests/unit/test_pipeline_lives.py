@@ -19,7 +19,10 @@ from zpptool.pipeline.revival import Revival
 KILLED = -int(signal.SIGKILL)
 
 
-@pytest.mark.parametrize("code", [*(code for code in ExitCode if code is not ExitCode.FAILURE), 128 + signal.SIGTERM])
+STARTED_AGAIN = (ExitCode.FAILURE, ExitCode.AGAIN)
+
+
+@pytest.mark.parametrize("code", [*(code for code in ExitCode if code not in STARTED_AGAIN), 128 + signal.SIGTERM])
 def test_an_end_by_decision_is_final(code: int) -> None:
     assert Lives().rest_s("stage 1", code, stood=True) is None
 
@@ -36,6 +39,13 @@ def test_lives_in_vain_rest_longer_and_longer_and_then_end() -> None:
     assert rests == [0.0, 1.0, 2.0, 4.0, 8.0, None]
     assert all(rest is None or rest <= LONGEST_REST_S for rest in rests)
     assert lives.rest_s("head", KILLED, stood=False) == 0.0
+
+
+def test_one_that_was_asked_to_leave_comes_again_at_once_and_has_not_failed() -> None:
+    lives = Lives()
+    for _ in range(100):
+        assert lives.rest_s("stage 1", ExitCode.AGAIN, stood=False) == 0.0
+    assert lives.rest_s("stage 1", KILLED, stood=False) == 0.0
 
 
 def test_one_good_life_forgets_those_in_vain() -> None:

@@ -28,10 +28,13 @@ from zpptool.cli.join import join
 from zpptool.cli.keys import keys_app
 from zpptool.cli.plan import plan
 from zpptool.cli.plan_ports import plan_ports
+from zpptool.cli.rebalance import rebalance
+from zpptool.cli.rollout import rollout
 from zpptool.cli.run_stage import run_stage
 from zpptool.cli.serve import serve
 from zpptool.cli.settings import Settings, engine_arguments, install, read_settings
 from zpptool.cli.split import split
+from zpptool.cli.stage import stage_app
 from zpptool.cli.status import status
 from zpptool.cli.test_pipeline import test_pipeline
 from zpptool.cli.top import top
@@ -117,8 +120,11 @@ app.command("run-stage", epilog=epilog("run-stage"))(run_stage)
 app.command("serve", epilog=epilog("serve"))(serve)
 app.command("status", epilog=epilog("status"))(status)
 app.command("top", epilog=epilog("top"))(top)
+app.command("rollout", epilog=epilog("rollout"))(rollout)
 app.command("test-pipeline", epilog=epilog("test-pipeline"))(test_pipeline)
+app.command("rebalance", epilog=epilog("rebalance"))(rebalance)
 app.add_typer(keys_app, name="keys")
+app.add_typer(stage_app, name="stage")
 app.add_typer(config_app, name="config")
 
 TAKES_ENGINE_ARGUMENTS = frozenset({"plan", "run-stage", "serve", "test-pipeline"})

@@ -58,6 +58,20 @@ EXAMPLES = {
         "zpptool status --run-dir /run/user/1000/zpp-abc",
     ),
     "top": ("zpptool top", "zpptool top --url http://10.0.0.1:8000 --every 2"),
+    "rollout": (
+        "zpptool rollout",
+        "zpptool rollout --url http://10.0.0.1:8000 --json",
+        "zpptool rollout --run-dir /run/user/1000/zpp-abc",
+    ),
+    "rebalance": (
+        "zpptool rebalance --ranges 0-7 7-19 19-30",
+        "zpptool rebalance --ranges 0-7 7-19 19-30 --plan zpp.yaml --json",
+        "zpptool rebalance --ranges 0-8 8-16 --url http://10.0.0.1:8000",
+    ),
+    "stage replace": (
+        "zpptool stage replace 1 --to 10.0.0.3 --plan zpp.yaml",
+        "zpptool stage replace 2 --to 10.0.0.3:15560 --plan zpp.yaml --wait 1800 --json",
+    ),
     "test-pipeline": (
         "zpptool test-pipeline --pipeline-dir stages --model MODEL --engine vllm",
         "zpptool test-pipeline MODEL --num-stages 3 --test-input Hello --junit junit.xml",

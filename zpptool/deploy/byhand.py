@@ -37,13 +37,14 @@ def orders(plan: PipelinePlan, plan_file: Path) -> tuple[HostOrders, ...]:
     return tuple(
         HostOrders(
             host,
-            tuple(_command(plan_file, place) for place in plan.stages if place.host == host),
+            tuple(stage_command(plan_file, place) for place in plan.stages if place.host == host),
             tuple(rule for rule in rules if rule.host == host),
         )
         for host in dict.fromkeys(place.host for place in plan.stages)
     )
 
 
-def _command(plan_file: Path, place: PlannedStage) -> str:
+def stage_command(plan_file: Path, place: PlannedStage) -> str:
+    """The command line that runs a stage, in the directory that holds the plan."""
     words = ["zpptool", "run-stage", "--plan", str(plan_file), "--stage-idx", str(place.stage)]
     return shlex.join(words + keys_flags(place.endpoints))

@@ -16,12 +16,16 @@ from functools import partial
 from typing import NoReturn, Protocol
 
 import zpptool
+from zpptool.checkpoint.index import read_index
 from zpptool.checkpoint.loading import model_digest
+from zpptool.checkpoint.structure import assign, infer_structure
 from zpptool.errors import ExitCode, ZppError
+from zpptool.layers import Partition
 from zpptool.pipeline import phases
 from zpptool.pipeline.child import end_before_long, end_on_sigterm, run_child
-from zpptool.pipeline.ring.control import Call
-from zpptool.pipeline.ring.node import RingBroken, RingOver, StageNode
+from zpptool.pipeline.nextlife import leave_spec
+from zpptool.pipeline.ring.control import Call, StageFacts
+from zpptool.pipeline.ring.node import AskedToLeave, RingBroken, RingOver, StageNode
 from zpptool.pipeline.ring.place import facts_of, say, take_stage_place
 from zpptool.pipeline.ring.setup import History, SetUpOtherwise
 from zpptool.pipeline.ring.status import COMPUTING, LOADING, WARMING_UP
@@ -68,6 +72,24 @@ def common_facts(spec: StageSpec) -> dict[str, str]:
     }
 
 
+def prepare_partition(
+    spec: StageSpec, facts: Callable[[], tuple[StageFacts, ...]], partition: Partition
+) -> tuple[int, ...]:
+    """Which stages load other layers when these are the ranges; the head's next life is told them too.
+
+    Args:
+        spec: stage 0's.
+        facts: tells what the stages own now.
+        partition: the ranges that are to be.
+
+    Raises:
+        ZppError: (INVALID) the model cannot be cut so.
+    """
+    assign(infer_structure(read_index(spec.directory)), partition)
+    leave_spec(spec, partition=tuple((own.start, own.end) for own in partition))
+    return tuple(own.stage for own, new in zip(facts(), partition, strict=True) if own.layers != (new.start, new.end))
+
+
 def run_stage_worker(make: Callable[[StageSpec, StageNode], StageEngine]) -> NoReturn:
     """The whole life of a stage's worker process, as told on its command line."""
 
@@ -83,6 +105,13 @@ def run_stage_worker(make: Callable[[StageSpec, StageNode], StageEngine]) -> NoR
             phases.tell_phase(phases.WAITING)
             node.join(facts_of(spec, agreed))
             serve_calls(spec, node, engine.do)
+        except AskedToLeave as asked:
+            end_before_long(asked.exit_code)
+            say(f"stage {spec.stage}", asked.message)
+            if asked.partition:
+                leave_spec(spec, partition=asked.partition)
+            node.leave(asked)
+            raise SystemExit(asked.exit_code) from asked
         finally:
             node.close()
 
@@ -106,6 +135,7 @@ def serve_calls(spec: StageSpec, node: StageNode, do: Callable[[Call, bytes], by
     """Do the head's calls, one after the other, until it says stop.
 
     Raises:
+        AskedToLeave: (AGAIN, or OK) the head has asked this stage to leave.
         WireFault: (STAGE) the stage before was lost, or did not send what a call needs.
     """
     history = History()

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from zpptool.errors import ExitCode, ZppError, stage_error, usage_error
+from zpptool.pipeline.nextlife import NEXT_SPEC_VARIABLE, SUFFIX, next_spec
 from zpptool.pipeline.phases import PHASE_VARIABLE
 from zpptool.pipeline.process import Child, ProcessGroup
 from zpptool.pipeline.spec import StageSpec
@@ -63,7 +64,8 @@ def start_stage(
         spec: the stage.
         env: added to this process's environment.
         log_dir: where each process's log goes; None lets them share this process's output.
-        phase_dir: where each process tells what it is doing (`phases.read_phase`); None if nobody asks.
+        phase_dir: where each process tells what it is doing (`phases.read_phase`), and leaves the spec of its next
+            life where a planned change has changed it; None if nobody asks.
         places: of which alone processes are started (`HEAD` for the head); None for all.
     """
     package = f"zpptool.engines.{spec.engine}"
@@ -76,8 +78,17 @@ def start_stage(
             continue
         name = place_name(place)
         log = log_dir / f"{file_name(name)}.log" if log_dir else None
-        told = {PHASE_VARIABLE: str(phase_dir / file_name(name))} if phase_dir else {}
-        group.start(name, [*STARTER, module, spec.to_json()], env | told, log)
+        told, own = {}, spec
+        if phase_dir:
+            left = phase_dir / f"{file_name(name)}{SUFFIX}"
+            told = {PHASE_VARIABLE: str(phase_dir / file_name(name)), NEXT_SPEC_VARIABLE: str(left)}
+            own = next_spec(left, spec)
+        group.start(name, [*STARTER, module, own.to_json()], env | told, log)
+
+
+def of_next_life(phase_dir: Path, spec: StageSpec) -> StageSpec:
+    """A stage's spec, with what a planned change has changed for the next life of its worker."""
+    return next_spec(phase_dir / f"{file_name(place_name(spec.stage))}{SUFFIX}", spec)
 
 
 def child_environment(env: Mapping[str, str]) -> dict[str, str]:

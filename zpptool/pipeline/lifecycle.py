@@ -48,12 +48,14 @@ class Cause:
         detail: more to read, such as the end of a log; None for nothing.
         exit_code: what it would make a command exit with.
         own_reason: the process ended with a reason of its own, which a second start would meet again.
+        planned: it has left because it was asked to, and nothing has failed.
     """
 
     message: str
     detail: str | None = None
     exit_code: int = int(ExitCode.STAGE)
     own_reason: bool = False
+    planned: bool = False
 
 
 @dataclass(frozen=True)
@@ -216,8 +218,10 @@ def restarted(state: State, lost: tuple[int, ...], rules: Rules) -> tuple[int, .
 
 
 def rest_s(state: State, rules: Rules) -> float:
-    """How long to wait before what was lost is started again: not at all where a ring waits for it the first time."""
-    waited_for = state.failures == 1 and is_mend(state, rules)
+    """How long to wait before what was lost is started again: not at all where a ring waits for it the first time, or
+    has asked it to leave."""
+    planned = state.cause is not None and state.cause.planned
+    waited_for = planned or (state.failures == 1 and is_mend(state, rules))
     return 0.0 if waited_for else rules.rest_s(state.failures)
 
 
@@ -239,6 +243,9 @@ def _start(state: State, rules: Rules) -> Decision:
 def _lost(state: State, lost: Lost, rules: Rules) -> Decision:
     if state.phase in (Phase.STARTING, Phase.READY, Phase.BROKEN):
         return _fail(state, lost, rules)
+    if state.phase is Phase.DRAINING and lost.cause.planned:  # the answers under way wait for it
+        again = End(lost.places), Start(lost.places)
+        return replace(state, epoch=state.epoch + 1), (Report(lost.cause, 0.0), *again)
     if state.phase is Phase.DRAINING:  # no answer can come any more, and none is begun
         ended, actions = _end(state, rules)
         return replace(ended, cause=lost.cause), (Report(lost.cause, None), *actions)
@@ -246,9 +253,10 @@ def _lost(state: State, lost: Lost, rules: Rules) -> Decision:
 
 
 def _fail(state: State, lost: Lost, rules: Rules) -> Decision:
-    """End what is to be started again; then start it, unless it is hopeless."""
-    cause, failures = lost.cause, state.failures + 1
-    places = restarted(state, lost.places, rules)
+    """End what is to be started again; then start it, unless it is hopeless. What was asked to leave comes again alone:
+    the ring has asked for it, so it was whole."""
+    cause, failures = lost.cause, state.failures + (not lost.cause.planned)
+    places = lost.places if cause.planned else restarted(state, lost.places, rules)
     failed = replace(state, phase=Phase.CLEARING, failures=failures, cause=cause, places=places)
     if (cause.own_reason and not state.ever_ready) or failures > rules.max_restarts:
         return replace(failed, phase=Phase.ENDING, giving_up=True), (Report(cause, None), End(rules.places))

@@ -2,7 +2,8 @@
 """Whether a process that has ended is to be started again, and when: a pure rule.
 
 The invariant: one that ends by a decision (told to stop, refused, or because the whole pipeline is given up) is not;
-one that was killed or has failed is, unless it does so again and again before it has stood.
+one that was killed or has failed is, unless it does so again and again before it has stood; and so is one that has left
+because it was asked to, which is no failure.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ class Lives:
             code: what it ended with, as `subprocess` tells it.
             stood: whether it had come as far as doing its work.
         """
+        if code == ExitCode.AGAIN:
+            return 0.0
         if code >= 0 and code != ExitCode.FAILURE:
             return None
         in_vain = self._in_vain[name] = 0 if stood else self._in_vain.get(name, 0) + 1

@@ -52,14 +52,14 @@ class Child:
         return self.popen.poll() is not None
 
     def how_it_ended(self) -> str:
-        """Its end in words: `exited with code 3`, `was killed by SIGKILL`."""
+        """Its end in words: `exited with code 3`, `was killed by SIGKILL`, `has left, as it was asked to`."""
         code = self.popen.poll()
         if code is None:
             return "is running"
         if code < 0:
             named = -code in set(signal.Signals)  # the real-time signals have no names
             return f"was killed by {signal.Signals(-code).name if named else f'signal {-code}'}"
-        return f"exited with code {code}"
+        return "has left, as it was asked to" if code == ExitCode.AGAIN else f"exited with code {code}"
 
     def tail(self, lines: int = 20) -> str:
         """The last lines of its log; empty where it has none."""
@@ -117,11 +117,21 @@ class ProcessGroup:
         self.children.append(child)
         return child
 
-    def start_again(self, child: Child) -> Child:
-        """Start anew what has ended; what that may have left running is killed first. Its log goes on."""
+    def words(self, child: Child) -> Sequence[str]:
+        """The command line that it was started with."""
+        return self._told[child.name][0]
+
+    def start_again(self, child: Child, words: Sequence[str] | None = None) -> Child:
+        """Start anew what has ended; what that may have left running is killed first. Its log goes on.
+
+        Args:
+            child: what has ended.
+            words: its command line from now on, if that is another one.
+        """
         kill_group(child.popen.pid)
         self.children.remove(child)
         argv, env = self._told[child.name]
+        argv = words or argv
         return self._start(child.name, argv, env, child.log.open("ab") if child.log else None, child.log)
 
     def any_ended(self) -> bool:
@@ -137,8 +147,8 @@ class ProcessGroup:
     def culprit(self, hurry: Hurry | None = None) -> Child:
         """Once a child has ended: the one to blame. Where one ends the others follow, and each is given `SETTLE_S` to
         do so. A child that was killed is to blame, or else one that gives a reason of its own; only then one that lost
-        the others, of these the head, which was told by whom; and last one that ended well. `hurry` cuts the waiting
-        short."""
+        the others, of these the head, which was told by whom; and last one that ended well, or was asked to leave.
+        `hurry` cuts the waiting short."""
         self.settle(hurry)
         return min((child for child in self.children if child.ended), key=_innocence)
 
@@ -199,7 +209,7 @@ def _innocence(child: Child) -> tuple[int, bool]:
     code = child.popen.returncode
     if code < 0:
         return 0, False
-    rank = 2 if code == ExitCode.STAGE else 3 if code == ExitCode.OK else 1
+    rank = 2 if code == ExitCode.STAGE else 3 if code in (ExitCode.OK, ExitCode.AGAIN) else 1
     return rank, child.name != HEAD_NAME
 
 

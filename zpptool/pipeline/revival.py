@@ -12,6 +12,7 @@ from pathlib import Path
 
 from zpptool.pipeline.launch import file_name
 from zpptool.pipeline.lives import Lives
+from zpptool.pipeline.nextlife import SUFFIX, next_words
 from zpptool.pipeline.phases import LOADED, read_phase
 from zpptool.pipeline.process import Child, ProcessGroup
 
@@ -21,7 +22,7 @@ class Revival:
 
     Args:
         group: the processes.
-        phase_dir: where each of them tells its phase.
+        phase_dir: where each of them tells its phase, and may leave the spec of its next life.
         tell: is told, in words, of each one that is started again.
         clock: seconds.
     """
@@ -64,5 +65,6 @@ class Revival:
             self._tell(f"{child.name} {child.how_it_ended()}; it is started again{soon}")
         if self._clock() >= self._due[child.name]:
             del self._due[child.name]
-            self._group.start_again(child)
+            left = self._phase_dir / f"{file_name(child.name)}{SUFFIX}"
+            self._group.start_again(child, next_words(left, self._group.words(child)))
         return False

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from zpptool.pipeline.nextlife import NEXT_SPEC_VARIABLE
 from zpptool.pipeline.phases import PHASE_VARIABLE
 
-READ_LATE = frozenset({"CUDA_VISIBLE_DEVICES", PHASE_VARIABLE})
+READ_LATE = frozenset({"CUDA_VISIBLE_DEVICES", PHASE_VARIABLE, NEXT_SPEC_VARIABLE})
 """Variables of the environment that are read after the imports: a spare may be told them when it takes its part."""
 CALM_S = 3.0
 """A pipeline has to be whole for so long before a spare is started: first it computes again what was lost."""

@@ -18,7 +18,14 @@ from pathlib import Path
 from zpptool.errors import ExitCode, ZppError
 from zpptool.pipeline import lifecycle as lc
 from zpptool.pipeline.hangs import WHOLE_PHASES, hanging, is_mended
-from zpptool.pipeline.launch import child_environment, file_name, private_directory, process_fault, start_stage
+from zpptool.pipeline.launch import (
+    child_environment,
+    file_name,
+    of_next_life,
+    private_directory,
+    process_fault,
+    start_stage,
+)
 from zpptool.pipeline.phases import read_phase
 from zpptool.pipeline.process import STOP_GRACE_S, ProcessGroup
 from zpptool.pipeline.readiness import Readiness
@@ -272,6 +279,7 @@ class Supervisor:
                 self._watch_ring()
             for place in places:
                 (self._phase_dir / file_name(place_name(place))).unlink(missing_ok=True)
+            self._specs = tuple(of_next_life(self._phase_dir, spec) for spec in self._specs)
             for spec, env in zip(self._specs, self._upkeep.env, strict=True):
                 start_stage(self._group, spec, env, logs, self._phase_dir, places)
         except (OSError, ZppError) as fault:
@@ -311,6 +319,8 @@ class Supervisor:
         """What was lost and why. Where that costs no more than itself, nobody waits for the others to follow."""
         child = self._group.culprit(hurry=lambda: self._stops_asked > 0 or self._is_lost_alone())
         code, told = child.popen.returncode, self._ring.fault if self._ring is not None else ""
+        if code == ExitCode.AGAIN:
+            return lc.Lost(lc.Cause(f"{child.name} {child.how_it_ended()}", planned=True), self._ended_places())
         cause = replace(_cause_of(process_fault(child)), own_reason=_has_own_reason(code))
         ended = self._ended_places()
         for place in ended:
@@ -333,6 +343,8 @@ class Supervisor:
 
     def _is_lost_alone(self) -> bool:
         lost, rules = self._lost_places(), self._upkeep.rules
+        if all(child.popen.returncode == ExitCode.AGAIN for child in self._group.children if child.ended):
+            return True
         return lost != rules.places and lc.restarted(self._state, lost, rules) == lost
 
 

@@ -11,12 +11,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 
 from zpptool.pipeline import lifecycle as lc
-from zpptool.pipeline.ring.status import RECOVERING, RingStatus
+from zpptool.pipeline.ring.status import RECOVERING, RingStatus, change_path
 from zpptool.pipeline.supervisor import PipelineView, Supervisor
 from zpptool.serve.balance import Standing
 from zpptool.serve.front import Front, FrontParts
@@ -72,6 +73,7 @@ class Behind:
             limits=self._serving.limits,
             keys=self._serving.api_keys,
             rings=self._rings,
+            changes=self._changes,
         )
         return Front(parts).app()
 
@@ -96,6 +98,11 @@ class Behind:
         """What the heads here tell, by the names of their pipelines."""
         views = [(name, supervisor.view()) for name, supervisor in zip(self._names, self._supervisors, strict=True)]
         return {name: view.ring for name, view in views if view.ring is not None}
+
+    def _changes(self) -> dict[str, Path]:
+        """Where the heads here take planned changes, by the names of their pipelines."""
+        views = [(name, supervisor.view()) for name, supervisor in zip(self._names, self._supervisors, strict=True)]
+        return {name: change_path(view.specs[0].local) for name, view in views if view.specs}
 
     def _call(self, what: Callable[[], object]) -> None:
         """On the loop's thread; a loop that has ended has nobody to tell."""

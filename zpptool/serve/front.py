@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -25,6 +26,7 @@ from zpptool.pipeline.ring.metrics import metrics_text
 from zpptool.pipeline.ring.status import RingStatus
 from zpptool.serve.guard import KeyGuard
 from zpptool.serve.metrics import FrontMetrics, merged, status_metrics
+from zpptool.serve.planned import PlannedChanges
 from zpptool.serve.pool import Pool
 from zpptool.serve.proxy import Proxy, ProxyLimits
 from zpptool.serve.rates import Rates
@@ -53,6 +55,7 @@ class FrontParts:
         limits: what one request may take.
         keys: of the API; none lets everybody in.
         rings: what the heads of the pipelines that were started here tell of their rings, by the pipelines' names.
+        changes: where those heads take planned changes, by the same names.
     """
 
     pool: Pool
@@ -62,6 +65,7 @@ class FrontParts:
     limits: ProxyLimits
     keys: Sequence[str]
     rings: Callable[[], Mapping[str, RingStatus]]
+    changes: Callable[[], Mapping[str, Path]] = dict
 
 
 class Front:
@@ -78,6 +82,7 @@ class Front:
         """The ASGI application."""
         parts = self._parts
         guard = [Middleware(KeyGuard, keys=parts.keys)] if parts.keys else []
+        planned = PlannedChanges(parts.changes)
         return Starlette(
             routes=[
                 Route("/", self.page),
@@ -86,6 +91,8 @@ class Front:
                 Route("/readyz", self.readyz),
                 Route("/metrics", self.metrics),
                 Route("/pipeline/status", self.status),
+                Route("/pipeline/rollout", planned.rollout, methods=["POST"]),
+                Route("/pipeline/rebalance", planned.rebalance, methods=["POST"]),
                 Mount("/", app=Proxy(parts.pool, parts.client, parts.limits, self._metrics)),
             ],
             middleware=guard,

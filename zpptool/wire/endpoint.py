@@ -103,6 +103,7 @@ class Endpoint:
         self.last_error = ""
         self._bind = bind
         self._keyed = False
+        self._safety = safety or Safety()
         self._handshakes = Handshakes(remote_address)
         self._awaited = peer
         self._window = window or Window()
@@ -140,7 +141,7 @@ class Endpoint:
         _open.add(self)
         try:
             check_endpoint(address, bind=bind)
-            self._keyed = protect(self._socket, address, bind=bind, safety=safety or Safety(), refused=self._not_let_in)
+            self._keyed = protect(self._socket, address, bind=bind, safety=self._safety, refused=self._not_let_in)
             self.endpoint = attach(self._socket, address, bind=bind)
         except ZppError:
             self.close(0)

@@ -49,6 +49,7 @@ class HostingLink(Endpoint):
 
     Attributes:
         tally: what it has done so far.
+        knocks: how often somebody was turned away who would have been welcome, had another one not been there.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class HostingLink(Endpoint):
         self._accepted = limits or Limits()
         self._gauge = Gauge(codec)
         self._shared_memory = shared_memory
+        self.knocks = 0
         self._on_told: Callable[[bytes], None] = lambda _payload: None
         self._on_lost: Callable[[], None] = lambda: None
         self.tally = Tally()
@@ -204,6 +206,9 @@ class HostingLink(Endpoint):
                     self._held[guest.identity] = guest
             case Refused(reason=reason, plan=plan):
                 self._turn_away(guest.identity, answer)
+                vacant = standing._replace(taken=False)
+                if standing.taken and not isinstance(judge(theirs, self.party, self._awaited, vacant), Refused):
+                    self.knocks += 1
                 if plan and theirs.stage == self._awaited and not standing.taken and not standing.spent:
                     self._refusal = self._refused_by(f"{self.peer} is refused", reason, plan=plan)
 

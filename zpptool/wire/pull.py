@@ -8,6 +8,7 @@ the limits, or raises an error that names what is wrong; either way the link is 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import msgspec
 import zmq
@@ -20,9 +21,9 @@ from zpptool.wire.greeting import of_other_runs, unfit
 from zpptool.wire.inbound import Inbound
 from zpptool.wire.messages import Kind, Limits, Message
 from zpptool.wire.parcel import largest_part
-from zpptool.wire.safety import Safety
+from zpptool.wire.safety import Safety, protect, require
 from zpptool.wire.sequence import SequenceCheck
-from zpptool.wire.sockets import Context
+from zpptool.wire.sockets import Context, check_endpoint
 from zpptool.wire.words import Hello, Hold, Party, Ping, Pong, Refused, Taken, Told, Welcome, Word, decode_word
 
 _DONTWAIT = int(zmq.DONTWAIT)
@@ -156,6 +157,16 @@ class PullLink(Endpoint):
         """Forget that one side has refused this link, and greet anew. Never waits."""
         self._post(self._forget_refusal)
 
+    def move(self, endpoint: str) -> None:
+        """Look for the sender at another address from now on; what the one before had to say is over. Never waits.
+
+        Raises:
+            ZppError: (ADDRESS) it is no address, or one that strangers can reach, and there are no keys.
+        """
+        check_endpoint(endpoint, bind=False)
+        require(endpoint, self._safety)
+        self._post(lambda: self._move(endpoint))
+
     def interrupt(self) -> None:
         """Have the `poll` under way, or else the next one, return at once."""
         self._interrupted = True
@@ -267,6 +278,16 @@ class PullLink(Endpoint):
             self._note(f"{self.peer} ({self.endpoint}) sends through the socket: {trouble}")
         self._hold = None
         self._on_welcome(theirs.run_id, theirs.epoch)
+
+    def _move(self, endpoint: str) -> None:
+        if endpoint == self.endpoint:
+            return
+        with suppress(zmq.ZMQError):  # nothing is left to end
+            self._socket.disconnect(self.endpoint)
+        self.endpoint = endpoint
+        self._was_cut = self._check is not None
+        self._keyed = protect(self._socket, endpoint, bind=False, safety=self._safety, refused=self._not_let_in)
+        self._socket.connect(endpoint)
 
     def _forget_refusal(self) -> None:
         self._refusal = None

@@ -13,8 +13,9 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Collection, Generator, Sequence
+from functools import partial
 
-from zpptool.engines.base import LOAD_MODEL
+from zpptool.engines.base import LOAD_MODEL, prepare_partition
 from zpptool.engines.transformers.api.front import Front
 from zpptool.engines.transformers.api.served import served_model
 from zpptool.engines.transformers.api.server import ApiServer
@@ -116,6 +117,7 @@ def serve(spec: StageSpec, node: HeadNode, server: ApiServer) -> None:
     Raises:
         ZppError: (INVALID) the stages do not fit together; (STAGE) the pipeline broke.
     """
+    node.on_partition(partial(prepare_partition, spec, node.facts))
     node.gather(agreed_facts(spec))
     model = RingModel(node)
     served = served_model(spec.directory, model.generate, model.is_healthy, spec.served_name or None)

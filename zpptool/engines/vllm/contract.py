@@ -121,6 +121,11 @@ HOOKS: tuple[Hook, ...] = (
     *_all("v1.worker.gpu_model_runner", "GPUModelRunner.discard_request_mask", "prompts in several steps, on a CPU"),
     *_all("v1.worker.gpu_model_runner", "GPUModelRunner.reset_encoder_cache", "likewise"),
     *_all("v1.sample.sampler", "Sampler.topk_topp_sampler", "a seeded generator is moved on"),
+    # layers move between stages
+    Hook("v1.engine.core", "get_kv_cache_configs", why="the caches of another partition"),
+    *_all("config.cache", "CacheConfig.num_gpu_blocks_override CacheConfig.kv_cache_memory_bytes", "likewise"),
+    *_all("v1.kv_cache_interface", "KVCacheConfig.num_blocks KVCacheConfig.kv_cache_groups", "likewise"),
+    *_all("v1.kv_cache_interface", "KVCacheConfig.kv_cache_tensors", "likewise"),
     # adapters, on a CPU
     *_all("lora.ops.torch_ops", "lora_ops", "a row without an adapter takes none"),
     *_all("lora.punica_wrapper", "punica_cpu", "likewise"),

@@ -25,6 +25,7 @@ from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
 from zpptool.engines.vllm import codec
 from zpptool.engines.vllm.agreement import agreed_facts
 from zpptool.engines.vllm.layouts import common_layouts
+from zpptool.engines.vllm.moving import Moving
 from zpptool.engines.vllm.restore import LiveRequest
 from zpptool.errors import ZppError
 from zpptool.pipeline import phases
@@ -85,6 +86,9 @@ class RingExecutor(Executor):
         self._guided: set[str] = set()
         self._node = take_head_place(spec)
         self._node.on_fault(self._fail)
+        self._moving = Moving(spec, self.vllm_config, self._node.facts)
+        self._node.on_partition(self._moving.prepare)
+        self._node.on_admit(self._moving.amended)
         try:
             self._node.gather(agreed_facts(spec, self.vllm_config))
             self.collective_rpc("load_model")
@@ -128,6 +132,7 @@ class RingExecutor(Executor):
             except StaleEpoch:
                 self._node.wait_until_whole()
         self._note_adapter(method, args)
+        self._moving.note(method, args, answers)
         return answers
 
     def wants_restoring(self) -> bool:

@@ -8,6 +8,7 @@ is relied on is listed as data in `contract.py`.
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import difflib
 import enum
@@ -70,6 +71,8 @@ RECOVERING_SCHEDULER = "zpptool.engines.vllm.scheduler.RecoveringScheduler"
 """Schedule, for several stages and for one, unless the user names another `--scheduler-cls`; by their names, for vLLM
 imports them where it schedules."""
 
+LAID_OUT_FROM = ("vllm_config", "kv_cache_specs", "available_memory")
+"""What vLLM 0.32 lays out the cache from; 0.33 wants the groups too."""
 _STOCK_SHRINK = lora_ops.bgmv_shrink
 
 __all__ = [
@@ -78,6 +81,7 @@ __all__ = [
     "engine_config",
     "forget_environment",
     "is_pp_missing_parameter",
+    "kv_cache_configs",
     "kv_heads",
     "make_worker",
     "new_store",
@@ -109,6 +113,26 @@ def _data_classes(module: ModuleType) -> Iterator[type]:
         own = kind.__module__ == module.__name__
         if own and (dataclasses.is_dataclass(kind) or issubclass(kind, enum.Enum)):
             yield kind
+
+
+def kv_cache_configs(config: VllmConfig, specs: list[dict[str, Any]], num_blocks: int) -> list[Any]:
+    """Each stage's cache, of so many blocks, for the layers that it is told to have.
+
+    Raises:
+        ZppError: (FAILURE) this release of vLLM lays caches out in another way.
+    """
+    from vllm.v1.engine.core import get_kv_cache_configs  # of the engine core's process, which asks
+
+    if tuple(inspect.signature(get_kv_cache_configs).parameters) != LAID_OUT_FROM:
+        raise ZppError(
+            "this release of vLLM lays out the cache in another way than the one that is known here",
+            "Stop the pipeline, which answers what is under way, and start it anew with these ranges.",
+        )
+    cache = copy.copy(config.cache_config)
+    cache.num_gpu_blocks_override = num_blocks
+    own = copy.copy(config)
+    own.cache_config = cache
+    return get_kv_cache_configs(own, specs, [0] * len(specs))
 
 
 def prepare_environment(spec: StageSpec) -> None:

@@ -24,6 +24,10 @@ Place = Annotated[int, msgspec.Meta(ge=0, lt=2**15)]
 """A stage, or how many there are: as many as the preamble of a message can name."""
 
 
+Ranges = Annotated[tuple[tuple[Count, Count], ...], msgspec.Meta(max_length=2**15)]
+"""A half-open layer range for each stage."""
+
+
 class StageFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What one process of the ring says about itself in the roll call.
 
@@ -34,6 +38,7 @@ class StageFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         num_stages: how many stages it was told that there are.
         layers: the half-open layer range that it owns.
         agreed: what has to be the same in the whole pipeline (model digest, dtype, versions, ...), by name.
+        movable: whether it can load other layers than its own, as one can that reads the full checkpoint.
     """
 
     stage: Place
@@ -42,6 +47,12 @@ class StageFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     num_stages: Place
     layers: tuple[Count, Count]
     agreed: dict[str, str]
+    movable: bool = True
+
+    @property
+    def seat(self) -> Seat:
+        """Its place, and who holds it."""
+        return Seat(self.stage, self.host, self.pid)
 
 
 class RollCall(msgspec.Struct, tag="roll-call", frozen=True, forbid_unknown_fields=True):
@@ -112,13 +123,44 @@ class Stop(msgspec.Struct, tag="stop", frozen=True, forbid_unknown_fields=True):
     broke: bool
 
 
+class Seat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who holds a place: the process of that id on that machine."""
+
+    stage: Place
+    host: str
+    pid: Count
+
+
+class Leave(msgspec.Struct, tag="leave", frozen=True, forbid_unknown_fields=True):
+    """Whoever holds one of these seats is to leave between two calls, and to come again; goes once round the ring.
+
+    Attributes:
+        seats: whose end is wanted; whoever has come in their place meanwhile is not meant.
+        why: for their logs.
+        moved_to: where another process will send from in the place of the one that leaves, which does not come again;
+            empty where it does.
+        partition: every stage's half-open layer range from then on; empty where they stay what they are.
+    """
+
+    seats: tuple[Seat, ...]
+    why: str
+    moved_to: str = ""
+    partition: Ranges = ()
+
+
+class Moved(msgspec.Struct, tag="moved", frozen=True, forbid_unknown_fields=True):
+    """The last word of a stage that does not come again, to whoever receives from it: where to find its place."""
+
+    address: str
+
+
 class Report(msgspec.Struct, tag="report", frozen=True, forbid_unknown_fields=True):
     """How a stage and those after it fare, told against the direction of the ring twice a second."""
 
     stages: tuple[StageStatus, ...]
 
 
-Control = RollCall | Verdict | Call | Reply | Fault | Stop | Report
+Control = RollCall | Verdict | Call | Reply | Fault | Stop | Leave | Moved | Report
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Control)

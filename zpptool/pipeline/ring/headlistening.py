@@ -98,6 +98,8 @@ class HeadListener:
         outward.on_lost(homeward.interrupt)
         homeward.on_welcome(lambda _run, epoch: self._happen(lc.Closed(epoch)))
         self._on_fault: Callable[[ZppError], None] = lambda _fault: None
+        self._on_moved: Callable[[str], None] = lambda _address: None
+        self._on_admit: Callable[[tuple[c.StageFacts, ...]], Mapping[str, bytes]] = lambda _stages: {}
         self._thread = threading.Thread(target=self._serve, name="head-receive", daemon=True)
         if status_at is not None:
             try:
@@ -175,6 +177,8 @@ class HeadListener:
             case lc.CallTheRoll() if self._state.epoch > lc.FIRST_EPOCH:  # the first is called without waiting
                 self._say(c.RollCall(stages=()), epoch=self._state.epoch)
             case lc.Admit():
+                for method, payload in self._on_admit(self._gathered).items():
+                    self._setups.amend(method, payload)
                 self._say(c.Verdict(reasons=()), epoch=self._state.epoch)
                 self._setups.admit(self._state.epoch)
             case lc.LetIn():
@@ -188,10 +192,8 @@ class HeadListener:
         self._setups.shut()
         drop(calls, epoch - 1, why.message)
         self._suspected = None
-        self._recoveries.lost(why)
-        self._note(
-            f"epoch {epoch}: {why.message.rstrip('.')}; waiting {self._recovery_s:g} s at most for what was lost"
-        )
+        told = self._recoveries.lost(why)
+        self._note(f"epoch {epoch}: {told}; waiting {self._recovery_s:g} s at most for who is missing")
 
     def _let_in(self) -> None:
         told = self._recoveries.whole(self._state.epoch, self._setups.count)
@@ -320,7 +322,19 @@ class HeadListener:
         else:
             self._react(lc.Failed(fault.as_error()))
 
+    def _follow(self, address: str) -> None:
+        """Receive from where the place of the last stage is from now on."""
+        self._note(f"{self._homeward.peer} has moved to {address}")
+        try:
+            self._homeward.move(address)
+        except ZppError as fault:
+            self._note(f"it cannot be followed there: {fault.message}")
+            return
+        self._on_moved(address)
+
     def _take(self, received: c.Received) -> None:
+        if isinstance(received.control, c.Moved):  # said in the epoch that ends with it
+            self._follow(received.control.address)
         if received.epoch != self._state.epoch:
             return
         match received.control:

@@ -14,22 +14,43 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
+from pathlib import Path
 
-from zpptool.errors import ZppError, stage_error
+from zpptool.errors import ZppError, stage_error, usage_error
+from zpptool.layers import Partition
 from zpptool.pipeline.ring import control as c
 from zpptool.pipeline.ring import lifecycle as lc
 from zpptool.pipeline.ring.calls import OpenCall, drop
+from zpptool.pipeline.ring.changer import Changer
 from zpptool.pipeline.ring.headlistening import HeadListener
 from zpptool.pipeline.ring.neighbour import POLL_S
+from zpptool.pipeline.ring.turns import Look
 from zpptool.wire.errors import PeerLost, StaleEpoch, WireFault
 from zpptool.wire.messages import HEAD, Kind
 
 STOP_ROUND_S = 2.0
 """How long the word that the run is over may take round the ring before the head leaves all the same."""
+IDLE_S = 1.0
+"""A ring that was whole for so long and has no call under way has nothing to do."""
+
+
+def _refuse_partition(_partition: Partition) -> tuple[int, ...]:
+    raise usage_error("the layers of this pipeline's stages cannot move while it runs", "Stop it and start it anew.")
 
 
 class HeadNode(HeadListener):
     """What the head's engine sees of the ring."""
+
+    _changer: Changer | None = None
+    _prepare_partition: Callable[[Partition], tuple[int, ...]] = staticmethod(_refuse_partition)
+
+    def take_changes(self, path: Path) -> None:
+        """Take planned changes at this socket; where it cannot be, say so and take none."""
+        try:
+            self._changer = Changer(path, self)
+        except OSError as cause:
+            self._note(f"no planned changes are taken at {path}: {cause.strerror or cause}")
 
     def gather(self, agreed: Mapping[str, str]) -> tuple[c.StageFacts, ...]:
         """Call the roll and let the stages in, or refuse them.
@@ -67,6 +88,10 @@ class HeadNode(HeadListener):
     def on_fault(self, callback: Callable[[ZppError], None]) -> None:
         """Have `callback` called once, from the receiving thread, when the pipeline breaks."""
         self._on_fault = callback
+
+    def on_moved(self, callback: Callable[[str], None]) -> None:
+        """Have `callback` called, from the receiving thread, with the address where the last stage is from now on."""
+        self._on_moved = callback
 
     def call(
         self, method: str, payload: bytes, *, from_all: bool, timeout_s: float | None = None, epoch: int | None = None
@@ -124,6 +149,63 @@ class HeadNode(HeadListener):
         drop(self._calls.shut(), epoch, why)
         self._happen(lc.Lost(epoch, stage_error(why)))
 
+    @property
+    def may_recover(self) -> bool:
+        """Whether the loss of a stage is survived, and so its leaving."""
+        return self._state.may_recover
+
+    def look(self) -> Look:
+        """Who is there, and whether the ring has settled since somebody was not."""
+        epoch, seats = self.whole, tuple(facts.seat for facts in self._gathered)
+        rests = not self._calls.busy and time.monotonic() - self._whole_at > IDLE_S
+        settled = epoch is not None and (rests or self._recoveries.answered_in == epoch)
+        over = self._stopping or self._closing.is_set()
+        fault = self.fault or (stage_error("the pipeline is told to stop") if over else None)
+        return Look(seats, epoch if settled else None, fault)
+
+    @property
+    def plan_digest(self) -> str:
+        """Of the plan that the pipeline was started from; empty for none."""
+        return self._outward.party.digest
+
+    def knocks(self, stage: int) -> int:
+        """How often another process has asked for a stage's place, and was turned away as it is taken."""
+        before = self._view.stages()[stage - 1].link if stage else None
+        return before.knocks if before is not None else 0
+
+    def ask_to_leave(self, leave: c.Leave) -> None:
+        """Ask whoever holds these seats to leave and to come again. Their leaving ends the epoch as a loss does, and
+        is told as what it is. Returns at once; that the word gets there is for `look` to show."""
+        epoch = self.whole
+        if epoch is None:
+            return
+        places = f"stage {', '.join(str(seat.stage) for seat in leave.seats)}"
+        purpose = f"its place moves to {leave.moved_to}" if leave.moved_to else "to come again"
+        if leave.partition:
+            purpose += f" with layers {' '.join(f'{start}-{end}' for start, end in leave.partition)}"
+        self._recoveries.announce(f"{places} was asked to leave, {purpose}: {leave.why}")
+        self._note(f"{places} is asked to leave: {leave.why}")
+        with suppress(ZppError):  # then that epoch is over, or the ring, and both are noticed
+            self._say(leave, epoch=epoch)
+
+    def facts(self) -> tuple[c.StageFacts, ...]:
+        """What the stages said of themselves when the roll was called last."""
+        return self._gathered
+
+    def on_partition(self, prepare: Callable[[Partition], tuple[int, ...]]) -> None:
+        """Have `prepare` called before layers move: it raises a `ZppError` if they cannot lie so, makes ready what
+        depends on it, and tells which stages have to come again."""
+        self._prepare_partition = prepare
+
+    def on_admit(self, amended: Callable[[tuple[c.StageFacts, ...]], Mapping[str, bytes]]) -> None:
+        """Have `amended` called, from the receiving thread, with the stages that are let in, before they are set up;
+        it tells what to ask them, by the methods of set-up calls, where that depends on who owns which layers."""
+        self._on_admit = amended
+
+    def prepare_partition(self, partition: Partition) -> tuple[int, ...]:
+        """Which stages have to come again for the layers to lie so; see `on_partition`."""
+        return self._prepare_partition(partition)
+
     def count_recomputed(self, tokens: int) -> None:
         """So many tokens have to be computed again after a loss."""
         self._recoveries.recomputed_tokens += tokens
@@ -150,6 +232,8 @@ class HeadNode(HeadListener):
         self._beat.stop()
         if self._status_socket is not None:
             self._status_socket.close()
+        if self._changer is not None:
+            self._changer.close()
         self._homeward.interrupt()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()

@@ -37,6 +37,21 @@ class RingOver(ZppError):
     """The head has stopped the run, so what was being waited for will not come."""
 
 
+class AskedToLeave(ZppError):
+    """The head has asked this stage to leave; it does so between two calls, in whichever epoch.
+
+    Attributes:
+        moved_to: where another process has its place from then on; empty where it comes again itself.
+        partition: the layer ranges of its next life; empty where they stay what they are.
+    """
+
+    def __init__(self, leave: c.Leave) -> None:
+        told = f"its place moves to {leave.moved_to}, and it ends" if leave.moved_to else "it leaves, and comes again"
+        super().__init__(f"{told}: {leave.why}", exit_code=ExitCode.OK if leave.moved_to else ExitCode.AGAIN)
+        self.moved_to = leave.moved_to
+        self.partition = leave.partition
+
+
 class RingBroken(LinkError):
     """The head has stopped the run because the pipeline is broken."""
 
@@ -99,6 +114,7 @@ class StageListener:
         self._over: ZppError | None = None
         self._on_over: Callable[[ZppError], None] = lambda _why: None
         self._on_stuck: Callable[[], None] = lambda: None
+        self._on_moved: Callable[[str], None] = lambda _address: None
         self._rumour: str | None = None
         self._joined = threading.Event()
         self._closing = threading.Event()
@@ -201,7 +217,8 @@ class StageListener:
         """One that was refused its place greets again: another one, who is gone or will be, may hold it still."""
         now = time.monotonic()
         self._refused_since = self._refused_since or now
-        if now - self._refused_since > self._recovery_s:
+        patience_s = self._recovery_s if self._joined.is_set() else max(self._recovery_s, self._start_timeout_s)
+        if now - self._refused_since > patience_s:
             return False
         self._closing.wait(REGREET_S)
         self._upstream.greet_again()
@@ -289,10 +306,32 @@ class StageListener:
                 self._last_word(message.header)
                 told = f"the head has stopped the run: {reason}"
                 self._end(RingBroken(told) if broke else RingOver(told, exit_code=ExitCode.STAGE))
+            case c.Leave():
+                if not self._is_last:
+                    self._relay(message)
+                self._hear_leave(received.control)
+            case c.Moved(address=address):
+                self._follow(address)
             case _:
                 if not self._is_last:
                     self._relay(message)
                 self._control.put((self._standing, received))
+
+    def _hear_leave(self, leave: c.Leave) -> None:
+        if self._facts is not None and self._facts.seat in leave.seats:
+            self._control.put(AskedToLeave(leave))
+        else:
+            self._note(f"stage {', '.join(str(seat.stage) for seat in leave.seats)} is asked to leave: {leave.why}")
+
+    def _follow(self, address: str) -> None:
+        """Receive from where the place of the stage before is from now on."""
+        self._note(f"{self._upstream.peer} has moved to {address}")
+        try:
+            self._upstream.move(address)
+        except ZppError as fault:
+            self._note(f"it cannot be followed there: {fault.message}")
+            return
+        self._on_moved(address)
 
     def _end(self, why: ZppError) -> None:
         """Let whoever waits on this node know that nothing more will come."""

@@ -35,8 +35,9 @@ _STAGE_COUNTERS = {
 }
 _RING_COUNTERS = {
     "recoveries": ("recoveries", "How often the ring became whole again after a loss."),
-    "recovery_stall_seconds": ("stall_s", "Time that the ring was not whole because of losses."),
-    "recovery_recomputed_tokens": ("recomputed_tokens", "Tokens that had to be computed again because of losses."),
+    "planned_changes": ("planned", "How often it became whole again after stages had left because they were asked to."),
+    "recovery_stall_seconds": ("stall_s", "Time that the ring was not whole because of losses and planned changes."),
+    "recovery_recomputed_tokens": ("recomputed_tokens", "Tokens that had to be computed again because of them."),
 }
 _STAGE_GAUGES = {
     "stage_memory_bytes": ("memory_bytes", "Resident memory of the stage's process."),

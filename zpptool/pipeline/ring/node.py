@@ -22,19 +22,21 @@ from typing import Any, TypeVar
 
 from zpptool.errors import ZppError, invalid_error, stage_error
 from zpptool.pipeline.ring import control as c
-from zpptool.pipeline.ring.listening import RingBroken, RingOver, StageListener
+from zpptool.pipeline.ring.listening import AskedToLeave, RingBroken, RingOver, StageListener
 from zpptool.pipeline.ring.loss import Standing
 from zpptool.wire import tensors
 from zpptool.wire.consistency import TensorSchema
 from zpptool.wire.deadline import Deadline
-from zpptool.wire.errors import WireError
+from zpptool.wire.errors import WireError, WireFault
 from zpptool.wire.link import LinkTimeout, PeerLost, Sent, StaleEpoch
 from zpptool.wire.messages import Buffer, Kind, Message
 
+GOOD_BYE_S = 5.0
+"""How long a stage that leaves for good may take to say where its place is from then on."""
 REMIND_S = 20.0
 """How often a stage that waits for the ring to close says so again."""
 
-__all__ = ["RingBroken", "RingOver", "StageNode"]
+__all__ = ["AskedToLeave", "RingBroken", "RingOver", "StageNode"]
 
 _Wanted = TypeVar("_Wanted")
 
@@ -70,12 +72,26 @@ class StageNode(StageListener):
         """Have `callback` called when the main loop stands still at a step of an epoch that is over."""
         self._on_stuck = callback
 
+    def on_moved(self, callback: Callable[[str], None]) -> None:
+        """Have `callback` called, from the receiving thread, with the address where the stage before is from now on."""
+        self._on_moved = callback
+
+    def leave(self, asked: AskedToLeave) -> None:
+        """Say good-bye: where another one has this place, whoever receives from it is told where."""
+        if asked.moved_to:
+            word = c.encode(c.Moved(asked.moved_to))
+            try:
+                self._downstream.send(Kind.CONTROL, word, source=self.stage, timeout_s=GOOD_BYE_S)
+            except WireFault as silent:
+                self._note(f"{self._downstream.peer} could not be told where this place has moved: {silent.message}")
+
     def calls(self) -> Iterator[c.Received]:
         """The head's calls, in order, until it says stop.
 
         A call that was on its way when the stop came is not done.
 
         Raises:
+            AskedToLeave: (AGAIN, or OK) the head has asked this stage to leave.
             ZppError: (STAGE) a neighbour was lost.
         """
         while True:

@@ -12,12 +12,14 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from zpptool.checkpoint.manifest import is_stage_directory
 from zpptool.errors import ZppError
+from zpptool.pipeline.nextlife import leave_spec
 from zpptool.pipeline.ring.control import StageFacts
 from zpptool.pipeline.ring.headnode import HeadNode
 from zpptool.pipeline.ring.lifecycle import FIRST_EPOCH
 from zpptool.pipeline.ring.node import StageNode
-from zpptool.pipeline.ring.status import status_path
+from zpptool.pipeline.ring.status import change_path, status_path
 from zpptool.pipeline.ring.traced import TracedHeadNode, TracedStageNode
 from zpptool.pipeline.spec import StageSpec
 from zpptool.pipeline.trace import Timeline
@@ -75,6 +77,7 @@ def take_stage_place(spec: StageSpec) -> StageNode:
         recovery_s=spec.recovery_deadline_s,
         beat_timeout_s=spec.beat_timeout_s,
     )
+    node.on_moved(partial(_look_there_again, spec, note))
     if isinstance(node, TracedStageNode):
         node.timeline = Timeline(Path(spec.trace), spec.stage, f"stage {spec.stage}, layers {spec.layers}")
     return node
@@ -110,9 +113,20 @@ def take_head_place(spec: StageSpec) -> HeadNode:
         status_at=status_path(spec.local),
         recovery_s=spec.recovery_deadline_s,
     )
+    node.on_moved(partial(_look_there_again, spec, note))
+    if spec.local.startswith("ipc://"):  # a private directory lies there
+        node.take_changes(change_path(spec.local))
     if isinstance(node, TracedHeadNode):
         node.timeline = Timeline(Path(spec.trace), HEAD, "head")
     return node
+
+
+def _look_there_again(spec: StageSpec, note: Callable[[str], None], address: str) -> None:
+    """Have the next life of this process receive from that address too."""
+    try:
+        leave_spec(spec, connect=address)
+    except (OSError, ZppError) as cause:
+        note(f"a next life of this process would look for it where it was: {cause}")
 
 
 def link_safety(spec: StageSpec, place: int, peer: int) -> Safety:
@@ -144,6 +158,7 @@ def facts_of(spec: StageSpec, agreed: Mapping[str, str]) -> StageFacts:
         num_stages=spec.num_stages,
         layers=(spec.layers.start, spec.layers.end),
         agreed=dict(agreed),
+        movable=not is_stage_directory(spec.directory),
     )
 
 

@@ -141,4 +141,5 @@ def link_status(link: PushLink) -> LinkStatus:
         send_s=tally.send_s,
         rtt_counts=tuple(tally.rtt_counts),
         rtt_sum_s=tally.rtt_sum_s,
+        knocks=link.knocks,
     )

@@ -2,7 +2,8 @@
 """What the head keeps of losses: how long the present one has lasted, what all of them have cost, and their words.
 
 The invariant: a recovery begins with the first loss of a ring that was whole, or was to become so, and ends when it is
-whole; losses on the way are part of it. Written by the head's receiving thread, read by any.
+whole; losses on the way are part of it. Where the first of them was announced, it is a planned change and no loss.
+Written by the head's receiving thread, read by any.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ class Recoveries:
 
     Attributes:
         count: recoveries that have ended well.
-        stall_s: how long they took, all together.
+        planned: planned changes that have.
+        stall_s: how long both took, all together.
         recomputed_tokens: tokens that had to be computed again.
+        answered_in: the last epoch in which a call was answered while the ring was whole.
     """
 
     def __init__(self, deadline_s: float) -> None:
@@ -42,8 +45,11 @@ class Recoveries:
         self._causes: list[ZppError] = []
         self._newborn: list[str] = []
         self._in_a_row = 0
-        self._answered_in = 0
+        self._announced = ""
+        self._plan = ""
+        self.answered_in = 0
         self.count = 0
+        self.planned = 0
         self.stall_s = 0.0
         self.recomputed_tokens = 0
 
@@ -52,14 +58,27 @@ class Recoveries:
         """Whether the ring is recovering."""
         return self._began is not None
 
-    def lost(self, cause: ZppError) -> None:
-        """An epoch has ended with a loss."""
+    def announce(self, plan: str) -> None:
+        """What is lost next is lost on purpose. May be called from any thread.
+
+        Args:
+            plan: who leaves, and who has asked for it.
+        """
+        self._announced = plan
+
+    def lost(self, cause: ZppError) -> str:
+        """An epoch has ended with a loss, or as was announced. Returns why, in words."""
         self._lost_at = time.monotonic()
-        if self._began is None:
+        first = self._began is None
+        if first:
             self._began = self._lost_at
             self._causes, self._newborn = [], []
+            self._plan, self._announced = self._announced, ""
         self._causes.append(cause)
+        if first and self._plan:
+            return self._plan
         self._in_a_row += 1
+        return cause.message.rstrip(".")
 
     def answered(self, before: tuple[StageFacts, ...], now: tuple[StageFacts, ...]) -> None:
         """The roll call of an epoch has come home."""
@@ -74,23 +93,28 @@ class Recoveries:
 
     def has_answered(self, epoch: int) -> None:
         """A call was answered in this epoch. What is answered while the ring is set up is no sign of health."""
-        if not self.under_way and epoch != self._answered_in:
-            self._answered_in, self._in_a_row = epoch, 0
+        if not self.under_way and epoch != self.answered_in:
+            self.answered_in, self._in_a_row = epoch, 0
 
     def whole(self, epoch: int, setups: int) -> str:
         """The ring is whole: what there is to tell of it; empty where nothing was lost."""
+        self._announced = ""
         if self._began is None:
             return ""
         now = time.monotonic()
         took_s = now - self._began
-        self.count += 1
+        if self._plan:
+            self.planned += 1
+        else:
+            self.count += 1
         self.stall_s += took_s
         reborn = f"New: {', '.join(self._newborn)}. " if self._newborn else "Every stage is the one it was. "
         more = f" Losses that followed on the way: {len(self._causes) - 1}." if len(self._causes) > 1 else ""
         gathering_s, setting_up_s = self._gathered_at - self._lost_at, now - self._gathered_at
+        what, began = ("planned", self._plan) if self._plan else ("recovered", self._causes[0].message.rstrip("."))
         told = (
-            f"recovered: the ring is whole again, in epoch {epoch}, after {took_s:.1f} s. It began with this:"
-            f" {self._causes[0].message.rstrip('.')}.{more} {reborn}The last epoch took {gathering_s:.1f} s to gather"
+            f"{what}: the ring is whole again, in epoch {epoch}, after {took_s:.1f} s. It began with this:"
+            f" {began}.{more} {reborn}The last epoch took {gathering_s:.1f} s to gather"
             f" the stages and {setting_up_s:.1f} s to set them up ({setups} set-up calls)."
         )
         self._began = None
@@ -106,6 +130,7 @@ class Recoveries:
                 f" time: {self._causes[-1].message}",
                 "See the log of the stage that was lost: it may die of what it is asked.",
             )
+        cause = self._plan or self._causes[0].message
         waited_s = time.monotonic() - self._lost_at
         if waited_s <= self._deadline_s:
             return None
@@ -116,7 +141,7 @@ class Recoveries:
             else "the stages are there, and their ring is not closed"
         )
         return stage_error(
-            f"{missing} in {self._deadline_s:g} s (--recovery-deadline): {self._causes[0].message}",
+            f"{missing} in {self._deadline_s:g} s (--recovery-deadline): {cause}",
             "Start it again, then the pipeline." if silent else "See what each stage waits for in its log.",
         )
 
@@ -126,6 +151,7 @@ class Recoveries:
             status,
             phase=RECOVERING if recovering else status.phase,
             recoveries=self.count,
+            planned=self.planned,
             stall_s=self.stall_s + (time.monotonic() - self._began if self._began is not None else 0.0),
             recomputed_tokens=self.recomputed_tokens,
         )

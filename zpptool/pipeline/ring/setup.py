@@ -71,6 +71,13 @@ class SetUps:
                 self._send(setup, self._admitted)
         return setup.future
 
+    def amend(self, method: str, payload: bytes) -> None:
+        """Have this asked in the place of what was: of stages that have not done it, or they have to be born anew."""
+        with self._lock:
+            for setup in self._log:
+                if setup.call.method == method:
+                    setup.payload = payload
+
     def admit(self, epoch: int) -> None:
         """The stages of this epoch are there: have them do, or remember, all that there is."""
         with self._lock:

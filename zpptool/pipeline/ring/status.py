@@ -28,6 +28,7 @@ RECOVERING, BROKEN, STOPPED = "recovering", "broken", "stopped"
 STEADY_PHASES = frozenset({UNHEARD, WAITING, READY, COMPUTING})
 """Phases in which a stage that is well is never silent for long; the others take what time the weights take."""
 SUFFIX = ".status"
+CHANGE_SUFFIX = ".change"
 _MOST_BYTES = 16 << 20
 
 
@@ -49,6 +50,7 @@ class LinkStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         wait_s: time that senders have waited for the peer.
         send_s: time that handing over has taken.
         rtt_counts, rtt_sum_s: all round trips, as `zpptool.wire.tally.Tally` counts them.
+        knocks: greetings that were turned away only because another process has the place.
     """
 
     peer: str
@@ -68,6 +70,7 @@ class LinkStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     send_s: float
     rtt_counts: tuple[int, ...]
     rtt_sum_s: float
+    knocks: int = 0
 
 
 class StageStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -119,8 +122,9 @@ class RingStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         stages: each of them, in order.
         head: the head's own process and the link to stage 0.
         recoveries: how often it became whole again after a loss.
-        stall_s: how long it was not whole because of losses.
-        recomputed_tokens: tokens that had to be computed again because of losses.
+        stall_s: how long it was not whole because of losses and planned changes.
+        recomputed_tokens: tokens that had to be computed again because of them.
+        planned: how often it became whole again after stages had left because they were asked to.
     """
 
     run_id: str
@@ -132,6 +136,7 @@ class RingStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     recoveries: int = 0
     stall_s: float = 0.0
     recomputed_tokens: int = 0
+    planned: int = 0
 
 
 def unheard(stage: int, epoch: int, age_s: float) -> StageStatus:
@@ -176,6 +181,11 @@ def phase_of(stages: Iterable[StageStatus], *, gathered: bool, busy: bool) -> st
 def status_path(local: str) -> Path:
     """Where the head tells its status: beside the ipc endpoint between it and the worker of stage 0."""
     return Path(local.removeprefix("ipc://") + SUFFIX)
+
+
+def change_path(local: str) -> Path:
+    """Where the head takes planned changes: beside its status."""
+    return Path(local.removeprefix("ipc://") + CHANGE_SUFFIX)
 
 
 def find_status_paths() -> list[Path]:
