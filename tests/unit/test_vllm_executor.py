@@ -21,6 +21,7 @@ from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT  # noqa: E402
 
 from zpptool.engines.vllm import codec  # noqa: E402
 from zpptool.engines.vllm.executor import EXECUTE_AND_SAMPLE, RingExecutor  # noqa: E402
+from zpptool.engines.vllm.moving import Moving  # noqa: E402
 from zpptool.pipeline.ring.control import Call  # noqa: E402
 
 WAIT_S = 30
@@ -48,6 +49,7 @@ def executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RingEx
         made._survives, made._adapters = False, {}
         made._node, made._held, made._guided, made._spec = ring.head, None, set(), ring_specs(2, tmp_path)[0]
         made.vllm_config = SimpleNamespace(max_concurrent_batches=2)
+        made._moving = Moving(made._spec, made.vllm_config, ring.head.facts)
         made.model_config = SimpleNamespace(runner_type="generate")
         yield made
 

@@ -33,11 +33,11 @@ def keep_up(ring: Processes, rounds: int) -> list[int]:
 
 
 def test_a_rollout_of_processes_under_load(tmp_path: Path) -> None:
-    with surviving(tmp_path) as ring, ThreadPoolExecutor(6) as pool:
+    with surviving(tmp_path) as ring, ThreadPoolExecutor(6) as pool, ThreadPoolExecutor(1) as keeper:
         changer = Changer(tmp_path / "head.change", ring.head)
         before = [child.pid for child in ring.children]
         asked = [pool.submit(ring.insist, "step", str(number).encode()) for number in range(300)]
-        kept = pool.submit(keep_up, ring, 3)
+        kept = keeper.submit(keep_up, ring, 3)
         *told, outcome = ask(tmp_path / "head.change", Rollout("the test"))
         changer.close()
         assert outcome == Outcome("every stage has come again")
