@@ -137,7 +137,7 @@ def test_what_cannot_be_moved_leaves_everything_as_it_is(
         assert "stage 0 cannot be moved" in refused(0, "--to", ELSEWHERE, "--plan", pipeline.plan).err
         assert "no stage 3" in refused(3, "--to", ELSEWHERE, "--plan", pipeline.plan).err
         assert "already" in refused(1, "--to", "127.0.0.1", "--plan", pipeline.plan).err
-        assert "not from that one" in refused(1, "--to", ELSEWHERE, "--plan", other).err
+        assert "another one is named" in refused(1, "--to", ELSEWHERE, "--plan", other).err
         late = refused(1, "--to", ELSEWHERE, "--plan", pipeline.plan, "--wait", 1)
         assert late.code == 6
         assert "no other stage 1 has asked for the place in 1 s" in late.err
