@@ -107,6 +107,26 @@ def test_a_head_that_hangs_is_started_again_once(served: Served, client: httpx.C
     assert served.text().count("head hangs and was killed") == 1
 
 
+def test_a_stage_that_is_lost_while_the_answers_under_way_are_waited_for(model: Path, tmp_path: Path) -> None:
+    one = Served(tmp_path, model, "--num-stages", 2, "--drain-timeout", READY_S)
+    try:
+        one.until_ready()
+        with httpx.Client(base_url=one.url, timeout=READY_S, trust_env=False) as client:
+            undisturbed = Streams(client).answers()
+            streams = Streams(client)
+            wait_for(streams.begun)
+            one.process.send_signal(signal.SIGINT)
+            wait_for(lambda: "stopping, 8 requests under way" in one.text())
+            one.look()["stage 1"].kill()
+            assert streams.answers() == undisturbed
+            one.look()
+        assert one.process.wait(READY_S) == 130
+        assert "stage 1 was killed by SIGKILL; it is started again in 0 s" in one.text()
+        assert one.left_behind() == []
+    finally:
+        one.close()
+
+
 def test_a_stage_that_cannot_come_back_ends_it_and_says_why(
     model: Path, tmp_path: Path, zpptool: Callable[..., Ran]
 ) -> None:

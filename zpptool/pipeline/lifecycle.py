@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from zpptool.errors import ExitCode
+from zpptool.wire.errors import HEAD
 
 
 class Phase(StrEnum):
@@ -243,13 +244,19 @@ def _start(state: State, rules: Rules) -> Decision:
 def _lost(state: State, lost: Lost, rules: Rules) -> Decision:
     if state.phase in (Phase.STARTING, Phase.READY, Phase.BROKEN):
         return _fail(state, lost, rules)
-    if state.phase is Phase.DRAINING and lost.cause.planned:  # the answers under way wait for it
+    if state.phase is Phase.DRAINING and (lost.cause.planned or _answers_wait_for(state, lost.places, rules)):
         again = End(lost.places), Start(lost.places)
         return replace(state, epoch=state.epoch + 1), (Report(lost.cause, 0.0), *again)
     if state.phase is Phase.DRAINING:  # no answer can come any more, and none is begun
         ended, actions = _end(state, rules)
         return replace(ended, cause=lost.cause), (Report(lost.cause, None), *actions)
     return state, ()
+
+
+def _answers_wait_for(state: State, lost: tuple[int, ...], rules: Rules) -> bool:
+    """Whether the answers under way go on once these places are there again: the ring waits for them, and its head,
+    which has the answers, stands. How often they may be lost while it drains is bounded by the time for draining."""
+    return HEAD not in lost and restarted(state, lost, rules) == lost
 
 
 def _fail(state: State, lost: Lost, rules: Rules) -> Decision:

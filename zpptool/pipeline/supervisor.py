@@ -203,11 +203,12 @@ class Supervisor:
             return self._inbox.get(timeout=wait_s)
         except queue.Empty:
             self._keep_spares()
-        if self._state.phase in (lc.Phase.BROKEN, lc.Phase.DRAINING) and self._group.any_ended():
-            return self._lost()
-        if self._state.phase in (lc.Phase.STARTING, lc.Phase.READY):
+        if self._state.phase in (lc.Phase.STARTING, lc.Phase.READY, lc.Phase.DRAINING):
             self._kill_what_hangs()
-            if self._group.any_ended():
+        if self._group.any_ended():
+            if self._state.phase in (lc.Phase.BROKEN, lc.Phase.DRAINING):
+                return self._lost()
+            if self._state.phase in (lc.Phase.STARTING, lc.Phase.READY):
                 return lc.Event.BREAK
         if self._alarm_at is not None and time.monotonic() >= self._alarm_at:
             self._alarm_at = None

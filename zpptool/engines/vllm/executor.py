@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -199,9 +200,14 @@ class RingExecutor(Executor):
             raise self._node.fault
 
     def shutdown(self) -> None:
-        """Tell the stages that the run is over."""
-        stop_file(self._spec).touch()
-        self._node.stop("the head has shut down")
+        """Tell the stages that the run is over. Where they outlive their head they are not told of one that fails: they
+        wait for the next. The engine core calls this on its way out, with its error in flight if it has one."""
+        fault = sys.exc_info()[1]
+        if fault is None or isinstance(fault, SystemExit):
+            stop_file(self._spec).touch()
+            self._node.stop("the head has shut down")
+        elif not self._survives:
+            self._node.stop(f"the head has failed: {type(fault).__name__}: {fault}")
         self._node.close()
 
     def _tokens_follow(self, scheduler_output: SchedulerOutput) -> bool:

@@ -28,8 +28,7 @@ def main() -> None:
     The API server ends by itself, and as if all were well, when its engine core has died.
 
     Raises:
-        ZppError: (STAGE) the pipeline broke; (USAGE) vLLM refuses its arguments; (FAILURE) the engine core has died,
-            where the stages wait for another one.
+        ZppError: (STAGE) the pipeline broke; (USAGE) vLLM refuses its arguments; (FAILURE) the engine core has died.
     """
     spec = spec_from_argv(sys.argv)
     hooks.prepare_environment(spec)
@@ -49,7 +48,7 @@ def main() -> None:
         word = fault_file(spec)
         if word.exists():
             raise stage_error(word.read_text())
-    if spec.recovery_deadline_s and not stop_file(spec).exists():
+    if not stop_file(spec).exists():
         raise ZppError("vLLM's engine core has died")  # whoever keeps the head up starts it anew
 
 
