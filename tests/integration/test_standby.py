@@ -111,6 +111,22 @@ def test_a_spare_becomes_the_head_too(served: Served, client: httpx.Client, undi
     assert Streams(client).answers() == undisturbed
 
 
+def test_a_spare_takes_its_turn_in_a_planned_change_too(
+    served: Served, client: httpx.Client, undisturbed: list[str], zpptool: Callable[..., Ran]
+) -> None:
+    """Stages leave one after the other: the first place is the spare's, the rest are taken by who is started."""
+    spare, before = the_spare(served, client), Seen(client)
+    streams = Streams(client)
+    wait_for(streams.begun)
+    ran = zpptool("rollout", "--url", served.url, timeout_s=READY_S)
+    assert ran.code == 0, ran.err
+    assert streams.answers() == undisturbed
+    after = Seen(client)
+    assert after.pids["stage 0"] == spare
+    assert {name for name in after.pids if after.pids[name] == before.pids[name]} == {"head"}
+    assert after.failed == 0
+
+
 def test_a_spare_does_not_outlive_the_command(served: Served, client: httpx.Client) -> None:
     the_spare(served, client)
     served.process.kill()

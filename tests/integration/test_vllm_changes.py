@@ -31,6 +31,7 @@ def pids(stages: list[Stage]) -> list[int]:
     return [stage.worker().pid for stage in stages]
 
 
+@pytest.mark.long
 def test_a_rollout_and_a_rebalance_under_load_change_no_answer(
     speaker: Path, tmp_path: Path, zpptool: Callable[..., Ran]
 ) -> None:

@@ -45,6 +45,7 @@ class Failing(LogitsProcessor):
 '''
 
 
+@pytest.mark.long
 def test_a_step_that_fails_for_a_reason_of_its_own(
     tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

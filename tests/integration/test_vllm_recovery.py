@@ -158,6 +158,7 @@ def outlive(stages: list[Stage], client: httpx.Client, tokens: int, losses: Sequ
         assert stage.process.poll() is None
 
 
+@pytest.mark.long
 def test_stages_killed_under_load_change_no_answer(speaker: Path, tmp_path: Path) -> None:
     """Each stage in turn, then two at once; their commands start them again. Prompts come in several steps."""
     limits = ("--max-num-batched-tokens", "64", "--kv-cache-memory-bytes", 64 << 20)
@@ -165,6 +166,7 @@ def test_stages_killed_under_load_change_no_answer(speaker: Path, tmp_path: Path
         outlive(stages, client, 96, [(0,), (1,), (2,), (0, 2)])
 
 
+@pytest.mark.long
 def test_a_spare_process_takes_the_place_of_a_stage(speaker: Path, tmp_path: Path) -> None:
     limits = ("--max-num-batched-tokens", "64", "--kv-cache-memory-bytes", 64 << 20)
     with pipeline(tmp_path, speaker, ("0-2", "2-4"), *limits, spares=1) as (stages, client):

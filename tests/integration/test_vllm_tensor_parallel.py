@@ -40,6 +40,7 @@ def test_stages_of_two_devices_and_of_one_give_the_unsplit_engines_tokens(
     assert {event["pid"] for event in steps} == {0, 1, 2, 3}
 
 
+@pytest.mark.long
 def test_a_rank_that_is_killed_ends_the_pipeline_and_is_named(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
     model, base = tiny_model(layers=3, initializer_range=0.2, **WIDE), free_base_port(4)
     place = ("--total-stages", 2, "--base-port", base, "--port", base + 3, "--recovery-deadline", 0)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -72,8 +73,13 @@ def step(*names: str, new: bool = False, guided: bool = False, finished: tuple[s
     return output
 
 
-def methods_at(stage: int) -> list[str]:
-    return [method for place, method, _args in Listing.asked if place == stage]
+def methods_at(stage: int, count: int = 0) -> list[str]:
+    """What was asked of a stage, as soon as it is that many: an answer of the last stage waits for no other one."""
+    deadline = time.monotonic() + WAIT_S
+    while len(methods := [method for place, method, _args in Listing.asked if place == stage]) < count:
+        assert time.monotonic() < deadline, methods
+        time.sleep(0.01)
+    return methods
 
 
 def test_a_step_is_one_call_of_every_stage(executor: RingExecutor) -> None:
@@ -81,7 +87,7 @@ def test_a_step_is_one_call_of_every_stage(executor: RingExecutor) -> None:
         forward = executor.execute_model(step("a"), non_block=True)
         tokens = executor.sample_tokens(None, non_block=True)
         assert tokens.result(WAIT_S) == forward.result(WAIT_S) == EXECUTE_AND_SAMPLE
-    assert methods_at(0) == methods_at(1) == [EXECUTE_AND_SAMPLE] * 3
+    assert methods_at(0, 3) == methods_at(1) == [EXECUTE_AND_SAMPLE] * 3
 
 
 def test_workers_are_not_sent_all_tokens_so_far_and_the_schedulers_copy_keeps_them(executor: RingExecutor) -> None:
