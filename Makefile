@@ -6,6 +6,9 @@ MODEL  := .cache/models/SmolLM2-135M-Instruct
 BIN    := .venv/bin
 export PYTHON
 
+# Two files at a time; what takes minutes begins first, so that both workers end together.
+LONGEST_FIRST := tests/chaos $(wildcard tests/integration/test_vllm_*.py)
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help env model demo test test-long lint clean
@@ -27,7 +30,7 @@ demo: env model  ## Split the model in three, prove the split, run it, compare w
 
 test: .venv/.ready-vllm model lint  ## Run the test suite, real vLLM on the CPU included
 	$(BIN)/python -m pytest -n 2 tests/unit tests/cli
-	$(BIN)/python -m pytest tests/integration tests/chaos
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(LONGEST_FIRST) tests/integration
 
 test-long: .venv/.ready-vllm model  ## Run the tests that `make test` leaves out for their length
 	$(BIN)/python -m pytest -m long

@@ -70,7 +70,7 @@ def planned(model: Path, tmp_path: Path, zpptool: Callable[..., Ran], *words: ob
         yield Pipeline(stages, client, plan, own)
 
 
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_a_stage_moves_under_load_and_whoever_receives_from_it_follows(
     model: Path, tmp_path: Path, zpptool: Callable[..., Ran], stage: int
 ) -> None:
