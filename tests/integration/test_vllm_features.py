@@ -185,16 +185,19 @@ def test_structured_output(sides: Sides, wish: dict[str, Any], is_right: Any) ->
     assert is_right(choice["text"]), choice["text"]
 
 
-@pytest.mark.parametrize("way", ["named", "hermes"])
+@pytest.mark.parametrize("way", ["named", "required", "hermes"])
 def test_tool_calls(sides: Sides, way: str) -> None:
-    """A named tool is forced by vLLM; the parser's own format is forced by a regex."""
+    """A named tool, or any, is forced by vLLM; the parser's own format is forced by a regex."""
     call = r'<tool_call>\n\{"name": "weather", "arguments": \{"city": "[A-Z][a-z]{2,6}"\}\}\n</tool_call>'
-    forced = {"structured_outputs": {"regex": call}, "tool_choice": "auto"}
-    named = {"tool_choice": {"type": "function", "function": {"name": "weather"}}}
+    ways = {
+        "named": {"tool_choice": {"type": "function", "function": {"name": "weather"}}},
+        "required": {"tool_choice": "required"},
+        "hermes": {"structured_outputs": {"regex": call}, "tool_choice": "auto"},
+    }
     answers = sides.ask(
         "/v1/chat/completions",
         messages=[{"role": "user", "content": "What is the weather in Paris?"}],
-        **{"temperature": 0, "max_tokens": 72, "tools": TOOLS, **(named if way == "named" else forced)},
+        **{"temperature": 0, "max_tokens": 72, "tools": TOOLS, **ways[way]},
     )
     for answer in answers:
         for call in answer["choices"][0]["message"].get("tool_calls") or ():
