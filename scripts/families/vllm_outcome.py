@@ -18,15 +18,13 @@ VERDICTS = {
     FAILED: "stock vLLM runs the unsplit model, and the pipeline fails",
     NO_PIPELINE: "vLLM's own class does not support pipelines",
     NOT_ON_VLLM: "stock vLLM does not run the unsplit tiny model on a CPU",
-    REFUSED: "zpptool refuses to split it",
+    REFUSED: "zpptool refuses to split it, or to run its stages on vLLM",
     NOT_BUILT: "no tiny model of it could be made",
 }
 """What a class can come to, and what that means."""
 WRONG = (DIFFERENT, FAILED)
 CAUSES = {
     "Ernie4_5_MoeForCausalLM": "vLLM's class ties the head to the embedding on every stage, also where it has neither",
-    "GPTBigCodeForCausalLM": "run by transformers' code, every stage of vLLM adds the positions again; zpptool leaves "
-    "them NaN past the first, which shows in the answers",
     "MiniCPM3ForCausalLM": "vLLM's class hands on a residual that is None, which vLLM's own runner cannot slice",
 }
 """Why a pipeline fails or differs where the cause lies in vLLM, whose own pipeline meets it too."""

@@ -74,6 +74,16 @@ def test_the_end_of_a_log_is_its_last_lines(start: Callable[..., Child]) -> None
     assert len(child.tail().splitlines()) == 20
 
 
+def test_the_last_word_of_a_child_is_shown_whatever_libraries_say_after_it(start: Callable[..., Child]) -> None:
+    said = "print('error: ' + {name!r} + ': no'); print('  hint: yes'); [print('leaked', n) for n in range({count})]"
+    name = start("pass").name
+    for count, last in ((100, "  hint: yes"), (5, "leaked 4")):
+        child = start(said.format(name=name, count=count))
+        until(lambda child=child: child.ended)
+        lines = child.tail().splitlines()
+        assert (f"error: {name}: no" in lines, lines[-1]) == (True, last)
+
+
 def test_a_log_that_is_not_text_is_shown_as_far_as_it_goes(start: Callable[..., Child]) -> None:
     child = start("import sys; sys.stdout.buffer.write(b'good \\xff\\n')")
     until(lambda: child.ended)

@@ -62,13 +62,17 @@ class Child:
         return "has left, as it was asked to" if code == ExitCode.AGAIN else f"exited with code {code}"
 
     def tail(self, lines: int = 20) -> str:
-        """The last lines of its log; empty where it has none."""
+        """The last lines of its log, or those around its own last word (`child.run_child`) where that is further up, as
+        libraries may have much to say while Python ends. Empty where it has no log."""
         if self.log is None or not self.log.exists():
             return ""
         with self.log.open("rb") as file:
             file.seek(0, os.SEEK_END)
             file.seek(max(file.tell() - TAIL_BYTES, 0))
-            return "\n".join(file.read(TAIL_BYTES).decode(errors="replace").splitlines()[-lines:])
+            said = file.read(TAIL_BYTES).decode(errors="replace").splitlines()
+        own = [place for place, line in enumerate(said) if line.startswith(f"error: {self.name}: ")]
+        end = own[-1] + 2 if own and own[-1] < len(said) - lines else len(said)  # a hint may follow it
+        return "\n".join(said[:end][-lines:])
 
 
 class Reserve(Protocol):

@@ -65,9 +65,9 @@ def fault_file(spec: StageSpec) -> Path:
     return Path(os.environ.get(FAULT_VARIABLE) or spec.local.removeprefix("ipc://") + ".fault")
 
 
-def stop_file(spec: StageSpec) -> Path:
-    """Where the engine core leaves word that it has ended in good order."""
-    return fault_file(spec).with_suffix(".stopped")
+def end_file(spec: StageSpec) -> Path:
+    """Where the engine core leaves word of its end: of its error, or none if it has ended in good order."""
+    return fault_file(spec).with_suffix(".end")
 
 
 class RingExecutor(Executor):
@@ -203,11 +203,10 @@ class RingExecutor(Executor):
         """Tell the stages that the run is over. Where they outlive their head they are not told of one that fails: they
         wait for the next. The engine core calls this on its way out, with its error in flight if it has one."""
         fault = sys.exc_info()[1]
-        if fault is None or isinstance(fault, SystemExit):
-            stop_file(self._spec).touch()
-            self._node.stop("the head has shut down")
-        elif not self._survives:
-            self._node.stop(f"the head has failed: {type(fault).__name__}: {fault}")
+        failed = "" if fault is None or isinstance(fault, SystemExit) else _in_words(fault)
+        end_file(self._spec).write_text(failed)
+        if not failed or not self._survives:
+            self._node.stop(f"the head has failed: {failed}" if failed else "the head has shut down")
         self._node.close()
 
     def _tokens_follow(self, scheduler_output: SchedulerOutput) -> bool:
@@ -293,6 +292,10 @@ def _for_workers(argument: Any) -> Any:
         cached = dataclasses.replace(argument.scheduled_cached_reqs, all_token_ids={})
         return dataclasses.replace(argument, scheduled_cached_reqs=cached)
     return argument
+
+
+def _in_words(fault: BaseException) -> str:
+    return fault.message if isinstance(fault, ZppError) else f"{type(fault).__name__}: {fault}"
 
 
 def _done(result: Any) -> Future[Any]:

@@ -13,7 +13,7 @@ import uvloop
 import vllm
 
 from zpptool.engines.vllm import hooks
-from zpptool.engines.vllm.executor import SPEC_VARIABLE, RingExecutor, fault_file, stop_file
+from zpptool.engines.vllm.executor import SPEC_VARIABLE, RingExecutor, end_file, fault_file
 from zpptool.engines.vllm.reading import version_warning
 from zpptool.engines.vllm.refusals import vllms_refusal
 from zpptool.errors import ZppError, stage_error
@@ -36,7 +36,7 @@ def main() -> None:
     if warning:
         say("head", warning)
     os.environ[SPEC_VARIABLE] = spec.to_json()
-    stop_file(spec).unlink(missing_ok=True)
+    end_file(spec).unlink(missing_ok=True)
     try:
         uvloop.run(hooks.run_server(hooks.serve_arguments(spec, RingExecutor)))
     except Exception as cause:
@@ -48,8 +48,9 @@ def main() -> None:
         word = fault_file(spec)
         if word.exists():
             raise stage_error(word.read_text())
-    if not stop_file(spec).exists():
-        raise ZppError("vLLM's engine core has died")  # whoever keeps the head up starts it anew
+    last = end_file(spec).read_text() if end_file(spec).exists() else "it left no word"
+    if last:
+        raise ZppError(f"vLLM's engine core has died: {last}")  # whoever keeps the head up starts it anew
 
 
 if __name__ == "__main__":

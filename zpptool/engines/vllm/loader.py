@@ -22,6 +22,7 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
 from zpptool.checkpoint.loading import load_plan
 from zpptool.checkpoint.roles import Side, outside_role, words_of
+from zpptool.engines.vllm.entry import changes_what_arrives
 from zpptool.engines.weights import read_tensors
 from zpptool.errors import invalid_error
 from zpptool.pipeline.phases import loading_teller
@@ -75,6 +76,12 @@ class OwnTensorsLoader(DefaultModelLoader):
                     parameter.data.fill_(float("nan"))
             loaded_weights |= spared.keys()
         super().track_weights_loading(model, loaded_weights, *args, **kwargs)
+        if not self.spec.is_first and runs_transformers_code(model) and changes_what_arrives(model):
+            raise invalid_error(
+                "vLLM has no class of its own for this model, and what it has would do what comes before the layers on"
+                f" stage {self.spec.stage} too, as in its own pipelines: the answers would be wrong",
+                "Use --engine transformers.",
+            )
 
 
 def runs_transformers_code(model: nn.Module) -> bool:
