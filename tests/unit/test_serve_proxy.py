@@ -218,6 +218,22 @@ def test_what_changes_something_is_not_asked_twice(servers) -> None:
     assert len(server.heard) + len(other.heard) == 1
 
 
+def test_a_request_that_ends_every_start_of_a_pipeline_is_given_up_before_the_pipeline_is(servers) -> None:
+    """Each time it is asked, the head is lost and another one is started."""
+    server, _ = servers
+
+    async def is_ended_by_it(_heard: Heard, writer: asyncio.StreamWriter) -> None:
+        front.update(0, Standing(server.url, ready=True, phase="ready", epoch=len(server.heard) + 1))
+        writer.close()
+
+    server.behave = is_ended_by_it
+    with front_of([server]) as front:
+        answer = post(front.url)
+    assert answer.status_code == 502
+    assert "lost 3 times with this request; last: pipeline 0 was lost" in answer.json()["error"]["message"]
+    assert len(server.heard) == 3
+
+
 def test_requests_wait_until_a_pipeline_is_ready(servers) -> None:
     server, _ = servers
     with front_of([server], ready=False) as front, ThreadPoolExecutor(8) as pool:

@@ -37,6 +37,8 @@ HEALTH_S = 2.0
 KEEPALIVE_S = 2.0
 """Shorter than the 5 s after which uvicorn closes an idle connection, so that none is used as it is being closed."""
 MOST_ATTEMPTS = 20
+MOST_LOST = 3
+"""After a request has seen so many pipelines go, or starts of one, it is taken to be what ends them."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ class Proxy:
 
     async def _answer(self, asked: Asked, answer: Answer) -> None:
         failures: Counter[tuple[str, int]] = Counter()
+        lost_with: set[tuple[str, int]] = set()
         deadline = time.monotonic() + self._pool.deadline_s
         while True:
             upstream = await self._pool.take(failures, deadline)
@@ -132,6 +135,10 @@ class Proxy:
                 told = f"{upstream.name} was lost: {broken}"
                 if answer.begun or (broken.sent and not asked.may_be_repeated):
                     raise broken_off(told) from broken
+                if broken.sent:
+                    lost_with.add((upstream.name, epoch))
+                if len(lost_with) >= MOST_LOST:
+                    raise broken_off(f"lost {len(lost_with)} times with this request; last: {told}") from broken
                 if failures.total() >= MOST_ATTEMPTS or time.monotonic() >= deadline:
                     raise broken_off(f"asked {failures.total()} times without an answer; last: {told}") from broken
                 self._metrics.retried()
