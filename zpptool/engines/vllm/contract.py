@@ -87,6 +87,7 @@ HOOKS: tuple[Hook, ...] = (
     # layers and weights
     *_all("envs", "VLLM_PP_LAYER_PARTITION VLLM_ENABLE_V1_MULTIPROCESSING", "read by vLLM from the environment"),
     Hook("model_executor.models.utils", "is_pp_missing_parameter", why="which tensors a stage has no use for"),
+    Hook("model_executor.models.utils", "PPMissingLayer", why="stands where a layer of another stage was"),
     Hook("model_executor.model_loader", "register_model_loader", ("load_format",), "a loader of own tensors"),
     Hook("model_executor.model_loader.default_loader", "DefaultModelLoader.get_all_weights", ("model_config", "model")),
     Hook("model_executor.model_loader.default_loader", "DefaultModelLoader", why="likewise"),
