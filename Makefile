@@ -30,7 +30,7 @@ demo: env model  ## Split the model in three, prove the split, run it, compare w
 
 test: .venv/.ready-vllm model lint  ## Run the test suite, real vLLM on the CPU included
 	$(BIN)/python -m pytest -n 2 tests/unit tests/cli
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(LONGEST_FIRST) tests/integration
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(LONGEST_FIRST) tests/integration
 
 test-long: .venv/.ready-vllm model  ## Run the tests that `make test` leaves out for their length
 	$(BIN)/python -m pytest -m long
