@@ -168,6 +168,7 @@ def test_the_terminal_of_the_head_is_killed(stages: Path, tmp_path: Path) -> Non
         assert len(gone) >= 6
 
 
+@pytest.mark.long
 def test_stages_that_do_not_fit_are_refused_before_anything_is_loaded(stages: Path, tmp_path: Path) -> None:
     base = free_base_port(5)
     other = (*ENGINE_ARGUMENTS[:-1], "512")
