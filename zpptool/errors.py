@@ -72,3 +72,8 @@ def address_error(message: str, hint: str | None = None) -> ZppError:
 def stage_error(message: str, hint: str | None = None) -> ZppError:
     """A stage that died or did not answer in time (exit 6)."""
     return ZppError(message, hint, ExitCode.STAGE)
+
+
+def in_words(fault: BaseException) -> str:
+    """An error in one line: the message of one of ours, any other behind the name of its class."""
+    return fault.message if isinstance(fault, ZppError) else f"{type(fault).__name__}: {fault}"

@@ -33,6 +33,7 @@ from zpptool.checkpoint.index import read_index
 from zpptool.checkpoint.split import split_checkpoint
 from zpptool.checkpoint.structure import infer_structure
 from zpptool.checkpoint.verify import find_target, verify_split
+from zpptool.engines.vllm.loader import NO_CLASS_OF_ITS_OWN
 from zpptool.errors import ZppError
 from zpptool.pipeline.spec import StageSpec
 from zpptool.plan import Engine
@@ -47,8 +48,6 @@ WORDS = (
 """What both sides tell vLLM. There are no processors beside a tiny model, so towers are not built: text alone."""
 ALONE_IN_A_STEP = ("--scheduler-cls", "zpptool.engines.vllm.solo.SoloScheduler")
 FLOAT32, BFLOAT16 = "float32", "bfloat16"
-OWN_REFUSAL = "vLLM has no class of its own for this model"
-"""What a stage says that has seen while loading that its answers would be wrong (`zpptool.engines.vllm.loader`)."""
 _LOG_LINES = 400
 
 
@@ -89,7 +88,7 @@ def _try_in(
     try:
         got = _run_pipeline(dtype, work, partition, said, limit_s)
     except _Failed as failure:
-        return VllmOutcome(name, REFUSED if OWN_REFUSAL in failure.reason else FAILED, runs_as, failure.reason)
+        return VllmOutcome(name, REFUSED if NO_CLASS_OF_ITS_OWN in failure.reason else FAILED, runs_as, failure.reason)
     if got != expected:
         return VllmOutcome(name, DIFFERENT, runs_as, f"{got} for {expected}")
     return VllmOutcome(name, IDENTICAL, runs_as)

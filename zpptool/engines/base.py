@@ -19,7 +19,7 @@ import zpptool
 from zpptool.checkpoint.index import read_index
 from zpptool.checkpoint.loading import model_digest
 from zpptool.checkpoint.structure import assign, infer_structure
-from zpptool.errors import ExitCode, ZppError
+from zpptool.errors import ExitCode, ZppError, in_words
 from zpptool.layers import Partition
 from zpptool.pipeline import phases
 from zpptool.pipeline.child import end_before_long, end_on_sigterm, run_child
@@ -184,6 +184,6 @@ def phase_of_call(call: Call) -> str:
 def _report(spec: StageSpec, node: StageNode, call: Call, cause: Exception) -> None:
     """Tell the head that a call failed."""
     detail = "" if isinstance(cause, ZppError) else traceback.format_exc()
-    message = cause.message if isinstance(cause, ZppError) else f"{type(cause).__name__}: {cause}"
+    message = in_words(cause)
     say(f"stage {spec.stage}", f"{call.method} failed: {message}\n{detail}".rstrip())
     node.fail(call, f"{call.method} failed: {message}", detail)

@@ -28,7 +28,7 @@ from zpptool.engines.vllm.agreement import agreed_facts
 from zpptool.engines.vllm.layouts import common_layouts
 from zpptool.engines.vllm.moving import Moving
 from zpptool.engines.vllm.restore import LiveRequest
-from zpptool.errors import ZppError
+from zpptool.errors import ZppError, in_words
 from zpptool.pipeline import phases
 from zpptool.pipeline.child import die_with_parent
 from zpptool.pipeline.ring.place import say, take_head_place
@@ -203,7 +203,7 @@ class RingExecutor(Executor):
         """Tell the stages that the run is over. Where they outlive their head they are not told of one that fails: they
         wait for the next. The engine core calls this on its way out, with its error in flight if it has one."""
         fault = sys.exc_info()[1]
-        failed = "" if fault is None or isinstance(fault, SystemExit) else _in_words(fault)
+        failed = "" if fault is None or isinstance(fault, SystemExit) else in_words(fault)
         end_file(self._spec).write_text(failed)
         if not failed or not self._survives:
             self._node.stop(f"the head has failed: {failed}" if failed else "the head has shut down")
@@ -292,10 +292,6 @@ def _for_workers(argument: Any) -> Any:
         cached = dataclasses.replace(argument.scheduled_cached_reqs, all_token_ids={})
         return dataclasses.replace(argument, scheduled_cached_reqs=cached)
     return argument
-
-
-def _in_words(fault: BaseException) -> str:
-    return fault.message if isinstance(fault, ZppError) else f"{type(fault).__name__}: {fault}"
 
 
 def _done(result: Any) -> Future[Any]:

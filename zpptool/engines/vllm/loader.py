@@ -24,13 +24,15 @@ from zpptool.checkpoint.loading import load_plan
 from zpptool.checkpoint.roles import Side, outside_role, words_of
 from zpptool.engines.vllm.entry import changes_what_arrives
 from zpptool.engines.weights import read_tensors
-from zpptool.errors import invalid_error
+from zpptool.errors import ZppError, invalid_error
 from zpptool.pipeline.phases import loading_teller
 from zpptool.pipeline.spec import StageSpec
 
 LOAD_FORMAT = "zpptool"
 _REPLACED_FORMATS = ("auto", "hf", "safetensors")
 """The ways of loading that this one stands in for; any other was asked for by the user and stays."""
+NO_CLASS_OF_ITS_OWN = "vLLM has no class of its own for this model"
+"""How a stage begins when it refuses a model whose answers would be wrong."""
 _LANGUAGE_WORDS = frozenset({"language", "text", "llm", "thinker"})
 """What a model that takes more than text calls the part of it that has the decoder."""
 
@@ -66,22 +68,21 @@ class OwnTensorsLoader(DefaultModelLoader):
                 if name not in loaded_weights and used_elsewhere(name, parameter.nbytes, self.spec, parts)
             }
             if spared and self.spec.is_last and runs_transformers_code(model):
-                raise invalid_error(
-                    f"vLLM has no class of its own for this model, and what it has would use {', '.join(spared)} on"
-                    f" stage {self.spec.stage} too, as in its own pipelines: the answers would be wrong",
-                    "Use --engine transformers.",
-                )
+                raise self._done_again(f"use {', '.join(spared)}")
             for parameter in spared.values():
                 if parameter.is_floating_point():
                     parameter.data.fill_(float("nan"))
             loaded_weights |= spared.keys()
         super().track_weights_loading(model, loaded_weights, *args, **kwargs)
         if not self.spec.is_first and runs_transformers_code(model) and changes_what_arrives(model):
-            raise invalid_error(
-                "vLLM has no class of its own for this model, and what it has would do what comes before the layers on"
-                f" stage {self.spec.stage} too, as in its own pipelines: the answers would be wrong",
-                "Use --engine transformers.",
-            )
+            raise self._done_again("do what comes before the layers")
+
+    def _done_again(self, what: str) -> ZppError:
+        return invalid_error(
+            f"{NO_CLASS_OF_ITS_OWN}, and what it has would {what} on stage {self.spec.stage} too, as in its own"
+            " pipelines: the answers would be wrong",
+            "Use --engine transformers.",
+        )
 
 
 def runs_transformers_code(model: nn.Module) -> bool:

@@ -18,7 +18,7 @@ from zpptool.engines.vllm.executor import RESTORE_REQUESTS
 from zpptool.engines.vllm.group import WirePipelineGroup
 from zpptool.engines.vllm.ranks import Ranks
 from zpptool.engines.vllm.stagerank import StageRank
-from zpptool.errors import ExitCode, ZppError
+from zpptool.errors import ExitCode, ZppError, in_words
 from zpptool.pipeline.ring.control import Call
 from zpptool.pipeline.ring.node import StageNode
 from zpptool.pipeline.ring.place import say
@@ -73,10 +73,12 @@ class StageWorker:
             if call.from_all:
                 ranks.answers(self._spec.start_timeout_s)
                 raise
-            told = cause.message if isinstance(cause, ZppError) else f"{type(cause).__name__}: {cause}"
             stage, size = self._spec.stage, self._spec.tensor_parallel_size
             raise LinkError(
-                f"rank 0 of {size} of stage {stage} failed: {told}", stage=stage, peer="its ranks", endpoint="inside"
+                f"rank 0 of {size} of stage {stage} failed: {in_words(cause)}",
+                stage=stage,
+                peer="its ranks",
+                endpoint="inside",
             ) from cause
         if call.from_all:
             outcomes = ranks.answers(self._spec.start_timeout_s)
