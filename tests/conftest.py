@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+pytest_plugins = ("links",)
+
 # Whoever starts the tests in the background has them ignore Ctrl-C, and what they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -18,8 +18,8 @@ from typing import Self
 import uvicorn
 from starlette.applications import Starlette
 
-from zpptool.engines.transformers.api.server import bound_socket
-from zpptool.errors import ZppError, address_error, usage_error
+from zpptool.errors import address_error, usage_error
+from zpptool.listener import bound_socket
 
 STOP_GRACE_S = 2
 WANTED_FILES = 65536
@@ -43,12 +43,7 @@ class FrontServer:
     def __init__(self, host: str, port: int, certificate: Path | None = None, key: Path | None = None) -> None:
         _check_certificate(certificate, key)
         self._tls = {"ssl_certfile": certificate, "ssl_keyfile": key} if certificate else {}
-        try:
-            self._socket = bound_socket(host, port)
-        except ZppError as fault:
-            fault.message = f"the front cannot listen at {host}:{port}: {fault.message.rpartition(': ')[2]}"
-            fault.hint = "Choose another with --port."
-            raise
+        self._socket = bound_socket("the front", host, port, "--port")
         self._host = host
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None

@@ -7,7 +7,6 @@ for weights to learn that a port is taken.
 
 from __future__ import annotations
 
-import socket
 import threading
 from types import TracebackType
 from typing import Self
@@ -16,6 +15,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from zpptool.errors import address_error
+from zpptool.listener import bound_socket
 
 STOP_GRACE_S = 2
 """How long answers that are under way may take when the server is stopped."""
@@ -34,7 +34,7 @@ class ApiServer:
 
     def __init__(self, host: str, port: int) -> None:
         self._endpoint = f"{host}:{port}"
-        self._socket = bound_socket(host, port)
+        self._socket = bound_socket("the API", host, port, "--api-port")
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
         self._over = threading.Event()
@@ -85,27 +85,3 @@ class ApiServer:
             self._fault = cause
         finally:
             self._over.set()
-
-
-def bound_socket(host: str, port: int) -> socket.socket:
-    """A socket that is bound and does not listen yet.
-
-    Raises:
-        ZppError: (ADDRESS) host and port cannot be used.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        bound = socket.socket(family, kind, protocol)
-        try:
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            bound.bind(address)
-        except OSError:
-            bound.close()
-            raise
-    except OSError as cause:
-        raise address_error(
-            f"the API cannot listen at {host}:{port}: {cause.strerror}", "Choose another with --api-port."
-        ) from cause
-    return bound

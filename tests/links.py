@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests of a link have in common; `conftest.py` makes its fixtures known."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from zpptool.wire.link import LinkTimeout, PullLink, PushLink, Window
+from zpptool.wire.messages import Kind
+
+SOON_S = 10.0
+
+
+@pytest.fixture
+def push() -> Iterator[PushLink]:
+    """Stage 0's sending end on a free port."""
+    with PushLink("tcp://127.0.0.1:*", stage=0, peer=1, window=Window(4)) as link:
+        yield link
+        link.close(linger_s=0)
+
+
+@pytest.fixture
+def pull(push: PushLink) -> Iterator[PullLink]:
+    """Stage 1's receiving end of it."""
+    with PullLink(push.endpoint, stage=1, peer=0, window=Window(4)) as link:
+        yield link
+
+
+def wait_until(condition: Callable[[], object], within_s: float = SOON_S) -> None:
+    """Fail when the condition does not come true."""
+    end = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < end, "it did not come true"
+        time.sleep(0.005)
+
+
+def send(link: PushLink, number: int, *frames: bytes, timeout_s: float = SOON_S) -> None:
+    """A message that says its number."""
+    link.send(Kind.CONTROL, str(number).encode(), frames, timeout_s=timeout_s)
+
+
+def fill(link: PushLink, timeout_s: float) -> tuple[int, LinkTimeout]:
+    """Send 4 MB messages until one is not taken in time: how many were, and what the next one raised."""
+    for accepted in range(1000):
+        try:
+            send(link, accepted, bytes(4_000_000), timeout_s=timeout_s)
+        except LinkTimeout as error:
+            return accepted, error
+    raise AssertionError("the link took 4 GB that nobody read")
+
+
+def receive(link: PullLink) -> int:
+    """The number of the next message."""
+    return int(link.recv(SOON_S).header)
