@@ -19,8 +19,10 @@ import pytest
 
 pytest_plugins = ("links",)
 
-# Whoever starts the tests in the background has them ignore Ctrl-C, and what they start would inherit that.
+# Whoever starts the tests in the background has them ignore Ctrl-C, and with nohup the end of a terminal; what they
+# start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL_MODEL = Path(os.environ.get("ZPP_TEST_MODEL", ROOT / ".cache/models/SmolLM2-135M-Instruct"))

@@ -7,6 +7,7 @@ What leaves a host bears its disturbance, so what two hosts say to each other is
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import json
 import os
@@ -19,6 +20,7 @@ from functools import cache
 from pathlib import Path
 
 PORT_BASE = 15550
+_CLONE_NEWNET = 0x40000000
 _count = itertools.count()
 _SWITCH = Path(__file__).with_name("switch.py")
 
@@ -69,6 +71,19 @@ class Network:
         """A command line that runs these words on a host."""
         return ["ip", "netns", "exec", self.name(host), *words]
 
+    @contextmanager
+    def inside(self, host: int) -> Iterator[None]:
+        """For the duration of a block, what this thread opens and starts is on a host."""
+        here = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        there = os.open(f"/run/netns/{self.name(host)}", os.O_RDONLY)
+        try:
+            _enter(there)
+            yield
+        finally:
+            _enter(here)
+            os.close(there)
+            os.close(here)
+
     def disturb(self, *, hosts: Sequence[int] | None = None, **disturbance: float) -> None:
         """Disturb what leaves these hosts (all of them, if None), by the fields of `switch.Disturbance`; none end it.
         It is in force when this returns."""
@@ -117,6 +132,13 @@ def why_not() -> str:
     finally:
         probe.close()
     return ""
+
+
+def _enter(namespace: int) -> None:
+    """Move this thread there (`os.setns` is of Python 3.12)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(namespace, _CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), "setns")
 
 
 def _ip(*words: str) -> None:

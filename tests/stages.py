@@ -8,8 +8,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,29 @@ END_S = 30
 """How long a pipeline may take to end, whatever ends it."""
 
 
+Inside = Callable[[int, list[str]], list[str]]
+
+
+def _here(_stage: int, words: list[str]) -> list[str]:
+    return words
+
+
 class Stage:
     """One `zpptool run-stage`, as in a terminal of its own.
+
+    Args:
+        inside: makes its command line one that runs on another host; here, if not given.
 
     Attributes:
         process: the command.
         log: what it prints.
     """
 
-    def __init__(self, log: Path, *words: object) -> None:
+    def __init__(self, log: Path, *words: object, inside: Callable[[list[str]], list[str]] = list) -> None:
         self.log = log
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "zpptool", "run-stage", *map(str, words)],
+                inside([sys.executable, "-m", "zpptool", "run-stage", *map(str, words)]),
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
@@ -84,12 +95,16 @@ def free_base_port(count: int = 1) -> int:
 
 
 @contextmanager
-def started(directory: Path, commands: Sequence[Sequence[object]]) -> Iterator[list[Stage]]:
-    """One stage for each command line, started in this order; their logs go to `directory`."""
+def started(directory: Path, commands: Sequence[Sequence[object]], inside: Inside = _here) -> Iterator[list[Stage]]:
+    """One stage for each command line, started in this order; their logs go to `directory`.
+
+    `inside` makes the command line of a stage, by its place, one that runs on that stage's host.
+    """
     stages: list[Stage] = []
     try:
         for number, words in enumerate(commands):
-            stages.append(Stage(directory / f"stage-{number}.log", *words))
+            log = directory / f"stage-{number}.log"
+            stages.append(Stage(log, *words, inside=partial(inside, number)))
         yield stages
     finally:
         for stage in stages:

@@ -2,7 +2,8 @@
 """Faults at random, done to the stages of a running pipeline, each one made good after a while or by who started it.
 
 A worker that is killed is started again by its `run-stage` command, or by `serve`; a process that is stopped is
-continued, or by `serve` killed and started again; a `run-stage` command that is killed is typed again here.
+continued, or by `serve` killed and started again; a `run-stage` command that is killed is typed again here; a host
+that is cut off is joined again.
 """
 
 from __future__ import annotations
@@ -14,14 +15,19 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import psutil
+from netns import Network
 from served import Served
 from stages import Stage
 
 STOPPED_S = (0.5, 4.0)
+CUT_S = (0.5, 6.0)
+FOUND_S = 1.0
+"""By then, a worker's death has been found."""
 
 
 class Pipeline(Protocol):
@@ -39,14 +45,16 @@ class Commands:
     """A pipeline of `run-stage` commands.
 
     Attributes:
-        stages: the commands, in order; one that is typed again takes the place of the one that was killed.
-        words: their words.
-        logs: where the logs of those go that are typed again.
+        words: of the commands, in order.
+        logs: where their logs go.
+        hosts: the network that has a host for each stage; all are on this one, if None.
+        stages: the commands that run; one that is typed again takes the place of the one that was killed.
     """
 
-    stages: list[Stage]
     words: list[list[object]]
     logs: Path
+    hosts: Network | None = None
+    stages: list[Stage] = field(default_factory=list)
 
     def workers(self) -> dict[int, psutil.Process]:
         found = {}
@@ -66,7 +74,12 @@ class Commands:
                 process.kill()
         psutil.wait_procs(processes, timeout=10)
         life = len(list(self.logs.glob(f"stage-{stage}*.log")))
-        self.stages[stage] = Stage(self.logs / f"stage-{stage}-{life}.log", *self.words[stage])
+        log = self.logs / f"stage-{stage}-{life}.log"
+        self.stages[stage] = Stage(log, *self.words[stage], inside=partial(self.line, stage))
+
+    def line(self, stage: int, words: list[str]) -> list[str]:
+        """A command line that runs these words on the host of a stage."""
+        return self.hosts.words(stage, *words) if self.hosts else words
 
 
 @dataclass
@@ -107,6 +120,8 @@ class Killer:
             self._deck = [self.kill_one, self.kill_two, self.stop_one]
             if isinstance(self.pipeline, Commands):
                 self._deck.append(self.kill_a_command)
+                if self.pipeline.hosts:
+                    self._deck += [self.cut_one, self.cut_one_while_another_recovers]
             self.chance.shuffle(self._deck)
         name = self._deck.pop()()
         self.done[name] += 1
@@ -134,6 +149,20 @@ class Killer:
         assert isinstance(self.pipeline, Commands)
         self.pipeline.kill_and_type_again(self.chance.randrange(1, self.num_stages))
         return "command killed and typed again"
+
+    def cut_one(self) -> str:
+        """What a host sends gets nowhere for a while."""
+        assert isinstance(self.pipeline, Commands)
+        assert self.pipeline.hosts is not None
+        with self.pipeline.hosts.disturbed(hosts=[self.chance.randrange(self.num_stages)], loss=100):
+            time.sleep(self.chance.uniform(*CUT_S))
+        return "host cut off for a while"
+
+    def cut_one_while_another_recovers(self) -> str:
+        self.kill_one()
+        time.sleep(self.chance.uniform(0, FOUND_S))
+        self.cut_one()
+        return "host cut off while a stage recovers"
 
     def _signal(self, stage: int, number: signal.Signals) -> None:
         """To the worker of a stage, if it has one just now."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random faults under 16 streams: no request fails, no token differs from a quiet run, and nothing grows.
 
-Done to `run-stage` commands and to `serve`, to each for a moment by default; `ZPP_CHAOS_SECONDS=3600` makes it an hour,
-`-k serve` chooses, `ZPP_CHAOS_SEED` repeats one. The verdict is a table on stderr, and in the file that
-`ZPP_CHAOS_REPORT` names.
+Done to `run-stage` commands, on one host and on a host each, and to `serve`; to each for a moment by default.
+`ZPP_CHAOS_SECONDS=3600` makes it an hour, `-k serve` chooses, `ZPP_CHAOS_ENGINE=vllm` does it to vLLM, `ZPP_CHAOS_SEED`
+repeats one. The verdict is a table on stderr, and in the file that `ZPP_CHAOS_REPORT` names.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,25 +23,33 @@ import httpx
 import pytest
 from conftest import Ran
 from killer import Commands, Household, Killer, Pipeline, resident_bytes
+from netns import PORT_BASE, network, why_not
 from served import Served
 from stages import free_base_port, started, wait_until_ready
+
+from zpptool.ports import plan_endpoints
+from zpptool.wire.keys import generate, write_key_files
 
 pytest.importorskip("torch")
 
 SECONDS = float(os.environ.get("ZPP_CHAOS_SECONDS", "12"))
 SEED = int(os.environ.get("ZPP_CHAOS_SEED", "0"))
+ENGINE = os.environ.get("ZPP_CHAOS_ENGINE", "transformers")
 STREAMS = 16
 PROMPTS = 24
 TOKENS = 48
 STAGES = 3
-READY_S = 240
+API_PORT = 8000
+READY_S = 240 if ENGINE == "transformers" else 600
 CALM_S = (1.0, 6.0)
 """How long it is quiet between two faults."""
 AFTER_S = 300
 """How long the last streams may take after the last fault, on a busy machine."""
 GROWTH = 1.5
 FEWEST_FAULTS = 3
-PATIENCE = ("--beat-timeout", 2, "--recovery-deadline", AFTER_S)
+PATIENCE = ("--beat-timeout", 2 if ENGINE == "transformers" else 20, "--recovery-deadline", AFTER_S)
+VLLM = ("--", "--enforce-eager", "--dtype", "float32", "--max-model-len", 256, "--kv-cache-memory-bytes", 64 << 20)
+HOW = ("--engine", ENGINE, *PATIENCE, *(VLLM if ENGINE == "vllm" else ()))
 
 Run = Callable[[Path, Path], AbstractContextManager[tuple[str, Pipeline, Callable[[], str]]]]
 
@@ -129,34 +137,67 @@ class Streams:
 def by_run_stage(split: Path, logs: Path) -> Iterator[tuple[str, Pipeline, Callable[[], str]]]:
     """A command for each stage: its API, what is struck, and what says that it has recovered."""
     base = free_base_port(STAGES + 2)
-    api = base + STAGES + 1
-    words: list[list[object]] = [
-        [split / f"stage_{stage}", "--base-port", base, "--port", api, "--engine", "transformers", *PATIENCE]
-        for stage in range(STAGES)
-    ]
-    url = f"http://127.0.0.1:{api}"
-    with started(logs, words) as stages:
-        wait_until_ready(url, stages, READY_S)
-        yield url, Commands(stages, words, logs), stages[0].text
+    places = [("--base-port", base, "--port", base + STAGES + 1)] * STAGES
+    with commanded(Commands(directories(split, places), logs)) as what:
+        yield what
+
+
+@contextmanager
+def by_hosts(split: Path, logs: Path) -> Iterator[tuple[str, Pipeline, Callable[[], str]]]:
+    """The same, on a host each; what is in the block is on stage 0's."""
+    if why_not():
+        pytest.skip(why_not())
+    with network(STAGES) as hosts, hosts.inside(0):
+        files = write_key_files(generate(STAGES), logs / "keys")
+        places = [
+            ("--bind", link.bind, "--connect", link.connect, "--keys", keys, "--port", API_PORT)
+            for link, keys in zip(plan_endpoints(STAGES, PORT_BASE, hosts.addresses), files, strict=True)
+        ]
+        with commanded(Commands(directories(split, places), logs, hosts)) as what:
+            yield what
+
+
+def directories(split: Path, places: Sequence[Sequence[object]]) -> list[list[object]]:
+    """The words of a `run-stage` for each directory."""
+    return [[split / f"stage_{stage}", *place, *HOW] for stage, place in enumerate(places)]
+
+
+@contextmanager
+def commanded(commands: Commands) -> Iterator[tuple[str, Pipeline, Callable[[], str]]]:
+    """Commands that are ready."""
+    words = commands.words[0]
+    url = f"http://127.0.0.1:{words[words.index('--port') + 1]}"
+    with started(commands.logs, commands.words, commands.line) as commands.stages:
+        first = commands.stages[0]
+        wait_until_ready(url, commands.stages, READY_S)
+        yield url, commands, first.text
 
 
 @contextmanager
 def by_serve(split: Path, logs: Path) -> Iterator[tuple[str, Pipeline, Callable[[], str]]]:
     """One command for all of them."""
-    one = Served(logs, "--pipeline-dir", split, *PATIENCE, "--log-dir", logs)
+    one = Served(logs, "--pipeline-dir", split, "--log-dir", logs, *HOW)
     try:
-        one.until_ready()
+        one.until_ready(within_s=READY_S)
         yield one.url, Household(one), (logs / "epoch-1" / "head.log").read_text
     finally:
         one.close()
 
 
-@pytest.mark.parametrize("run", [by_run_stage, by_serve])
+@pytest.fixture
+def model(tiny_model: Callable[..., Path], request: pytest.FixtureRequest) -> Path:
+    """Its tokens come quickly, and differ when anything does."""
+    if ENGINE == "vllm":
+        speaker: Path = request.getfixturevalue("speaker")
+        return speaker
+    return tiny_model("llama", layers=6, initializer_range=0.5)
+
+
+@pytest.mark.parametrize("run", [by_run_stage, by_hosts, by_serve])
 def test_faults_at_random_under_sixteen_streams(
-    run: Run, tiny_model: Callable[..., Path], tmp_path: Path, zpptool: Callable[..., Ran]
+    run: Run, model: Path, tmp_path: Path, zpptool: Callable[..., Ran]
 ) -> None:
     split = tmp_path / "stages"
-    model = tiny_model("llama", layers=6, initializer_range=0.5)
     assert zpptool("split", model, "--num-stages", STAGES, "-o", split).code == 0
     with run(split, tmp_path) as (url, pipeline, head_says):
         streams, killer = Streams(url), Killer(pipeline, STAGES, random.Random(SEED))

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ import httpx
 
 from tests.conftest import Ran
 from tests.served import END_S, READY_S, Served, wait_for
+from tests.stages import free_base_port
 
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(400)]
 
@@ -308,21 +310,52 @@ def test_a_start_that_cannot_work_fails_at_once_with_the_end_of_the_log(
     assert one.left_behind() == []
 
 
-def test_a_terminal_shows_it_live_and_takes_it_along_when_it_closes(model: Path) -> None:
-    """In a terminal of its own: the table is drawn with the terminal's codes; closing the terminal ends everything."""
+@contextmanager
+def in_a_terminal(model: Path, *words: object) -> Iterator[tuple[int, int]]:
+    """`zpptool serve` in a terminal of its own, whose stages are starting: its process and the terminal."""
     pid, terminal = pty.fork()
     if pid == 0:
-        words = ["serve", str(model), "--num-stages", "2", "--engine", "transformers", "--port", "0"]
-        os.execv(sys.executable, [sys.executable, "-m", "zpptool", *words])
+        words = ("serve", model, "--num-stages", 2, "--engine", "transformers", "--port", 0, *words)
+        os.execv(sys.executable, [sys.executable, "-m", "zpptool", *map(str, words)])
     shown = b""
     deadline = time.monotonic() + READY_S
     while b"starting" not in shown:
         assert time.monotonic() < deadline, shown
         shown += os.read(terminal, 65536)
     wait_for(lambda: len(psutil.Process(pid).children(recursive=True)) >= 3)
-    seen = psutil.Process(pid).children(recursive=True)
     assert b"\x1b[" in shown
-    os.close(terminal)
-    _, status = os.waitpid(pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 130
+    try:
+        yield pid, terminal
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def ended(pid: int) -> int:
+    """The exit code of a process of `in_a_terminal`."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_a_terminal_shows_it_live_and_takes_it_along_when_it_closes(model: Path) -> None:
+    """In a terminal of its own: the table is drawn with the terminal's codes; closing the terminal ends everything."""
+    with in_a_terminal(model) as (pid, terminal):
+        seen = psutil.Process(pid).children(recursive=True)
+        os.close(terminal)
+        assert ended(pid) == 130
     assert psutil.wait_procs(seen, timeout=END_S)[1] == []
+
+
+def test_it_outlives_its_terminal_where_nohup_says_so(model: Path) -> None:
+    port = free_base_port()
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with ExitStack() as running:
+        try:
+            pid, terminal = running.enter_context(in_a_terminal(model, "--port", port))
+        finally:
+            signal.signal(signal.SIGHUP, before)
+        os.close(terminal)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=200, trust_env=False) as client:
+            wait_for(lambda: client.get("/readyz").status_code == 200)
+            text_of(client.post("/v1/completions", json=SHORT))
+        os.kill(pid, signal.SIGINT)
+        assert ended(pid) == 130

@@ -55,8 +55,9 @@ class Script:
         self, directory: Path, which: str, model: Path, *, plugins: Path | None = None, **options: Any
     ) -> None:
         self.which = which
-        self.made = directory / f"{which}.json"
-        self.log = directory / f"{which}.log"
+        name = f"{len(list(directory.iterdir()))}-{which}"
+        self.made = directory / f"{name}.json"
+        self.log = directory / f"{name}.log"
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, str(SCRIPT), which, str(model), str(self.made), json.dumps(options)],
@@ -75,18 +76,25 @@ class Script:
         return psutil.Process(self.process.pid).children(recursive=True)
 
 
-@pytest.fixture
-def scripts(tmp_path: Path) -> Iterator[Callable[..., Script]]:
+@pytest.fixture(scope="module")
+def scripts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Script]]:
     """Start scripts; each is killed at the end if it still runs."""
+    directory = tmp_path_factory.mktemp("scripts")
     begun: list[Script] = []
 
     def start(*words: Any, **options: Any) -> Script:
-        begun.append(Script(tmp_path, *words, **options))
+        begun.append(Script(directory, *words, **options))
         return begun[-1]
 
     yield start
     for script in begun:
         script.process.kill()
+
+
+@pytest.fixture(scope="module")
+def vllms(long_model: Path, scripts: Callable[..., Script]) -> Script:
+    """The script with `vllm.LLM`."""
+    return scripts("vllm", long_model)
 
 
 def close(one: Any, other: Any) -> None:
@@ -102,21 +110,37 @@ def close(one: Any, other: Any) -> None:
 
 
 def test_a_script_over_headless_stages_gives_what_vllm_gives(
-    long_model: Path, scripts: Callable[..., Script], tmp_path: Path
+    long_model: Path, scripts: Callable[..., Script], vllms: Script, tmp_path: Path
 ) -> None:
     """Greedy, seeded, n, logprobs, prompt logprobs, chat; the stages were started elsewhere and end with the script."""
     base = free_base_port(4)
     links = ("--total-stages", 2, "--base-port", base, "--dtype", "float32", "--headless", "--", *ENGINE)
     commands = [(long_model, "--stage-idx", stage, *links) for stage in range(2)]
     with started(tmp_path, commands) as stages:
-        expected = scripts("vllm", long_model)
         ours = scripts("zpptool", long_model, num_stages=2, launch=False, base_port=base)
         tokens, logprobs, prompt_logprobs = ours.result()
         assert [stage.wait(30) for stage in stages] == [0, 0], stages[0].text()[-2000:]
     assert len({token for answer in tokens for choice in answer for token in choice}) > 20
     assert len(prompt_logprobs[1]) == 39
     assert "waits for its head at tcp://127.0.0.1:" in stages[0].text()
-    close(expected.result(), [tokens, logprobs, prompt_logprobs])
+    close(vllms.result(), [tokens, logprobs, prompt_logprobs])
+
+
+def test_stages_that_die_while_they_start_and_while_they_compute_change_nothing(
+    long_model: Path, scripts: Callable[..., Script], vllms: Script
+) -> None:
+    """They are started again, and what was computed is computed anew."""
+    ours = scripts("zpptool", long_model, num_stages=2)
+    workers = until(lambda: [process for process in ours.tree() if is_worker(process)])
+    workers[0].kill()
+    until(lambda: "all stages have loaded" in ours.log.read_text())
+    until(lambda: "Processed prompts" in ours.log.read_text())
+    for worker in filter(is_worker, ours.tree()):
+        worker.kill()
+    close(vllms.result(), ours.result())
+    told = ours.log.read_text()
+    assert told.count("was killed by SIGKILL; it is started again") == 3, told[-3000:]
+    assert "recovered: every stage knows the" in told
 
 
 def test_embeddings_and_a_script_that_is_killed(
@@ -127,34 +151,37 @@ def test_embeddings_and_a_script_that_is_killed(
     plugins = install_plugin(tmp_path / "plugins")
     expected = scripts("vllm", long_model, plugins=plugins, load_format="zpptool-own", **pooling)
     ours = scripts("zpptool", long_model, num_stages=2, hold=True, **pooling)
-    deadline = time.monotonic() + START_S
-    while not ours.made.exists():
-        assert ours.process.poll() is None, ours.log.read_text()[-3000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    until(lambda: ours.made.exists() or ours.process.poll() is not None)
+    assert ours.process.poll() is None, ours.log.read_text()[-3000:]
     family = ours.tree()
-    assert sum(map(_is_worker, family)) == 2
+    assert sum(map(is_worker, family)) == 2
     ours.process.kill()
     assert psutil.wait_procs(family, timeout=30)[1] == []
     close(expected.result(), json.loads(ours.made.read_text()))
 
 
-def test_a_stage_that_dies_while_it_starts_is_the_scripts_error(
+def test_a_stage_that_dies_while_it_starts_is_the_scripts_error_without_recovery(
     long_model: Path, scripts: Callable[..., Script]
 ) -> None:
     """vLLM's engine core would wait ten minutes for it."""
-    ours = scripts("zpptool", long_model, ranges=["0-1", "1-4"])
-    deadline = time.monotonic() + START_S
-    while not (workers := [process for process in ours.tree() if _is_worker(process)]):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    ours = scripts("zpptool", long_model, ranges=["0-1", "1-4"], recovery_deadline_s=0)
+    workers = until(lambda: [process for process in ours.tree() if is_worker(process)])
     workers[0].kill()
     assert ours.process.wait(START_S) == 1
     assert "was killed by SIGKILL" in ours.log.read_text()
     assert psutil.wait_procs(workers, timeout=30)[1] == []
 
 
-def _is_worker(process: psutil.Process) -> bool:
+def until(true: Callable[[], Any]) -> Any:
+    """What it is, as soon as it is true."""
+    deadline = time.monotonic() + START_S
+    while not (what := true()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return what
+
+
+def is_worker(process: psutil.Process) -> bool:
     try:
         return "zpptool.engines.vllm.worker" in " ".join(process.cmdline())
     except psutil.NoSuchProcess:

@@ -97,7 +97,8 @@ class PlainDisplay:
 
     def announce(self, text: str) -> None:
         """One line."""
-        self._console.line(text)
+        with suppress(OSError):
+            self._console.line(text)
 
     def close(self) -> None:
         """Nothing is open."""
@@ -139,7 +140,8 @@ class LiveDisplay:
         if sys.stdout.isatty():
             self.say(text)
         else:
-            self._console.line(text)
+            with suppress(OSError):  # of a terminal that has gone, nothing says any more that it was one
+                self._console.line(text)
 
     def close(self) -> None:
         """Leave the last table standing."""

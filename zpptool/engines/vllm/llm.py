@@ -7,12 +7,11 @@ long as it does, or as the script, however that ends.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,14 +21,16 @@ import vllm
 
 from zpptool.engines.vllm import hooks
 from zpptool.engines.vllm.executor import FAULT_VARIABLE, SPEC_VARIABLE, RingExecutor, fault_file
+from zpptool.engines.vllm.keeper import Keeper
 from zpptool.engines.vllm.reading import version_warning
 from zpptool.engines.vllm.refusals import vllms_refusal
 from zpptool.engines.vllm.words import engine_words
 from zpptool.errors import ZppError, stage_error, usage_error
 from zpptool.pipeline.headless import head_endpoint
 from zpptool.pipeline.launch import check_engine, private_directory, process_fault, start_stage
-from zpptool.pipeline.process import POLL_S, ProcessGroup
+from zpptool.pipeline.process import ProcessGroup
 from zpptool.pipeline.resolve import resolve_place
+from zpptool.pipeline.revival import Revival
 from zpptool.pipeline.ring.place import say
 from zpptool.pipeline.spec import StageSpec
 from zpptool.plan import Engine
@@ -52,6 +53,8 @@ class LLM(vllm.LLM):
         log_dir: where the stages' logs go; None lets them share this process's output.
         start_timeout_s: how long the stages may take until all stand.
         step_timeout_s: how long one step may take.
+        recovery_deadline_s: with `launch`: how long a stage that was lost may take to come back, while answers wait for
+            it; 0 has the first loss end all.
         dtype: as for `vllm.LLM`.
         engine_arguments: all others of `vllm.LLM`.
 
@@ -72,6 +75,7 @@ class LLM(vllm.LLM):
         log_dir: Path | None = None,
         start_timeout_s: float = 600.0,
         step_timeout_s: float = 300.0,
+        recovery_deadline_s: float = 120.0,
         dtype: str = "auto",
         **engine_arguments: Any,
     ) -> None:
@@ -90,46 +94,64 @@ class LLM(vllm.LLM):
             )
             local = f"ipc://{scratch / 'head'}" if launch else head_endpoint(endpoints[0].connect, head_addr)
             words = engine_words(engine_arguments, hooks.serve_parser()._actions)
-            common = {"dtype": dtype, "start_timeout_s": start_timeout_s, "step_timeout_s": step_timeout_s}
+            common = {
+                "dtype": dtype, "start_timeout_s": start_timeout_s, "step_timeout_s": step_timeout_s,
+                "recovery_deadline_s": recovery_deadline_s if launch else 0.0,
+            }  # fmt: skip
             specs = [
                 msgspec.structs.replace(
                     spec, bind=link.bind, connect=link.connect, local=local, headless=True, engine_args=words, **common
                 )
                 for spec, link in zip(specs, endpoints, strict=True)
             ]
+            phases = scratch / "phases"
+            phases.mkdir()
             if launch:
                 for spec in specs:
-                    start_stage(group, spec, {}, log_dir)
-            self._start_head(specs[0], group, scratch, engine_arguments)
-            self.close = weakref.finalize(self, _end, self.llm_engine.engine_core, group, started.pop_all())
+                    start_stage(group, spec, {}, log_dir, phases)
+            revival = Revival(group, phases, partial(say, "zpptool.LLM"))
+            keeper = started.enter_context(Keeper(revival.look if recovery_deadline_s else group.any_ended))
+            self._start_head(specs[0], keeper, group, scratch, engine_arguments)
+            self.close = weakref.finalize(self, _end, self.llm_engine.engine_core, keeper, group, started.pop_all())
             """Ends the engine and the stages that were started here. Called by itself at the latest at exit."""
 
     def _start_head(
-        self, spec: StageSpec, group: ProcessGroup, scratch: Path, engine_arguments: Mapping[str, Any]
+        self,
+        spec: StageSpec,
+        keeper: Keeper,
+        group: ProcessGroup,
+        scratch: Path,
+        engine_arguments: Mapping[str, Any],
     ) -> None:
         """Have vLLM start its engine core in a process of its own, with the ring as its executor.
 
         Left alone, vLLM takes larger steps in a script than in a server; the stages go by the server's.
         """
-        with _head_environment(spec, scratch), _watched(group) as is_lost:
+        with _head_environment(spec, scratch):
             try:
                 limits = hooks.engine_config(hooks.serve_arguments(spec, RingExecutor)).scheduler_config
-                steps = {"max_num_batched_tokens": limits.max_num_batched_tokens, "max_num_seqs": limits.max_num_seqs}
+                scheduling = {
+                    "scheduler_cls": limits.scheduler_cls,
+                    "max_num_batched_tokens": limits.max_num_batched_tokens,
+                    "max_num_seqs": limits.max_num_seqs,
+                }
                 super().__init__(
                     spec.model,
                     dtype=spec.dtype,
                     pipeline_parallel_size=spec.num_stages,
                     distributed_executor_backend=RingExecutor,
                     async_scheduling=False,
-                    **{**steps, **engine_arguments},
+                    **{**scheduling, **engine_arguments},
                 )
+                keeper.stands()
             except ZppError:
                 raise
             except Exception as cause:
                 word = fault_file(spec)
                 if word.exists():
                     raise stage_error(word.read_text()) from cause
-                if is_lost.is_set():
+                if keeper.has_lost:
+                    keeper.stop()
                     raise process_fault(group.culprit()) from cause
                 refusal = vllms_refusal(cause)
                 if refusal is None:
@@ -182,36 +204,9 @@ def _head_environment(spec: StageSpec, scratch: Path) -> Iterator[None]:
         hooks.forget_environment()
 
 
-@contextmanager
-def _watched(group: ProcessGroup) -> Iterator[threading.Event]:
-    """While the engine core waits for the stages: end it when one of them ends, for it would wait in vain. It may not
-    have been started yet when that happens.
-
-    Yields:
-        an event that is set when that has happened.
-    """
-    over, lost = threading.Event(), threading.Event()
-
-    def watch() -> None:
-        while not over.wait(POLL_S):
-            if not group.any_ended():
-                continue
-            lost.set()
-            for process in multiprocessing.active_children():
-                if process.name.startswith("EngineCore"):
-                    process.terminate()
-
-    watcher = threading.Thread(target=watch, name="stage-watch", daemon=True)
-    watcher.start()
-    try:
-        yield lost
-    finally:
-        over.set()
-        watcher.join()
-
-
-def _end(engine_core: Any, group: ProcessGroup, started: ExitStack) -> None:
+def _end(engine_core: Any, keeper: Keeper, group: ProcessGroup, started: ExitStack) -> None:
     """The head first: it tells all stages, those elsewhere too, that the run is over, and they end by themselves."""
     with started:
+        keeper.stop()
         engine_core.shutdown()
         group.settle()
