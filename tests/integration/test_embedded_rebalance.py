@@ -68,6 +68,7 @@ def test_layers_move_under_load_and_no_token_changes(model: Path, tmp_path: Path
         assert pipeline.stages[1].text().count("loading layers 1-4") == 2
 
 
+@pytest.mark.long
 def test_stages_of_directories_of_their_own_are_refused_and_a_front_hands_on(
     model: Path, tmp_path: Path, zpptool: Callable[..., Ran]
 ) -> None:

@@ -136,6 +136,7 @@ def test_a_pipeline_that_does_not_recover_is_not_touched(
         assert all(stage.process.poll() is None for stage in stages)
 
 
+@pytest.mark.long
 def test_a_rollout_through_a_front(model: Path, tmp_path: Path, zpptool: Callable[..., Ran]) -> None:
     keys = tmp_path / "keys"
     keys.write_text("secret\n")

@@ -143,6 +143,7 @@ def test_stages_that_die_while_they_start_and_while_they_compute_change_nothing(
     assert "recovered: every stage knows the" in told
 
 
+@pytest.mark.long
 def test_embeddings_and_a_script_that_is_killed(
     long_model: Path, scripts: Callable[..., Script], tmp_path: Path
 ) -> None:

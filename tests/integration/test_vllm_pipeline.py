@@ -140,6 +140,7 @@ def test_the_openai_api_of_a_mixed_pipeline_and_a_clean_end(stages: Path, real_m
         assert "has lost stage 2" in running_stages[0].text()  # by the head, or by stage 1: who is first is open
 
 
+@pytest.mark.long
 def test_a_killed_stage_is_named_and_nothing_is_left_running(stages: Path, tmp_path: Path) -> None:
     with running(stages, tmp_path, (0, 1, 2)) as (running_stages, client), ThreadPoolExecutor(1) as pool:
         asked = pool.submit(
