@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from zpptool.errors import ExitCode, ZppError
-from zpptool.pipeline.launch import check_engine, log_directory, private_directory, process_fault, raise_if_ended
+from zpptool.pipeline.launch import check_engine, log_directory, process_fault, raise_if_ended
+from zpptool.pipeline.privatedir import private_directory
 from zpptool.pipeline.process import Child, ProcessGroup
 from zpptool.plan import Engine
 
@@ -49,6 +51,34 @@ def test_a_private_directory_is_private_and_goes(
         (directory / "socket").touch()
     assert not directory.exists()
     assert list((tmp_path / "relative").iterdir()) == []
+
+
+def test_what_a_killed_run_has_left_goes_with_the_next_and_nothing_else_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    hold = """
+import sys, time
+from zpptool.pipeline.privatedir import private_directory
+with private_directory() as directory:
+    (directory / "socket").touch()
+    print(directory, flush=True)
+    time.sleep(60)
+"""
+    others = [subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    try:
+        left, used = (Path(other.stdout.readline().strip()) for other in others if other.stdout)
+        (tmp_path / "zpp-of-something-else").mkdir()
+        others[0].kill()
+        others[0].wait()
+        assert left.is_dir()
+        with private_directory() as directory:
+            assert set(tmp_path.iterdir()) == {directory, used, tmp_path / "zpp-of-something-else"}
+            assert (used / "socket").exists()
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
 
 
 def test_logs_are_kept_where_one_says(tmp_path: Path) -> None:

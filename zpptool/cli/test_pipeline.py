@@ -99,7 +99,8 @@ def test_pipeline(
     Exit code 0: identical. 4: not; the table shows the first token that differs. 6: a stage died or timed out.
     What follows -- goes to the engine, on both sides.
     """
-    from zpptool.pipeline.launch import check_engine, log_directory, private_directory
+    from zpptool.pipeline.launch import check_engine, log_directory
+    from zpptool.pipeline.privatedir import private_directory
 
     console = Console(as_json=as_json, quiet=quiet or as_json)
     check_engine(engine)

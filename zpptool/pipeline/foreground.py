@@ -14,7 +14,8 @@ from pathlib import Path
 import msgspec
 
 from zpptool.console import Console
-from zpptool.pipeline.launch import check_engine, child_environment, private_directory, process_fault, start_stage
+from zpptool.pipeline.launch import check_engine, child_environment, process_fault, start_stage
+from zpptool.pipeline.privatedir import private_directory
 from zpptool.pipeline.process import POLL_S, ProcessGroup
 from zpptool.pipeline.revival import Revival
 from zpptool.pipeline.spec import StageSpec

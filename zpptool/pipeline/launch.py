@@ -122,19 +122,6 @@ def process_fault(child: Child) -> ZppError:
 
 
 @contextmanager
-def private_directory() -> Iterator[Path]:
-    """A directory that only this user can enter (for ipc sockets), gone afterwards. Its path is short: the address of
-    a unix socket has at most 107 bytes."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    usable = os.path.isabs(runtime) and os.access(runtime, os.W_OK | os.X_OK)  # it outlives its session in the variable
-    path = Path(tempfile.mkdtemp(prefix="zpp-", dir=runtime if usable else None))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-@contextmanager
 def log_directory(kept: Path | None) -> Iterator[Path]:
     """Where logs go: `kept`, made if it is not there; otherwise one that stays only if something went wrong."""
     if kept is not None:

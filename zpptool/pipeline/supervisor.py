@@ -22,11 +22,11 @@ from zpptool.pipeline.launch import (
     child_environment,
     file_name,
     of_next_life,
-    private_directory,
     process_fault,
     start_stage,
 )
 from zpptool.pipeline.phases import read_phase
+from zpptool.pipeline.privatedir import private_directory
 from zpptool.pipeline.process import STOP_GRACE_S, ProcessGroup
 from zpptool.pipeline.readiness import Readiness
 from zpptool.pipeline.ring.status import RECOVERING, RingStatus, status_path

@@ -27,7 +27,8 @@ from zpptool.engines.vllm.refusals import vllms_refusal
 from zpptool.engines.vllm.words import engine_words
 from zpptool.errors import ZppError, stage_error, usage_error
 from zpptool.pipeline.headless import head_endpoint
-from zpptool.pipeline.launch import check_engine, private_directory, process_fault, start_stage
+from zpptool.pipeline.launch import check_engine, process_fault, start_stage
+from zpptool.pipeline.privatedir import private_directory
 from zpptool.pipeline.process import ProcessGroup
 from zpptool.pipeline.resolve import resolve_place
 from zpptool.pipeline.revival import Revival
