@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -164,6 +165,20 @@ class TestSocket:
             the_status_path(None)
         assert several.value.exit_code is ExitCode.USAGE
         for telling in opened:
+            telling.close()
+
+    def test_what_a_killed_head_has_left_is_no_head(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # others may run on this machine
+        for name in ("zpp-killed", "zpp-runs"):
+            (tmp_path / name).mkdir()
+        with socket.socket(socket.AF_UNIX) as left:
+            left.bind(str(status_path(f"ipc://{tmp_path}/zpp-killed/head")))
+        telling = StatusSocket(status_path(f"ipc://{tmp_path}/zpp-runs/head"), lambda: ring())
+        try:
+            assert the_status_path(None).parent.name == "zpp-runs"
+            assert read_status(the_status_path(None)) == ring()
+        finally:
             telling.close()
 
 

@@ -191,8 +191,21 @@ def change_path(local: str) -> Path:
 def find_status_paths() -> list[Path]:
     """The sockets of this user's pipelines whose heads run on this machine, newest first."""
     places = {Path(tempfile.gettempdir()), *(Path(place) for place in [environ.get("XDG_RUNTIME_DIR", "")] if place)}
-    found = {path for place in places for path in place.glob(f"zpp-*/*{SUFFIX}") if path.is_socket()}
+    found = {path for place in places for path in place.glob(f"zpp-*/*{SUFFIX}") if _listens(path)}
     return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+def _listens(path: Path) -> bool:
+    """Whether somebody is behind a unix socket: a head that was killed has left its own."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        asking.setblocking(False)
+        try:
+            asking.connect(str(path))
+        except BlockingIOError:  # a queue of others is before us
+            return True
+        except OSError:
+            return False
+    return True
 
 
 def the_status_path(run_dir: Path | None) -> Path:
