@@ -191,6 +191,9 @@ def test_links_that_leave_the_machine_need_keys(zpptool, model: Path, tmp_path: 
     assert ran.code == 5
     assert "needs keys: other machines can reach it" in ran.err
     assert "zpptool keys generate" in ran.err
+    ran = zpptool(*words, "--bind", "udp://192.0.2.1:1", "--connect", "tcp://192.0.2.2:1")
+    assert ran.code == 5
+    assert "'udp://192.0.2.1:1' is not an endpoint" in ran.err
     assert zpptool("keys", "generate", "--num-stages", "2", "-o", tmp_path / "keys").code == 0
     ran = zpptool(*there, "--keys", tmp_path / "keys" / "stage_0.keys")
     assert ran.code == 3

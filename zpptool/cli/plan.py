@@ -31,7 +31,7 @@ from zpptool.wire.gauge import WireCodec
 
 def plan(
     ctx: typer.Context,
-    words: Annotated[list[str] | None, typer.Argument(metavar="[MODEL]", help="A full checkpoint.")] = None,
+    words: Annotated[list[str] | None, typer.Argument(metavar="MODEL", help="A full checkpoint.")] = None,
     model: ModelOption = None,
     num_stages: NumStagesOption = None,
     ranges: RangesOption = None,

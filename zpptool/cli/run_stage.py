@@ -47,7 +47,7 @@ def run_stage(
     ctx: typer.Context,
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[MODEL]", help="A stage directory, a directory of stages, or a full checkpoint."),
+        typer.Argument(metavar="MODEL", help="A stage directory, a directory of stages, or a full checkpoint."),
     ] = None,
     model: ModelOption = None,
     plan_file: Annotated[

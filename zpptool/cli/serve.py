@@ -34,7 +34,7 @@ SAID_BY_PLAN = ("num_stages", "ranges", "base_port", "api_port", "engine", "dtyp
 def serve(
     ctx: typer.Context,
     words: Annotated[
-        list[str] | None, typer.Argument(metavar="[MODEL]", help="A full checkpoint, or stages that split wrote.")
+        list[str] | None, typer.Argument(metavar="MODEL", help="A full checkpoint, or stages that split wrote.")
     ] = None,
     pipeline_dir: Annotated[
         Path | None, typer.Option("--pipeline-dir", metavar="DIR", help="The stages that zpptool split wrote.")

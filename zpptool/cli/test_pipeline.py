@@ -40,7 +40,7 @@ DEFAULT_PROMPTS = ("The capital of France is", "def fibonacci(n):", "Once upon a
 def test_pipeline(
     ctx: typer.Context,
     words: Annotated[
-        list[str] | None, typer.Argument(metavar="[MODEL]", help="A full checkpoint to load from dynamically.")
+        list[str] | None, typer.Argument(metavar="MODEL", help="A full checkpoint to load from dynamically.")
     ] = None,
     pipeline_dir: Annotated[
         Path | None, typer.Option("--pipeline-dir", metavar="DIR", help="The stages that zpptool split wrote.")

@@ -10,6 +10,7 @@ from zpptool.pipeline.spec import StageSpec
 from zpptool.wire.errors import HEAD
 from zpptool.wire.keys import link_keys, read_key_file
 from zpptool.wire.safety import Safety, exposure, require
+from zpptool.wire.sockets import check_endpoint
 
 
 def check_safety(spec: StageSpec) -> str | None:
@@ -20,7 +21,7 @@ def check_safety(spec: StageSpec) -> str | None:
 
     Raises:
         ZppError: (USAGE) keys and no keys are asked for; (INVALID) the key file cannot be used, or is another stage's;
-            (ADDRESS) strangers can reach a link, and there are no keys.
+            (ADDRESS) a link has no sound address, or strangers can reach it, and there are no keys.
     """
     if spec.keys and spec.insecure:
         raise usage_error("--keys and --insecure contradict each other", "Give one of them; ZPP_KEYS counts as --keys.")
@@ -28,6 +29,7 @@ def check_safety(spec: StageSpec) -> str | None:
     before = spec.num_stages - 1 if spec.is_first else spec.stage - 1
     receiver = HEAD if spec.is_first else spec.stage
     for place, peer, endpoint in ((spec.stage, after, spec.bind), (receiver, before, spec.connect)):
+        check_endpoint(endpoint, bind=endpoint == spec.bind)
         keys = link_keys(read_key_file(Path(spec.keys)), place, peer) if spec.keys else None
         require(endpoint, Safety(keys, spec.insecure))
     exposed = [endpoint for endpoint in (spec.bind, spec.connect) if exposure(endpoint)]
