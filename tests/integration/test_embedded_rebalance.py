@@ -14,7 +14,7 @@ import pytest
 from conftest import Ran
 from served import READY_S, Served, wait_for
 from test_embedded_recovery import stream
-from test_embedded_replace import BACK_S, STREAMS, planned
+from test_replace import BACK_S, STREAMS, planned
 
 from zpptool.plan import load_plan_file
 

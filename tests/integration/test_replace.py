@@ -25,12 +25,16 @@ from zpptool.plan import load_plan_file
 
 pytest.importorskip("torch")
 
-pytestmark = [pytest.mark.torch, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(1200)]
 
 STREAMS = 6
 BACK_S = 300
 ELSEWHERE = "127.0.0.2"
 """An address that every Linux has, and nothing of a pipeline at first."""
+OF_ENGINE: dict[str, tuple[object, ...]] = {
+    "transformers": (),
+    "vllm": ("--", "--enforce-eager", "--max-model-len", 1024, "--kv-cache-memory-bytes", 64 << 20),
+}
 
 
 class Pipeline:
@@ -51,18 +55,21 @@ class Pipeline:
 
 @pytest.fixture
 def model(tiny_model: Callable[..., Path]) -> Path:
-    return tiny_model("llama", layers=6, max_position_embeddings=2048, initializer_range=0.5)
+    sizes = {"hidden_size": 128, "intermediate_size": 128, "max_position_embeddings": 2048}
+    return tiny_model("llama", layers=6, initializer_range=0.5, **sizes)
 
 
 @contextmanager
-def planned(model: Path, tmp_path: Path, zpptool: Callable[..., Ran], *words: object) -> Iterator[Pipeline]:
+def planned(
+    model: Path, tmp_path: Path, zpptool: Callable[..., Ran], engine: str = "transformers"
+) -> Iterator[Pipeline]:
     base, plan = free_base_port(5), tmp_path / "zpp.yaml"
     made = zpptool(
-        "plan", model, "--num-stages", 3, "--base-port", base, "--api-port", base + 4, "--engine", "transformers",
-        "-o", plan,
+        "plan", model, "--num-stages", 3, "--base-port", base, "--api-port", base + 4, "--engine", engine,
+        "--dtype", "float32", "-o", plan, *OF_ENGINE[engine],
     )  # fmt: skip
     assert made.code == 0, made.err
-    own = ["--recovery-deadline", BACK_S, "--device", "cpu", *words]
+    own = ["--recovery-deadline", BACK_S, "--start-timeout", BACK_S, "--device", "cpu"]
     commands = [["--plan", plan, "--stage-idx", stage, *own] for stage in range(3)]
     url = f"http://127.0.0.1:{base + 4}"
     with started(tmp_path, commands) as stages, httpx.Client(base_url=url, timeout=BACK_S, trust_env=False) as client:
@@ -70,11 +77,21 @@ def planned(model: Path, tmp_path: Path, zpptool: Callable[..., Ran], *words: ob
         yield Pipeline(stages, client, plan, own)
 
 
-@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.long), 2])
+@pytest.mark.parametrize(
+    ("engine", "stage"),
+    [
+        ("transformers", 2),
+        pytest.param("transformers", 1, marks=pytest.mark.long),
+        pytest.param("vllm", 1, marks=[pytest.mark.long, pytest.mark.vllm]),
+        pytest.param("vllm", 2, marks=[pytest.mark.long, pytest.mark.vllm]),
+    ],
+)
 def test_a_stage_moves_under_load_and_whoever_receives_from_it_follows(
-    model: Path, tmp_path: Path, zpptool: Callable[..., Ran], stage: int
+    model: Path, tmp_path: Path, zpptool: Callable[..., Ran], engine: str, stage: int
 ) -> None:
-    with planned(model, tmp_path, zpptool) as pipeline, ThreadPoolExecutor(STREAMS) as pool:
+    if engine == "vllm":
+        pytest.importorskip("vllm")
+    with planned(model, tmp_path, zpptool, engine) as pipeline, ThreadPoolExecutor(STREAMS) as pool:
         before, digest = load_plan_file(pipeline.plan), load_plan_file(pipeline.plan).digest
         pids = [one.worker().pid for one in pipeline.stages]
         words = ["stage", "replace", str(stage), "--to", ELSEWHERE, "--plan", str(pipeline.plan)]
