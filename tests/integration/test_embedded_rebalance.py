@@ -88,6 +88,13 @@ def test_stages_of_directories_of_their_own_are_refused_and_a_front_hands_on(
             assert [stage["layers"] for stage in status["stages"]] == [[0, 5], [5, 6]]
             assert status["requests"]["failed"] == 0
             assert stream(client, 0) == quiet[0]
+            for process in served.look().values():
+                process.kill()
+            wait_for(lambda: client.get("/readyz").status_code != 200)
+            wait_for(lambda: client.get("/readyz").status_code == 200)
+            status = client.get("/pipeline/status").json()
+            assert [stage["layers"] for stage in status["stages"]] == [[0, 5], [5, 6]]
+            assert stream(client, 0) == quiet[0]
     finally:
         served.close()
     split = tmp_path / "stages"

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from zpptool.errors import ExitCode, ZppError
-from zpptool.pipeline.nextlife import NEXT_SPEC_VARIABLE, leave_spec, next_spec, next_words
+from zpptool.pipeline.nextlife import NEXT_SPEC_VARIABLE, common_partition, leave_spec, next_spec, next_words
 from zpptool.pipeline.process import ProcessGroup
 from zpptool.pipeline.revival import Revival
 from zpptool.pipeline.spec import StageSpec
@@ -92,3 +92,16 @@ def test_a_process_that_leaves_is_started_with_what_it_has_left(tmp_path: Path) 
     assert first == SPEC.to_json()
     assert set(others) == {changed(connect="tcp://127.0.0.2:1").to_json()}
     assert set(told) == {"stage 1 has left, as it was asked to; it is started again"}
+
+
+def stages(*partitions: tuple[tuple[int, int], ...]) -> list[StageSpec]:
+    return [changed(stage=stage, partition=partition) for stage, partition in enumerate(partitions)]
+
+
+def test_the_partition_of_all_is_made_of_the_layers_of_each() -> None:
+    old, new = ((0, 2), (2, 4), (4, 6)), ((0, 2), (2, 3), (3, 6))
+    assert common_partition(stages(old, old, old)) == old
+    assert common_partition(stages(old, new, new)) == new  # of stage 0 nothing has changed
+    assert common_partition(stages(old, new, old)) is None
+    assert common_partition(stages(old, old)) is None
+    assert common_partition([]) is None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -69,3 +70,12 @@ def next_words(path: Path, words: Sequence[str]) -> Sequence[str]:
     if not path.exists():
         return words
     return (*words[:-1], next_spec(path, spec_from_argv(list(words[-2:]))).to_json())
+
+
+def common_partition(specs: Sequence[StageSpec]) -> tuple[tuple[int, int], ...] | None:
+    """The partition in which every stage has the layers of its own spec, where those are one: a change of which some
+    stages have not heard leaves none. None for no stages."""
+    own = tuple(spec.partition[spec.stage] for spec in specs)
+    if not own or own[0][0] != 0 or own[-1][1] != specs[0].num_layers:
+        return None
+    return own if all(one[1] == other[0] for one, other in pairwise(own)) else None

@@ -11,9 +11,11 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import msgspec
 
 from zpptool.errors import ExitCode, ZppError
 from zpptool.pipeline import lifecycle as lc
@@ -25,6 +27,7 @@ from zpptool.pipeline.launch import (
     process_fault,
     start_stage,
 )
+from zpptool.pipeline.nextlife import common_partition
 from zpptool.pipeline.phases import read_phase
 from zpptool.pipeline.privatedir import private_directory
 from zpptool.pipeline.process import STOP_GRACE_S, ProcessGroup
@@ -280,7 +283,7 @@ class Supervisor:
                 self._watch_ring()
             for place in places:
                 (self._phase_dir / file_name(place_name(place))).unlink(missing_ok=True)
-            self._specs = tuple(of_next_life(self._phase_dir, spec) for spec in self._specs)
+            self._take_in_changes()
             for spec, env in zip(self._specs, self._upkeep.env, strict=True):
                 start_stage(self._group, spec, env, logs, self._phase_dir, places)
         except (OSError, ZppError) as fault:
@@ -293,7 +296,14 @@ class Supervisor:
         scratch = self._run_of_all.enter_context(private_directory())
         self._phase_dir = scratch / "phases"
         self._phase_dir.mkdir()
+        moved = common_partition(self._specs)
         self._specs = self._upkeep.make_specs(scratch)
+        if moved:
+            self._specs = tuple(msgspec.structs.replace(spec, partition=moved) for spec in self._specs)
+
+    def _take_in_changes(self) -> None:
+        """Read what planned changes have left for the next lives of the stages."""
+        self._specs = tuple(of_next_life(self._phase_dir, spec) for spec in self._specs)
 
     def _watch_ring(self) -> None:
         if self._ring is not None:
@@ -311,6 +321,8 @@ class Supervisor:
             if self._ring is not None:
                 self._ring.stop()
                 self._ring = None
+            with suppress(ZppError):  # what cannot be read is not kept
+                self._take_in_changes()
             self._run_of_all.close()
 
     def _in_a_hurry(self) -> bool:
