@@ -77,12 +77,13 @@ def test_a_process_that_leaves_is_started_with_what_it_has_left(tmp_path: Path) 
     """As `run-stage` does it: the command line of the next life has the other spec."""
     script = f"import sys; print(sys.argv[-1]); sys.exit({int(ExitCode.AGAIN)})"
     words = [sys.executable, "-uc", script, SPEC.to_json()]
+    losses: list[str] = []
     told: list[str] = []
     log = tmp_path / "log"
     (tmp_path / "stage-1.spec").write_text(changed(connect="tcp://127.0.0.2:1").to_json())
     with ProcessGroup() as group:
         group.start("stage 1", words, {}, log)
-        revival = Revival(group, tmp_path, told.append)
+        revival = Revival(group, tmp_path, losses.append, told.append)
         end = time.monotonic() + 30
         while log.read_text().count("\n") < 3:
             assert not revival.look()
@@ -91,6 +92,7 @@ def test_a_process_that_leaves_is_started_with_what_it_has_left(tmp_path: Path) 
     first, *others = log.read_text().splitlines()
     assert first == SPEC.to_json()
     assert set(others) == {changed(connect="tcp://127.0.0.2:1").to_json()}
+    assert losses == []
     assert set(told) == {"stage 1 has left, as it was asked to; it is started again"}
 
 

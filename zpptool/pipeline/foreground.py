@@ -47,7 +47,7 @@ def run_in_foreground(spec: StageSpec, env: Mapping[str, str], console: Console,
         phases = directory / "phases"
         phases.mkdir()
         start_stage(group, spec, env, phase_dir=phases)
-        revival = Revival(group, phases, console.warn)
+        revival = Revival(group, phases, console.warn, console.note)
         if spec.recovery_deadline_s:
             while not revival.look():
                 standby.keep((spec,), child_environment(env), calm=revival.all_stand(), log_dir=None)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from zpptool.errors import ExitCode
 from zpptool.pipeline.launch import file_name
 from zpptool.pipeline.lives import Lives
 from zpptool.pipeline.nextlife import SUFFIX, next_words
@@ -23,7 +24,8 @@ class Revival:
     Args:
         group: the processes.
         phase_dir: where each of them tells its phase, and may leave the spec of its next life.
-        tell: is told, in words, of each one that is started again.
+        tell: is told, in words, of each one that was lost and is started again.
+        note: likewise of each one that has left because it was asked to; `tell`, if not given.
         clock: seconds.
     """
 
@@ -32,11 +34,13 @@ class Revival:
         group: ProcessGroup,
         phase_dir: Path,
         tell: Callable[[str], None],
+        note: Callable[[str], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._group = group
         self._phase_dir = phase_dir
         self._tell = tell
+        self._note = note or tell
         self._clock = clock
         self._lives = Lives()
         self._due: dict[str, float] = {}
@@ -62,7 +66,8 @@ class Revival:
             (self._phase_dir / file_name(child.name)).unlink(missing_ok=True)
             self._due[child.name] = self._clock() + rest_s
             soon = f" in {rest_s:g} s" if rest_s else ""
-            self._tell(f"{child.name} {child.how_it_ended()}; it is started again{soon}")
+            tell = self._note if child.popen.returncode == ExitCode.AGAIN else self._tell
+            tell(f"{child.name} {child.how_it_ended()}; it is started again{soon}")
         if self._clock() >= self._due[child.name]:
             del self._due[child.name]
             left = self._phase_dir / f"{file_name(child.name)}{SUFFIX}"
