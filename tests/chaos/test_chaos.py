@@ -42,8 +42,8 @@ STAGES = 3
 API_PORT = 8000
 READY_S = 240 if ENGINE == "transformers" else 600
 CALM_S = (1.0, 6.0) if ENGINE == "transformers" else (10.0, 40.0)
-"""How long it is quiet between two faults: what is killed again and again before it has loaded is given up, and vLLM takes
-ten seconds for that and more."""
+"""How long it is quiet between two faults: what is killed again and again before it has loaded is given up, and vLLM
+takes ten seconds for that and more."""
 AFTER_S = 300
 """How long the last streams may take after the last fault, on a busy machine."""
 GROWTH = 1.5
