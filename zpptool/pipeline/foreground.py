@@ -50,7 +50,8 @@ def run_in_foreground(spec: StageSpec, env: Mapping[str, str], console: Console,
         revival = Revival(group, phases, console.warn, console.note)
         if spec.recovery_deadline_s:
             while not revival.look():
-                standby.keep((spec,), child_environment(env), calm=revival.all_stand(), log_dir=None)
+                if spares:
+                    standby.keep((spec,), child_environment(env), calm=revival.all_stand(), log_dir=None)
                 time.sleep(POLL_S)
         ended = group.wait_for_end()
         if ended.popen.returncode != 0:
