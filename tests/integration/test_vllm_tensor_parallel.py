@@ -27,6 +27,7 @@ def test_stages_of_two_devices_and_of_one_give_the_unsplit_engines_tokens(
     """In float32, for halves of a sum are added in another order; the unsplit engine is on one device. The timeline of
     the run has all stages in it."""
     trace = tmp_path / "trace.json"
+    before = shared_memory()
     done = zpptool(
         *("test-pipeline", tiny_model(layers=3, initializer_range=0.2, **WIDE), "--num-stages", 3, "--engine", "vllm"),
         *("--tensor-parallel-size", "2,1,2", "--batched", "--dtype", "float32", "--max-new-tokens", 16, "--json"),
@@ -38,6 +39,12 @@ def test_stages_of_two_devices_and_of_one_give_the_unsplit_engines_tokens(
     assert len({tuple(prompt["token_ids"]) for prompt in done.json["prompts"]}) == len(done.json["prompts"])
     steps = [event for event in json.loads(trace.read_text()) if event["name"] == "execute_and_sample"]
     assert {event["pid"] for event in steps} == {0, 1, 2, 3}
+    assert shared_memory() <= before  # vLLM leaves two segments a stage
+
+
+def shared_memory() -> set[str]:
+    """What ranks that compute together share."""
+    return {path.name for path in Path("/dev/shm").glob("*-tp:0-*")}
 
 
 @pytest.mark.long

@@ -75,7 +75,6 @@ HOOKS: tuple[Hook, ...] = (
     Hook("v1.worker.gpu_worker", "Worker.sample_tokens", ("grammar_output",)),
     Hook("v1.worker.gpu_model_runner", "GPUModelRunner.intermediate_tensors", why="buffers of a later stage"),
     *_all("v1.worker.gpu_model_runner", "GPUModelRunner.max_num_tokens GPUModelRunner.device", "likewise"),
-    Hook("utils.network_utils", "get_file_store_init_method", why="where torch.distributed of a stage meets itself"),
     Hook("platforms", "current_platform", why="device type, block size"),
     Hook("platforms.interface", "Platform.update_block_size_for_backend", ("vllm_config",)),
     # the pipeline group

@@ -16,6 +16,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -41,7 +42,6 @@ from vllm.sampling_params import (
 )
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
-from vllm.utils.network_utils import get_file_store_init_method
 from vllm.v1 import kv_cache_interface
 from vllm.v1.attention.backend import MultipleOf
 from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
@@ -73,6 +73,7 @@ imports them where it schedules."""
 
 LAID_OUT_FROM = ("vllm_config", "kv_cache_specs", "available_memory")
 """What vLLM 0.32 lays out the cache from; 0.33 wants the groups too."""
+SHARED_MEMORY = Path("/dev/shm")
 _STOCK_SHRINK = lora_ops.bgmv_shrink
 
 __all__ = [
@@ -84,7 +85,6 @@ __all__ = [
     "kv_cache_configs",
     "kv_heads",
     "make_worker",
-    "new_store",
     "pipeline_group",
     "prepare_environment",
     "run_server",
@@ -266,9 +266,11 @@ def tensor_parallel_group() -> Any:
     return parallel_state.get_tp_group()
 
 
-def new_store() -> str:
-    """Where torch.distributed of one stage meets itself."""
-    return get_file_store_init_method()
+def unname_shared_memory(store: str) -> None:
+    """Take away the names of the memory that the ranks of a stage share on a CPU, once all have it mapped: it goes with
+    the last of them then, however that ends. (vLLM leaves the names for ever.)"""
+    for path in SHARED_MEMORY.glob(f"{Path(store).name}-*-cpushm_*"):
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -84,6 +84,7 @@ class StageRank:
         self.worker = hooks.make_worker(self.config, self._spec, self._rank, self._store)
         with hooks.pipeline_group(group, self._rank):
             self.worker.init_device()
+        hooks.unname_shared_memory(self._store)
         if self._rank == 0:
             self._say(f"loading layers {self._spec.layers} from {self._spec.model}")
         if self.config.lora_config is not None:

@@ -8,17 +8,21 @@ others, hands each call on to them, and is the only one with links.
 from __future__ import annotations
 
 import os
+import secrets
+import tempfile
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from zpptool.engines.base import run_stage_worker
-from zpptool.engines.vllm import codec, hooks
+from zpptool.engines.vllm import codec
 from zpptool.engines.vllm.agreement import agreed_facts
 from zpptool.engines.vllm.executor import RESTORE_REQUESTS
 from zpptool.engines.vllm.group import WirePipelineGroup
 from zpptool.engines.vllm.ranks import Ranks
 from zpptool.engines.vllm.stagerank import StageRank
 from zpptool.errors import ExitCode, ZppError, in_words
+from zpptool.pipeline.phases import PHASE_VARIABLE
 from zpptool.pipeline.ring.control import Call
 from zpptool.pipeline.ring.node import StageNode
 from zpptool.pipeline.ring.place import say
@@ -37,7 +41,7 @@ class StageWorker:
     def __init__(self, spec: StageSpec, node: StageNode) -> None:
         self._spec = spec
         self._node = node
-        store = hooks.new_store()
+        store = _new_store()
         self._ranks = Ranks(spec, store, self._lost) if spec.tensor_parallel_size > 1 else None
         self._own = StageRank(spec, 0, store)
         self._run = ""
@@ -106,6 +110,13 @@ class StageWorker:
         if self._spec.recovery_deadline_s:
             os._exit(ExitCode.FAILURE)  # whoever keeps this stage up starts it anew, with all its ranks
         self._node.close()
+
+
+def _new_store() -> str:
+    """Where torch.distributed of this stage meets itself: a file in the run's directory, which goes with the run."""
+    told = os.environ.get(PHASE_VARIABLE)
+    directory = Path(told).parent if told else Path(tempfile.gettempdir())
+    return f"file://{directory}/zpp_dist_{secrets.token_hex(16)}"
 
 
 if __name__ == "__main__":
