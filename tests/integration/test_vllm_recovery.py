@@ -18,7 +18,8 @@ from typing import Any
 import httpx
 import pytest
 from adapters import write_adapter
-from stages import Stage, free_base_port, started, wait_until_ready
+from served import Served
+from stages import Stage, completion, free_base_port, started, wait_until_ready
 
 pytest.importorskip("vllm")
 
@@ -185,3 +186,29 @@ def test_of_the_real_model_too(real_model: Path, tmp_path: Path) -> None:
     limits = ("--max-num-batched-tokens", "128", "--kv-cache-memory-bytes", 256 << 20)
     with pipeline(tmp_path, real_model, ("0-10", "10-20", "20-30"), *limits) as (stages, client):
         outlive(stages, client, 32, [(0,), (1,), (2,), (0, 2)])
+
+
+@pytest.mark.long
+def test_a_compiled_stage_comes_back_without_compiling_anew(
+    speaker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    logs = tmp_path / "logs"
+    one = Served(
+        tmp_path, speaker, "--num-stages", 2, "--engine", "vllm", "--dtype", "float32", "--served-model-name", "m",
+        "--log-dir", logs, "--start-timeout", BACK_S, "--recovery-deadline", BACK_S, "--beat-timeout", BACK_S,
+        "--", "--max-model-len", 256, "--kv-cache-memory-bytes", 64 << 20,
+    )  # fmt: skip
+    try:
+        one.until_ready(within_s=BACK_S)
+        with httpx.Client(base_url=one.url, timeout=BACK_S, trust_env=False) as client:
+            before = completion(client, prompt=PROMPT, max_tokens=64)
+            one.look()["stage 1"].kill()
+            assert completion(client, prompt=PROMPT, max_tokens=64) == before
+        first, second = ((logs / f"epoch-{epoch}/stage-1.log").read_text() for epoch in (1, 2))
+        assert "for the compilation" in first
+        assert "for the compilation" in second
+        assert "Compiling model again" not in second
+    finally:
+        one.close()

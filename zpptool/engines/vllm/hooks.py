@@ -145,6 +145,16 @@ def forget_environment() -> None:
     os.environ.pop(PARTITION_VARIABLE, None)
 
 
+def keep_what_is_compiled() -> None:
+    """Have a stage find what its last life has compiled, where the user has not chosen.
+
+    On a CPU vLLM 0.32 saves whole artifacts that it then cannot load ("'function' object has no attribute
+    'finalize_loading'"), and compiles anew in every life. Without them inductor's own cache serves.
+    """
+    if current_platform.is_cpu():
+        os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
+
+
 def serve_parser() -> FlexibleArgumentParser:
     """What `vllm serve` parses its command line with; it raises `argparse.ArgumentError` rather than exit."""
     return make_arg_parser(_ServeParser(prog="zpptool run-stage ... --", exit_on_error=False))

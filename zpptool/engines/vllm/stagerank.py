@@ -57,6 +57,7 @@ class StageRank:
         self._rank = rank
         self._store = store
         hooks.prepare_environment(spec)
+        hooks.keep_what_is_compiled()
         arguments = hooks.serve_arguments(spec, RingExecutor)
         if spec.tensor_parallel_size > 1:
             hooks.share_among(arguments, spec.tensor_parallel_size)
