@@ -6,8 +6,10 @@ MODEL  := .cache/models/SmolLM2-135M-Instruct
 BIN    := .venv/bin
 export PYTHON
 
-# Two files at a time; what takes minutes begins first, so that both workers end together.
-LONGEST_FIRST := tests/chaos $(wildcard tests/integration/test_vllm_*.py)
+# Two files at a time; what takes minutes begins first, so that both workers end together. (Every file is named: pytest
+# would put those of a directory that it is given into the order of their names.)
+LONG_ONES     := $(wildcard tests/integration/test_vllm_*.py tests/integration/test_embedded_*.py)
+LONGEST_FIRST := tests/chaos $(LONG_ONES) $(filter-out $(LONG_ONES),$(wildcard tests/integration/test_*.py))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -30,7 +32,7 @@ demo: env model  ## Split the model in three, prove the split, run it, compare w
 
 test: .venv/.ready-vllm model lint  ## Run the test suite, real vLLM on the CPU included
 	$(BIN)/python -m pytest -n 2 tests/unit tests/cli
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(LONGEST_FIRST) tests/integration
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(LONGEST_FIRST)
 
 test-long: .venv/.ready-vllm model  ## Run the tests that `make test` leaves out for their length
 	$(BIN)/python -m pytest -m long
