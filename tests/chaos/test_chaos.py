@@ -194,7 +194,9 @@ def model(tiny_model: Callable[..., Path], request: pytest.FixtureRequest) -> Pa
     return tiny_model("llama", layers=6, initializer_range=0.5)
 
 
-@pytest.mark.parametrize("run", [pytest.param(by_run_stage, marks=pytest.mark.long), by_hosts, by_serve])
+@pytest.mark.parametrize(
+    "run", [*(pytest.param(run, marks=pytest.mark.long) for run in (by_run_stage, by_hosts)), by_serve]
+)
 def test_faults_at_random_under_sixteen_streams(
     run: Run, model: Path, tmp_path: Path, zpptool: Callable[..., Ran]
 ) -> None:
