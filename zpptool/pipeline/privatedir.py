@@ -39,8 +39,14 @@ def private_directory() -> Iterator[Path]:
 
 
 def _sweep(parent: Path) -> None:
-    """Take away what killed runs have left."""
+    """Take away what killed runs of this user have left."""
     for lock in parent.glob(f"{PREFIX}*/{_LOCK}"):
-        with suppress(OSError), lock.open("r+") as held:  # another user's, in use, or gone just now
+        with suppress(OSError):  # in use, or gone just now
+            _take_away(lock)
+
+
+def _take_away(lock: Path) -> None:
+    if lock.parent.lstat().st_uid == os.getuid():
+        with lock.open("r+") as held:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(lock.parent, ignore_errors=True)
