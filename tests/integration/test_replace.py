@@ -80,7 +80,7 @@ def planned(
 @pytest.mark.parametrize(
     ("engine", "stage"),
     [
-        ("transformers", 2),
+        pytest.param("transformers", 2, marks=pytest.mark.long),
         pytest.param("transformers", 1, marks=pytest.mark.long),
         pytest.param("vllm", 1, marks=[pytest.mark.long, pytest.mark.vllm]),
         pytest.param("vllm", 2, marks=[pytest.mark.long, pytest.mark.vllm]),

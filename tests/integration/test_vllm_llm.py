@@ -126,6 +126,7 @@ def test_a_script_over_headless_stages_gives_what_vllm_gives(
     close(vllms.result(), [tokens, logprobs, prompt_logprobs])
 
 
+@pytest.mark.long
 def test_stages_that_die_while_they_start_and_while_they_compute_change_nothing(
     long_model: Path, scripts: Callable[..., Script], vllms: Script
 ) -> None:
