@@ -14,7 +14,6 @@ import json
 import multiprocessing
 import os
 import random
-import socket
 import statistics
 import sys
 import tempfile
@@ -24,10 +23,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
+from servers import free_port
 from wirepaths import NAMES, WIDTH, End, open_paths
 
 TOKENS = (1, 16, 64, 2048, 8192)
 SMALL = 64
+PORTS = 7  # that `open_paths` takes
 WARM_UP = 4  # round trips of each way and size: memory is mapped, schemas are met
 TURN = 16  # small round trips in a row
 
@@ -81,20 +82,6 @@ def _tensors(tokens: int) -> dict[str, torch.Tensor]:
     return {name: torch.randn(tokens, WIDTH).bfloat16() for name in NAMES}
 
 
-def _free_ports(count: int) -> list[int]:
-    """Ports below those that the system gives to clients: one of those may be taken before it is bound."""
-    free: list[int] = []
-    for port in range(20000 + os.getpid() % 10000, 32768):
-        try:
-            socket.create_server(("127.0.0.1", port)).close()
-        except OSError:
-            continue
-        free.append(port)
-        if len(free) == count:
-            return free
-    raise SystemExit("no free ports")
-
-
 def main() -> None:
     """Measure and print a table."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -105,7 +92,8 @@ def main() -> None:
     given = options.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as directory:
-        ports = _free_ports(7)
+        base = free_port(PORTS)
+        ports = list(range(base, base + PORTS))
         spawn = multiprocessing.get_context("spawn")
         orders, theirs = spawn.Pipe()
         other = spawn.Process(target=echo, args=(directory, ports, theirs), daemon=True)

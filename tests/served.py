@@ -11,11 +11,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 
 from zpptool.pipeline.process import STOP_GRACE_S
 
+What = TypeVar("What")
 READY_S = 150
 END_S = 2 * STOP_GRACE_S + 10
 
@@ -87,8 +89,10 @@ class Served:
                 process.kill()
 
 
-def wait_for(true: Callable[[], object], within_s: float = READY_S) -> None:
+def wait_for(true: Callable[[], What], within_s: float = READY_S) -> What:
+    """What it is, as soon as it is true."""
     deadline = time.monotonic() + within_s
-    while not true():
+    while not (what := true()):
         assert time.monotonic() < deadline, "it did not come about in time"
         time.sleep(0.05)
+    return what

@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 from plugin import install_plugin
+from served import wait_for
 from stages import free_base_port, started
 
 pytest.importorskip("vllm")
@@ -132,10 +132,10 @@ def test_stages_that_die_while_they_start_and_while_they_compute_change_nothing(
 ) -> None:
     """They are started again, and what was computed is computed anew."""
     ours = scripts("zpptool", long_model, num_stages=2)
-    workers = until(lambda: [process for process in ours.tree() if is_worker(process)])
+    workers = wait_for(lambda: [process for process in ours.tree() if is_worker(process)], START_S)
     workers[0].kill()
-    until(lambda: "all stages have loaded" in ours.log.read_text())
-    until(lambda: "Processed prompts" in ours.log.read_text())
+    wait_for(lambda: "all stages have loaded" in ours.log.read_text(), START_S)
+    wait_for(lambda: "Processed prompts" in ours.log.read_text(), START_S)
     for worker in filter(is_worker, ours.tree()):
         worker.kill()
     close(vllms.result(), ours.result())
@@ -153,7 +153,7 @@ def test_embeddings_and_a_script_that_is_killed(
     plugins = install_plugin(tmp_path / "plugins")
     expected = scripts("vllm", long_model, plugins=plugins, load_format="zpptool-own", **pooling)
     ours = scripts("zpptool", long_model, num_stages=2, hold=True, **pooling)
-    until(lambda: ours.made.exists() or ours.process.poll() is not None)
+    wait_for(lambda: ours.made.exists() or ours.process.poll() is not None, START_S)
     assert ours.process.poll() is None, ours.log.read_text()[-3000:]
     family = ours.tree()
     assert sum(map(is_worker, family)) == 2
@@ -167,20 +167,11 @@ def test_a_stage_that_dies_while_it_starts_is_the_scripts_error_without_recovery
 ) -> None:
     """vLLM's engine core would wait ten minutes for it."""
     ours = scripts("zpptool", long_model, ranges=["0-1", "1-4"], recovery_deadline_s=0)
-    workers = until(lambda: [process for process in ours.tree() if is_worker(process)])
+    workers = wait_for(lambda: [process for process in ours.tree() if is_worker(process)], START_S)
     workers[0].kill()
     assert ours.process.wait(START_S) == 1
     assert "was killed by SIGKILL" in ours.log.read_text()
     assert psutil.wait_procs(workers, timeout=30)[1] == []
-
-
-def until(true: Callable[[], Any]) -> Any:
-    """What it is, as soon as it is true."""
-    deadline = time.monotonic() + START_S
-    while not (what := true()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return what
 
 
 def is_worker(process: psutil.Process) -> bool:

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
 import psutil
@@ -58,6 +59,17 @@ def resident_bytes(pid: int) -> int:
     return psutil.Process(pid).memory_full_info().uss
 
 
+@contextmanager
+def stopped(process: multiprocessing.process.BaseProcess) -> Iterator[None]:
+    """For the duration of a block, a process does nothing."""
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+
+
 class TestTwoProcesses:
     def test_messages_of_all_sizes_come_back(self, far):
         push, pull, process = far
@@ -87,29 +99,23 @@ class TestTwoProcesses:
         push, pull, process = far
         send(push, 0)
         assert receive(pull) == 0
-        os.kill(process.pid, signal.SIGSTOP)
-        try:
+        with stopped(process):
             accepted, error = fill(push, timeout_s=0.5)
             assert accepted == 4
             assert "it is connected" in error.message
-        finally:
-            os.kill(process.pid, signal.SIGCONT)
         assert [receive(pull) for _ in range(accepted)] == list(range(accepted))
 
     def test_sent_wait_says_when_memory_is_still_in_use(self, far):
         push, pull, process = far
         send(push, 0)
         assert receive(pull) == 0
-        os.kill(process.pid, signal.SIGSTOP)
-        try:
+        with stopped(process):
             sent = push.send(Kind.TENSORS, b"", [bytes(64_000_000)], timeout_s=SOON_S)
             if push.way == "memfd":
                 assert sent.done
                 return
             with pytest.raises(LinkTimeout, match="take the bytes of message 1") as caught:
                 sent.wait(0.1)
-        finally:
-            os.kill(process.pid, signal.SIGCONT)
         assert (caught.value.stage, caught.value.peer, caught.value.endpoint) == (0, "stage 1", push.endpoint)
         sent.wait(SOON_S)
         assert sent.done
@@ -121,8 +127,7 @@ class TestTwoProcesses:
         send(push, 0)
         assert receive(pull) == 0
         before = resident_bytes(os.getpid()), resident_bytes(process.pid)
-        os.kill(process.pid, signal.SIGSTOP)
-        try:
+        with stopped(process):
             fill(push, timeout_s=0.3)
             filled = resident_bytes(os.getpid())
             for _ in range(20):
@@ -131,5 +136,3 @@ class TestTwoProcesses:
             assert resident_bytes(os.getpid()) - filled < message
             assert filled - before[0] < 2 * window
             assert resident_bytes(process.pid) - before[1] < 2 * window
-        finally:
-            os.kill(process.pid, signal.SIGCONT)
