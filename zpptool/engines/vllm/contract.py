@@ -52,6 +52,8 @@ HOOKS: tuple[Hook, ...] = (
     Hook("v1.executor.abstract", "Executor.sample_tokens", ("grammar_output", "non_block")),
     Hook("v1.executor.abstract", "Executor.register_failure_callback", ("callback",)),
     *_all("v1.executor.abstract", "Executor.check_health Executor.shutdown", "health and end"),
+    *_all("v1.engine.core", "EngineCore EngineCore.step_with_batch_queue", "no rest after an answer"),
+    Hook("v1.engine.core", "EngineCore.model_executor", why="likewise"),
     *_all("engine.arg_utils", "AsyncEngineArgs EngineArgs.pipeline_parallel_size", "every process's configuration"),
     Hook("engine.arg_utils", "EngineArgs.create_engine_config", ("usage_context",)),
     *_all("engine.arg_utils", "EngineArgs.from_cli_args EngineArgs.distributed_executor_backend", "likewise"),

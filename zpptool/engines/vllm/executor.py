@@ -25,6 +25,7 @@ from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
 
 from zpptool.engines.vllm import codec
 from zpptool.engines.vllm.agreement import agreed_facts
+from zpptool.engines.vllm.core import go_on_after_answers
 from zpptool.engines.vllm.layouts import common_layouts
 from zpptool.engines.vllm.moving import Moving
 from zpptool.engines.vllm.restore import LiveRequest
@@ -77,6 +78,7 @@ class RingExecutor(Executor):
 
     def _init_executor(self) -> None:
         self._failure_callback: Callable[[], None] | None = None
+        go_on_after_answers(RingExecutor)
         spec = msgspec.json.decode(os.environ[SPEC_VARIABLE], type=StageSpec)
         self._spec = spec
         scheduler = self.vllm_config.scheduler_config.get_scheduler_cls()
