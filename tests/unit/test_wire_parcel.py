@@ -36,9 +36,18 @@ def pair(
     return outbound, inbound
 
 
+def messages(
+    outbound: Outbound, envelope: Envelope, header: bytes, frames: Sequence[Buffer]
+) -> list[Sequence[Buffer]]:
+    """The ZeroMQ messages for one message."""
+    first, rest = outbound.encode(envelope, header, frames)
+    return [first, *rest]
+
+
 def wire(outbound: Outbound, frames: Sequence[Buffer], **changed: Any) -> list[list[bytes]]:
     """What goes over the wire for one message."""
-    return [[bytes(part) for part in parts] for parts in outbound.encode(ENVELOPE._replace(**changed), b"head", frames)]
+    made = messages(outbound, ENVELOPE._replace(**changed), b"head", frames)
+    return [[bytes(part) for part in parts] for parts in made]
 
 
 def deliver(inbound: Inbound, parcels: Sequence[Sequence[Buffer]]) -> Message:
@@ -102,13 +111,13 @@ def test_a_receiver_that_keeps_everything_gets_the_rest_by_the_socket():
     outbound, inbound = pair(shared=True)
     frame = bytes(64 << 20)
     kept = []
-    while len(parcels := list(outbound.encode(ENVELOPE, b"", [frame]))) == 1:
+    while len(parcels := messages(outbound, ENVELOPE, b"", [frame])) == 1:
         kept.append(deliver(inbound, parcels))
     assert len(kept) == SHARED_BYTES // len(frame)
     assert len(parcels) == 1 + len(frame) // CHUNK_BYTES
     assert bytes(deliver(inbound, parcels).frames[0]) == frame
     del kept
-    assert len(list(outbound.encode(ENVELOPE, b"", [frame]))) == 1
+    assert len(messages(outbound, ENVELOPE, b"", [frame])) == 1
 
 
 def test_an_offer_of_another_host_is_not_taken():

@@ -221,6 +221,7 @@ class HostingLink(Endpoint):
         session = Session(guest, secrets.randbits(32), outbound)
         window = self._window.within(guest.hello.window)
         if not self._say(guest, Welcome(self.party, window, outbound.offers), session.number):
+            outbound.close()
             return
         self._session = session
         self.tally.sessions += 1
@@ -239,6 +240,7 @@ class HostingLink(Endpoint):
         self.party = msgspec.structs.replace(self.party, run_id=run_id, epoch=epoch)
         if self._session:
             self._held = {self._session.guest.identity: self._session.guest, **self._held}
+            self._session.outbound.close()
         self._session = None
         self._was_lost = False
         self._credit = Credit(Window())
@@ -254,12 +256,18 @@ class HostingLink(Endpoint):
         """The welcome peer has gone. If he was sent nothing yet, nothing is lost, and another may come in his place."""
         ended = self._session
         self._hear()  # what he said last
-        if self._session is ended:
+        if ended is not None and self._session is ended:
+            ended.outbound.close()
             self._session = None
             self._was_lost = self._credit.sent > 0
             if self._was_lost:
                 self.last_error = self.lost().message
                 self._on_lost()
+
+    def _dispose(self) -> None:
+        if self._session and not self._closed:
+            self._session.outbound.close()
+        super()._dispose()
 
     def _cut(self, connection: int) -> None:
         if self._session and self._session.guest.connection == connection and not self._probe():

@@ -13,6 +13,8 @@ from zpptool.wire.errors import WireError
 from zpptool.wire.messages import Buffer, Kind, Limits, Message, check_sizes, open_first
 from zpptool.wire.parcel import Assembly, Entry, Parcel, decode_entries, is_chunk
 from zpptool.wire.pool import Pool
+from zpptool.wire.shortcut import NAME as SHORTCUT
+from zpptool.wire.shortcut import ShortcutReceiver, this_place
 from zpptool.wire.ways import WAYS
 from zpptool.wire.ways.base import Taker
 
@@ -23,6 +25,10 @@ class Inbound:
     Args:
         limits: what is accepted of one message.
         shared: whether ways beside the socket may be used.
+
+    Attributes:
+        offers: what the greeting says of them.
+        shortcut: where messages of one part may come instead, ahead of any that is at the socket; None for nowhere.
     """
 
     def __init__(self, limits: Limits, *, shared: bool = True) -> None:
@@ -31,7 +37,8 @@ class Inbound:
         self._takers: dict[int, Taker] = {}
         self._assembly: Assembly | None = None
         self._begun = False
-        here = {name: way.here() for name, way in WAYS.items()} if shared else {}
+        self.shortcut: ShortcutReceiver | None = None
+        here = {SHORTCUT: this_place(), **{name: way.here() for name, way in WAYS.items()}} if shared else {}
         self.offers = {name: said for name, said in here.items() if said is not None}
 
     def begin(self, offers: Mapping[str, str]) -> str | None:
@@ -45,14 +52,18 @@ class Inbound:
         """
         self.end()
         self._begun = True
+        trouble = None
         for name, offer in offers.items():
             if name not in self.offers:
                 continue
             try:
-                self._takers[WAYS[name].number] = WAYS[name].taker(offer)
+                if name == SHORTCUT:
+                    self.shortcut = ShortcutReceiver(offer)
+                else:
+                    self._takers[WAYS[name].number] = WAYS[name].taker(offer)
             except WireError as error:
-                return error.message
-        return None
+                trouble = error.message
+        return trouble
 
     def end(self) -> None:
         """End the session; frames that were handed out stay whole."""
@@ -61,6 +72,9 @@ class Inbound:
         for taker in self._takers.values():
             taker.close()
         self._takers = {}
+        if self.shortcut is not None:
+            self.shortcut.close()
+            self.shortcut = None
 
     def take(self, parts: Sequence[Buffer]) -> Message | None:
         """The message that has become whole by these parts of one ZeroMQ message; None while some are to come.

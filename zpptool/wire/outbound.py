@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How one session's messages leave: small ones at once, large ones as a parcel by the best way there is.
+"""How one session's messages leave: small ones at once, by the shortcut if there is one, large ones as a parcel by the
+best way there is.
 
 The invariant: a message becomes one or more ZeroMQ messages that `Inbound` makes the same message of again. The frames
 of a parcel are put aside where the session has a way and that has room, and follow in chunks where not; nothing waits
@@ -10,18 +11,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from contextlib import suppress
 from typing import NamedTuple
 
 from zpptool.wire.codec import WIDTHS, shrink
 from zpptool.wire.gauge import Gauge
 from zpptool.wire.linkspeed import Rate
-from zpptool.wire.messages import CHUNK_BYTES, Buffer, Kind, encode
+from zpptool.wire.messages import CHUNK_BYTES, INLINE_BELOW_BYTES, Buffer, Kind, encode
 from zpptool.wire.parcel import PLAIN, PLANES, Chunk, Entry, cut, encode_chunk, encode_entries
+from zpptool.wire.shortcut import NAME as SHORTCUT
+from zpptool.wire.shortcut import ShortcutSender, this_place
 from zpptool.wire.ways import WAYS
 from zpptool.wire.ways.base import Giver
 
-ASIDE_FROM_BYTES = 256 << 10
+ASIDE_FROM_BYTES = INLINE_BELOW_BYTES
 """Payloads of this size and more become parcels where there is a way beside the socket."""
 APART_FROM_BYTES = 2 << 20
 """Payloads of this size and more become parcels, and those with a frame that is longer than a chunk."""
@@ -45,6 +48,10 @@ class Outbound:
         gauge: decides whether to compress.
         measure: asks the connection how fast it delivers.
         shared: whether ways beside the socket may be used.
+
+    Attributes:
+        offers: which of them the welcome offers.
+        shortcut: where messages of one part may go instead, if they go there before any that follows; None for nowhere.
     """
 
     def __init__(
@@ -69,8 +76,13 @@ class Outbound:
             except OSError:
                 continue
             self._way = way.number
-            self.offers = {name: self._giver.offer}
+            self.offers[name] = self._giver.offer
             break
+        self.shortcut: ShortcutSender | None = None
+        if shared and offers.get(SHORTCUT, "") == this_place():
+            with suppress(OSError):
+                self.shortcut = ShortcutSender()
+                self.offers[SHORTCUT] = self.shortcut.offer
 
     @property
     def way(self) -> str:
@@ -78,8 +90,11 @@ class Outbound:
         names = {way.number: name for name, way in WAYS.items()}
         return names[self._way] if self._giver is not None and self._giver.ready else "socket"
 
-    def encode(self, envelope: Envelope, header: bytes, frames: Sequence[Buffer]) -> Iterable[Sequence[Buffer]]:
-        """The ZeroMQ messages to send for a message, each in its parts; all but the first made as they are asked for.
+    def encode(
+        self, envelope: Envelope, header: bytes, frames: Sequence[Buffer]
+    ) -> tuple[Sequence[Buffer], Iterable[Sequence[Buffer]]]:
+        """The ZeroMQ messages to send for a message, each in its parts: the first, and the others (an empty tuple for
+        none), which are made as they are asked for.
 
         Raises:
             WireError: a number does not fit its field.
@@ -99,8 +114,8 @@ class Outbound:
             entries = [Entry(0, size) for size in sizes]
         first = self._encoded(envelope, header, frames, encode_entries(entries) if entries else b"")
         if entries and rest:
-            return chain((first,), self._chunks(envelope, entries, frames, compress=compress))
-        return (first,)
+            return first, self._chunks(envelope, entries, frames, compress=compress)
+        return first, ()
 
     @staticmethod
     def _encoded(envelope: Envelope, header: bytes, frames: Sequence[Buffer], table: bytes) -> Sequence[Buffer]:
@@ -113,6 +128,8 @@ class Outbound:
         """End the session."""
         if self._giver is not None:
             self._giver.close()
+        if self.shortcut is not None:
+            self.shortcut.close()
 
     def _put(self, frame: memoryview) -> Entry:
         ticket = None

@@ -7,7 +7,7 @@ the limits, or raises an error that names what is wrong; either way the link is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import msgspec
@@ -19,7 +19,7 @@ from zpptool.wire.endpoint import Endpoint
 from zpptool.wire.errors import LinkRefused, SequenceError, StaleEpoch, WireError, WireFault, place_name
 from zpptool.wire.greeting import of_other_runs, unfit
 from zpptool.wire.inbound import Inbound
-from zpptool.wire.messages import Kind, Limits, Message
+from zpptool.wire.messages import Buffer, Kind, Limits, Message
 from zpptool.wire.parcel import largest_part
 from zpptool.wire.safety import Safety, protect, require
 from zpptool.wire.sequence import SequenceCheck
@@ -77,6 +77,7 @@ class PullLink(Endpoint):
         self._check: SequenceCheck | None = None
         self._debt = Debt(Window())
         self._stash: Message | WireFault | None = None
+        self._behind: Sequence[Buffer] | None = None
         self._on_welcome: Callable[[str, int], None] = lambda _run, _epoch: None
         limits = limits or Limits()
         self._inbound = Inbound(limits, shared=shared_memory)
@@ -206,7 +207,7 @@ class PullLink(Endpoint):
 
     def _next(self) -> Message | WireFault | None:
         """The next message that is there, or what is wrong with it."""
-        while (parts := self._try_recv()) is not None:
+        while (parts := self._arrived()) is not None:
             try:
                 message = self._inbound.take(parts)
                 if message is None:
@@ -273,7 +274,10 @@ class PullLink(Endpoint):
         self._was_cut = False
         self._check = SequenceCheck(session)
         self._debt = Debt(word.window)
+        self._behind = None
         trouble = self._inbound.begin(word.offers)
+        if self._inbound.shortcut is not None:
+            self._inbound.shortcut.watch_with(self._watched)
         if trouble is not None:
             self._note(f"{self.peer} ({self.endpoint}) sends through the socket: {trouble}")
         self._hold = None
@@ -321,8 +325,32 @@ class PullLink(Endpoint):
             return False
         return True
 
+    def _dispose(self) -> None:
+        if not self._closed:
+            self._inbound.end()
+        super()._dispose()
+
     def _how_it_stands(self) -> str:
         return f"it is connected, but {self._hold}" if self._hold else super()._how_it_stands()
+
+    def _arrived(self) -> Sequence[Buffer] | None:
+        """The parts of the next message that is there, in the order of sending; None for none.
+
+        What is found at ZeroMQ may have been sent behind something that came by the shortcut meanwhile: it waits until
+        there is nothing more. The other way round it cannot be, for the sender sees to that.
+        """
+        if (short := self._cut_short()) is not None:
+            return short
+        parts, self._behind = self._behind or self._try_recv(), None
+        if parts is not None and (short := self._cut_short()) is not None:
+            self._behind = parts
+            return short
+        return parts
+
+    def _cut_short(self) -> Sequence[Buffer] | None:
+        """What has come by the shortcut."""
+        part = self._inbound.shortcut.receive() if self._inbound.shortcut is not None else None
+        return None if part is None else (part,)
 
     def _try_recv(self) -> list[memoryview] | None:
         """The parts of one message, or None when none is there. Parts past the limit are dropped, all but one."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import chain
 
 import zmq
 
@@ -151,13 +152,21 @@ class PushLink(HostingLink):
     def _hand_over(
         self, session: Session, envelope: Envelope, header: bytes, frames: Sequence[Buffer], nbytes: int
     ) -> list[zmq.MessageTracker] | None:
-        """Give a message to ZeroMQ for the welcome peer; the trackers of its large parts. None when he has gone.
+        """Give a message to the shortcut, or to ZeroMQ for the welcome peer; the trackers of its large parts. None when
+        he has gone.
 
         libzmq refuses the first part, the peer's address, or takes the whole of what follows it.
         """
+        first, rest = session.outbound.encode(envelope, header, frames)
+        shortcut = session.outbound.shortcut
+        if shortcut is not None:
+            if rest == () and len(first) == 1 and shortcut.send(first[0], self._credit.taken):
+                self._credit.spend(nbytes)
+                return []
+            shortcut.went_by_socket(envelope.sequence)
         trackers: list[zmq.MessageTracker] = []
         begun = False
-        for parts in session.outbound.encode(envelope, header, frames):
+        for parts in chain((first,), rest):
             self._torn = True
             try:
                 self._socket.send(session.guest.identity, _MORE)
