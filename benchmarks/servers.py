@@ -2,8 +2,7 @@
 """The sides of `pipeline.py`: unsplit vLLM, vLLM's own pipeline parallelism, and ours, as servers of one API.
 
 All sides get the same engine arguments, the same layer ranges, one OpenMP thread a stage (the unsplit engine: one a
-core) and the same cores for them. vLLM binds its workers by `VLLM_CPU_OMP_THREADS_BIND`; what that sets in a worker's
-environment is set here for ours.
+core) and the same cores for them, by `VLLM_CPU_OMP_THREADS_BIND`.
 
 Stock vLLM 0.32 dies as an eager pipeline on a CPU; `eager_worker.py` gives it the buffers that it forgets.
 """
@@ -120,7 +119,7 @@ def start_ours(
     side = Side(f"{name} {len(ranges)}", f"http://127.0.0.1:{api}")
     places = ("--ranges", *map(str, ranges), "--base-port", str(base), "--port", str(api))
     for stage, core in enumerate(cores_of_stages(len(ranges))):
-        env = {"OMP_NUM_THREADS": "1", "GOMP_CPU_AFFINITY": str(core)}
+        env = {"VLLM_CPU_OMP_THREADS_BIND": str(core)}
         words = [sys.executable, "-m", "zpptool", "run-stage", str(model), "--stage-idx", str(stage)]
         _start(side, [*words, *places, *more, "--", *engine], env)
     return side

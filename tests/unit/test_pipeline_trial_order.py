@@ -108,15 +108,15 @@ def test_a_shorter_model_length_makes_shorter_prompts(model: Path, tmp_path: Pat
 def test_every_process_computes_with_as_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     cores = len(os.sched_getaffinity(0))
-    assert trial_environment(1, ()) == [{"OMP_NUM_THREADS": str(cores)}]
-    assert trial_environment(10 * cores, ()) == [{"OMP_NUM_THREADS": "1"}] * (10 * cores)
+    assert trial_environment((1,), ()) == [{"OMP_NUM_THREADS": str(cores)}]
+    assert trial_environment((1,) * 10 * cores, ()) == [{"OMP_NUM_THREADS": "1"}] * (10 * cores)
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    assert trial_environment(2, ()) == [{"OMP_NUM_THREADS": "7"}] * 2
+    assert trial_environment((1, 1), ()) == [{"OMP_NUM_THREADS": "7"}] * 2
 
 
 def test_every_stage_sees_its_own_gpu() -> None:
-    assert [env["CUDA_VISIBLE_DEVICES"] for env in trial_environment(2, ("3", "0"))] == ["3", "0"]
-    assert "1 GPUs are given for 2 stages" in refusal(ExitCode.USAGE, trial_environment, 2, ("0",)).message
+    assert [env["CUDA_VISIBLE_DEVICES"] for env in trial_environment((1, 1), ("3", "0"))] == ["3", "0"]
+    assert "1 GPUs are given for 2 stages" in refusal(ExitCode.USAGE, trial_environment, (1, 1), ("0",)).message
 
 
 def test_the_stages_of_a_split_in_their_order(stages: Path) -> None:

@@ -60,12 +60,14 @@ def test_a_ring_shows_each_step_at_each_place_in_the_order_of_the_ring(tmp_path:
     file = tmp_path / "trace.json"
     specs = [changed(spec, trace=str(file)) for spec in ring_specs(3, tmp_path)]
     with threads(specs) as ring:
+        ring.head.set_up("learn", b"this", timeout_s=10).result(10)
         for _step in range(5):
             ring.ask("step")
     by_step: dict[int, list[dict]] = {}
     for event in spans(file):
         by_step.setdefault(event["args"]["step"], []).append(event)
-    assert sorted(by_step) == list(range(5))
+    assert sorted(by_step) == list(range(6))
+    assert {event["pid"] for event in by_step.pop(0) if event["name"] == "learn"} == {0, 1, 2, 3}
     for events in by_step.values():
         at = {(event["pid"], event["name"]): event for event in events}
         assert {pid for pid, name in at if name == "step"} == {0, 1, 2, 3}

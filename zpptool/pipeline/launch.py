@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from zpptool.errors import ExitCode, ZppError, stage_error, usage_error
+from zpptool.pipeline.binding import openmp_environment, own_binding
 from zpptool.pipeline.nextlife import NEXT_SPEC_VARIABLE, SUFFIX, next_spec
 from zpptool.pipeline.phases import PHASE_VARIABLE
 from zpptool.pipeline.process import Child, ProcessGroup
@@ -67,13 +68,17 @@ def start_stage(
         phase_dir: where each process tells what it is doing (`phases.read_phase`), and leaves the spec of its next
             life where a planned change has changed it; None if nobody asks.
         places: of which alone processes are started (`HEAD` for the head); None for all.
+
+    Raises:
+        ZppError: (USAGE) the stage is bound to cores in a way that cannot be.
     """
     package = f"zpptool.engines.{spec.engine}"
     env = child_environment(env)
-    roles = [(spec.stage, f"{package}.worker")]
+    own_binding(env, [spec.tensor_parallel_size])
+    roles = [(spec.stage, f"{package}.worker", openmp_environment(env, 0))]
     if spec.is_first and not spec.headless:
-        roles.append((HEAD, f"{package}.head"))
-    for place, module in roles:
+        roles.append((HEAD, f"{package}.head", {}))
+    for place, module, bound in roles:
         if places is not None and place not in places:
             continue
         name = place_name(place)
@@ -83,7 +88,7 @@ def start_stage(
             left = phase_dir / f"{file_name(name)}{SUFFIX}"
             told = {PHASE_VARIABLE: str(phase_dir / file_name(name)), NEXT_SPEC_VARIABLE: str(left)}
             own = next_spec(left, spec)
-        group.start(name, [*STARTER, module, own.to_json()], env | told, log)
+        group.start(name, [*STARTER, module, own.to_json()], env | told | bound, log)
 
 
 def of_next_life(phase_dir: Path, spec: StageSpec) -> StageSpec:

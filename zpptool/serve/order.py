@@ -109,7 +109,7 @@ def plan_serving(wish: ServeWish) -> tuple[PipelineOrder, ...]:
     elif _on_cpu(wish.device):
         refuse_too_much(needed, free)
         specs = _with_kv_share(specs, wish.engine_args, needed, free)
-    env = trial_environment(count, wish.gpu_ids)
+    env = trial_environment([spec.tensor_parallel_size for spec in specs] * wish.replicas, wish.gpu_ids)
     orders = tuple(
         _replica(specs, number, wish, env[number * len(specs) : (number + 1) * len(specs)])
         for number in range(wish.replicas)

@@ -26,6 +26,8 @@ from zpptool.engines.vllm.reading import version_warning
 from zpptool.engines.vllm.refusals import vllms_refusal
 from zpptool.engines.vllm.words import engine_words
 from zpptool.errors import ZppError, stage_error, usage_error
+from zpptool.pipeline.binding import VARIABLE as BINDING
+from zpptool.pipeline.binding import own_binding
 from zpptool.pipeline.headless import head_endpoint
 from zpptool.pipeline.launch import check_engine, process_fault, start_stage
 from zpptool.pipeline.privatedir import private_directory
@@ -108,8 +110,8 @@ class LLM(vllm.LLM):
             phases = scratch / "phases"
             phases.mkdir()
             if launch:
-                for spec in specs:
-                    start_stage(group, spec, {}, log_dir, phases)
+                for spec, bound in zip(specs, own_binding({}, [1] * len(specs)), strict=True):
+                    start_stage(group, spec, {BINDING: bound}, log_dir, phases)
             revival = Revival(group, phases, partial(say, "zpptool.LLM"))
             keeper = started.enter_context(Keeper(revival.look if recovery_deadline_s else group.any_ended))
             self._start_head(specs[0], keeper, group, scratch, engine_arguments)

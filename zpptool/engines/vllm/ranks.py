@@ -21,6 +21,7 @@ from typing import NamedTuple
 import msgspec
 
 from zpptool.errors import ExitCode, ZppError, stage_error
+from zpptool.pipeline.binding import openmp_environment
 from zpptool.pipeline.child import PARENT_VARIABLE
 from zpptool.pipeline.spec import StageSpec
 
@@ -118,7 +119,7 @@ def _start(spec: StageSpec, number: int, store: str) -> _Rank:
     words = [sys.executable, "-m", "zpptool.engines.vllm.rank", spec.to_json(), str(number), store]
     process = subprocess.Popen(
         [*words, str(theirs.fileno())],
-        env={**os.environ, PARENT_VARIABLE: str(os.getpid())},
+        env={**os.environ, **openmp_environment(os.environ, number), PARENT_VARIABLE: str(os.getpid())},
         stdin=subprocess.DEVNULL,
         pass_fds=(theirs.fileno(),),
     )

@@ -27,6 +27,7 @@ class OpenCall:
         allowed_s: how long it may take.
         long: whether it is no step.
         future: what the caller waits for.
+        number: its own, once it is let in.
         deadline: when its time is up.
         payloads: the answers so far, by stage.
     """
@@ -36,6 +37,7 @@ class OpenCall:
     allowed_s: float
     long: bool
     future: Future[list[bytes]] = field(default_factory=Future)
+    number: int = -1
     deadline: float = 0.0
     payloads: dict[int, bytes] = field(default_factory=dict)
 
@@ -87,10 +89,10 @@ class OpenCalls:
             entered = self.whole if setting_up is None else setting_up
             if entered is None or only_in not in (None, entered):
                 raise StaleEpoch(f"{call.method} is not let in: the ring is not whole", stage=HEAD)
-            number = next(self._numbers)
+            call.number = next(self._numbers)
             call.deadline = time.monotonic() + call.allowed_s
-            self._open[number] = call
-            return number, entered
+            self._open[call.number] = call
+            return call.number, entered
 
     def wait_until_whole(self) -> int:
         """The epoch in which the ring is whole, as soon as it is.

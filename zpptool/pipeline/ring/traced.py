@@ -6,13 +6,13 @@ They are subclasses, taken only when a timeline is wanted: without one nothing o
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
 from zpptool.pipeline.ring import control as c
+from zpptool.pipeline.ring.calls import OpenCall
 from zpptool.pipeline.ring.headnode import HeadNode
 from zpptool.pipeline.ring.node import StageNode
 from zpptool.pipeline.trace import Timeline
@@ -80,18 +80,16 @@ class TracedHeadNode(HeadNode):
     """
 
     timeline: Timeline
-    _traced = itertools.count()
 
-    def call(self, method: str, payload: bytes, **options: Any) -> Future[list[bytes]]:
+    def _ask(self, call: OpenCall, payload: bytes, *options: Any, **more: Any) -> Future[list[bytes]]:
         """As ever; the span ends when the answer is there."""
         began = time.monotonic_ns()
-        number = next(self._traced)
-        future = super().call(method, payload, **options)
+        future = super()._ask(call, payload, *options, **more)
         taken = time.monotonic_ns()
-        lane = 1 + number % LANES
+        lane, number = 1 + call.number % LANES, call.number
         self.timeline.span("sending the call", began, taken, lane=lane, step=number, bytes=len(payload))
         future.add_done_callback(
-            lambda _done: self.timeline.span(method, began, time.monotonic_ns(), lane=lane, step=number)
+            lambda _done: self.timeline.span(call.method, began, time.monotonic_ns(), lane=lane, step=number)
         )
         return future
 

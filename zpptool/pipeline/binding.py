@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which cores a stage computes on: vLLM's own variable for it, told to OpenMP as vLLM's executor tells its workers.
+
+Only processes that compute are bound. A head on the cores of its stage would make every step of that stage wait for it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+
+from zpptool.errors import usage_error
+
+VARIABLE = "VLLM_CPU_OMP_THREADS_BIND"
+"""`auto`, `nobind`, or for each process a list of cores: `0-3|4,5`."""
+_CORES = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
+
+
+def own_binding(env: Mapping[str, str], sizes: Sequence[int]) -> list[str]:
+    """Each stage's part of the variable; empty strings where it names no cores.
+
+    Args:
+        env: where it is looked for before this process's environment.
+        sizes: each stage's tensor-parallel size: so many processes compute there.
+
+    Raises:
+        ZppError: (USAGE) it names cores for another number of processes, or no cores.
+    """
+    lists = _lists(env)
+    if not lists:
+        return [""] * len(sizes)
+    if len(lists) != sum(sizes):
+        raise usage_error(
+            f"{VARIABLE} has {len(lists)} lists of cores, for {sum(sizes)} processes that compute",
+            "Give one for each, with | between them, or leave it out.",
+        )
+    ends = [sum(sizes[: place + 1]) for place in range(len(sizes))]
+    return ["|".join(lists[end - size : end]) for end, size in zip(ends, sizes, strict=True)]
+
+
+def openmp_environment(env: Mapping[str, str], rank: int) -> dict[str, str]:
+    """What the process at a stage's tensor-parallel rank is to have in its environment, for the variable to hold.
+
+    Args:
+        env: as `own_binding` has it; names the cores of this stage alone.
+
+    Raises:
+        ZppError: (USAGE) it names no cores.
+    """
+    lists = _lists(env)
+    if not lists:
+        return {}
+    numbers = [number for part in lists[rank].split(",") for number in _numbers(part)]
+    return {
+        "OMP_NUM_THREADS": str(len(numbers)),
+        "OMP_PLACES": f"{{{','.join(map(str, numbers))}}}",
+        "OMP_PROC_BIND": "true",
+    }
+
+
+def _lists(env: Mapping[str, str]) -> list[str]:
+    told = env.get(VARIABLE, os.environ.get(VARIABLE, ""))
+    lists = [] if told in ("", "auto", "nobind") else told.split("|")
+    for cores in lists:
+        if not _CORES.fullmatch(cores):
+            raise usage_error(f"{VARIABLE}: {cores!r} is no list of cores", "Write 0-3 or 0,2,4, for example.")
+    return lists
+
+
+def _numbers(part: str) -> range:
+    first, _, last = part.partition("-")
+    return range(int(first), int(last or first) + 1)
