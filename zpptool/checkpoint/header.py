@@ -93,6 +93,8 @@ def read_header(file: Path) -> Header:
         if not file.is_file():
             raise HeaderFault(f"{file} is not a file" if file.exists() else f"{file} is missing")
         with file.open("rb", buffering=0) as stream:
+            if hasattr(os, "posix_fadvise"):  # reading on would take megabytes of tensors that may be nobody's here
+                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
             file_bytes = os.fstat(stream.fileno()).st_size
             json_bytes = json_length(file, stream.read(LENGTH_BYTES), file_bytes)
             raw = stream.read(json_bytes)
