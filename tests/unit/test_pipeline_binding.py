@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from zpptool.errors import ExitCode, ZppError
-from zpptool.pipeline.binding import VARIABLE, openmp_environment, own_binding
+from zpptool.pipeline.binding import VARIABLE, openmp_environment, own_binding, stage_environments
 
 CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
@@ -62,6 +62,26 @@ def test_what_cannot_be_is_refused_in_words(told: str, sizes: list[int], said: s
     with pytest.raises(ZppError, match=said) as refused:
         own_binding({VARIABLE: told}, sizes)
     assert refused.value.exit_code is ExitCode.USAGE
+
+
+def test_every_process_computes_with_as_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    cores = len(os.sched_getaffinity(0))
+    assert stage_environments((1,), ()) == [{"OMP_NUM_THREADS": str(cores)}]
+    assert stage_environments((1,) * 10 * cores, ()) == [{"OMP_NUM_THREADS": "1"}] * (10 * cores)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert stage_environments((1, 1), ()) == [{"OMP_NUM_THREADS": "7"}] * 2
+
+
+def test_every_stage_sees_its_own_gpu() -> None:
+    assert [env["CUDA_VISIBLE_DEVICES"] for env in stage_environments((1, 1), ("3", "0"))] == ["3", "0"]
+    with pytest.raises(ZppError, match="1 GPUs are given for 2 stages"):
+        stage_environments((1, 1), ("0",))
+
+
+def test_every_stage_of_a_machine_has_its_own_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "0|1|2")
+    assert [env[VARIABLE] for env in stage_environments((1, 2), ())] == ["0", "1|2"]
 
 
 @pytest.mark.skipif(len(CORES) < 2, reason="there is one core")

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 from pathlib import Path
@@ -19,7 +18,6 @@ from zpptool.pipeline.trial.order import (
     engine_arguments,
     plan_trial,
     split_stages,
-    trial_environment,
     whole_model,
 )
 from zpptool.plan import Engine
@@ -103,20 +101,6 @@ def test_a_shorter_model_length_makes_shorter_prompts(model: Path, tmp_path: Pat
     given = ("--max-model-len", "4k")  # vLLM's own way to write numbers; the model's length stands
     order = plan_trial(wish(engine=Engine.VLLM, model=model, num_stages=2, engine_args=given), tmp_path, tmp_path)
     assert order.long_prompts == (150, 300)
-
-
-def test_every_process_computes_with_as_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    cores = len(os.sched_getaffinity(0))
-    assert trial_environment((1,), ()) == [{"OMP_NUM_THREADS": str(cores)}]
-    assert trial_environment((1,) * 10 * cores, ()) == [{"OMP_NUM_THREADS": "1"}] * (10 * cores)
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    assert trial_environment((1, 1), ()) == [{"OMP_NUM_THREADS": "7"}] * 2
-
-
-def test_every_stage_sees_its_own_gpu() -> None:
-    assert [env["CUDA_VISIBLE_DEVICES"] for env in trial_environment((1, 1), ("3", "0"))] == ["3", "0"]
-    assert "1 GPUs are given for 2 stages" in refusal(ExitCode.USAGE, trial_environment, (1, 1), ("0",)).message
 
 
 def test_the_stages_of_a_split_in_their_order(stages: Path) -> None:

@@ -20,13 +20,14 @@ from hypothesis import strategies as st
 from zpptool.console import Console
 from zpptool.errors import ExitCode, ZppError
 from zpptool.pipeline import phases
+from zpptool.pipeline.memory import refuse_too_much
 from zpptool.plan import Engine
 from zpptool.serve.balance import Standing, Upstream, choose, phase_of_all
 from zpptool.serve.display import PlainDisplay, Row
 from zpptool.serve.exchange import Asked, tells_of_a_fault
+from zpptool.serve.gpus import parse_gpus, refuse_gpus
 from zpptool.serve.metrics import generated_tokens, merged
 from zpptool.serve.order import PipelineOrder, ServeWish, plan_serving
-from zpptool.serve.preflight import parse_gpus, refuse_gpus, refuse_too_much
 from zpptool.serve.rates import WINDOW_S, add_sample, rate_of
 from zpptool.serve.remote import checked_address
 

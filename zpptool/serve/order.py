@@ -10,21 +10,20 @@ from pathlib import Path
 import msgspec
 
 from zpptool.errors import address_error, invalid_error, usage_error
+from zpptool.pipeline.binding import stage_environments
+from zpptool.pipeline.memory import free_memory, kv_share, refuse_too_much, stage_bytes
 from zpptool.pipeline.resolve import spec_of_plan
 from zpptool.pipeline.spec import StageSpec
-from zpptool.pipeline.trial.order import dynamic_partition, split_stages, trial_environment
+from zpptool.pipeline.trial.order import dynamic_partition, split_stages
 from zpptool.pipeline.trial.run import free_port
 from zpptool.plan import Engine, load_plan_file
 from zpptool.ports import DEFAULT_HOST, StageEndpoints, open_ports, plan_endpoints, probe_ports, probed_hosts
-from zpptool.serve.preflight import free_memory, gpus, refuse_gpus, refuse_too_much, stage_bytes
+from zpptool.serve.gpus import gpus, refuse_gpus
 
 FRONTS_OWN = (
     "--host", "--port", "--uds", "--api-key", "--ssl-keyfile", "--ssl-certfile", "--ssl-ca-certs", "--root-path",
 )  # fmt: skip
 """vLLM's words for what the front does here."""
-KV_SHARE = 0.5
-"""How much of the memory that the weights leave vLLM's stages on one CPU share for their KV caches."""
-MOST_KV_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def plan_serving(wish: ServeWish) -> tuple[PipelineOrder, ...]:
     elif _on_cpu(wish.device):
         refuse_too_much(needed, free)
         specs = _with_kv_share(specs, wish.engine_args, needed, free)
-    env = trial_environment([spec.tensor_parallel_size for spec in specs] * wish.replicas, wish.gpu_ids)
+    env = stage_environments([spec.tensor_parallel_size for spec in specs] * wish.replicas, wish.gpu_ids)
     orders = tuple(
         _replica(specs, number, wish, env[number * len(specs) : (number + 1) * len(specs)])
         for number in range(wish.replicas)
@@ -228,10 +227,9 @@ def _on_cpu(device: str) -> bool:
 def _with_kv_share(
     specs: tuple[StageSpec, ...], given: Sequence[str], needed: Sequence[int], free: int
 ) -> tuple[StageSpec, ...]:
-    """vLLM gives one worker nearly all memory of a CPU for its KV cache; stages that share the CPU share that too."""
+    """Stages of vLLM that share a CPU share its memory too, unless the user has said how."""
     names = {word.split("=")[0].replace("_", "-") for word in given}
     if specs[0].engine is not Engine.VLLM or names & {"--kv-cache-memory-bytes", "--gpu-memory-utilization"}:
         return specs
-    share = min(int((free - sum(needed)) * KV_SHARE / len(needed)), MOST_KV_BYTES)
-    words = ("--kv-cache-memory-bytes", str(share))
+    words = ("--kv-cache-memory-bytes", str(kv_share(needed, free)))
     return tuple(msgspec.structs.replace(spec, engine_args=(*spec.engine_args, *words)) for spec in specs)

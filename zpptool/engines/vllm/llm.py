@@ -26,10 +26,10 @@ from zpptool.engines.vllm.reading import version_warning
 from zpptool.engines.vllm.refusals import vllms_refusal
 from zpptool.engines.vllm.words import engine_words
 from zpptool.errors import ZppError, stage_error, usage_error
-from zpptool.pipeline.binding import VARIABLE as BINDING
-from zpptool.pipeline.binding import own_binding
+from zpptool.pipeline.binding import stage_environments
 from zpptool.pipeline.headless import head_endpoint
 from zpptool.pipeline.launch import check_engine, process_fault, start_stage
+from zpptool.pipeline.memory import free_memory, kv_share, refuse_too_much, stage_bytes
 from zpptool.pipeline.privatedir import private_directory
 from zpptool.pipeline.process import ProcessGroup
 from zpptool.pipeline.resolve import resolve_place
@@ -95,6 +95,8 @@ class LLM(vllm.LLM):
                 if launch
                 else plan_endpoints(len(specs), base_port, hosts)
             )
+            if launch and hooks.current_platform.is_cpu():
+                engine_arguments |= _memory_shared(specs, engine_arguments)
             local = f"ipc://{scratch / 'head'}" if launch else head_endpoint(endpoints[0].connect, head_addr)
             words = engine_words(engine_arguments, hooks.serve_parser()._actions)
             common = {
@@ -110,8 +112,8 @@ class LLM(vllm.LLM):
             phases = scratch / "phases"
             phases.mkdir()
             if launch:
-                for spec, bound in zip(specs, own_binding({}, [1] * len(specs)), strict=True):
-                    start_stage(group, spec, {BINDING: bound}, log_dir, phases)
+                for spec, env in zip(specs, stage_environments([1] * len(specs), ()), strict=True):
+                    start_stage(group, spec, env, log_dir, phases)
             revival = Revival(group, phases, partial(say, "zpptool.LLM"))
             keeper = started.enter_context(Keeper(revival.look if recovery_deadline_s else group.any_ended))
             self._start_head(specs[0], keeper, group, scratch, engine_arguments)
@@ -187,6 +189,19 @@ def _stage_specs(model: Path, num_stages: int | None, ranges: Sequence[str]) -> 
         )
         for place in places
     ]
+
+
+def _memory_shared(specs: Sequence[StageSpec], given: Mapping[str, Any]) -> dict[str, int]:
+    """What stages that share a CPU are to be told, so that they share its memory, unless the user has said how.
+
+    Raises:
+        ZppError: (FAILURE) the weights do not fit.
+    """
+    needed, free = [stage_bytes(spec) for spec in specs], free_memory()
+    refuse_too_much(needed, free)
+    if given.keys() & {"kv_cache_memory_bytes", "gpu_memory_utilization"}:
+        return {}
+    return {"kv_cache_memory_bytes": kv_share(needed, free)}
 
 
 @contextmanager

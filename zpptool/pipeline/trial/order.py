@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -16,8 +15,7 @@ from zpptool.checkpoint.loading import count_layers, model_digest
 from zpptool.checkpoint.manifest import Manifest, load_manifest
 from zpptool.errors import address_error, invalid_error, usage_error
 from zpptool.layers import Partition, resolve_partition
-from zpptool.pipeline.binding import VARIABLE as BINDING
-from zpptool.pipeline.binding import own_binding
+from zpptool.pipeline.binding import stage_environments
 from zpptool.pipeline.spec import StageSpec
 from zpptool.pipeline.trial.joined import join_stages
 from zpptool.pipeline.trial.run import TrialOrder, free_port
@@ -129,7 +127,7 @@ def plan_trial(wish: TrialWish, scratch: Path, log_dir: Path) -> TrialOrder:
         batched=wish.batched,
         max_new_tokens=wish.max_new_tokens,
         log_dir=log_dir,
-        env=trial_environment(sizes, wish.gpu_ids),
+        env=stage_environments(sizes, wish.gpu_ids),
     )
 
 
@@ -286,26 +284,3 @@ def engine_arguments(engine: Engine, given: Sequence[str], longest: int) -> tupl
 def _flag_name(word: str) -> str:
     """A flag's name, however it is spelled: `--no-enforce_eager=...` is `--enforce-eager`."""
     return word.split("=")[0].replace("_", "-").replace("--no-", "--", 1)
-
-
-def trial_environment(sizes: Sequence[int], gpu_ids: Sequence[str]) -> list[dict[str, str]]:
-    """Each stage's environment. Every process computes with the same number of threads, the unsplit model's too: the
-    order in which a sum is taken, and so its last bit, depends on it.
-
-    Args:
-        sizes: each stage's tensor-parallel size.
-        gpu_ids: each stage's GPU; empty for none.
-
-    Raises:
-        ZppError: (USAGE) another number of GPUs, or of lists of cores, than there are stages.
-    """
-    num_stages = len(sizes)
-    if gpu_ids and len(gpu_ids) != num_stages:
-        raise usage_error(f"{len(gpu_ids)} GPUs are given for {num_stages} stages", "Give one a stage: --gpu-ids 0,1,2")
-    cores = len(os.sched_getaffinity(0))
-    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(cores // num_stages, 1)))}
-    made = [threads | ({"CUDA_VISIBLE_DEVICES": gpu_ids[stage]} if gpu_ids else {}) for stage in range(num_stages)]
-    for env, bound in zip(made, own_binding({}, sizes), strict=True):
-        if bound:
-            env[BINDING] = bound
-    return made
