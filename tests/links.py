@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 
 from zpptool.wire.link import LinkTimeout, PullLink, PushLink, Window
 from zpptool.wire.messages import Kind
+from zpptool.wire.shortcut import ShortcutSender
 
 SOON_S = 10.0
 
@@ -55,3 +58,23 @@ def fill(link: PushLink, timeout_s: float) -> tuple[int, LinkTimeout]:
 def receive(link: PullLink) -> int:
     """The number of the next message."""
     return int(link.recv(SOON_S).header)
+
+
+def open_descriptors() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))
+
+
+def open_sockets() -> int:
+    """How many this process has. (Shared memory lasts as long as the object that has made it.)"""
+    count = 0
+    for descriptor in open_descriptors():
+        with suppress(OSError):  # the listing's own has gone
+            count += os.readlink(f"/proc/self/fd/{descriptor}").startswith("socket:")
+    return count
+
+
+def is_listed(sender: ShortcutSender | None) -> bool:
+    """Whether the system knows the sender's address, be it that of the connection only."""
+    assert sender is not None
+    with open("/proc/net/unix") as known:
+        return f"@zpptool.{sender.offer}" in known.read()

@@ -288,6 +288,8 @@ class PullLink(Endpoint):
             return
         with suppress(zmq.ZMQError):  # nothing is left to end
             self._socket.disconnect(self.endpoint)
+        self._inbound.end()
+        self._behind = None
         self.endpoint = endpoint
         self._was_cut = self._check is not None
         self._keyed = protect(self._socket, endpoint, bind=False, safety=self._safety, refused=self._not_let_in)

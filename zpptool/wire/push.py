@@ -160,9 +160,12 @@ class PushLink(HostingLink):
         first, rest = session.outbound.encode(envelope, header, frames)
         shortcut = session.outbound.shortcut
         if shortcut is not None:
+            self._torn = True
             if rest == () and len(first) == 1 and shortcut.send(first[0], self._credit.taken):
                 self._credit.spend(nbytes)
+                self._torn = False
                 return []
+            self._torn = False
             shortcut.went_by_socket(envelope.sequence)
         trackers: list[zmq.MessageTracker] = []
         begun = False
