@@ -20,7 +20,7 @@ from vllm.sampling_params import SamplingParams  # noqa: E402
 from vllm.v1.core.sched.output import SchedulerOutput  # noqa: E402
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec  # noqa: E402
 from vllm.v1.outputs import ModelRunnerOutput  # noqa: E402
-from vllm.v1.request import Request  # noqa: E402
+from vllm.v1.request import Request, RequestStatus  # noqa: E402
 from vllm.v1.structured_output import StructuredOutputManager  # noqa: E402
 
 from zpptool.engines.vllm.balance import BalancedScheduler, tokens_of_a_share, wait_for_each_other  # noqa: E402
@@ -137,6 +137,29 @@ def test_those_who_come_later_are_let_in_at_once_and_join_the_whole(
     scheduler.update_from_output(late, answer_to(late))
     scheduler.update_from_output(held, answer_to(held))
     assert len(scheduler.schedule().num_scheduled_tokens) == 3
+
+
+def test_while_all_is_in_flight_there_is_nothing_to_do_and_nothing_to_tell(tiny_model: Callable[..., Path]) -> None:
+    scheduler = make_scheduler(tiny_model(), 2)
+    add(scheduler, 2)
+    first = scheduler.schedule()
+    nothing = scheduler.schedule()
+    assert nothing is scheduler.schedule()
+    assert nothing == SchedulerOutput.make_empty()
+    assert scheduler.update_from_output(nothing, answer_to(nothing)) == {}
+    assert scheduler.update_from_output(first, answer_to(first))
+    assert len(scheduler.schedule().num_scheduled_tokens) == 1
+
+
+def test_who_has_ended_is_told_to_the_stages_though_all_others_are_in_flight(tiny_model: Callable[..., Path]) -> None:
+    scheduler = make_scheduler(tiny_model(), 2)
+    add(scheduler, 2)
+    first = scheduler.schedule()
+    scheduler.finish_requests("r0", RequestStatus.FINISHED_ABORTED)
+    assert scheduler.schedule().finished_req_ids == {"r0"}
+    assert not scheduler.schedule().finished_req_ids
+    scheduler.update_from_output(first, answer_to(first))
+    assert list(scheduler.schedule().num_scheduled_tokens) == ["r1"]
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=40))

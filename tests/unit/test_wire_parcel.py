@@ -36,9 +36,7 @@ def pair(
     return outbound, inbound
 
 
-def messages(
-    outbound: Outbound, envelope: Envelope, header: bytes, frames: Sequence[Buffer]
-) -> list[Sequence[Buffer]]:
+def messages(outbound: Outbound, envelope: Envelope, header: bytes, frames: Sequence[Buffer]) -> list[Sequence[Buffer]]:
     """The ZeroMQ messages for one message."""
     first, rest = outbound.encode(envelope, header, frames)
     return [first, *rest]

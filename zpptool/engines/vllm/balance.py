@@ -35,14 +35,18 @@ class BalancedScheduler(RecoveringScheduler):
         self._in_flight = self.vllm_config.max_concurrent_batches
         self._under_way = 0
         self._in_vain: tuple[int, int] | None = None
+        self._nothing = SchedulerOutput.make_empty()
         self._pace = Pace(self._in_flight)
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
-        """The next step."""
+        """The next step. While all wait for what is in flight it is one and the same empty one, which costs nothing to
+        make; vLLM's own has the API told of it."""
         self.become_whole()
         counts = self.get_request_counts()
         admits = counts[1] > 0 and counts != self._in_vain
         self.max_num_scheduled_tokens = self._tokens_of_a_step if admits else self._budget(counts[0])
+        if not self.max_num_scheduled_tokens and not self.finished_req_ids:
+            return self._nothing
         output = super().schedule(throttle_prefills)
         self._under_way += output.total_num_scheduled_tokens > 0
         if output.total_num_scheduled_tokens != len(output.num_scheduled_tokens):
@@ -56,14 +60,18 @@ class BalancedScheduler(RecoveringScheduler):
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
         """As ever; the step's tokens are counted."""
+        if scheduler_output is self._nothing:
+            return {}
         self._under_way -= scheduler_output.total_num_scheduled_tokens > 0
         self._pace.step_done(len(scheduler_output.num_scheduled_tokens))
         return super().update_from_output(scheduler_output, model_runner_output)
 
     def _budget(self, running: int) -> int:
-        """How many tokens the next step may have, of those that run."""
+        """How many tokens the next step may have, of those that run; 0 while they wait for a step in flight."""
         shares = self._pace.shares(running)
         open_by_sequence = [open_tokens(request) for request in self.running]
+        if self._under_way and not any(open_by_sequence):
+            return 0
         if shares:
             share = tokens_of_a_share(open_by_sequence, self._in_flight)
             return min(self._tokens_of_a_step, share or self._tokens_of_a_step)

@@ -103,6 +103,7 @@ HOOKS: tuple[Hook, ...] = (
     # the scheduler
     *_all("v1.core.sched.scheduler", "Scheduler Scheduler.running Scheduler.waiting", "one sequence a step"),
     *_all("v1.core.sched.scheduler", "Scheduler.max_num_scheduled_tokens", "likewise"),
+    *_all("v1.core.sched.scheduler", "Scheduler.finished_req_ids Scheduler.get_request_counts", "is a step empty?"),
     Hook("v1.core.sched.scheduler", "Scheduler.schedule", ("throttle_prefills",)),
     *_all("v1.request", "Request Request.num_tokens_with_spec Request.num_output_placeholders", "likewise"),
     *_all("v1.request", "Request.num_computed_tokens", "likewise"),
