@@ -43,6 +43,12 @@ def test_a_model_whose_steps_cost_the_same_whatever_they_hold_is_not() -> None:
     assert machine.run(2000) < 0.1
 
 
+def test_of_two_ways_that_are_alike_the_one_with_fewer_steps_is_taken() -> None:
+    machine = Machine(16, 0.010, 0.0, overlaps=True)
+    machine.run(200)
+    assert machine.run(2000) < 0.1
+
+
 def test_a_machine_that_changes_is_followed() -> None:
     machine = Machine(16, 0.005, 0.0, overlaps=False)
     machine.run(500)
