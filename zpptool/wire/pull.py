@@ -341,18 +341,16 @@ class PullLink(Endpoint):
         What is found at ZeroMQ may have been sent behind something that came by the shortcut meanwhile: it waits until
         there is nothing more. The other way round it cannot be, for the sender sees to that.
         """
-        if (short := self._cut_short()) is not None:
-            return short
+        shortcut = self._inbound.shortcut
+        if shortcut is None:
+            return self._try_recv()
+        if (short := shortcut.receive()) is not None:
+            return (short,)
         parts, self._behind = self._behind or self._try_recv(), None
-        if parts is not None and (short := self._cut_short()) is not None:
+        if parts is not None and (short := shortcut.receive()) is not None:
             self._behind = parts
-            return short
+            return (short,)
         return parts
-
-    def _cut_short(self) -> Sequence[Buffer] | None:
-        """What has come by the shortcut."""
-        part = self._inbound.shortcut.receive() if self._inbound.shortcut is not None else None
-        return None if part is None else (part,)
 
     def _try_recv(self) -> list[memoryview] | None:
         """The parts of one message, or None when none is there. Parts past the limit are dropped, all but one."""
