@@ -25,8 +25,8 @@ def unset(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("told", ["", "auto", "nobind"])
 def test_where_no_cores_are_named_nothing_is_bound(told: str) -> None:
     assert own_binding({VARIABLE: told}, [1, 2]) == ["", ""]
-    assert openmp_environment({VARIABLE: told}, 0) == {}
-    assert openmp_environment({}, 0) == {}
+    assert openmp_environment({VARIABLE: told}, 0, 1) == {}
+    assert openmp_environment({}, 0, 1) == {}
 
 
 def test_each_stage_has_as_many_lists_as_ranks() -> None:
@@ -36,8 +36,8 @@ def test_each_stage_has_as_many_lists_as_ranks() -> None:
 def test_openmp_is_told_as_vllm_tells_its_workers() -> None:
     env = {VARIABLE: "5,2-4|7"}
     told = {"OMP_NUM_THREADS": "4", "OMP_PLACES": "{5,2,3,4}", "OMP_PROC_BIND": "true"}
-    assert openmp_environment(env, 0) == told
-    assert openmp_environment(env, 1) == {"OMP_NUM_THREADS": "1", "OMP_PLACES": "{7}", "OMP_PROC_BIND": "true"}
+    assert openmp_environment(env, 0, 2) == told
+    assert openmp_environment(env, 1, 2) == {"OMP_NUM_THREADS": "1", "OMP_PLACES": "{7}", "OMP_PROC_BIND": "true"}
 
 
 def test_the_environment_of_this_process_holds_where_a_stage_has_none_of_its_own(
@@ -89,6 +89,6 @@ def test_torch_computes_where_it_is_told_to(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     asked = "import torch, os; torch.ones(9).sum(); print(torch.get_num_threads(), *sorted(os.sched_getaffinity(0)))"
     for core in CORES[:2]:
-        env = {**os.environ, **openmp_environment({VARIABLE: str(core)}, 0)}
+        env = {**os.environ, **openmp_environment({VARIABLE: str(core)}, 0, 1)}
         told = subprocess.run([sys.executable, "-c", asked], env=env, capture_output=True, text=True, timeout=120)
         assert told.stdout.split() == ["1", str(core)]

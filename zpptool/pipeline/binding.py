@@ -63,19 +63,20 @@ def stage_environments(sizes: Sequence[int], gpu_ids: Sequence[str]) -> list[dic
     return made
 
 
-def openmp_environment(env: Mapping[str, str], rank: int) -> dict[str, str]:
+def openmp_environment(env: Mapping[str, str], rank: int, size: int) -> dict[str, str]:
     """What the process at a stage's tensor-parallel rank is to have in its environment, for the variable to hold.
 
     Args:
         env: as `own_binding` has it; names the cores of this stage alone.
+        size: how many ranks the stage has.
 
     Raises:
-        ZppError: (USAGE) it names no cores.
+        ZppError: as `own_binding`.
     """
-    lists = _lists(env)
-    if not lists:
+    (own,) = own_binding(env, [size])
+    if not own:
         return {}
-    numbers = [number for part in lists[rank].split(",") for number in _numbers(part)]
+    numbers = [number for part in own.split("|")[rank].split(",") for number in _numbers(part)]
     return {
         "OMP_NUM_THREADS": str(len(numbers)),
         "OMP_PLACES": f"{{{','.join(map(str, numbers))}}}",

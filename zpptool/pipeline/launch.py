@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from zpptool.errors import ExitCode, ZppError, stage_error, usage_error
-from zpptool.pipeline.binding import openmp_environment, own_binding
+from zpptool.pipeline.binding import openmp_environment
 from zpptool.pipeline.nextlife import NEXT_SPEC_VARIABLE, SUFFIX, next_spec
 from zpptool.pipeline.phases import PHASE_VARIABLE
 from zpptool.pipeline.process import Child, ProcessGroup
@@ -74,8 +74,7 @@ def start_stage(
     """
     package = f"zpptool.engines.{spec.engine}"
     env = child_environment(env)
-    own_binding(env, [spec.tensor_parallel_size])
-    roles = [(spec.stage, f"{package}.worker", openmp_environment(env, 0))]
+    roles = [(spec.stage, f"{package}.worker", openmp_environment(env, 0, spec.tensor_parallel_size))]
     if spec.is_first and not spec.headless:
         roles.append((HEAD, f"{package}.head", {}))
     for place, module, bound in roles:

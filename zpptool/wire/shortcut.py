@@ -16,11 +16,11 @@ import secrets
 import select
 import socket as net
 import struct
-import sys
 from pathlib import Path
 
 from zpptool.wire.errors import WireError
 from zpptool.wire.messages import INLINE_BELOW_BYTES, PREAMBLE_BYTES, Buffer
+from zpptool.wire.ways.shared import this_host
 
 NAME = "unix"
 """What it is called where both ends greet."""
@@ -33,13 +33,15 @@ _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 def this_place() -> str | None:
     """Who says the same can be met: the running system's number, the network namespace and the user. None where there
     are no abstract addresses."""
-    if sys.platform != "linux":
+    host, user = this_host(), os.geteuid()
+    if host is None:
         return None
-    kernel, user = Path("/proc/sys/kernel"), os.geteuid()
     try:
-        if user == int((kernel / "overflowuid").read_text()):  # so is everybody whom a user namespace does not know
+        if user == int(
+            Path("/proc/sys/kernel/overflowuid").read_text()
+        ):  # so is whomever a user namespace does not know
             return None
-        return f"{(kernel / 'random/boot_id').read_text().strip()}:{os.stat('/proc/self/ns/net').st_ino}:{user}"
+        return f"{host}:{os.stat('/proc/self/ns/net').st_ino}:{user}"
     except OSError:
         return None
 

@@ -119,7 +119,11 @@ def _start(spec: StageSpec, number: int, store: str) -> _Rank:
     words = [sys.executable, "-m", "zpptool.engines.vllm.rank", spec.to_json(), str(number), store]
     process = subprocess.Popen(
         [*words, str(theirs.fileno())],
-        env={**os.environ, **openmp_environment(os.environ, number), PARENT_VARIABLE: str(os.getpid())},
+        env={
+            **os.environ,
+            **openmp_environment({}, number, spec.tensor_parallel_size),
+            PARENT_VARIABLE: str(os.getpid()),
+        },
         stdin=subprocess.DEVNULL,
         pass_fds=(theirs.fileno(),),
     )
