@@ -30,6 +30,7 @@ from zpptool.pipeline.binding import stage_environments
 from zpptool.pipeline.headless import head_endpoint
 from zpptool.pipeline.launch import check_engine, process_fault, start_stage
 from zpptool.pipeline.memory import free_memory, kv_share, refuse_too_much, stage_bytes
+from zpptool.pipeline.modelrunner import choose_v1_runner
 from zpptool.pipeline.privatedir import private_directory
 from zpptool.pipeline.process import ProcessGroup
 from zpptool.pipeline.resolve import resolve_place
@@ -42,6 +43,8 @@ from zpptool.ports import DEFAULT_BASE_PORT, plan_endpoints
 
 class LLM(vllm.LLM):
     """An offline engine over stages; a context manager, whose end ends the stages.
+
+    Sets `VLLM_USE_V2_MODEL_RUNNER=0` in this process where it is not set, and leaves it: vLLM reads it at each request.
 
     Args:
         model: a checkpoint's directory, or a directory of stages as `zpptool split` writes them.
@@ -86,6 +89,7 @@ class LLM(vllm.LLM):
         if warning:
             say("zpptool.LLM", warning)
         check_engine(Engine.VLLM)
+        choose_v1_runner()
         with ExitStack() as started:
             group = started.enter_context(ProcessGroup())
             scratch = started.enter_context(private_directory())
