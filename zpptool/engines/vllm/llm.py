@@ -27,6 +27,8 @@ from zpptool.engines.vllm.refusals import vllms_refusal
 from zpptool.engines.vllm.words import engine_words
 from zpptool.errors import ZppError, stage_error, usage_error
 from zpptool.pipeline.binding import stage_environments
+from zpptool.pipeline.gpuplan import place_on_gpus
+from zpptool.pipeline.gpupool import parse_gpu_ids
 from zpptool.pipeline.headless import head_endpoint
 from zpptool.pipeline.launch import check_engine, process_fault, start_stage
 from zpptool.pipeline.memory import free_memory, kv_share, refuse_too_much, stage_bytes
@@ -56,6 +58,7 @@ class LLM(vllm.LLM):
         hosts: likewise.
         head_addr: with `launch=False`: `HOST:PORT` where stage 0 finds this script; the port after the return port if
             not given.
+        gpu_ids: with `launch`: the stages' GPUs, `"0,1"`; the next free ones by default. See `zpptool serve --gpu-ids`.
         log_dir: where the stages' logs go; None lets them share this process's output.
         start_timeout_s: how long the stages may take until all stand.
         step_timeout_s: how long one step may take.
@@ -78,6 +81,7 @@ class LLM(vllm.LLM):
         base_port: int = DEFAULT_BASE_PORT,
         hosts: Sequence[str] | None = None,
         head_addr: str | None = None,
+        gpu_ids: str | None = None,
         log_dir: Path | None = None,
         start_timeout_s: float = 600.0,
         step_timeout_s: float = 300.0,
@@ -90,6 +94,8 @@ class LLM(vllm.LLM):
             say("zpptool.LLM", warning)
         check_engine(Engine.VLLM)
         choose_v1_runner()
+        if gpu_ids and not launch:
+            raise usage_error("gpu_ids is for stages that are started here", "Give zpptool run-stage its --gpu-ids.")
         with ExitStack() as started:
             group = started.enter_context(ProcessGroup())
             scratch = started.enter_context(private_directory())
@@ -116,7 +122,9 @@ class LLM(vllm.LLM):
             phases = scratch / "phases"
             phases.mkdir()
             if launch:
-                for spec, env in zip(specs, stage_environments([1] * len(specs), ()), strict=True):
+                placed = place_on_gpus(specs, parse_gpu_ids(gpu_ids))
+                specs = list(placed.specs)
+                for spec, env in zip(specs, stage_environments([1] * len(specs), placed.env), strict=True):
                     start_stage(group, spec, env, log_dir, phases)
             revival = Revival(group, phases, partial(say, "zpptool.LLM"))
             keeper = started.enter_context(Keeper(revival.look if recovery_deadline_s else group.any_ended))
