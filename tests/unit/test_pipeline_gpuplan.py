@@ -101,19 +101,19 @@ def test_a_gpu_that_is_shared_is_shared_out(smi: Any, model: Path, chosen: str |
         assert 0 < int(cache) < (40960 << 20) * 0.46
 
 
-def test_the_embedded_engine_is_told_nothing_of_memory(smi: Any, model: Path) -> None:
+def test_the_embedded_engine_gets_no_arguments_about_memory(smi: Any, model: Path) -> None:
     smi(ONE)
     placed = gpuplan.place_on_gpus(stages(model, 1, 1, engine=Engine.TRANSFORMERS), ())
     assert [spec.engine_args for spec in placed.specs] == [(), ()]
     assert placed.groups == (("0",), ("0",))
 
 
-@pytest.mark.parametrize("how", ["told", "built"])
+@pytest.mark.parametrize("how", ["asked", "built"])
 def test_on_a_cpu_nothing_changes(smi: Any, monkeypatch: pytest.MonkeyPatch, model: Path, how: str) -> None:
     smi(TWO)
     if how == "built":
         monkeypatch.setattr(gpuplan, "version", lambda _name: "2.13.0+cpu")
-    device = "cpu" if how == "told" else "auto"
+    device = "cpu" if how == "asked" else "auto"
     specs = stages(model, 1, 1, device=device)
     placed = gpuplan.place_on_gpus(specs, ())
     assert (placed.specs, placed.env) == (tuple(specs), ({}, {}))

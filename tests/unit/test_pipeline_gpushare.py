@@ -24,13 +24,13 @@ def test_a_gpu_of_its_own_is_vllms_to_use() -> None:
     assert share_words([("0",), ("1",)], [GIB, GIB], {}, ()) == [(), ()]
 
 
-def test_each_is_told_its_part_and_its_cache() -> None:
+def test_each_gets_arguments_for_its_part_and_its_cache() -> None:
     first, second = share_words(SHARED, [4 * GIB, 5 * GIB], {"0": 80 * GIB}, ())
     assert first == (UTILIZATION, "0.46", KV_BYTES, str(int(80 * GIB * 0.46) - 4 * GIB - ROOM_BYTES))
     assert int(first[3]) - int(second[3]) == GIB
 
 
-def test_only_those_that_share_are_told_and_the_smallest_gpu_counts() -> None:
+def test_only_those_that_share_get_arguments_and_the_smallest_gpu_counts() -> None:
     groups = [("0", "1"), ("1", "2"), ("3",)]
     words = share_words(groups, [GIB] * 3, {"0": 80 * GIB, "1": 24 * GIB, "2": 80 * GIB}, ())
     assert words[0] == words[1]
@@ -39,7 +39,7 @@ def test_only_those_that_share_are_told_and_the_smallest_gpu_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given_words", "told"),
+    ("given_words", "added"),
     [
         ((UTILIZATION, "0.3"), (KV_BYTES, str(int(40 * GIB * 0.3) - GIB - ROOM_BYTES))),
         (("--gpu_memory_utilization=0.3",), (KV_BYTES, str(int(40 * GIB * 0.3) - GIB - ROOM_BYTES))),
@@ -47,8 +47,8 @@ def test_only_those_that_share_are_told_and_the_smallest_gpu_counts() -> None:
         ((KV_BYTES, "9", UTILIZATION, "0.5"), ()),
     ],
 )
-def test_what_the_user_says_stands(given_words: tuple[str, ...], told: tuple[str, ...]) -> None:
-    assert share_words(SHARED, [GIB, GIB], {"0": 40 * GIB}, given_words) == [told, told]
+def test_what_the_user_says_stands(given_words: tuple[str, ...], added: tuple[str, ...]) -> None:
+    assert share_words(SHARED, [GIB, GIB], {"0": 40 * GIB}, given_words) == [added, added]
 
 
 @pytest.mark.parametrize(

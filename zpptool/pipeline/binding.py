@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each stage of a machine computes on: its threads and its cores, by vLLM's own variable for them, which OpenMP is
-told as vLLM's executor tells its workers, and the GPUs that `gpuplan` has given it.
+"""What each stage of a machine computes on: its threads and its cores, by vLLM's own variable for them, which is
+passed on to OpenMP as vLLM's executor does for its workers, and the GPUs that `gpuplan` has chosen for it.
 
 Only processes that compute are bound. A head on the cores of its stage would make every step of that stage wait for it.
 """

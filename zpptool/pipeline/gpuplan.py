@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stages of one machine on its GPUs: what each of them is shown, and what it is told about memory."""
+"""The stages of one machine on its GPUs: which GPUs each of them sees, and how much memory it may take."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Placement:
 
 
 def computes_on_cpu(device: str) -> bool:
-    """Whether stages compute on the CPU whatever GPUs there are: they are told to, or torch is built for it."""
+    """Whether stages compute on the CPU whatever GPUs there are: `device` says so, or torch is built for it."""
     try:
         return device == "cpu" or version("torch").endswith("+cpu")
     except PackageNotFoundError:
@@ -65,7 +65,7 @@ def place_on_gpus(specs: Sequence[StageSpec], chosen: Sequence[Group]) -> Placem
 
 
 def with_shares(specs: Sequence[StageSpec], groups: Sequence[Group], found: Sequence[Card]) -> tuple[StageSpec, ...]:
-    """The stages, told what part of its memory each may take of a GPU that it shares.
+    """The stages, with engine arguments that limit what each takes of a GPU that it shares.
 
     Raises:
         ZppError: as `share_words`.

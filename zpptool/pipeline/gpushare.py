@@ -2,7 +2,7 @@
 """How stages of vLLM that share a GPU share its memory: pure arithmetic.
 
 Alone, vLLM takes nearly all memory of a GPU, and measures what others take on it as its own. So each stage that shares
-one is told its part, and how many bytes of that are its KV cache.
+one gets engine arguments for its part, and for how many bytes of that are its KV cache.
 """
 
 from __future__ import annotations
