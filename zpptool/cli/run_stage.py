@@ -132,8 +132,14 @@ def run_stage(
     ] = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
-    gpu_id: Annotated[
-        str | None, typer.Option("--gpu-id", metavar="ID", help="The GPU to see (CUDA_VISIBLE_DEVICES).")
+    gpu_ids: Annotated[
+        str | None,
+        typer.Option(
+            "--gpu-ids",
+            "--gpu-id",
+            metavar="A,B,...",
+            help="The GPUs of this stage, as many as --tensor-parallel-size; the first that it sees if not given.",
+        ),
     ] = None,
     tensor_parallel_size: TensorParallelOption = "1",
     keys: KeysOption = None,
@@ -158,6 +164,8 @@ def run_stage(
     On one host with default ports: run-stage stages/stage_0, run-stage stages/stage_1, ... and nothing else.
     """
     from zpptool.pipeline.foreground import run_in_foreground
+    from zpptool.pipeline.gpuplan import environment_of_one
+    from zpptool.pipeline.gpupool import parse_gpu_ids
     from zpptool.pipeline.headless import head_endpoint
     from zpptool.pipeline.resolve import refuse_api_port, resolve_links, resolve_place, spec_of_plan
     from zpptool.pipeline.spec import StageSpec
@@ -232,7 +240,7 @@ def run_stage(
     if warning:
         console.warn(warning)
     refuse_idle_standby(standby, spec.recovery_deadline_s)
-    run_in_foreground(spec, {"CUDA_VISIBLE_DEVICES": gpu_id} if gpu_id is not None else {}, console, standby)
+    run_in_foreground(spec, environment_of_one(spec, parse_gpu_ids(gpu_ids)), console, standby)
 
 
 def _refuse_beside_plan(ctx: typer.Context) -> None:

@@ -13,6 +13,7 @@ from zpptool.cli.options import (
     BeatTimeoutOption,
     DeviceOption,
     DtypeOption,
+    GpuIdsOption,
     ModelOption,
     NumStagesOption,
     QuietOption,
@@ -48,9 +49,7 @@ def serve(
     engine: Annotated[Engine, typer.Option("--engine", help="What computes the layers.")] = Engine.VLLM,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
-    gpu_ids: Annotated[
-        str | None, typer.Option("--gpu-ids", metavar="A,B,...", help="One GPU a stage (CUDA_VISIBLE_DEVICES).")
-    ] = None,
+    gpu_ids: GpuIdsOption = None,
     replicas: Annotated[
         int, typer.Option("--replicas", metavar="N", min=1, help="How many whole pipelines to start.")
     ] = 1,
@@ -125,6 +124,7 @@ def serve(
 
     Exit code 6: the pipeline could not be kept up. 130: it was told to stop.
     """
+    from zpptool.pipeline.gpupool import parse_gpu_ids
     from zpptool.serve.order import PipelineOrder, ServeWish, plan_serving
     from zpptool.serve.proxy import ProxyLimits
     from zpptool.serve.remote import checked_address
@@ -153,7 +153,7 @@ def serve(
                 engine=engine,
                 dtype=dtype,
                 device=device,
-                gpu_ids=tuple(gpu.strip() for gpu in gpu_ids.split(",")) if gpu_ids else (),
+                gpu_ids=parse_gpu_ids(gpu_ids),
                 port=port,
                 base_port=base_port,
                 api_port=api_port,

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from zpptool.errors import ExitCode, ZppError, stage_error, usage_error
 from zpptool.pipeline.binding import openmp_environment
+from zpptool.pipeline.modelrunner import refuse_v2_runner, runner_environment
 from zpptool.pipeline.nextlife import NEXT_SPEC_VARIABLE, SUFFIX, next_spec
 from zpptool.pipeline.phases import PHASE_VARIABLE
 from zpptool.pipeline.process import Child, ProcessGroup
@@ -39,7 +40,8 @@ def check_engine(engine: Engine) -> None:
     """Refuse an engine that is not installed, or a vLLM that lacks what zpptool relies on, without importing it.
 
     Raises:
-        ZppError: (USAGE) it is not there; (FAILURE) it is a release with which zpptool cannot work.
+        ZppError: (USAGE) it is not there, or the environment chooses vLLM's V2 model runner; (FAILURE) it is a release
+            with which zpptool cannot work.
     """
     module, extra = _NEEDS[engine]
     if importlib.util.find_spec(module) is None:
@@ -47,6 +49,7 @@ def check_engine(engine: Engine) -> None:
             f"the engine {engine} needs {module}, which is not installed", f"pip install zpptool[{extra}]"
         )
     if engine is Engine.VLLM:
+        refuse_v2_runner(os.environ)
         importlib.import_module("zpptool.engines.vllm.reading").require_hooks()
 
 
@@ -97,7 +100,7 @@ def of_next_life(phase_dir: Path, spec: StageSpec) -> StageSpec:
 
 def child_environment(env: Mapping[str, str]) -> dict[str, str]:
     """What is added to the environment of a stage's processes, whose own additions are `env`."""
-    return {"PYTHONUNBUFFERED": "1", **LARGE_BLOCKS_STAY, **env}
+    return {"PYTHONUNBUFFERED": "1", **LARGE_BLOCKS_STAY, **runner_environment({**os.environ, **env}), **env}
 
 
 def file_name(process: str) -> str:

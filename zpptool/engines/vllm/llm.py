@@ -27,9 +27,12 @@ from zpptool.engines.vllm.refusals import vllms_refusal
 from zpptool.engines.vllm.words import engine_words
 from zpptool.errors import ZppError, stage_error, usage_error
 from zpptool.pipeline.binding import stage_environments
+from zpptool.pipeline.gpuplan import place_on_gpus
+from zpptool.pipeline.gpupool import parse_gpu_ids
 from zpptool.pipeline.headless import head_endpoint
 from zpptool.pipeline.launch import check_engine, process_fault, start_stage
 from zpptool.pipeline.memory import free_memory, kv_share, refuse_too_much, stage_bytes
+from zpptool.pipeline.modelrunner import choose_v1_runner
 from zpptool.pipeline.privatedir import private_directory
 from zpptool.pipeline.process import ProcessGroup
 from zpptool.pipeline.resolve import resolve_place
@@ -43,6 +46,8 @@ from zpptool.ports import DEFAULT_BASE_PORT, plan_endpoints
 class LLM(vllm.LLM):
     """An offline engine over stages; a context manager, whose end ends the stages.
 
+    Sets `VLLM_USE_V2_MODEL_RUNNER=0` in this process where it is not set, and leaves it: vLLM reads it at each request.
+
     Args:
         model: a checkpoint's directory, or a directory of stages as `zpptool split` writes them.
         num_stages: how many stages; not needed with `ranges` or a directory of stages.
@@ -53,6 +58,7 @@ class LLM(vllm.LLM):
         hosts: likewise.
         head_addr: with `launch=False`: `HOST:PORT` where stage 0 finds this script; the port after the return port if
             not given.
+        gpu_ids: with `launch`: the stages' GPUs, `"0,1"`; the next free ones by default. See `zpptool serve --gpu-ids`.
         log_dir: where the stages' logs go; None lets them share this process's output.
         start_timeout_s: how long the stages may take until all stand.
         step_timeout_s: how long one step may take.
@@ -75,6 +81,7 @@ class LLM(vllm.LLM):
         base_port: int = DEFAULT_BASE_PORT,
         hosts: Sequence[str] | None = None,
         head_addr: str | None = None,
+        gpu_ids: str | None = None,
         log_dir: Path | None = None,
         start_timeout_s: float = 600.0,
         step_timeout_s: float = 300.0,
@@ -86,6 +93,9 @@ class LLM(vllm.LLM):
         if warning:
             say("zpptool.LLM", warning)
         check_engine(Engine.VLLM)
+        choose_v1_runner()
+        if gpu_ids and not launch:
+            raise usage_error("gpu_ids is for stages that are started here", "Give zpptool run-stage its --gpu-ids.")
         with ExitStack() as started:
             group = started.enter_context(ProcessGroup())
             scratch = started.enter_context(private_directory())
@@ -112,7 +122,9 @@ class LLM(vllm.LLM):
             phases = scratch / "phases"
             phases.mkdir()
             if launch:
-                for spec, env in zip(specs, stage_environments([1] * len(specs), ()), strict=True):
+                placed = place_on_gpus(specs, parse_gpu_ids(gpu_ids))
+                specs = list(placed.specs)
+                for spec, env in zip(specs, stage_environments([1] * len(specs), placed.env), strict=True):
                     start_stage(group, spec, env, log_dir, phases)
             revival = Revival(group, phases, partial(say, "zpptool.LLM"))
             keeper = started.enter_context(Keeper(revival.look if recovery_deadline_s else group.any_ended))

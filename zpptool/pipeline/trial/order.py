@@ -16,6 +16,8 @@ from zpptool.checkpoint.manifest import Manifest, load_manifest
 from zpptool.errors import address_error, invalid_error, usage_error
 from zpptool.layers import Partition, resolve_partition
 from zpptool.pipeline.binding import stage_environments
+from zpptool.pipeline.gpuplan import place_on_gpus
+from zpptool.pipeline.gpupool import Group
 from zpptool.pipeline.spec import StageSpec
 from zpptool.pipeline.trial.joined import join_stages
 from zpptool.pipeline.trial.run import TrialOrder, free_port
@@ -50,7 +52,7 @@ class TrialWish:
     max_new_tokens: int
     dtype: str
     device: str
-    gpu_ids: tuple[str, ...]
+    gpu_ids: tuple[Group, ...]
     base_port: int | None
     api_port: int | None
     engine_args: tuple[str, ...]
@@ -118,16 +120,17 @@ def plan_trial(wish: TrialWish, scratch: Path, log_dir: Path) -> TrialOrder:
         )
         for directory, link in zip(directories, endpoints, strict=True)
     )
+    placed = place_on_gpus(stages, wish.gpu_ids)
     return TrialOrder(
         unsplit=unsplit,
-        stages=stages,
+        stages=placed.specs,
         prompts=wish.prompts,
         long_prompts=long_prompts(longest, wish.max_new_tokens) if wish.with_long_prompts else (),
         as_chat=wish.as_chat,
         batched=wish.batched,
         max_new_tokens=wish.max_new_tokens,
         log_dir=log_dir,
-        env=stage_environments(sizes, wish.gpu_ids),
+        env=stage_environments(sizes, placed.env),
     )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from zpptool.errors import ZppError, stage_error
-from zpptool.pipeline.launch import raise_if_ended, start_stage
+from zpptool.pipeline.launch import child_environment, raise_if_ended, start_stage
 from zpptool.pipeline.process import ProcessGroup
 from zpptool.pipeline.spec import StageSpec
 from zpptool.pipeline.trial.client import ApiClient
@@ -99,7 +99,7 @@ def free_port() -> int:
 
 def _start_reference(group: ProcessGroup, unsplit: StageSpec, order: TrialOrder) -> None:
     argv = [sys.executable, "-m", f"zpptool.engines.{unsplit.engine}.reference", unsplit.to_json()]
-    group.start("the unsplit model", argv, {**order.env[0], "PYTHONUNBUFFERED": "1"}, order.log_dir / "reference.log")
+    group.start("the unsplit model", argv, child_environment(order.env[0]), order.log_dir / "reference.log")
 
 
 def _ready_client(group: ProcessGroup, head: StageSpec, note: Callable[[str], None], who: str) -> ApiClient:
