@@ -17,6 +17,7 @@ from typing import Any
 from zpptool.checkpoint.config import layer_count, read_config
 from zpptool.checkpoint.header import Header, TensorInfo, read_header
 from zpptool.errors import ZppError, invalid_error
+from zpptool.names import is_plain_name
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -98,7 +99,7 @@ def _read_weight_map(directory: Path) -> dict[str, str] | None:
     if not isinstance(weight_map, dict) or not weight_map:
         raise invalid_error(f"{path} has no weight_map")
     for tensor, name in weight_map.items():
-        if not isinstance(name, str) or not name or "/" in name:
+        if not isinstance(name, str) or not is_plain_name(name):
             raise invalid_error(f"{path} puts tensor {tensor} into {name!r}, which is not the name of a file beside it")
     return weight_map
 

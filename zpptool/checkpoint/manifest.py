@@ -17,6 +17,7 @@ from zpptool.checkpoint.digest import digest_bytes
 from zpptool.checkpoint.smallfiles import STAGE_FILE
 from zpptool.errors import invalid_error
 from zpptool.layers import LayerRange, Partition
+from zpptool.names import is_inner_path, is_plain_name, named_twice
 
 MANIFEST_VERSION = 2
 MAX_MANIFEST_BYTES = 512 * 1024 * 1024
@@ -176,12 +177,27 @@ def load_manifest(directory: Path) -> Manifest:
         raise invalid_error(f"{path} cannot be read: {cause}", "split the model again") from cause
     if manifest.to_bytes() != raw:
         raise invalid_error(f"{path} was changed after the split", "split the model again")
-    for name in (*(file.name for file in manifest.weight_files), *(file.path for file in manifest.small_files)):
-        if name.startswith("/") or ".." in name.split("/"):
-            raise invalid_error(f"{path} names {name}, which lies outside the stage directory")
+    _check_names(path, manifest)
     if not 0 <= manifest.stage < manifest.num_stages == len(manifest.partition):
         raise invalid_error(f"{path} is of stage {manifest.stage} of {manifest.num_stages}, which cannot be")
     return manifest
+
+
+def _check_names(path: Path, manifest: Manifest) -> None:
+    """Refuse files that `join` would look for, or write, elsewhere than in its own directories."""
+    names = [file.name for file in manifest.weight_files]
+    sources = {file.source for file in manifest.weight_files}
+    small = [file.path for file in manifest.small_files]
+    outside = [name for name in (*names, *sorted(sources)) if not is_plain_name(name)]
+    outside += [name for name in small if not is_inner_path(name)]
+    if outside:
+        raise invalid_error(
+            f"{path} names the file {outside[0]!r}, which lies outside the stage directory or is no file's name",
+            "Do not use this split; make it again from the model.",
+        )
+    twice = named_twice([STAGE_FILE, *names, *small]) or named_twice([STAGE_FILE, *sorted(sources), *small])
+    if twice is not None:
+        raise invalid_error(f"{path} names the file {twice} twice", "split the model again")
 
 
 class _Versioned(msgspec.Struct):

@@ -38,6 +38,11 @@ def check_small_files(directory: Path, manifest: Manifest) -> list[SplitFault]:
     named = {STAGE_FILE, *(file.path for file in manifest.small_files), *(file.name for file in manifest.weight_files)}
     for name in sorted(present - named):
         faults.append(_fault(manifest, f"{name} is not in the manifest: it was put there after the split"))
+    weights = {file.name for file in manifest.weight_files}
+    for entry in manifest.tensors:
+        if entry.file not in weights:
+            words = f"tensor {entry.name} is in {entry.file!r}, which is none of its weight files"
+            faults.append(_fault(manifest, words, entry.name))
     for file in manifest.small_files:
         path = directory / file.path
         try:
