@@ -22,7 +22,8 @@ from zpptool.checkpoint.loading import count_layers, index_digest, model_digest
 from zpptool.checkpoint.structure import assign, infer_structure
 from zpptool.errors import ZppError, address_error, invalid_error, usage_error
 from zpptool.layers import LayerRange, Partition, check_ranges, parse_range, resolve_partition
-from zpptool.ports import StageEndpoints, open_ports, plan_endpoints
+from zpptool.names import holds_control
+from zpptool.ports import StageEndpoints, is_host, is_link, open_ports, plan_endpoints
 from zpptool.wire.gauge import WireCodec
 
 PLAN_VERSION = 1
@@ -310,12 +311,33 @@ def plan_faults(plan: PipelinePlan, model: Path | None = None) -> list[str]:
     numbers = [place.stage for place in plan.stages]
     if numbers != list(range(len(numbers))) or not numbers:
         return [f"the stages are numbered {numbers}, not 0 to {len(numbers) - 1} in order"]
+    words = _word_faults(plan)
+    if words:
+        return words
     _ranges, range_faults = check_ranges([place.layers for place in plan.stages], plan.num_layers)
     return [
         *(fault.message for fault in range_faults),
         *_address_faults(plan),
         *(_model_faults(plan, model) if model is not None else ()),
     ]
+
+
+def _word_faults(plan: PipelinePlan) -> list[str]:
+    """What is not the kind of word that its key asks for: hosts name files, and all of these stand on command lines."""
+    faults = [
+        f"the {key} {text[:80]!r} is more than one line"
+        for key, text in (("model", plan.model), ("dtype", plan.dtype))
+        if holds_control(text)
+    ]
+    for place in plan.stages:
+        if not is_host(place.host):
+            faults.append(f"stage {place.stage} is on {place.host[:80]!r}, which is not a host name or an IP address")
+        faults += [
+            f"stage {place.stage} has the link {link[:80]!r}, which is neither tcp://HOST:PORT nor ipc://PATH"
+            for link in (place.bind, place.connect)
+            if not is_link(link)
+        ]
+    return faults
 
 
 def _address_faults(plan: PipelinePlan) -> list[str]:
