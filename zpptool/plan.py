@@ -20,6 +20,7 @@ from zpptool.checkpoint.digest import digest_bytes
 from zpptool.checkpoint.index import read_index
 from zpptool.checkpoint.loading import count_layers, index_digest, model_digest
 from zpptool.checkpoint.structure import assign, infer_structure
+from zpptool.document import Count, read_yaml
 from zpptool.errors import ZppError, address_error, invalid_error, usage_error
 from zpptool.layers import LayerRange, Partition, check_ranges, parse_range, resolve_partition
 from zpptool.names import holds_control
@@ -53,12 +54,12 @@ class PlannedStage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         weight_bytes: what its tensors take.
     """
 
-    stage: int
+    stage: Count
     layers: str
     host: str
     bind: str
     connect: str
-    weight_bytes: int
+    weight_bytes: Count
 
     @property
     def endpoints(self) -> StageEndpoints:
@@ -96,14 +97,14 @@ class PipelinePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
             first.
     """
 
-    schema_version: int
+    schema_version: Count
     model: str
     model_digest: str
-    num_layers: int
+    num_layers: Count
     engine: Engine
     dtype: str
     engine_args: tuple[str, ...]
-    api_port: int
+    api_port: Count
     stages: tuple[PlannedStage, ...]
     wire_codec: WireCodec = WireCodec.NONE
     continues: Continued | msgspec.UnsetType = msgspec.UNSET
@@ -288,14 +289,11 @@ def load_plan_file(path: Path) -> PipelinePlan:
     Raises:
         ZppError: (INVALID) there is no such file, or it is not a plan; the message names the key.
     """
+    hint = "Write a plan with zpptool plan."
     try:
-        if path.stat().st_size > MAX_PLAN_BYTES:
-            raise invalid_error(f"{path} is larger than any plan")
-        plan = msgspec.yaml.decode(path.read_bytes(), type=PipelinePlan)
-    except OSError as cause:
-        raise invalid_error(f"{path} cannot be read: {cause.strerror}", "Write a plan with zpptool plan.") from cause
-    except (msgspec.MsgspecError, ValueError) as cause:
-        raise invalid_error(f"{path} is not a plan: {cause}", "Write a plan with zpptool plan.") from cause
+        plan = msgspec.convert(read_yaml(path, MAX_PLAN_BYTES, "plan", hint), PipelinePlan)
+    except msgspec.MsgspecError as cause:
+        raise invalid_error(f"{path} is not a plan: {cause}", hint) from cause
     if plan.schema_version != PLAN_VERSION:
         raise invalid_error(f"{path} has schema version {plan.schema_version}, this zpptool reads {PLAN_VERSION}")
     return plan
@@ -378,7 +376,9 @@ def kv_bytes_per_token(config: dict[str, object], layers: LayerRange, itemsize: 
     heads = text.get("num_attention_heads")
     kv_heads = text.get("num_key_value_heads", heads)
     hidden = text.get("hidden_size")
-    size = text.get("head_dim") or (hidden // heads if isinstance(hidden, int) and isinstance(heads, int) else None)
+    size = text.get("head_dim") or (
+        hidden // heads if isinstance(hidden, int) and isinstance(heads, int) and heads else None
+    )
     if "kv_lora_rank" in text or not isinstance(kv_heads, int) or not isinstance(size, int):
         return None
     return 2 * layers.count * kv_heads * size * itemsize

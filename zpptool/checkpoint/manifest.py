@@ -7,7 +7,6 @@ when it is loaded.
 
 from __future__ import annotations
 
-import stat
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,11 @@ import msgspec
 
 from zpptool.checkpoint.digest import digest_bytes
 from zpptool.checkpoint.smallfiles import STAGE_FILE
+from zpptool.document import Count
 from zpptool.errors import invalid_error
 from zpptool.layers import LayerRange, Partition
 from zpptool.names import is_inner_path, is_plain_name, named_twice
+from zpptool.regularfile import read_regular
 
 MANIFEST_VERSION = 2
 MAX_MANIFEST_BYTES = 512 * 1024 * 1024
@@ -34,11 +35,11 @@ class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     dtype: str
-    shape: tuple[int, ...]
-    nbytes: int
+    shape: tuple[Count, ...]
+    nbytes: Count
     blake3: str
     file: str
-    source_offset: int
+    source_offset: Count
 
 
 class WeightFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,7 +53,7 @@ class WeightFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     name: str
-    nbytes: int
+    nbytes: Count
     header_blake3: str
     source: str
     source_header_blake3: str
@@ -63,7 +64,7 @@ class SmallFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One file that is carried whole; `path` is relative to the stage directory."""
 
     path: str
-    nbytes: int
+    nbytes: Count
     blake3: str
 
 
@@ -72,7 +73,7 @@ class DroppedTensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     dtype: str
-    shape: tuple[int, ...]
+    shape: tuple[Count, ...]
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -108,10 +109,10 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     source_index: dict[str, Any] | None
     model_digest: str
     tensors_digest: str
-    num_layers: int
-    num_stages: int
-    stage: int
-    partition: tuple[tuple[int, int], ...]
+    num_layers: Count
+    num_stages: Count
+    stage: Count
+    partition: tuple[tuple[Count, Count], ...]
     layer_prefix: str
     tensors: tuple[TensorEntry, ...]
     shared: dict[str, str]
@@ -159,11 +160,7 @@ def load_manifest(directory: Path) -> Manifest:
     """
     path = Path(directory) / STAGE_FILE
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise invalid_error(f"{path} is not a file")
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise invalid_error(f"{path} is larger than any manifest")
-        raw = path.read_bytes()
+        raw = read_regular(path, MAX_MANIFEST_BYTES, "manifest")
         version = msgspec.json.decode(raw, type=_Versioned).schema_version
         if version != MANIFEST_VERSION:
             raise invalid_error(

@@ -49,7 +49,7 @@ class Target(NamedTuple):
     def nbytes(self) -> int:
         """Bytes of the weight files that the proof reads."""
         files = [path for stage in self.stages.values() for path in stage.glob("*.safetensors")]
-        return sum(path.stat().st_size for path in files) + (self.model.nbytes if self.model else 0)
+        return sum(path.stat().st_size for path in files if path.is_file()) + (self.model.nbytes if self.model else 0)
 
 
 @dataclass

@@ -50,9 +50,9 @@ def write_directory(files: Mapping[str, str], directory: Path, *, force: bool = 
     if outside:
         raise invalid_error(f"the file {outside[0][:80]!r} would lie outside {directory}, or is no file's name")
     directory = Path(os.path.abspath(directory))
-    if directory.exists():
-        _refuse_to_replace(directory, force)
     try:
+        if directory.exists():
+            _refuse_to_replace(directory, force)
         directory.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
         try:
