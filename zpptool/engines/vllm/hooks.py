@@ -314,6 +314,7 @@ def pipeline_group(group: Any, tensor_parallel_rank: int) -> Iterator[None]:
             module.init_worker_distributed_environment = real
 
 
+@torch.inference_mode()
 def set_empty_intermediate_tensors(worker: WorkerWrapperBase, config: VllmConfig) -> None:
     """Make the buffers that a stage copies its input into, where vLLM has not.
 
