@@ -26,7 +26,8 @@ from vllm.v1.sample.sampler import Sampler  # noqa: E402
 from vllm.v1.worker import gpu_model_runner  # noqa: E402
 from vllm.v1.worker.gpu_input_batch import InputBatch  # noqa: E402
 
-from zpptool.engines.vllm import executor, hooks, restore  # noqa: E402
+from zpptool.engines.vllm import adapters, executor, hooks, restore  # noqa: E402
+from zpptool.errors import ZppError  # noqa: E402
 
 VOCABULARY = 50
 
@@ -123,7 +124,7 @@ def test_a_row_without_an_adapter_takes_none(way: str) -> None:
     chance = seeded(2)
     first, second = torch.randn(2, 1, 4, 6, generator=chance), torch.randn(2, 1, 5, 4, generator=chance)
     rows, marks = torch.randn(3, 6, generator=chance), torch.tensor([0, -1, 1])
-    hooks.base_rows_take_no_adapter()
+    adapters.mend_products()
     shrunk, out = torch.ones(3, 4), torch.zeros(3, 5)
     if way == "prompt":
         lengths = torch.ones(3, dtype=torch.long)
@@ -168,7 +169,20 @@ def test_a_loss_while_a_sequence_waits_for_room(tiny_model: Callable[..., Path])
 
 @pytest.mark.parametrize(("index", "left"), [(-1, 0.0), (0, 2.0)])
 def test_one_index_may_stand_for_all_rows_of_a_prompt(index: int, left: float) -> None:
-    hooks.base_rows_take_no_adapter()
+    adapters.mend_products()
     output = torch.full((3, 2), 7.0)
     punica_cpu.bgmv_shrink(torch.ones(3, 2), torch.ones(1, 1, 2, 2), output, torch.tensor([index]))
     assert output.tolist() == [[left] * 2] * 3
+
+
+def test_the_logprobs_of_a_prompt_are_computed_beside_other_requests() -> None:
+    """vLLM has the adapters of the three rows that are sampled, and asks for the logits of a prompt of five tokens."""
+    adapters.mend_products()
+    output, indices = torch.ones(5, 2), torch.tensor([-1, 0, -1])
+    punica_cpu.bgmv_shrink(torch.ones(5, 3), torch.zeros(1, 1, 2, 3), output, indices)
+    assert not output.any()
+    logits = torch.ones(5, 4)
+    punica_cpu.bgmv_expand(output, torch.ones(1, 1, 4, 2), logits, indices, add_inputs=True)
+    assert logits.eq(1).all()
+    with pytest.raises(ZppError, match="an adapter of the LM head is loaded"):
+        punica_cpu.bgmv_shrink(torch.ones(5, 3), torch.ones(1, 1, 2, 3), output, indices)
