@@ -88,7 +88,7 @@ POOLED: dict[str, dict[str, Any]] = {
 
 
 def late_wishes(said: dict[str, Any], words: dict[int, str]) -> dict[str, Wish]:
-    """Wishes about an answer to `SEEDED`, so that they come true late in it.
+    """Wishes about an answer to `SEEDED`, so that they take effect late in it.
 
     Args:
         said: the answer: its tokens and its text.
@@ -178,16 +178,15 @@ EXERCISED: dict[str, dict[str, tuple[str, ...]]] = {
 }
 """By class and field: the names of the wishes."""
 
-_API = "of the process of the API, which no loss of a stage touches: how answers are written and sent"
+_API = "used only by the API process, which a stage that is lost does not affect"
 _V2 = "vLLM refuses it without its second model runner, which zpptool refuses where requests are to be restored"
-_FEATURES = "what images and sounds are made of is not carried between stages: such a request is refused by name"
-_ANEW = "worked out anew, by vLLM, when a stage is told of the request"
-_SCHEDULER = "of the scheduler in the head, which outlives its stages"
-_NO_BLOCKS = "a request that is told anew has no blocks and nothing computed"
+_FEATURES = "images and audio are not carried between stages: the codec refuses their class by name"
+_MIXED = "a list that is sent beside prompt_embeds and registered as it is"
+_ANEW = "computed again by vLLM when the request is registered on a stage"
+_SCHEDULER = "used only by the scheduler in the head, which outlives its stages"
+_NO_BLOCKS = "a request that is registered again has no blocks and nothing computed"
 _DRAFTS = "of speculative decoding, which is refused across stages"
-_STATELESS = (
-    "travels with the request whenever it is told, and nothing is derived from it that lasts longer than a step"
-)
+_STATELESS = "sent with the request each time it is registered; nothing derived from it outlives a step"
 _REFUSED_SCORES = "what vLLM's server asks of a model that scores on the last stage: such a model is refused by name"
 _GRAMMAR = "the grammar is compiled and kept in the head; a stage gets a mask for each step"
 
@@ -228,7 +227,7 @@ NEEDLESS: dict[str, dict[str, str]] = {
         "mm_features": _FEATURES,
         "block_ids": _NO_BLOCKS,
         "num_computed_tokens": _NO_BLOCKS,
-        "prompt_is_token_ids": f"of chats with embeddings among the words: {_FEATURES}",
+        "prompt_is_token_ids": _MIXED,
         "prefill_token_ids": _V2,
         "replay_start": _V2,
     },
@@ -238,7 +237,7 @@ NEEDLESS: dict[str, dict[str, str]] = {
         "num_computed_tokens": _NO_BLOCKS,
         "mrope_positions": _ANEW,
         "mrope_position_delta": _ANEW,
-        "prompt_is_token_ids": f"of chats with embeddings among the words: {_FEATURES}",
+        "prompt_is_token_ids": _MIXED,
         "prev_num_draft_len": _DRAFTS,
     },
 }

@@ -126,7 +126,7 @@ def running(
 ) -> Iterator[tuple[list[Stage], httpx.Client, ThreadPoolExecutor]]:
     """Two stages, their client, and threads that ask."""
     with (
-        pipeline(tmp_path, speaker, RANGES, *ARGUMENTS, spares=1) as (stages, client),
+        pipeline(tmp_path, speaker, RANGES, *ARGUMENTS) as (stages, client),
         ThreadPoolExecutor(2 * len(WISHES)) as pool,
     ):
         yield stages, client, pool
@@ -167,14 +167,21 @@ def test_every_field_survives_a_rollout_and_the_loss_of_either_stage(
 
 
 @pytest.mark.long
-def test_vectors_survive_a_kill(speaker: Path, tmp_path: Path) -> None:
-    """Long prompts in many small steps, so that the loss is in the middle of most of them."""
+@pytest.mark.parametrize("task", ["embed", "token_embed"])
+def test_vectors_survive_a_kill(speaker: Path, tmp_path: Path, task: str) -> None:
+    """Long prompts in many small steps, so that the loss is in the middle of most of them. A server has one task."""
     arguments = (
+        "--pooler-config", json.dumps({"task": task}),
         "--runner", "pooling", "--max-num-batched-tokens", "64", "--hf-overrides", '{"is_matryoshka": true}',
         "--kv-cache-memory-bytes", 96 << 20,
     )  # fmt: skip
     prompts = [PROMPT * count for count in (3, 30, 50, 70)]
-    bodies = [{"model": "m", "input": prompt, **wish} for prompt in prompts for wish in POOLED.values()]
+    bodies = [
+        {"model": "m", "input": prompt, **wish}
+        for prompt in prompts
+        for wish in POOLED.values()
+        if wish["task"] == task
+    ]
     with pipeline(tmp_path, speaker, RANGES, *arguments) as (stages, client), ThreadPoolExecutor(len(bodies)) as pool:
 
         def ask(body: dict[str, Any]) -> Any:
