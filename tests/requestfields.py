@@ -155,6 +155,14 @@ EXERCISED: dict[str, dict[str, tuple[str, ...]]] = {
         "use_activation": ("not normalised",),
         "dimensions": ("shorter",),
     },
+    "EngineCoreRequest": {
+        "request_id": ("n",),
+        "prompt_token_ids": ("length",),
+        "sampling_params": ("seed",),
+        "pooling_params": ("vector",),
+        "lora_request": ("adapter",),
+        "prompt_embeds": (EMBEDS,),
+    },
     "NewRequestData": {
         "req_id": ("n",),
         "prompt_token_ids": ("length",),
@@ -188,6 +196,7 @@ _NO_BLOCKS = "a request that is registered again has no blocks and nothing compu
 _DRAFTS = "of speculative decoding, which is refused across stages"
 _STATELESS = "sent with the request each time it is registered; nothing derived from it outlives a step"
 _REFUSED_SCORES = "what vLLM's server asks of a model that scores on the last stage: such a model is refused by name"
+_ONE_HEAD = "of several engine cores or API servers; the ring has one of each"
 _GRAMMAR = "the grammar is compiled and kept in the head; a stage gets a mask for each step"
 
 NEEDLESS: dict[str, dict[str, str]] = {
@@ -222,6 +231,24 @@ NEEDLESS: dict[str, dict[str, str]] = {
         "late_interaction_params": _REFUSED_SCORES,
         "extra_kwargs": _STATELESS,
         "output_kind": _API,
+    },
+    "EngineCoreRequest": {
+        "mm_features": _FEATURES,
+        "arrival_time": _SCHEDULER,
+        "cache_salt": f"{_SCHEDULER}; the prefix cache is dropped at a loss",
+        "data_parallel_rank": _ONE_HEAD,
+        "prompt_is_token_ids": _MIXED,
+        "client_index": _ONE_HEAD,
+        "current_wave": _ONE_HEAD,
+        "priority": _SCHEDULER,
+        "trace_headers": _API,
+        "resumable": f"input that comes as a stream, which vLLM's server has for audio alone: {_FEATURES}",
+        "external_req_id": _API,
+        "reasoning_ended": _GRAMMAR,
+        "reasoning_parser_kwargs": _GRAMMAR,
+        "abort_immediately": "of a KV connector, which is refused across stages",
+        "session_id": _SCHEDULER,
+        "kv_hints": "of a KV connector, which is refused across stages",
     },
     "NewRequestData": {
         "mm_features": _FEATURES,

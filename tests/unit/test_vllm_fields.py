@@ -19,9 +19,12 @@ import msgspec  # noqa: E402
 from vllm.pooling_params import PoolingParams  # noqa: E402
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams  # noqa: E402
 from vllm.v1.core.sched.output import NewRequestData  # noqa: E402
+from vllm.v1.engine import EngineCoreRequest  # noqa: E402
 from vllm.v1.worker.gpu_input_batch import CachedRequestState  # noqa: E402
 
-KINDS = (SamplingParams, StructuredOutputsParams, PoolingParams, NewRequestData, CachedRequestState)
+KINDS = (
+    SamplingParams, StructuredOutputsParams, PoolingParams, EngineCoreRequest, NewRequestData, CachedRequestState,
+)  # fmt: skip
 
 
 def field_names(kind: type) -> set[str]:
