@@ -105,10 +105,9 @@ class Load:
         self.seen.extend(tokens)
         choice["tokens"] += tokens
         choice["text"] += part["text"]
-        told = part.get("logprobs") or {}
-        choice["logprobs"] += [value or 0.0 for value in told.get("token_logprobs") or []]
-        for best in told.get("top_logprobs") or []:
-            choice["logprobs"] += [best[word] for word in sorted(best or {})]
+        logprobs = part.get("logprobs") or {"token_logprobs": [], "top_logprobs": []}
+        for own, best in zip(logprobs["token_logprobs"], logprobs["top_logprobs"], strict=True):
+            choice["logprobs"] += [own or 0.0, *((best or {})[word] for word in sorted(best or {}))]
         choice["end"] = part["finish_reason"]
 
 
