@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from zpptool.wire.keys import generate, link_keys
 from zpptool.wire.link import PullLink, PushLink
-from zpptool.wire.messages import Kind
-from zpptool.wire.safety import Safety
+from zpptool.wire.message.framing import Kind
+from zpptool.wire.security.exposure import Safety
+from zpptool.wire.security.key_files import generate, link_keys
 
 TOKENS = (1, 16, 64, 512, 2048, 8192)
 WIDTH = 4096

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from zpptool.wire import ZeroMQCommunicator
-from zpptool.wire.gauge import WireCodec
+from zpptool.wire.compression.adaptive import WireCodec
 
 CODECS = tuple(WireCodec)
 PORT = 29500

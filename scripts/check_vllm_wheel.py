@@ -17,8 +17,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from zpptool.engines.vllm import reading
-from zpptool.engines.vllm.contract import HOOKS, NOT_ACROSS_STAGES, contract_digest
+from zpptool.engines.vllm.compat import source_check as reading
+from zpptool.engines.vllm.compat.names import HOOKS, NOT_ACROSS_STAGES, contract_digest
 
 TRAVELLING = (
     ("v1.core.sched.output", "SchedulerOutput"), ("v1.core.sched.output", "NewRequestData"),

@@ -27,15 +27,15 @@ import numpy as np
 import psutil
 
 from zpptool.errors import ZppError
-from zpptool.pipeline.ring import control as c
-from zpptool.wire import words
-from zpptool.wire.codec import shrink
-from zpptool.wire.credit import Window
-from zpptool.wire.inbound import Inbound
-from zpptool.wire.messages import HEAD, Kind, Limits, decode, encode
-from zpptool.wire.parcel import PLAIN, PLANES, Chunk, Entry, encode_chunk, encode_entries
-from zpptool.wire.tensors import pack, unpack
-from zpptool.wire.ways.shared import SharedGiver
+from zpptool.ring import messages as c
+from zpptool.wire.compression.byte_planes import shrink
+from zpptool.wire.link.fragments import PLAIN, PLANES, Chunk, Entry, encode_chunk, encode_entries
+from zpptool.wire.link.inbound import Inbound
+from zpptool.wire.local.shared_memory import SharedGiver
+from zpptool.wire.message.framing import HEAD, Kind, Limits, decode, encode
+from zpptool.wire.message.tensors import pack, unpack
+from zpptool.wire.protocol import link_messages as words
+from zpptool.wire.protocol.flow_control import Window
 
 BATCH = 2000
 HANG_S = 120.0

@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from zpptool.pipeline.ring.status import RingStatus
-from zpptool.serve.balance import Standing
-from zpptool.serve.front import Front, FrontParts
+from zpptool.net.http_server import FrontServer
+from zpptool.ring.status import RingStatus
+from zpptool.serve.gateway import Front, FrontParts
+from zpptool.serve.load_balancing import Standing
 from zpptool.serve.pool import Pool
 from zpptool.serve.proxy import ProxyLimits, open_client
-from zpptool.serve.server import FrontServer
 
 Behave = Callable[["Heard", asyncio.StreamWriter], Awaitable[None]]
 OK_JSON = b'HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 11\r\n\r\n{"a": "b"}\n'

@@ -11,8 +11,8 @@ from contextlib import suppress
 import pytest
 
 from zpptool.wire.link import LinkTimeout, PullLink, PushLink, Window
-from zpptool.wire.messages import Kind
-from zpptool.wire.shortcut import ShortcutSender
+from zpptool.wire.local.unix_socket import ShortcutSender
+from zpptool.wire.message.framing import Kind
 
 SOON_S = 10.0
 

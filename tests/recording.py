@@ -17,7 +17,7 @@ from typing import Any
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from zpptool.engines.vllm import hooks
+from zpptool.engines.vllm.compat import access as hooks
 
 
 class Recording:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import msgspec
 
-from zpptool.pipeline.ring.status import READY, LinkStatus, RingStatus, StageStatus, unheard
+from zpptool.ring.status import READY, LinkStatus, RingStatus, StageStatus, unheard
 
 LINK = LinkStatus(
     peer="stage 2", endpoint="ipc:///x", state="connected", epoch=3, rtt_ms=1.5, queue=4, bytes_sent=1000,

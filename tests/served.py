@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import psutil
 
-from zpptool.pipeline.process import STOP_GRACE_S
+from zpptool.process.group import STOP_GRACE_S
 
 What = TypeVar("What")
 READY_S = 150

@@ -18,8 +18,8 @@ from typing import Any
 import httpx
 from stages import Stage, free_base_port, wait_until_ready
 
-from zpptool.pipeline.spec import StageSpec
-from zpptool.plan import Engine
+from zpptool.config.engine_kind import Engine
+from zpptool.config.stage_spec import StageSpec
 
 READY_S = 1200
 

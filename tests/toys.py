@@ -22,16 +22,16 @@ from pathlib import Path
 
 import msgspec
 
+from zpptool.config.endpoints import plan_endpoints
+from zpptool.config.engine_kind import Engine
+from zpptool.config.stage_spec import StageSpec
 from zpptool.engines.base import run_stage_worker, serve_calls
 from zpptool.errors import ZppError
-from zpptool.pipeline.ring.control import Call
-from zpptool.pipeline.ring.headnode import HeadNode
-from zpptool.pipeline.ring.node import StageNode
-from zpptool.pipeline.ring.place import facts_of, take_head_place, take_stage_place
-from zpptool.pipeline.spec import StageSpec
-from zpptool.plan import Engine
-from zpptool.ports import plan_endpoints
-from zpptool.wire.errors import StaleEpoch
+from zpptool.ring.head.node import HeadNode
+from zpptool.ring.membership import facts_of, take_head_place, take_stage_place
+from zpptool.ring.messages import Call
+from zpptool.ring.stage.node import StageNode
+from zpptool.wire.link_errors import StaleEpoch
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOOD_MESSAGES = 400
@@ -312,8 +312,8 @@ def asking_head_life(spec: StageSpec) -> None:
 
 
 if __name__ == "__main__":
-    from zpptool.pipeline import child
-    from zpptool.pipeline.spec import spec_from_argv
+    from zpptool.config.stage_spec import spec_from_argv
+    from zpptool.process import child
 
     child.EXIT_GRACE_S = 1.0
     role = sys.argv.pop(1)

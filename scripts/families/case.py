@@ -21,7 +21,7 @@ from zpptool.checkpoint.verify import find_target, verify_split
 from zpptool.engines.transformers.model import load_part
 from zpptool.engines.transformers.unsplit import generate, load_unsplit
 from zpptool.errors import ZppError
-from zpptool.layers import LayerRange, Partition, even_partition
+from zpptool.partition import LayerRange, Partition, even_partition
 
 STAGES = 3
 LARGE_BYTES = 64 * 1024 * 1024

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
-from zpptool.pipeline.child import PARENT_VARIABLE, die_with_parent
+from zpptool.process.child import PARENT_VARIABLE, die_with_parent
 
 _POLL_S = 0.05
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from zpptool.layers import Partition
+from zpptool.partition import Partition
 
 BEFORE, AFTER = "before", "after"
 Place = int | str

@@ -33,11 +33,11 @@ from zpptool.checkpoint.index import read_index
 from zpptool.checkpoint.split import split_checkpoint
 from zpptool.checkpoint.structure import infer_structure
 from zpptool.checkpoint.verify import find_target, verify_split
-from zpptool.engines.vllm.loader import NO_CLASS_OF_ITS_OWN
+from zpptool.config.endpoints import plan_endpoints
+from zpptool.config.engine_kind import Engine
+from zpptool.config.stage_spec import StageSpec
+from zpptool.engines.vllm.stage.loader import NO_CLASS_OF_ITS_OWN
 from zpptool.errors import ZppError
-from zpptool.pipeline.spec import StageSpec
-from zpptool.plan import Engine
-from zpptool.ports import plan_endpoints
 
 STAGES = 2
 WORDS = (
@@ -46,7 +46,7 @@ WORDS = (
     "--language-model-only",
 )  # fmt: skip
 """What both sides tell vLLM. There are no processors beside a tiny model, so towers are not built: text alone."""
-ALONE_IN_A_STEP = ("--scheduler-cls", "zpptool.engines.vllm.solo.SoloScheduler")
+ALONE_IN_A_STEP = ("--scheduler-cls", "zpptool.engines.vllm.core.single_sequence.SoloScheduler")
 FLOAT32, BFLOAT16 = "float32", "bfloat16"
 _LOG_LINES = 400
 

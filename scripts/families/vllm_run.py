@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the children of one try on vLLM do: the unsplit model by stock vLLM, a stage, the head of the pipeline.
 
-All of them get vLLM's configuration from `zpptool.engines.vllm.hooks`, as `run-stage` and `test-pipeline` do. The API
-server is left out: the engine core is driven in its own process, with prompts of token ids.
+All of them get vLLM's configuration from `zpptool.engines.vllm.compat.access`, as `run-stage` and `test-pipeline` do.
+The API server is left out: the engine core is driven in its own process, with prompts of token ids.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.core import EngineCore
 from vllm.v1.executor.abstract import Executor
 
+from zpptool.config.stage_spec import StageSpec
 from zpptool.engines.base import run_stage_worker
-from zpptool.engines.vllm import hooks
-from zpptool.engines.vllm.executor import SPEC_VARIABLE, RingExecutor
+from zpptool.engines.vllm.compat import access as hooks
+from zpptool.engines.vllm.core.executor import SPEC_VARIABLE, RingExecutor
 from zpptool.engines.vllm.worker import StageWorker
-from zpptool.pipeline.spec import StageSpec
 
 NEW_TOKENS = 8
 PROMPTS = [[(11 * place + 29 * length) % 250 + 2 for place in range(length)] for length in (5, 21, 70)]

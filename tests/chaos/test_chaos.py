@@ -27,8 +27,8 @@ from netns import PORT_BASE, network, why_not
 from served import Served
 from stages import free_base_port, started, wait_until_ready
 
-from zpptool.ports import plan_endpoints
-from zpptool.wire.keys import generate, write_key_files
+from zpptool.config.endpoints import plan_endpoints
+from zpptool.wire.security.key_files import generate, write_key_files
 
 pytest.importorskip("torch")
 

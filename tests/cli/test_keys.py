@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from commands import typed_here
 
-from zpptool.wire.keys import read_key_file
+from zpptool.wire.security.key_files import read_key_file
 
 
 @pytest.fixture

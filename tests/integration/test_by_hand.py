@@ -170,8 +170,8 @@ def test_a_busy_port_is_told_by_the_doctor_of_that_machine(
     script = (
         "from pathlib import Path\n"
         "from zpptool.doctor.network import check_peers, check_ports\n"
-        "from zpptool.doctor.patient import make_patient\n"
-        "from zpptool.plan import Engine\n"
+        "from zpptool.doctor.target import make_patient\n"
+        "from zpptool.config.plan import Engine\n"
         f"patient = make_patient({str(tmp_path / 'zpp.yaml')!r}, engine=Engine.VLLM, num_stages=None, base_port=1,"
         " api_port=1, hosts=None, host=None, keys=None)\n"
         "print(patient.here, *(f'{item.check}:{item.level}' for check in (check_ports, check_peers)"

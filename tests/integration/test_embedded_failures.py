@@ -16,6 +16,7 @@ pytest.importorskip("transformers")
 
 from toys import changed, ring_specs, stage_life
 
+from zpptool.config.stage_spec import StageSpec
 from zpptool.engines.base import LOAD_MODEL
 from zpptool.engines.transformers.calls import agreed_facts
 from zpptool.engines.transformers.head import RingModel
@@ -23,10 +24,9 @@ from zpptool.engines.transformers.sampling import SamplingParams
 from zpptool.engines.transformers.unsplit import generate, load_unsplit
 from zpptool.engines.transformers.worker import TransformersStage
 from zpptool.errors import ExitCode, ZppError
-from zpptool.pipeline.ring.headnode import HeadNode
-from zpptool.pipeline.ring.node import StageNode
-from zpptool.pipeline.ring.place import take_head_place
-from zpptool.pipeline.spec import StageSpec
+from zpptool.ring.head.node import HeadNode
+from zpptool.ring.membership import take_head_place
+from zpptool.ring.stage.node import StageNode
 
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(60)]
 

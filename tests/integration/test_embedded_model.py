@@ -17,13 +17,13 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from zpptool.checkpoint.index import read_index  # noqa: E402
-from zpptool.checkpoint.loading import load_plan  # noqa: E402
 from zpptool.checkpoint.split import split_checkpoint  # noqa: E402
+from zpptool.checkpoint.stage_tensors import load_plan  # noqa: E402
 from zpptool.engines.transformers.model import HIDDEN_STATES, PartialModel, load_part  # noqa: E402
 from zpptool.engines.transformers.sampling import Sampler, SamplingParams  # noqa: E402
 from zpptool.engines.transformers.unsplit import generate, load_unsplit  # noqa: E402
 from zpptool.errors import ExitCode, ZppError  # noqa: E402
-from zpptool.layers import LayerRange, Partition  # noqa: E402
+from zpptool.partition import LayerRange, Partition  # noqa: E402
 
 pytestmark = pytest.mark.torch
 

@@ -27,8 +27,8 @@ import httpx
 
 from tests.conftest import Ran
 from tests.stages import END_S, Stage, completion, free_base_port, started, wait_until_ready
-from zpptool.pipeline.spec import StageSpec
-from zpptool.plan import Engine
+from zpptool.config.engine_kind import Engine
+from zpptool.config.stage_spec import StageSpec
 
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(300)]
 

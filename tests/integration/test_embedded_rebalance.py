@@ -16,7 +16,7 @@ from served import READY_S, Served, wait_for
 from test_embedded_recovery import stream
 from test_replace import BACK_S, STREAMS, planned
 
-from zpptool.plan import load_plan_file
+from zpptool.config.plan import load_plan_file
 
 pytest.importorskip("torch")
 

@@ -21,8 +21,8 @@ from served import READY_S, Served, wait_for
 from stages import Stage
 from test_embedded_recovery import STREAMS, Running, pipeline, stream
 
+from zpptool.admin.status_client import find_status_paths, read_status
 from zpptool.errors import ZppError
-from zpptool.pipeline.ring.status import find_status_paths, read_status
 
 pytest.importorskip("torch")
 

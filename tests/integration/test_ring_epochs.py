@@ -12,7 +12,7 @@ import pytest
 from test_ring import trace, where
 from toys import ring_specs, threads
 
-from zpptool.pipeline.ring.status import WAITING
+from zpptool.ring.status import WAITING
 from zpptool.wire.link import StaleEpoch
 
 pytestmark = pytest.mark.timeout(30)

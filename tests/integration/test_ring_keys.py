@@ -20,9 +20,9 @@ from stages import free_base_port
 from test_ring import where
 from toys import ROOT, changed, ring_specs, threads
 
-from zpptool.pipeline.spec import StageSpec
-from zpptool.wire.keys import generate, link_keys, write_key_files
-from zpptool.wire.messages import HEAD
+from zpptool.config.stage_spec import StageSpec
+from zpptool.wire.message.framing import HEAD
+from zpptool.wire.security.key_files import generate, link_keys, write_key_files
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -151,7 +151,7 @@ def test_strangers_with_any_keys_are_refused_and_disturb_nobody(
 
 
 def files_public(spec: StageSpec) -> bytes:
-    from zpptool.wire.keys import read_key_file
+    from zpptool.wire.security.key_files import read_key_file
 
     return read_key_file(Path(spec.keys)).own[-1].public.encode()
 
@@ -163,7 +163,7 @@ def test_a_stage_of_another_generation_is_told_what_is_wrong(tmp_path: Path) -> 
     wrong = changed(specs[1], keys=str(other[1]), start_timeout_s=2.0)
     code = (
         "import sys; sys.path.insert(0, 'tests')\n"
-        "from toys import stage_life\nfrom zpptool.pipeline.spec import spec_from_argv\n"
+        "from toys import stage_life\nfrom zpptool.config.stage_spec import spec_from_argv\n"
         "stage_life(spec_from_argv(sys.argv))"
     )
     first = changed(specs[0], start_timeout_s=2.0)

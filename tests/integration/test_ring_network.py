@@ -19,10 +19,10 @@ import pytest
 from netns import PORT_BASE, Network, network, why_not
 from toys import changed, ring_specs, start_process
 
+from zpptool.config.endpoints import plan_endpoints
+from zpptool.config.stage_spec import StageSpec
 from zpptool.errors import ExitCode
-from zpptool.pipeline.spec import StageSpec
-from zpptool.ports import plan_endpoints
-from zpptool.wire.keys import generate, write_key_files
+from zpptool.wire.security.key_files import generate, write_key_files
 
 pytestmark = [
     pytest.mark.timeout(120),

@@ -11,11 +11,11 @@ import pytest
 from test_ring_recovery import surviving, trace
 from toys import Processes
 
+from zpptool.admin.change_server import Changer
+from zpptool.admin.change_types import Outcome, Rollout, ask
 from zpptool.errors import ExitCode
-from zpptool.pipeline.ring.changer import Changer
-from zpptool.pipeline.ring.changes import Outcome, Rollout, ask
-from zpptool.pipeline.ring.control import Leave
-from zpptool.pipeline.ring.recovery import MOST_IN_A_ROW
+from zpptool.ring.head.recoveries import MOST_IN_A_ROW
+from zpptool.ring.messages import Leave
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from toys import changed, processes, ring_specs, threads
 
+from zpptool.admin.prometheus import metrics_text
+from zpptool.admin.status_client import read_status
 from zpptool.errors import ExitCode
-from zpptool.pipeline.ring.lifecycle import FIRST_EPOCH
-from zpptool.pipeline.ring.metrics import metrics_text
-from zpptool.pipeline.ring.status import COMPUTING, READY, RingStatus, read_status, status_path
+from zpptool.ring.head.epochs import FIRST_EPOCH
+from zpptool.ring.status import COMPUTING, READY, RingStatus, status_path
 
 pytestmark = pytest.mark.timeout(30)
 

@@ -21,12 +21,12 @@ from stages import free_base_port
 from test_ring import where
 from toys import Ring, changed, ring_specs, stage_life, threads
 
+from zpptool.config.stage_spec import StageSpec
 from zpptool.errors import ZppError
-from zpptool.pipeline.ring import control as c
-from zpptool.pipeline.spec import StageSpec
+from zpptool.ring import messages as c
 from zpptool.wire.link import Party, PullLink, Window
-from zpptool.wire.messages import HEAD, Kind, Limits, decode, encode
-from zpptool.wire.words import Hello, Refused, Taken, Told, Welcome, Word, decode_word, encode_word
+from zpptool.wire.message.framing import HEAD, Kind, Limits, decode, encode
+from zpptool.wire.protocol.link_messages import Hello, Refused, Taken, Told, Welcome, Word, decode_word, encode_word
 
 pytestmark = pytest.mark.timeout(20)
 

@@ -24,8 +24,8 @@ from playwright.sync_api import sync_playwright
 
 from tests.fronts import EVENTS, Heard, RunningFront, ToyServer, chunk, front_of
 from tests.rings import LINK
-from zpptool.serve.balance import Standing
-from zpptool.serve.status import describe_link
+from zpptool.serve.load_balancing import Standing
+from zpptool.serve.pipeline_status import describe_link
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [

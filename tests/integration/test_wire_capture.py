@@ -12,10 +12,10 @@ from contextlib import contextmanager
 import pytest
 from netns import PORT_BASE, Network, network, why_not
 
-from zpptool.wire.keys import generate, link_keys
 from zpptool.wire.link import PullLink, PushLink
-from zpptool.wire.messages import Kind
-from zpptool.wire.safety import Safety
+from zpptool.wire.message.framing import Kind
+from zpptool.wire.security.exposure import Safety
+from zpptool.wire.security.key_files import generate, link_keys
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.skipif(bool(why_not()), reason=why_not())]
 

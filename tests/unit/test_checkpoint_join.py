@@ -11,11 +11,11 @@ from checkpoints import llama, llama_config, write_checkpoint
 
 from zpptool.checkpoint.index import INDEX_NAME, read_index
 from zpptool.checkpoint.join import plan_join, write_join
-from zpptool.checkpoint.loading import model_digest
 from zpptool.checkpoint.manifest import load_manifest
 from zpptool.checkpoint.mode import Mode
 from zpptool.checkpoint.split import split_checkpoint, write_split
 from zpptool.checkpoint.splitplan import plan_split
+from zpptool.checkpoint.stage_tensors import model_digest
 from zpptool.checkpoint.streaming import Way
 from zpptool.errors import ZppError
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from checkpoints import llama, llama_config, write_checkpoint
 
+from zpptool.checkpoint.file_copy import can_reflink
 from zpptool.checkpoint.header import BLOCK_BYTES, read_header
 from zpptool.checkpoint.index import read_index
 from zpptool.checkpoint.manifest import load_manifest
@@ -20,7 +21,6 @@ from zpptool.checkpoint.shards import plan_shards
 from zpptool.checkpoint.split import split_checkpoint
 from zpptool.checkpoint.splitplan import plan_split
 from zpptool.checkpoint.streaming import Way
-from zpptool.checkpoint.transport import can_reflink
 from zpptool.checkpoint.verify import find_target, verify_split
 from zpptool.errors import ExitCode, ZppError
 

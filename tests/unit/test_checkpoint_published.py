@@ -11,7 +11,7 @@ from published import FAMILIES, LAYERS
 from zpptool.checkpoint.header import TensorInfo
 from zpptool.checkpoint.index import CheckpointIndex
 from zpptool.checkpoint.structure import infer_structure
-from zpptool.layers import even_partition
+from zpptool.partition import even_partition
 
 EMBED, VECTOR, MATRIX = (48, 8), (8,), (4096, 4096)
 

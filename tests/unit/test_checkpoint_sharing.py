@@ -16,7 +16,7 @@ from zpptool.checkpoint.index import CheckpointIndex
 from zpptool.checkpoint.splitplan import plan_split
 from zpptool.checkpoint.structure import Structure, assign, infer_structure
 from zpptool.errors import ZppError
-from zpptool.layers import LayerRange, Partition, even_partition, parse_range
+from zpptool.partition import LayerRange, Partition, even_partition, parse_range
 
 LARGE, NORM = ("BF16", (1024, 1024)), ("BF16", (HIDDEN,))
 TYPES = st.sampled_from(["full", "sliding"])

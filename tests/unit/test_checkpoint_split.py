@@ -12,14 +12,14 @@ import pytest
 from checkpoints import content, llama, llama_config, write_checkpoint, write_raw, write_sparse
 
 from zpptool.checkpoint.index import INDEX_NAME, read_index
-from zpptool.checkpoint.loading import load_plan, model_digest
 from zpptool.checkpoint.manifest import load_manifest
 from zpptool.checkpoint.smallfiles import STAGE_FILE
 from zpptool.checkpoint.split import split_checkpoint, write_split
 from zpptool.checkpoint.splitplan import plan_split
+from zpptool.checkpoint.stage_tensors import load_plan, model_digest
 from zpptool.checkpoint.verify import find_target, verify_split
 from zpptool.errors import ExitCode, ZppError
-from zpptool.layers import resolve_partition
+from zpptool.partition import resolve_partition
 
 
 @pytest.fixture

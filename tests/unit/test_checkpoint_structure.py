@@ -16,7 +16,7 @@ from zpptool.checkpoint.index import CheckpointIndex
 from zpptool.checkpoint.roles import Side
 from zpptool.checkpoint.structure import Structure, assign, infer_structure, stage_tensors
 from zpptool.errors import ExitCode, ZppError
-from zpptool.layers import even_partition, resolve_partition
+from zpptool.partition import even_partition, resolve_partition
 
 EMBED, NORM = ("BF16", (VOCAB, HIDDEN)), ("BF16", (HIDDEN,))
 LARGE = ("BF16", (1024, 1024))

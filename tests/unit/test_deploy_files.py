@@ -19,12 +19,13 @@ from checkpoints import llama, llama_config, write_checkpoint
 from compose_spec import PyCompose
 
 from zpptool.cli.app import app
+from zpptool.config.engine_kind import Engine
+from zpptool.config.plan import make_plan
 from zpptool.deploy.compose import COMPOSE_FILE, compose_files
+from zpptool.deploy.deployment import Deployment, Device, check_deployment
 from zpptool.deploy.kubernetes.manifests import MONITOR_FILE, kubernetes_files
 from zpptool.deploy.systemd import systemd_files
-from zpptool.deploy.wish import Deployment, Device, check_deployment
 from zpptool.errors import ZppError
-from zpptool.plan import Engine, make_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 HUB = "hf://org/name@0123abcd"

@@ -12,11 +12,24 @@ import pytest
 from checkpoints import llama, llama_config, write_checkpoint
 from stages import free_base_port
 
-from zpptool.doctor import checkup, clock, cpu, engine, keys, memory, model, network, versions
+from zpptool.config.engine_kind import Engine
+from zpptool.config.plan import make_plan
+from zpptool.doctor import (
+    checks as checkup,
+)
+from zpptool.doctor import (
+    clock,
+    cpu,
+    engine,
+    keys,
+    memory,
+    model,
+    network,
+    versions,
+)
 from zpptool.doctor.finding import Finding, Level, blocked
-from zpptool.doctor.patient import Patient, make_patient
+from zpptool.doctor.target import Patient, make_patient
 from zpptool.errors import ZppError
-from zpptool.plan import Engine, make_plan
 
 GIB = 1 << 30
 

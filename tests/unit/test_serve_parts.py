@@ -17,19 +17,19 @@ from checkpoints import llama, llama_config, write_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zpptool.config.engine_kind import Engine
+from zpptool.config.memory_budget import refuse_too_much
 from zpptool.console import Console
 from zpptool.errors import ExitCode, ZppError
-from zpptool.pipeline import phases
-from zpptool.pipeline.memory import refuse_too_much
-from zpptool.plan import Engine
-from zpptool.serve.balance import Standing, Upstream, choose, phase_of_all
+from zpptool.process import progress as phases
 from zpptool.serve.display import PlainDisplay, Row
-from zpptool.serve.exchange import Asked, tells_of_a_fault
 from zpptool.serve.gpus import parse_gpus, refuse_gpus
+from zpptool.serve.http_exchange import Asked, tells_of_a_fault
+from zpptool.serve.launch_plan import PipelineOrder, ServeWish, plan_serving
+from zpptool.serve.load_balancing import Standing, Upstream, choose, phase_of_all
 from zpptool.serve.metrics import generated_tokens, merged
-from zpptool.serve.order import PipelineOrder, ServeWish, plan_serving
-from zpptool.serve.rates import WINDOW_S, add_sample, rate_of
 from zpptool.serve.remote import checked_address
+from zpptool.serve.throughput import WINDOW_S, add_sample, rate_of
 
 
 def upstream(name: str, *, ready: bool = True, in_flight: int = 0, last: int = 0, suspect: float = 0.0) -> Upstream:

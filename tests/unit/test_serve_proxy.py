@@ -19,7 +19,7 @@ pytest.importorskip("httpx")
 import httpx
 
 from tests.fronts import EVENTS, ONE_EVENT, Heard, ToyServer, chunk, fine, front_of
-from zpptool.serve.balance import Standing
+from zpptool.serve.load_balancing import Standing
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -21,9 +21,10 @@ from vllm.v1.core.sched.output import CachedRequestData, GrammarOutput, NewReque
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT  # noqa: E402
 
 from zpptool.engines.vllm import codec  # noqa: E402
-from zpptool.engines.vllm.executor import EXECUTE_AND_SAMPLE, RingExecutor  # noqa: E402
-from zpptool.engines.vllm.moving import Moving  # noqa: E402
-from zpptool.pipeline.ring.control import Call  # noqa: E402
+from zpptool.engines.vllm.calls import EXECUTE_AND_SAMPLE  # noqa: E402
+from zpptool.engines.vllm.core.executor import RingExecutor  # noqa: E402
+from zpptool.engines.vllm.core.rebalance import Moving  # noqa: E402
+from zpptool.ring.messages import Call  # noqa: E402
 
 WAIT_S = 30
 

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from vllm.config import LoadConfig
 
-from zpptool.engines.vllm.loader import OwnTensorsLoader, used_elsewhere
+from zpptool.config.engine_kind import Engine
+from zpptool.config.stage_spec import StageSpec
+from zpptool.engines.vllm.stage.loader import OwnTensorsLoader, used_elsewhere
 from zpptool.errors import ZppError
-from zpptool.pipeline.spec import StageSpec
-from zpptool.plan import Engine
 
 pytestmark = pytest.mark.vllm
 

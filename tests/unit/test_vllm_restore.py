@@ -22,7 +22,9 @@ from vllm.sampling_params import SamplingParams  # noqa: E402
 from vllm.v1.request import Request, RequestStatus  # noqa: E402
 from vllm.v1.sample.sampler import Sampler  # noqa: E402
 
-from zpptool.engines.vllm import executor, hooks, restore  # noqa: E402
+from zpptool.engines.vllm.compat import access as hooks  # noqa: E402
+from zpptool.engines.vllm.core import executor  # noqa: E402
+from zpptool.engines.vllm.stage import restore  # noqa: E402
 
 VOCABULARY = 50
 

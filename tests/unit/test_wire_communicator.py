@@ -18,9 +18,9 @@ import pytest
 
 from zpptool.errors import ExitCode, ZppError
 from zpptool.wire import ZeroMQCommunicator
-from zpptool.wire.keys import generate
 from zpptool.wire.link import LinkError, LinkTimeout, PushLink
-from zpptool.wire.messages import Kind, Limits, WireError
+from zpptool.wire.message.framing import Kind, Limits, WireError
+from zpptool.wire.security.key_files import generate
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import pytest
 
-from zpptool.wire.consistency import TensorSchema
-from zpptool.wire.errors import WireError
+from zpptool.wire.link_errors import WireError
+from zpptool.wire.message.consistency import TensorSchema
 
 
 class Like(NamedTuple):

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zpptool.errors import ZppError
-from zpptool.pipeline.ring import control as c
-from zpptool.wire import words
-from zpptool.wire.errors import HEAD
-from zpptool.wire.messages import Limits, decode
-from zpptool.wire.tensors import unpack
+from zpptool.places import HEAD
+from zpptool.ring import messages as c
+from zpptool.wire.message.framing import Limits, decode
+from zpptool.wire.message.tensors import unpack
+from zpptool.wire.protocol import link_messages as words
 
 FUZZ = Path(__file__).parents[2] / "scripts" / "fuzz_wire.py"
 

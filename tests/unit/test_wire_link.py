@@ -15,7 +15,7 @@ import pytest
 from links import SOON_S, fill, receive, send, wait_until
 
 from zpptool.errors import ExitCode, ZppError
-from zpptool.wire.errors import HEAD
+from zpptool.places import HEAD
 from zpptool.wire.link import (
     ZERO_COPY_BYTES,
     LinkError,
@@ -23,7 +23,7 @@ from zpptool.wire.link import (
     PullLink,
     PushLink,
 )
-from zpptool.wire.messages import Kind
+from zpptool.wire.message.framing import Kind
 
 
 class TestDelivery:

@@ -23,8 +23,8 @@ from zpptool.wire.link import (
     StaleEpoch,
     Window,
 )
-from zpptool.wire.messages import Kind, Limits, WireError, encode
-from zpptool.wire.words import Welcome, encode_word
+from zpptool.wire.message.framing import Kind, Limits, WireError, encode
+from zpptool.wire.protocol.link_messages import Welcome, encode_word
 
 
 class TestFaults:

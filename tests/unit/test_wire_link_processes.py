@@ -22,7 +22,7 @@ from zpptool.wire.link import (
     PushLink,
     Window,
 )
-from zpptool.wire.messages import Kind
+from zpptool.wire.message.framing import Kind
 
 SPAWN = multiprocessing.get_context("spawn")
 

@@ -11,7 +11,7 @@ import pytest
 
 from zpptool.errors import ExitCode, ZppError
 from zpptool.wire.link import LinkRefused, Party, PeerLost, PullLink, PushLink
-from zpptool.wire.messages import Kind
+from zpptool.wire.message.framing import Kind
 
 pytestmark = pytest.mark.timeout(60)
 SOON_S = 10.0

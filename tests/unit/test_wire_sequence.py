@@ -6,7 +6,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zpptool.wire.sequence import SequenceCheck
+from zpptool.wire.protocol.sequence import SequenceCheck
 
 
 def faults(messages: list[tuple[int, int]]) -> list[tuple[int, int]]:

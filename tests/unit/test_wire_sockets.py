@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import zmq
 
+from zpptool.deadline import Deadline
 from zpptool.errors import ExitCode, ZppError
-from zpptool.wire.deadline import Deadline
 from zpptool.wire.link import PullLink, PushLink
-from zpptool.wire.messages import Kind
-from zpptool.wire.safety import Safety
+from zpptool.wire.message.framing import Kind
+from zpptool.wire.security.exposure import Safety
 from zpptool.wire.sockets import make_socket
 
 

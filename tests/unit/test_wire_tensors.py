@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zpptool.wire.errors import WireError
-from zpptool.wire.messages import Limits
-from zpptool.wire.schema import JOIN_BELOW_BYTES, dtypes, plan_to_receive, plan_to_send
-from zpptool.wire.tensors import pack, unpack
+from zpptool.wire.link_errors import WireError
+from zpptool.wire.message.framing import Limits
+from zpptool.wire.message.schema import JOIN_BELOW_BYTES, dtypes, plan_to_receive, plan_to_send
+from zpptool.wire.message.tensors import pack, unpack
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
@@ -307,7 +307,7 @@ def test_a_repeated_schema_is_planned_once_and_only_so_many_are_kept():
 def test_plain_values_need_no_torch():
     code = (
         "import sys\n"
-        "from zpptool.wire.tensors import pack, unpack\n"
+        "from zpptool.wire.message.tensors import pack, unpack\n"
         "packed = pack({'step': 3})\n"
         "assert unpack(packed.header, packed.frames) == {'step': 3}\n"
         "assert 'torch' not in sys.modules\n"

@@ -21,7 +21,7 @@ from zpptool.checkpoint.manifest import Manifest
 from zpptool.checkpoint.roles import PREDICTION
 from zpptool.checkpoint.structure import assign, infer_structure
 from zpptool.errors import ZppError
-from zpptool.layers import check_ranges
+from zpptool.partition import check_ranges
 
 _SAME = (
     "num_stages", "num_layers", "partition", "model_digest", "sample_digest", "tensors_digest", "layer_prefix",

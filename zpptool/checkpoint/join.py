@@ -21,9 +21,9 @@ from typing import NamedTuple
 from zpptool.checkpoint.agreement import check_agreement
 from zpptool.checkpoint.config import read_config
 from zpptool.checkpoint.digest import digest_bytes
+from zpptool.checkpoint.file_copy import Advance
 from zpptool.checkpoint.header import TensorInfo, read_header, write_header
 from zpptool.checkpoint.index import INDEX_NAME, read_index
-from zpptool.checkpoint.loading import index_digest
 from zpptool.checkpoint.manifest import Manifest, TensorEntry, WeightFile, load_manifest
 from zpptool.checkpoint.output import (
     Workplace,
@@ -34,8 +34,8 @@ from zpptool.checkpoint.output import (
     resolve_output,
     whole_directory,
 )
+from zpptool.checkpoint.stage_tensors import index_digest
 from zpptool.checkpoint.streaming import WrittenFile, read_chunks, side_by_side, write_all, write_hashed, write_whole
-from zpptool.checkpoint.transport import Advance
 from zpptool.checkpoint.verify import find_target
 from zpptool.errors import invalid_error
 

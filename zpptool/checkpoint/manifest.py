@@ -16,7 +16,7 @@ import msgspec
 from zpptool.checkpoint.digest import digest_bytes
 from zpptool.checkpoint.smallfiles import STAGE_FILE
 from zpptool.errors import invalid_error
-from zpptool.layers import LayerRange, Partition
+from zpptool.partition import LayerRange, Partition
 
 MANIFEST_VERSION = 2
 MAX_MANIFEST_BYTES = 512 * 1024 * 1024

@@ -17,9 +17,10 @@ from typing import Any
 
 import zpptool
 from zpptool.checkpoint.digest import digest_bytes
+from zpptool.checkpoint.existing_output import check_siblings, is_kept
+from zpptool.checkpoint.file_copy import Advance, can_reflink
 from zpptool.checkpoint.header import TensorInfo
 from zpptool.checkpoint.index import INDEX_NAME, CheckpointIndex
-from zpptool.checkpoint.kept import check_siblings, is_kept
 from zpptool.checkpoint.manifest import MANIFEST_VERSION
 from zpptool.checkpoint.mode import Mode
 from zpptool.checkpoint.output import (
@@ -38,7 +39,6 @@ from zpptool.checkpoint.sample import read_samples, sample_digest
 from zpptool.checkpoint.splitplan import SplitPlan, plan_split
 from zpptool.checkpoint.stagewriter import ModelFacts, stage_directory, write_stages
 from zpptool.checkpoint.streaming import Way
-from zpptool.checkpoint.transport import Advance, can_reflink
 from zpptool.errors import ZppError, invalid_error
 
 

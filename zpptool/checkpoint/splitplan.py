@@ -16,7 +16,7 @@ from zpptool.checkpoint.shards import ShardPlan, plan_shards
 from zpptool.checkpoint.smallfiles import small_files
 from zpptool.checkpoint.structure import Assignment, Structure, assign, infer_structure
 from zpptool.errors import invalid_error, usage_error
-from zpptool.layers import LayerRange, Partition, resolve_partition
+from zpptool.partition import LayerRange, Partition, resolve_partition
 
 
 @dataclass(frozen=True)

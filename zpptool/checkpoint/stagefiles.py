@@ -16,12 +16,12 @@ from pathlib import Path
 
 from zpptool.checkpoint.digest import digest_bytes, digest_file
 from zpptool.checkpoint.faults import SplitFault, SplitFaultCode
+from zpptool.checkpoint.file_copy import Advance
 from zpptool.checkpoint.header import Header, HeaderFault, read_header
 from zpptool.checkpoint.index import INDEX_NAME
 from zpptool.checkpoint.manifest import Manifest, WeightFile
 from zpptool.checkpoint.smallfiles import STAGE_FILE
 from zpptool.checkpoint.streaming import hash_tensors
-from zpptool.checkpoint.transport import Advance
 
 
 @dataclass

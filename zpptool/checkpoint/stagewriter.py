@@ -16,15 +16,15 @@ from typing import Any
 
 import zpptool
 from zpptool.checkpoint.digest import digest_bytes, model_digest_of, source_digest_of
+from zpptool.checkpoint.file_copy import Advance
 from zpptool.checkpoint.index import INDEX_NAME
-from zpptool.checkpoint.loading import tensor_list_digest
 from zpptool.checkpoint.manifest import MANIFEST_VERSION, DroppedTensor, Manifest, SmallFile, TensorEntry, WeightFile
 from zpptool.checkpoint.output import Workplace
 from zpptool.checkpoint.shards import ShardPlan, read_head
 from zpptool.checkpoint.smallfiles import STAGE_FILE
 from zpptool.checkpoint.splitplan import SplitPlan, StagePlan
+from zpptool.checkpoint.stage_tensors import tensor_list_digest
 from zpptool.checkpoint.streaming import Way, WrittenFile, read_chunks, side_by_side, write_shard, write_whole
-from zpptool.checkpoint.transport import Advance
 from zpptool.errors import ZppError
 
 

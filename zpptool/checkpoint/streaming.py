@@ -21,10 +21,7 @@ import msgspec
 from blake3 import blake3
 
 from zpptool.checkpoint.digest import digest_bytes
-from zpptool.checkpoint.header import TensorInfo
-from zpptool.checkpoint.mode import Mode
-from zpptool.checkpoint.shards import ShardPlan
-from zpptool.checkpoint.transport import (
+from zpptool.checkpoint.file_copy import (
     STEP_BYTES,
     Advance,
     Stopped,
@@ -34,6 +31,9 @@ from zpptool.checkpoint.transport import (
     reflink,
     start_writing,
 )
+from zpptool.checkpoint.header import TensorInfo
+from zpptool.checkpoint.mode import Mode
+from zpptool.checkpoint.shards import ShardPlan
 
 CHUNK_BYTES = 256 * 1024
 """A chunk is read, hashed and written while it is still in the processor's cache."""

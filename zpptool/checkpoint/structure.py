@@ -18,7 +18,7 @@ from zpptool.checkpoint.roles import LAYER, PREDICTION, TEXT_WORDS, Role, Side, 
 from zpptool.checkpoint.sharing import joined_layers, shared_weights
 from zpptool.checkpoint.tied import tie_ends
 from zpptool.errors import ZppError, invalid_error
-from zpptool.layers import Partition
+from zpptool.partition import Partition
 
 _DROPPED = "predicts tokens past the next one: left out as asked"
 

@@ -18,13 +18,13 @@ from zpptool.checkpoint.agreement import check_agreement
 from zpptool.checkpoint.config import read_config
 from zpptool.checkpoint.digest import digest_file
 from zpptool.checkpoint.faults import SplitFault, SplitFaultCode
+from zpptool.checkpoint.file_copy import Advance
 from zpptool.checkpoint.index import CheckpointIndex, read_index
-from zpptool.checkpoint.loading import index_digest
 from zpptool.checkpoint.manifest import Manifest, is_stage_directory, load_manifest
 from zpptool.checkpoint.smallfiles import small_files
+from zpptool.checkpoint.stage_tensors import index_digest
 from zpptool.checkpoint.stagefiles import WeightCheck, check_small_files, check_weights
 from zpptool.checkpoint.streaming import hash_tensors, side_by_side
-from zpptool.checkpoint.transport import Advance
 from zpptool.errors import ZppError, invalid_error
 
 _STAGE_NAME = re.compile(r"stage_(0|[1-9]\d*)")

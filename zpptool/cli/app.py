@@ -20,6 +20,7 @@ import typer
 from typer.core import TyperGroup
 
 import zpptool
+from zpptool.cli.changes import rebalance, rollout, stage_app
 from zpptool.cli.config import config_app
 from zpptool.cli.deploy import deploy
 from zpptool.cli.doctor import doctor
@@ -28,16 +29,12 @@ from zpptool.cli.join import join
 from zpptool.cli.keys import keys_app
 from zpptool.cli.plan import plan
 from zpptool.cli.plan_ports import plan_ports
-from zpptool.cli.rebalance import rebalance
-from zpptool.cli.rollout import rollout
 from zpptool.cli.run_stage import run_stage
 from zpptool.cli.serve import serve
 from zpptool.cli.settings import Settings, engine_arguments, install, read_settings
 from zpptool.cli.split import split
-from zpptool.cli.stage import stage_app
-from zpptool.cli.status import status
+from zpptool.cli.status import status, top
 from zpptool.cli.test_pipeline import test_pipeline
-from zpptool.cli.top import top
 from zpptool.cli.validate import validate
 from zpptool.cli.validate_ranges import validate_ranges
 from zpptool.console import Console

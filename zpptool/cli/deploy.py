@@ -11,9 +11,9 @@ from typing import Annotated
 import typer
 
 from zpptool.cli.options import JsonOption
+from zpptool.config.plan import PipelinePlan, load_plan_file
 from zpptool.console import Console
-from zpptool.deploy.wish import Deployment, Device, check_deployment
-from zpptool.plan import PipelinePlan, load_plan_file
+from zpptool.deploy.deployment import Deployment, Device, check_deployment
 
 DEFAULT_NAME = "zpp"
 DEFAULT_IMAGE = "zpptool:latest"

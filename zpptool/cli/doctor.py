@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zpptool.cli.options import ApiPortOption, BasePortOption, HostsOption, JsonOption, NumStagesOption, host_list
+from zpptool.config.endpoints import DEFAULT_API_PORT, DEFAULT_BASE_PORT
+from zpptool.config.engine_kind import Engine
 from zpptool.console import Console
 from zpptool.errors import ExitCode
-from zpptool.plan import Engine
-from zpptool.ports import DEFAULT_API_PORT, DEFAULT_BASE_PORT
 
 if TYPE_CHECKING:
     from zpptool.doctor.finding import Finding
@@ -45,9 +45,9 @@ def doctor(
     that they hear from are connected to. A stage that has not been started yet is a warning. Exit code 1: something
     keeps a pipeline from running.
     """
-    from zpptool.doctor.checkup import examine
+    from zpptool.doctor.checks import examine
     from zpptool.doctor.finding import blocked
-    from zpptool.doctor.patient import make_patient
+    from zpptool.doctor.target import make_patient
 
     patient = make_patient(
         target,

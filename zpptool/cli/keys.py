@@ -39,7 +39,7 @@ def generate_keys(
     A file holds the stage's secret key and its neighbours' public keys; stage 0's holds the head's too. Start each
     stage with its file: zpptool run-stage ... --keys keys/stage_1.keys, or set ZPP_KEYS.
     """
-    from zpptool.wire.keys import generate, write_key_files
+    from zpptool.wire.security.key_files import generate, write_key_files
 
     made = generate(num_stages)
     written = write_key_files(made, output_dir, force=force)
@@ -63,7 +63,7 @@ def show_keys(
     as_json: JsonOption = False,
 ) -> None:
     """Show whose keys a file holds, and whom it lets speak to whom: public keys only. Checks the file on the way."""
-    from zpptool.wire.keys import SUFFIX, public_view, read_key_file
+    from zpptool.wire.security.key_files import SUFFIX, public_view, read_key_file
 
     paths = sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else [path]
     if not paths:

@@ -10,10 +10,11 @@ from typing import Annotated
 import typer
 from typer._click.globals import get_current_context
 
+from zpptool.config.endpoints import DEFAULT_API_PORT, DEFAULT_BASE_PORT
+from zpptool.config.engine_kind import Engine
 from zpptool.errors import usage_error
-from zpptool.plan import Engine
-from zpptool.ports import DEFAULT_API_PORT, DEFAULT_BASE_PORT, DEFAULT_HOST
-from zpptool.wire.gauge import WireCodec
+from zpptool.net.addresses import DEFAULT_HOST
+from zpptool.wire.compression.adaptive import WireCodec
 
 _RANGES = re.compile(r"\[?\s*\d+\s*[-:]\s*\d+\s*\]?([,\s]+\[?\s*\d+\s*[-:]\s*\d+\s*\]?)*")
 
@@ -65,7 +66,7 @@ HostsOption = Annotated[
 
 def typed_ranges(option: list[str] | None, words: list[str] | None) -> list[str]:
     """The ranges of a command line, in order: of `--ranges 0-8 8-16` the option gets one, the arguments the rest."""
-    from zpptool.layers import split_range_words
+    from zpptool.partition import split_range_words
 
     return split_range_words([*(option or []), *(words or [])])
 

@@ -21,12 +21,13 @@ from zpptool.cli.options import (
     host_list,
     model_and_ranges,
 )
+from zpptool.config.endpoints import DEFAULT_API_PORT, DEFAULT_BASE_PORT
+from zpptool.config.engine_kind import Engine
+from zpptool.config.plan import PipelinePlan, kv_bytes_per_token, make_plan
 from zpptool.console import Console, human_bytes
-from zpptool.deploy.byhand import orders
+from zpptool.deploy.shell_commands import orders
 from zpptool.errors import ZppError, invalid_error
-from zpptool.plan import Engine, PipelinePlan, kv_bytes_per_token, make_plan
-from zpptool.ports import DEFAULT_API_PORT, DEFAULT_BASE_PORT
-from zpptool.wire.gauge import WireCodec
+from zpptool.wire.compression.adaptive import WireCodec
 
 
 def plan(

@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from zpptool import ports
 from zpptool.cli.options import ApiPortOption, BasePortOption, HostsOption, JsonOption, host_list
+from zpptool.config import endpoints as ports
 from zpptool.console import Console
 from zpptool.errors import ExitCode
 

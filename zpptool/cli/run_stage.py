@@ -9,7 +9,6 @@ from typing import Annotated
 import msgspec
 import typer
 
-from zpptool import ports
 from zpptool.cli.options import (
     BasePortOption,
     BeatTimeoutOption,
@@ -32,10 +31,12 @@ from zpptool.cli.options import (
     refuse_idle_standby,
     tensor_parallel_sizes,
 )
+from zpptool.config import endpoints as ports
+from zpptool.config.engine_kind import Engine
+from zpptool.config.plan import load_plan_file
 from zpptool.console import Console
 from zpptool.errors import usage_error
-from zpptool.plan import Engine, load_plan_file
-from zpptool.wire.gauge import WireCodec
+from zpptool.wire.compression.adaptive import WireCodec
 
 SAID_BY_PLAN = (
     "num_stages", "layer_range", "ranges", "engine", "bind_port", "bind_host", "previous", "last", "next_addr", "bind",
@@ -157,13 +158,12 @@ def run_stage(
 
     On one host with default ports: run-stage stages/stage_0, run-stage stages/stage_1, ... and nothing else.
     """
-    from zpptool.pipeline.foreground import run_in_foreground
-    from zpptool.pipeline.headless import head_endpoint
-    from zpptool.pipeline.resolve import refuse_api_port, resolve_links, resolve_place, spec_of_plan
-    from zpptool.pipeline.spec import StageSpec
-    from zpptool.pipeline.trace import check_trace_file
-    from zpptool.pipeline.unguarded import check_safety
-    from zpptool.wire.keys import key_path
+    from zpptool.config.link_security import check_safety
+    from zpptool.config.resolve import head_endpoint, refuse_api_port, resolve_links, resolve_place, spec_of_plan
+    from zpptool.config.stage_spec import StageSpec
+    from zpptool.ring.timeline import check_trace_file
+    from zpptool.supervisor.foreground import run_in_foreground
+    from zpptool.wire.security.key_files import key_path
 
     console = Console()
     if stage_mode != "external":

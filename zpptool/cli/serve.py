@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from zpptool import ports
 from zpptool.cli.options import (
     BeatTimeoutOption,
     DeviceOption,
@@ -24,9 +23,10 @@ from zpptool.cli.options import (
     on_command_line,
     refuse_idle_standby,
 )
+from zpptool.config import endpoints as ports
+from zpptool.config.engine_kind import Engine
 from zpptool.console import Console
 from zpptool.errors import usage_error
-from zpptool.plan import Engine
 
 SAID_BY_PLAN = ("num_stages", "ranges", "base_port", "api_port", "engine", "dtype")
 
@@ -125,11 +125,11 @@ def serve(
 
     Exit code 6: the pipeline could not be kept up. 130: it was told to stop.
     """
-    from zpptool.serve.order import PipelineOrder, ServeWish, plan_serving
+    from zpptool.serve.launch_plan import PipelineOrder, ServeWish, plan_serving
     from zpptool.serve.proxy import ProxyLimits
     from zpptool.serve.remote import checked_address
-    from zpptool.serve.run import Serving
     from zpptool.serve.run import serve as run
+    from zpptool.serve.serve_options import Serving
 
     refuse_idle_standby(standby, recovery_deadline)
     keys = [*(api_key or ()), *_keys_in(api_key_file)]

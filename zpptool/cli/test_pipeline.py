@@ -28,11 +28,11 @@ from zpptool.cli.options import (
     model_and_ranges,
     tensor_parallel_sizes,
 )
+from zpptool.config.engine_kind import Engine
 from zpptool.console import SCHEMA_VERSION, Console
 from zpptool.errors import ExitCode, ZppError, usage_error
-from zpptool.pipeline.trial.parity import Verdict
-from zpptool.plan import Engine
-from zpptool.wire.gauge import WireCodec
+from zpptool.parity.compare import Verdict
+from zpptool.wire.compression.adaptive import WireCodec
 
 DEFAULT_PROMPTS = ("The capital of France is", "def fibonacci(n):", "Once upon a time there was a")
 
@@ -99,16 +99,17 @@ def test_pipeline(
     Exit code 0: identical. 4: not; the table shows the first token that differs. 6: a stage died or timed out.
     What follows -- goes to the engine, on both sides.
     """
-    from zpptool.pipeline.launch import check_engine, log_directory
-    from zpptool.pipeline.privatedir import private_directory
+    from zpptool.engines.registry import check_engine
+    from zpptool.process.run_dir import private_directory
+    from zpptool.supervisor.stage_processes import log_directory
 
     console = Console(as_json=as_json, quiet=quiet or as_json)
     check_engine(engine)
 
-    from zpptool.pipeline.trace import check_trace_file
-    from zpptool.pipeline.trial.order import TrialWish, plan_trial
-    from zpptool.pipeline.trial.report import error_payload, payload
-    from zpptool.pipeline.trial.run import run_trial
+    from zpptool.parity.report import error_payload, payload
+    from zpptool.parity.trial import run_trial
+    from zpptool.parity.trial_plan import TrialWish, plan_trial
+    from zpptool.ring.timeline import check_trace_file
 
     whole, range_words = _model_and_ranges(pipeline_dir, model, words, ranges)
     wish = TrialWish(
@@ -174,7 +175,7 @@ def _refuse_unwritable(*files: Path | None) -> None:
 
 
 def _write(outcome: Mapping[str, Any], report: Path | None, junit_file: Path | None) -> None:
-    from zpptool.pipeline.trial.report import junit
+    from zpptool.parity.report import junit
 
     if report is not None:
         report.write_text(json.dumps({"schema_version": SCHEMA_VERSION, **outcome}, indent=2) + "\n", encoding="utf-8")

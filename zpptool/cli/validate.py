@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zpptool.cli.options import JsonOption, NumStagesOption, QuietOption, RangesOption, on_command_line
-from zpptool.cli.validate_plan import validate_plan
 from zpptool.cli.validate_ranges import validate_ranges
+from zpptool.config.plan import load_plan_file, plan_faults
 from zpptool.console import Console, human_bytes
 from zpptool.errors import ExitCode, usage_error
 
@@ -106,3 +106,28 @@ def _show(out: Console, target: Target, verdict: Verdict) -> None:
     against = f", byte for byte as in {target.model.directory}" if target.model else ""
     what = "every layer once, every tensor accounted for" if target.whole else "one stage, as its manifest says"
     out.line(f"valid: {what}{against}" if verdict.valid else f"invalid: {len(verdict.faults)} fault(s)")
+
+
+def validate_plan(path: Path, model: Path | None, console: Console) -> None:
+    """Print every reason why the plan cannot work, and leave with `INVALID` if there is one."""
+    plan = load_plan_file(path)
+    here = model or (Path(plan.model) if Path(plan.model).is_dir() else None)
+    if here is None:
+        console.note(f"note: {plan.model} is not on this machine; give --model DIR to look at the model too")
+    faults = plan_faults(plan, here)
+    payload = {
+        "valid": not faults,
+        "digest": plan.digest,
+        "num_stages": len(plan.stages),
+        "model_checked": here is not None,
+        "faults": [{"message": fault} for fault in faults],
+    }
+    console.result(payload, lambda out: _show_plan(out, len(plan.stages), faults))
+    if faults:
+        raise typer.Exit(ExitCode.INVALID)
+
+
+def _show_plan(out: Console, num_stages: int, faults: list[str]) -> None:
+    for fault in faults:
+        out.line(fault)
+    out.line(f"invalid: {len(faults)} fault(s)" if faults else f"valid: a plan of {num_stages} stages")

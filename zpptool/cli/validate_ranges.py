@@ -12,7 +12,7 @@ import typer
 from zpptool.cli.options import JsonOption, ModelOption, NumStagesOption, RangesOption, typed_ranges
 from zpptool.console import Console
 from zpptool.errors import ExitCode, usage_error
-from zpptool.layers import FaultCode, LayerRange, RangeFault, check_ranges, even_partition
+from zpptool.partition import FaultCode, LayerRange, RangeFault, check_ranges, even_partition
 
 
 def validate_ranges(
@@ -56,7 +56,7 @@ def validate_ranges(
 
 
 def _total_layers(given: int | None, model: Path | None) -> int:
-    from zpptool.checkpoint.loading import count_layers
+    from zpptool.checkpoint.stage_tensors import count_layers
 
     if model is None:
         if given is None:

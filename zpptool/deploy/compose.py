@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Any
 
+from zpptool.deploy.deployment import Deployment, Device
 from zpptool.deploy.output import documents
 from zpptool.deploy.stageunit import GIB, MODELS, SOURCE, StageUnit, key_file, link_environment, stage_units
-from zpptool.deploy.wish import Deployment, Device
 from zpptool.errors import usage_error
 
 COMPOSE_FILE = "compose.yaml"

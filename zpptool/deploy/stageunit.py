@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from zpptool.deploy.wish import Deployment, Device
+from zpptool.config.plan import PlannedStage
+from zpptool.deploy.deployment import Deployment, Device
 from zpptool.errors import invalid_error
-from zpptool.plan import PlannedStage
 
 MODELS = "/models"
 """Where a stage's own directory is written, on a volume of its own."""

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
+from zpptool.config.plan import PlannedStage
+from zpptool.deploy.deployment import Deployment, Device
 from zpptool.deploy.stageunit import START_S, key_file, link_environment
-from zpptool.deploy.wish import Deployment, Device
 from zpptool.errors import usage_error
-from zpptool.plan import PlannedStage
 
 PLAN_FILE = "zpp.yaml"
 

@@ -10,7 +10,7 @@ import ctypes
 from collections.abc import Iterator
 
 from zpptool.doctor.finding import Finding, ok, warning
-from zpptool.doctor.patient import Patient
+from zpptool.doctor.target import Patient
 
 STA_UNSYNC = 0x0040
 """<sys/timex.h>."""

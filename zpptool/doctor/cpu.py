@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from zpptool.doctor.finding import Finding, ok, warning
-from zpptool.doctor.patient import Patient
+from zpptool.doctor.target import Patient
 
 NODES = Path("/sys/devices/system/node")
 

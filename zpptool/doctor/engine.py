@@ -9,10 +9,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from zpptool.config.engine_kind import Engine
 from zpptool.console import human_bytes
 from zpptool.doctor.finding import Finding, blocker, ok, warning
-from zpptool.doctor.patient import Patient
-from zpptool.plan import Engine
+from zpptool.doctor.target import Patient
 
 IMPORT_TIMEOUT_S = 180.0
 WEIGHTS_SHARE = 0.9

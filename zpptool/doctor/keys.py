@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from zpptool.doctor.finding import Finding, blocker, ok
-from zpptool.doctor.patient import Patient
+from zpptool.doctor.target import Patient
 
 CHECK = "keys"
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO

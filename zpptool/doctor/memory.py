@@ -10,7 +10,7 @@ from pathlib import Path
 
 from zpptool.console import human_bytes
 from zpptool.doctor.finding import Finding, blocker, ok, warning
-from zpptool.doctor.patient import Patient
+from zpptool.doctor.target import Patient
 
 MIB = 1 << 20
 SHM_PATH = Path("/dev/shm")

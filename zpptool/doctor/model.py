@@ -9,10 +9,10 @@ from pathlib import Path
 from zpptool.checkpoint.index import read_index
 from zpptool.checkpoint.manifest import is_stage_directory, load_manifest
 from zpptool.checkpoint.structure import infer_structure
+from zpptool.config.plan import plan_faults
 from zpptool.doctor.finding import Finding, blocker, ok
-from zpptool.doctor.patient import Patient
+from zpptool.doctor.target import Patient
 from zpptool.errors import ZppError
-from zpptool.plan import plan_faults
 
 CHECK = "model"
 

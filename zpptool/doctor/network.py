@@ -7,9 +7,9 @@ import socket
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+from zpptool.config.endpoints import probe_ports
 from zpptool.doctor.finding import Finding, blocker, ok, warning
-from zpptool.doctor.patient import Patient
-from zpptool.ports import probe_ports
+from zpptool.doctor.target import Patient
 
 CONNECT_S = 3.0
 

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Iterator
 
 import zpptool
+from zpptool.config.engine_kind import Engine
 from zpptool.doctor.finding import Finding, blocker, ok, warning
-from zpptool.doctor.patient import Patient
-from zpptool.plan import Engine
+from zpptool.doctor.target import Patient
 
 OLDEST_PYTHON = (3, 11)
 VLLM_SERIES = "0.32."

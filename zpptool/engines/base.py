@@ -17,20 +17,21 @@ from typing import NoReturn, Protocol
 
 import zpptool
 from zpptool.checkpoint.index import read_index
-from zpptool.checkpoint.loading import model_digest
+from zpptool.checkpoint.stage_tensors import model_digest
 from zpptool.checkpoint.structure import assign, infer_structure
+from zpptool.config.stage_spec import StageSpec, spec_from_argv
 from zpptool.errors import ExitCode, ZppError, in_words
-from zpptool.layers import Partition
-from zpptool.pipeline import phases
-from zpptool.pipeline.child import end_before_long, end_on_sigterm, run_child
-from zpptool.pipeline.nextlife import leave_spec
-from zpptool.pipeline.ring.control import Call, StageFacts
-from zpptool.pipeline.ring.node import AskedToLeave, RingBroken, RingOver, StageNode
-from zpptool.pipeline.ring.place import facts_of, say, take_stage_place
-from zpptool.pipeline.ring.setup import History, SetUpOtherwise
-from zpptool.pipeline.ring.status import COMPUTING, LOADING, WARMING_UP
-from zpptool.pipeline.spec import StageSpec, spec_from_argv
-from zpptool.wire.errors import StaleEpoch, WireFault
+from zpptool.log import say
+from zpptool.partition import Partition
+from zpptool.process import progress as phases
+from zpptool.process.child import end_before_long, end_on_sigterm, run_child
+from zpptool.process.respawn import leave_spec
+from zpptool.ring.membership import facts_of, take_stage_place
+from zpptool.ring.messages import Call, StageFacts
+from zpptool.ring.stage.node import AskedToLeave, RingBroken, RingOver, StageNode
+from zpptool.ring.stage.setup_history import History, SetUpOtherwise
+from zpptool.ring.status import COMPUTING, LOADING, WARMING_UP
+from zpptool.wire.link_errors import StaleEpoch, WireFault
 
 LOAD_MODEL = "load_model"
 """The call, of any engine, that reads the weights."""

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from zpptool.console import Console
-from zpptool.pipeline.ring.status import COMPUTING, READY
-from zpptool.pipeline.supervisor import PipelineView
-from zpptool.serve.status import stage_phase
-from zpptool.wire.errors import place_name
+from zpptool.places import place_name
+from zpptool.ring.status import COMPUTING, READY
+from zpptool.serve.pipeline_status import stage_phase
+from zpptool.supervisor.supervisor import PipelineView
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -8,8 +8,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from zpptool.serve.balance import Failures, Standing, Upstream, choose, phase_of_all, why_not
-from zpptool.serve.refusal import not_whole
+from zpptool.serve.http_errors import not_whole
+from zpptool.serve.load_balancing import Failures, Standing, Upstream, choose, phase_of_all, why_not
 
 SUSPECT_S = 0.5
 """How long a pipeline that has failed a request is passed over; by then it is known whether it is whole."""

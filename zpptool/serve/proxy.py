@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import httpx
 
-from zpptool.serve.balance import Upstream
-from zpptool.serve.exchange import (
+from zpptool.serve.http_errors import Refusal, broken_off, too_late
+from zpptool.serve.http_exchange import (
     Answer,
     Asked,
     ClientGone,
@@ -28,9 +28,9 @@ from zpptool.serve.exchange import (
     tells_of_a_fault,
     until_gone,
 )
+from zpptool.serve.load_balancing import Upstream
 from zpptool.serve.metrics import FrontMetrics
 from zpptool.serve.pool import Pool
-from zpptool.serve.refusal import Refusal, broken_off, too_late
 
 CONNECT_S = 5.0
 HEALTH_S = 2.0

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from zpptool.errors import usage_error
-from zpptool.serve.balance import Standing
+from zpptool.serve.load_balancing import Standing
 from zpptool.serve.pool import Pool
 
 ASK_EVERY_S = 1.0

@@ -9,58 +9,25 @@ from __future__ import annotations
 
 import queue
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from zpptool.console import Console
+from zpptool.engines.registry import check_engine
 from zpptool.errors import ExitCode, ZppError, stage_error
-from zpptool.pipeline import lifecycle as lc
-from zpptool.pipeline.launch import check_engine, log_directory
-from zpptool.pipeline.supervisor import PipelineView, Supervisor, Upkeep
-from zpptool.serve.behind import Behind
+from zpptool.net.http_server import FrontServer, raise_file_limit
+from zpptool.places import HEAD
+from zpptool.serve.backends import Behind
 from zpptool.serve.display import Display, display_for, rows_of
-from zpptool.serve.order import PipelineOrder
-from zpptool.serve.proxy import ProxyLimits
-from zpptool.serve.server import FrontServer, raise_file_limit
+from zpptool.serve.launch_plan import PipelineOrder
+from zpptool.serve.serve_options import Serving
 from zpptool.serve.signals import stop_requests
-from zpptool.wire.errors import HEAD
+from zpptool.supervisor import lifecycle as lc
+from zpptool.supervisor.stage_processes import log_directory
+from zpptool.supervisor.supervisor import PipelineView, Supervisor, Upkeep
 
 LOOK_S = 0.1
 
 
-@dataclass(frozen=True)
-class Serving:
-    """What to serve, and how.
-
-    Attributes:
-        orders: the pipelines to start here.
-        upstreams: the addresses of those that run elsewhere.
-        host: where the front listens.
-        port: its port; 0 for any.
-        certificate: a PEM file for TLS, or None.
-        key: its key's file.
-        api_keys: any of which is asked for; none lets everybody in.
-        limits: what one request may take.
-        recovery_deadline_s: how long a request waits for a pipeline to be ready.
-        drain_timeout_s: how long answers under way are waited for at the end.
-        max_restarts: how many starts in a row may fail after the first.
-        log_dir: where logs are kept; None keeps them only if something went wrong.
-        spares: how many processes each pipeline keeps ready to take the place of one that is lost.
-    """
-
-    orders: tuple[PipelineOrder, ...]
-    upstreams: tuple[str, ...]
-    host: str
-    port: int
-    certificate: Path | None
-    key: Path | None
-    api_keys: tuple[str, ...]
-    limits: ProxyLimits
-    recovery_deadline_s: float
-    drain_timeout_s: float
-    max_restarts: int
-    log_dir: Path | None
-    spares: int = 0
 
 
 def serve(serving: Serving, console: Console) -> None:

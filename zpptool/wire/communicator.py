@@ -12,13 +12,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from zpptool.errors import ZppError, usage_error
-from zpptool.wire.errors import HEAD, WireError, place_name
-from zpptool.wire.gauge import WireCodec
-from zpptool.wire.keys import KeyFile, link_keys
+from zpptool.places import HEAD, place_name
+from zpptool.wire.compression.adaptive import WireCodec
 from zpptool.wire.link import PullLink, PushLink, Sent
-from zpptool.wire.messages import Kind, Limits
-from zpptool.wire.safety import Safety
-from zpptool.wire.tensors import pack, unpack
+from zpptool.wire.link_errors import WireError
+from zpptool.wire.message.framing import Kind, Limits
+from zpptool.wire.message.tensors import pack, unpack
+from zpptool.wire.security.exposure import Safety
+from zpptool.wire.security.key_files import KeyFile, link_keys
 
 if TYPE_CHECKING:
     import torch
@@ -77,8 +78,8 @@ class ZeroMQCommunicator:
             timeout_s: deadline of each call, in seconds.
             device: where received tensors go; by default host memory.
             limits: what is accepted from the previous rank.
-            keys: this rank's key file (`zpptool.wire.keys.read_key_file`); tcp links are then encrypted. Where the last
-                rank sends to rank 0, the file calls rank 0 the head, and so do the two.
+            keys: this rank's key file (`zpptool.wire.security.key_files.read_key_file`); tcp links are then encrypted.
+                Where the last rank sends to rank 0, the file calls rank 0 the head, and so do the two.
             insecure: let tcp links that leave this machine go without keys.
             codec: whether messages to the next rank are compressed: `none`, `zstd`, or `auto` by the link's speed.
             shared_memory: whether neighbours on this host pass large tensors through shared memory.

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from zpptool.deploy.deployment import Deployment
 from zpptool.deploy.stageunit import StageUnit
-from zpptool.deploy.wish import Deployment
 
 STAGE = "zpptool/stage"
 PLAN = "zpptool/plan-digest"

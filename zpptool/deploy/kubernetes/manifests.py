@@ -6,6 +6,7 @@ No secret is ever written: the kustomization names the key files, which are put 
 
 from __future__ import annotations
 
+from zpptool.deploy.deployment import Deployment
 from zpptool.deploy.kubernetes.labels import Object, keys_secret
 from zpptool.deploy.kubernetes.network import api_service, link_service, network_policy
 from zpptool.deploy.kubernetes.source import split_source
@@ -13,7 +14,6 @@ from zpptool.deploy.kubernetes.upkeep import disruption_budget, service_monitor
 from zpptool.deploy.kubernetes.workload import stateful_set
 from zpptool.deploy.output import documents
 from zpptool.deploy.stageunit import StageUnit, key_file, stage_units
-from zpptool.deploy.wish import Deployment
 
 MONITOR_FILE = "monitoring/servicemonitor.yaml"
 """Apart from the rest, for it needs the Prometheus operator."""

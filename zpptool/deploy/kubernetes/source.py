@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import re
 
+from zpptool.deploy.deployment import Deployment
 from zpptool.deploy.kubernetes.labels import Object
 from zpptool.deploy.stageunit import MODELS, SOURCE
-from zpptool.deploy.wish import Deployment
 from zpptool.errors import usage_error
 
 _CLAIM = re.compile(r"pvc://(?P<claim>[a-z0-9]([-a-z0-9.]*[a-z0-9])?)(/(?P<path>[\w.-]+(/[\w.-]+)*))?")

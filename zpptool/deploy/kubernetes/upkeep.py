@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
+from zpptool.deploy.deployment import Deployment
 from zpptool.deploy.kubernetes.labels import Object, metadata, pipeline_labels, stage_labels
 from zpptool.deploy.stageunit import StageUnit
-from zpptool.deploy.wish import Deployment
 
 
 def disruption_budget(wish: Deployment) -> Object:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from zpptool.deploy.deployment import Deployment, Device
 from zpptool.deploy.kubernetes.labels import PLAN, Object, keys_secret, metadata, stage_labels
 from zpptool.deploy.kubernetes.source import fetching, source_volumes
 from zpptool.deploy.stageunit import GIB, MODELS, START_S, StageUnit, link_environment
-from zpptool.deploy.wish import Deployment, Device
 
 HEALTH = "/health"
 """The head's own health: 200 once a request would be served; nothing listens before, 503 when the ring is broken."""

@@ -12,7 +12,7 @@ from transformers import Cache, DynamicCache, PreTrainedConfig
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, LinearAttentionCacheLayerMixin
 
 from zpptool.errors import invalid_error
-from zpptool.layers import LayerRange
+from zpptool.partition import LayerRange
 
 
 def new_cache(config: PreTrainedConfig) -> DynamicCache:

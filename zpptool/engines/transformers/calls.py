@@ -11,11 +11,11 @@ import msgspec
 import torch
 import transformers
 
+from zpptool.config.stage_spec import StageSpec
 from zpptool.engines.base import common_facts
 from zpptool.engines.transformers.loading import load_config
 from zpptool.engines.transformers.sampling import SamplingParams
 from zpptool.errors import usage_error
-from zpptool.pipeline.spec import StageSpec
 
 STEP, FREE = "step", "free"
 

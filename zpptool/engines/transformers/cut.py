@@ -15,7 +15,7 @@ from transformers import Cache, PreTrainedModel
 
 from zpptool.engines.transformers.cache import new_cache, pass_layer
 from zpptool.engines.transformers.surgery import LeftStage, Passage, decoder_layers
-from zpptool.layers import LayerRange
+from zpptool.partition import LayerRange
 
 
 @dataclass

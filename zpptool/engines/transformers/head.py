@@ -15,6 +15,7 @@ import sys
 from collections.abc import Collection, Generator, Sequence
 from functools import partial
 
+from zpptool.config.stage_spec import StageSpec, spec_from_argv
 from zpptool.engines.base import LOAD_MODEL, prepare_partition
 from zpptool.engines.transformers.api.front import Front
 from zpptool.engines.transformers.api.served import served_model
@@ -30,12 +31,12 @@ from zpptool.engines.transformers.calls import (
     encode_step,
 )
 from zpptool.engines.transformers.sampling import SamplingParams
-from zpptool.pipeline import phases
-from zpptool.pipeline.child import end_on_sigterm, run_child
-from zpptool.pipeline.ring.headnode import HeadNode
-from zpptool.pipeline.ring.place import say, take_head_place
-from zpptool.pipeline.spec import StageSpec, spec_from_argv
-from zpptool.wire.errors import StaleEpoch
+from zpptool.log import say
+from zpptool.process import progress as phases
+from zpptool.process.child import end_on_sigterm, run_child
+from zpptool.ring.head.node import HeadNode
+from zpptool.ring.membership import take_head_place
+from zpptool.wire.link_errors import StaleEpoch
 
 
 class RingModel:

@@ -23,8 +23,8 @@ from zpptool.checkpoint.index import TensorInfo
 from zpptool.engines.transformers.surgery import Passage, cut_layers, stand_in_for
 from zpptool.engines.weights import DTYPES, read_tensor
 from zpptool.errors import invalid_error
-from zpptool.layers import LayerRange
-from zpptool.pipeline.phases import loading_teller
+from zpptool.partition import LayerRange
+from zpptool.process.progress import loading_teller
 
 
 class StoredTensor:

@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from zpptool.checkpoint.loading import load_plan
+from zpptool.checkpoint.stage_tensors import load_plan
 from zpptool.engines.transformers.cut import CachedSequence, CutModel
 from zpptool.engines.transformers.loading import load_config, load_cut_model
 from zpptool.engines.transformers.probe import UNCUT_HINT, probe
 from zpptool.engines.transformers.surgery import Passage, decoder_layers
 from zpptool.errors import ZppError, invalid_error
-from zpptool.layers import LayerRange, Partition
+from zpptool.partition import LayerRange, Partition
 
 HIDDEN_STATES = "hidden_states"
 """The name under which a stage's output travels to the next."""

@@ -6,8 +6,8 @@ The invariant: no device is touched, for which one it may see is told only with 
 
 from __future__ import annotations
 
+from zpptool.config.stage_spec import StageSpec
 from zpptool.engines.transformers.calls import agreed_facts
-from zpptool.pipeline.spec import StageSpec
 
 
 def preload(like: StageSpec) -> None:

@@ -27,7 +27,7 @@ from transformers import Cache, PreTrainedModel
 
 from zpptool.engines.transformers.cache import pass_layer
 from zpptool.errors import invalid_error
-from zpptool.layers import LayerRange
+from zpptool.partition import LayerRange
 
 
 @dataclass

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from zpptool.config.stage_spec import StageSpec
 from zpptool.engines.base import LOAD_MODEL, run_stage_worker
 from zpptool.engines.transformers.calls import (
     FREE,
@@ -27,12 +28,11 @@ from zpptool.engines.transformers.calls import (
 from zpptool.engines.transformers.model import PartialModel, load_part
 from zpptool.engines.transformers.sampling import Sampler
 from zpptool.errors import ZppError
-from zpptool.pipeline.ring.control import Call
-from zpptool.pipeline.ring.node import StageNode
-from zpptool.pipeline.ring.place import say
-from zpptool.pipeline.spec import StageSpec
-from zpptool.wire import tensors
+from zpptool.log import say
+from zpptool.ring.messages import Call
+from zpptool.ring.stage.node import StageNode
 from zpptool.wire.link import LinkError
+from zpptool.wire.message import tensors
 
 CALL, FAILED = "call", "failed"
 """What travels beside a step's tensors: the number of its call, and whether it failed (then there are no tensors)."""

@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 import torch
 
-from zpptool.engines.vllm import hooks
+from zpptool.engines.vllm.compat import access as hooks
 from zpptool.errors import ZppError
 
 _TUPLE, _SET, _ARRAY, _TENSOR, _DTYPE, _OBJECT, _ENUM, _FRACTION = range(1, 9)

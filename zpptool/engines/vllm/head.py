@@ -12,14 +12,14 @@ import sys
 import uvloop
 import vllm
 
-from zpptool.engines.vllm import hooks
-from zpptool.engines.vllm.executor import SPEC_VARIABLE, RingExecutor, end_file, fault_file
-from zpptool.engines.vllm.reading import version_warning
-from zpptool.engines.vllm.refusals import vllms_refusal
+from zpptool.config.stage_spec import spec_from_argv
+from zpptool.engines.vllm.compat import access as hooks
+from zpptool.engines.vllm.compat.source_check import version_warning
+from zpptool.engines.vllm.compat.unsupported import vllms_refusal
+from zpptool.engines.vllm.core.executor import SPEC_VARIABLE, RingExecutor, end_file, fault_file
 from zpptool.errors import ZppError, stage_error
-from zpptool.pipeline.child import run_child
-from zpptool.pipeline.ring.place import say
-from zpptool.pipeline.spec import spec_from_argv
+from zpptool.log import say
+from zpptool.process.child import run_child
 
 
 def main() -> None:

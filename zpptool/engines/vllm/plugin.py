@@ -45,9 +45,9 @@ def _own_tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
     from vllm.distributed.parallel_state import get_pp_group
     from vllm.distributed.utils import get_pp_indices
 
-    from zpptool.checkpoint.loading import count_layers, load_plan
+    from zpptool.checkpoint.stage_tensors import count_layers, load_plan
     from zpptool.engines.weights import read_tensor
-    from zpptool.layers import LayerRange
+    from zpptool.partition import LayerRange
 
     group, layers = get_pp_group(), count_layers(directory)
     partition = tuple(LayerRange(*get_pp_indices(layers, rank, group.world_size)) for rank in range(group.world_size))

@@ -10,9 +10,9 @@ from __future__ import annotations
 import importlib
 from contextlib import suppress
 
-from zpptool.engines.vllm import hooks
-from zpptool.engines.vllm.executor import RingExecutor
-from zpptool.pipeline.spec import StageSpec
+from zpptool.config.stage_spec import StageSpec
+from zpptool.engines.vllm.compat import access as hooks
+from zpptool.engines.vllm.core.executor import RingExecutor
 
 IMPORTED_LATE = ("vllm.model_executor.layers.quantization.online.base",)
 """What vLLM imports only when it loads, whatever the model. Where it is not, nothing is lost but time."""

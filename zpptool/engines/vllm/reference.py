@@ -10,9 +10,9 @@ import sys
 
 import uvloop
 
-from zpptool.engines.vllm import hooks
-from zpptool.pipeline.child import run_child
-from zpptool.pipeline.spec import spec_from_argv
+from zpptool.config.stage_spec import spec_from_argv
+from zpptool.engines.vllm.compat import access as hooks
+from zpptool.process.child import run_child
 
 
 def main() -> None:

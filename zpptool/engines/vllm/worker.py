@@ -14,20 +14,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from zpptool.config.stage_spec import StageSpec
 from zpptool.engines.base import run_stage_worker
 from zpptool.engines.vllm import codec
-from zpptool.engines.vllm.agreement import agreed_facts
-from zpptool.engines.vllm.executor import RESTORE_REQUESTS
-from zpptool.engines.vllm.group import WirePipelineGroup
-from zpptool.engines.vllm.ranks import Ranks
-from zpptool.engines.vllm.stagerank import StageRank
+from zpptool.engines.vllm.calls import RESTORE_REQUESTS
+from zpptool.engines.vllm.facts import agreed_facts
+from zpptool.engines.vllm.stage.model_rank import StageRank
+from zpptool.engines.vllm.stage.pipeline_group import WirePipelineGroup
+from zpptool.engines.vllm.stage.tp_group import Ranks
 from zpptool.errors import ExitCode, ZppError, in_words
-from zpptool.pipeline.phases import PHASE_VARIABLE
-from zpptool.pipeline.ring.control import Call
-from zpptool.pipeline.ring.node import StageNode
-from zpptool.pipeline.ring.place import say
-from zpptool.pipeline.spec import StageSpec
-from zpptool.wire.errors import LinkError
+from zpptool.log import say
+from zpptool.process.progress import PHASE_VARIABLE
+from zpptool.ring.messages import Call
+from zpptool.ring.stage.node import StageNode
+from zpptool.wire.link_errors import LinkError
 
 
 class StageWorker:

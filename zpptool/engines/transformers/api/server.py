@@ -15,7 +15,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from zpptool.errors import address_error
-from zpptool.listener import bound_socket
+from zpptool.net.http_server import bound_socket
 
 STOP_GRACE_S = 2
 """How long answers that are under way may take when the server is stopped."""

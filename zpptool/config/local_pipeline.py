@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""config/local_pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from zpptool.checkpoint.manifest import Manifest, load_manifest
+from zpptool.checkpoint.stage_tensors import count_layers
+from zpptool.config.endpoints import StageEndpoints, open_ports, plan_endpoints, probe_ports
+from zpptool.errors import address_error, invalid_error, usage_error
+from zpptool.partition import Partition, resolve_partition
+
+
+def sizes_of_stages(sizes: tuple[int, ...], num_stages: int) -> tuple[int, ...]:
+    """Each stage's tensor-parallel size: one for all, or one a stage.
+
+    Raises:
+        ZppError: (USAGE) another number of them.
+    """
+    if len(sizes) == 1:
+        return sizes * num_stages
+    if len(sizes) != num_stages:
+        raise usage_error(f"{len(sizes)} tensor-parallel sizes are given for {num_stages} stages", "Give one a stage.")
+    return sizes
+
+
+def split_stages(pipeline_dir: Path) -> tuple[list[Path], list[Manifest]]:
+    """The stage directories of a split and their manifests, in order.
+
+    Raises:
+        ZppError: (INVALID) there are none, or they are not all stages of one split.
+    """
+    found = {path.parent.name for path in pipeline_dir.glob("stage_*/zpp-stage.json")}
+    if not found:
+        raise invalid_error(
+            f"{pipeline_dir} holds no stages", "Name the directory that zpptool split wrote, with stage_0 in it."
+        )
+    first = load_manifest(pipeline_dir / min(found))
+    directories = [pipeline_dir / f"stage_{stage}" for stage in range(first.num_stages)]
+    wanted = {path.name for path in directories}
+    if found != wanted:
+        faults = [f"lacks {name}" for name in sorted(wanted - found)]
+        faults += [f"also holds {name}" for name in sorted(found - wanted)]
+        raise invalid_error(f"{pipeline_dir} {' and '.join(faults)}: it was split into {first.num_stages} stages")
+    manifests = [load_manifest(path) for path in directories]
+    for stage, (directory, manifest) in enumerate(zip(directories, manifests, strict=True)):
+        if manifest.stage != stage:
+            raise invalid_error(f"{directory} holds stage {manifest.stage}", "Give it back its name.")
+        if (manifest.model_digest, manifest.ranges) != (first.model_digest, first.ranges):
+            raise invalid_error(f"{directory} belongs to another split than {directories[0]}", "Split the model again.")
+    return directories, manifests
+
+
+def dynamic_partition(model: Path, num_stages: int | None, ranges: Sequence[str]) -> Partition:
+    """The partition of a full checkpoint.
+
+    Raises:
+        ZppError: (USAGE) neither ranges nor a number of stages is given; (INVALID) they do not fit the model.
+    """
+    if num_stages is None and not ranges:
+        raise usage_error("into how many stages?", "Give --num-stages N or --ranges START-END ...")
+    return resolve_partition(count_layers(model), num_stages, list(ranges) or None)
+
+
+def trial_endpoints(num_stages: int, base_port: int | None, api_port: int, scratch: Path) -> tuple[StageEndpoints, ...]:
+    """Where the stages meet: over tcp on loopback when a base port is given, else over ipc in `scratch`.
+
+    Raises:
+        ZppError: (ADDRESS) a port cannot be, is the API's too, or is taken.
+    """
+    if base_port is None:
+        endpoints = plan_endpoints(num_stages, transport="ipc", ipc_dir=scratch)
+    else:
+        endpoints = plan_endpoints(num_stages, base_port)
+    open_ports(endpoints, api_port)
+    faults = probe_ports(endpoints, api_port)
+    if faults:
+        raise address_error("; ".join(fault.message for fault in faults), "Give other ports, or none.")
+    return endpoints

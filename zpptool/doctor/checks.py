@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All checks, in the order in which their findings are read. A check that fails itself is a finding too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from zpptool.doctor.clock import check_clock
+from zpptool.doctor.cpu import check_cpu
+from zpptool.doctor.engine import check_engine_and_devices
+from zpptool.doctor.finding import Finding, warning
+from zpptool.doctor.keys import check_keys
+from zpptool.doctor.memory import check_disk, check_files, check_memory, check_shared_memory
+from zpptool.doctor.model import check_model
+from zpptool.doctor.network import check_peers, check_ports
+from zpptool.doctor.target import Patient
+from zpptool.doctor.versions import check_versions, check_zeromq
+
+Check = Callable[[Patient], Iterator[Finding]]
+CHECKS: tuple[Check, ...] = (
+    check_versions,
+    check_zeromq,
+    check_engine_and_devices,
+    check_memory,
+    check_shared_memory,
+    check_files,
+    check_cpu,
+    check_clock,
+    check_disk,
+    check_model,
+    check_ports,
+    check_keys,
+    check_peers,
+)
+
+
+def examine(patient: Patient, checks: tuple[Check, ...] = CHECKS) -> Iterator[Finding]:
+    """What every check finds."""
+    for check in checks:
+        try:
+            yield from check(patient)
+        except Exception as cause:  # one broken check must not hide what the others find
+            name = check.__name__.removeprefix("check_")
+            yield warning(name, f"could not be checked: {type(cause).__name__}: {cause}", "Look at it by hand.")

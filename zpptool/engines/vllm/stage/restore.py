@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Making a stage believe what the head believes of the live requests, and nothing else.
+
+After a stage was lost, whatever a stage computed since is not to be trusted: a newborn stage knows no request, and a
+survivor may know tokens that never reached the head. So every stage forgets all requests and is told them anew: the
+prompt, the parameters and the tokens that the head has accepted. The KV cache is computed again.
+
+A stock step does the forgetting and the registering, so that whatever vLLM derives from a request (positions of
+images, a seeded generator, pooling states) is derived as ever. A seeded generator is then drawn from once for each
+accepted token, by the sampler itself, so that the next draw is the one that an undisturbed run would have made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
+
+from zpptool.engines.vllm.calls import LiveRequest
+from zpptool.engines.vllm.compat import access as hooks
+
+
+def restore_requests(worker: Any, requests: list[LiveRequest]) -> None:
+    """Forget every request that a stage knows, and register these, none of them computed.
+
+    Args:
+        worker: the stage's vLLM worker.
+        requests: all that the head holds computed state for. They are resumed as vLLM resumes a preempted request.
+    """
+    runner = hooks.model_runner(worker)
+    hooks.drop_pending_step(runner)
+    known = set(runner.requests)
+    runner.reset_encoder_cache()
+    hooks.update_states(runner, dataclasses.replace(SchedulerOutput.make_empty(), finished_req_ids=known))
+    for request, answer in requests:
+        _register(runner, request, answer)
+    hooks.update_states(runner, SchedulerOutput.make_empty())
+
+
+def _register(runner: Any, request: NewRequestData, answer: list[int]) -> None:
+    name = request.req_id
+    step = dataclasses.replace(
+        SchedulerOutput.make_empty(),
+        scheduled_new_reqs=[request],
+        num_scheduled_tokens={name: 1},
+        total_num_scheduled_tokens=1,
+    )
+    hooks.update_states(runner, step)
+    state = runner.requests[name]
+    state.output_token_ids = list(answer)
+    if answer:
+        runner.num_prompt_logprobs.pop(name, None)  # they were delivered with the first token
+    if state.generator is not None and hooks.samples():
+        _draw(runner, state.generator, len(answer))
+
+
+def _draw(runner: Any, generator: torch.Generator, times: int) -> None:
+    """Let the sampler draw from a request's generator as often as it has sampled a token for it."""
+    logits = torch.zeros(1, runner.input_batch.vocab_size, device=runner.device)
+    for _ in range(times):
+        runner.sampler.topk_topp_sampler(logits.clone(), {0: generator}, None, None)

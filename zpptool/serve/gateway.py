@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The HTTP front: its own few routes, and every other path passed on to a pipeline.
+
+It is there from the beginning: before anything is loaded the probes and the page answer, and requests wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import httpx
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Mount, Route
+
+from zpptool.admin.prometheus import metrics_text
+from zpptool.ring.status import RingStatus
+from zpptool.serve.api_keys import KeyGuard
+from zpptool.serve.changes_api import PlannedChanges
+from zpptool.serve.metrics import FrontMetrics, merged, status_metrics
+from zpptool.serve.pipeline_status import whole_status
+from zpptool.serve.pool import Pool
+from zpptool.serve.proxy import Proxy, ProxyLimits
+from zpptool.serve.throughput import Rates
+
+SCRAPE_S = 5.0
+PAGE = "page.html"
+CONTENT_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self';"
+    " img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""The page's own style and script, and requests to this server: nothing else is loaded or asked."""
+
+Describe = Callable[[], Awaitable[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class FrontParts:
+    """What a front is made of.
+
+    Attributes:
+        pool: the pipelines.
+        describe: tells of each, in the pool's order.
+        watch: runs as long as the front does.
+        client: asks the pipelines.
+        limits: what one request may take.
+        keys: of the API; none lets everybody in.
+        rings: what the heads of the pipelines that were started here tell of their rings, by the pipelines' names.
+        changes: where those heads take planned changes, by the same names.
+    """
+
+    pool: Pool
+    describe: Sequence[Describe]
+    watch: Sequence[Callable[[], Awaitable[None]]]
+    client: httpx.AsyncClient
+    limits: ProxyLimits
+    keys: Sequence[str]
+    rings: Callable[[], Mapping[str, RingStatus]]
+    changes: Callable[[], Mapping[str, Path]] = dict
+
+
+class Front:
+    """The front's routes."""
+
+    def __init__(self, parts: FrontParts) -> None:
+        self._parts = parts
+        self._pool = parts.pool
+        self._metrics = FrontMetrics()
+        self._rates = Rates(parts.pool, parts.client)
+        self._page = files("zpptool.serve").joinpath(PAGE).read_text(encoding="utf-8")
+
+    def app(self) -> Starlette:
+        """The ASGI application."""
+        parts = self._parts
+        guard = [Middleware(KeyGuard, keys=parts.keys)] if parts.keys else []
+        planned = PlannedChanges(parts.changes)
+        return Starlette(
+            routes=[
+                Route("/", self.page),
+                Route("/livez", self.livez),
+                Route("/health", self.health),
+                Route("/readyz", self.readyz),
+                Route("/metrics", self.metrics),
+                Route("/pipeline/status", self.status),
+                Route("/pipeline/rollout", planned.rollout, methods=["POST"]),
+                Route("/pipeline/rebalance", planned.rebalance, methods=["POST"]),
+                Mount("/", app=Proxy(parts.pool, parts.client, parts.limits, self._metrics)),
+            ],
+            middleware=guard,
+            lifespan=self._lifespan,
+        )
+
+    async def page(self, _request: Request) -> Response:
+        """The ring, live."""
+        headers = {"content-security-policy": CONTENT_POLICY, "x-content-type-options": "nosniff"}
+        return HTMLResponse(self._page, headers=headers)
+
+    async def livez(self, _request: Request) -> Response:
+        """200 as long as the front answers."""
+        return JSONResponse({"alive": True})
+
+    async def health(self, _request: Request) -> Response:
+        """200 when a request would be taken at once, else 503: as vLLM's, without a body."""
+        return Response(status_code=200 if self._pool.is_ready else 503)
+
+    async def readyz(self, _request: Request) -> Response:
+        """As `/health`, and why not."""
+        ready = self._pool.is_ready
+        body = {
+            "ready": ready,
+            "phase": self._pool.phase,
+            "replicas": [
+                {
+                    "replica": each.name,
+                    "ready": each.standing.ready,
+                    "phase": each.standing.phase,
+                    "why": each.standing.why,
+                }
+                for each in self._pool.upstreams
+            ],
+        }
+        return JSONResponse(body, 200 if ready else 503, {} if ready else {"retry-after": "5"})
+
+    async def status(self, _request: Request) -> Response:
+        """Everything, as one object."""
+        return JSONResponse(await self._status(), headers={"cache-control": "no-store"})
+
+    async def metrics(self, _request: Request) -> Response:
+        """Prometheus text: the engines' own lines, then those of the front and the stages."""
+        scraped = await asyncio.gather(*(self._scrape(each.standing.url) for each in self._pool.upstreams))
+        texts = {each.name: text for each, text in zip(self._pool.upstreams, scraped, strict=True)}
+        own = generate_latest(self._metrics.registry) + status_metrics(await self._status(), self._pool)
+        told = own.decode() + metrics_text(self._parts.rings())
+        return Response(merged(texts, told), media_type=CONTENT_TYPE_LATEST)
+
+    async def _status(self) -> dict[str, Any]:
+        described = await asyncio.gather(*(describe() for describe in self._parts.describe))
+        return whole_status(self._pool, self._metrics, described, self._rates.tokens_per_s())
+
+    async def _scrape(self, url: str) -> str:
+        if not url:
+            return ""
+        try:
+            asked = await self._parts.client.get(f"{url}/metrics", timeout=SCRAPE_S)
+        except httpx.TransportError:
+            return ""
+        return asked.text if asked.status_code == httpx.codes.OK else ""
+
+    @asynccontextmanager
+    async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
+        watches = [asyncio.ensure_future(watch()) for watch in (*self._parts.watch, self._rates.watch)]
+        try:
+            yield
+        finally:
+            for task in watches:
+                task.cancel()
+            with suppress(asyncio.CancelledError):
+                await asyncio.gather(*watches, return_exceptions=True)
+            await self._parts.client.aclose()

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Unix socket beside ZeroMQ's, for the short messages of two processes of one host: they wake each other directly,
+where ZeroMQ has a thread on either side between them.
+
+The invariant: what is sent here arrives whole, once and in order, or is not sent here at all; and a message goes here
+only when the receiver has taken whatever went by ZeroMQ before it. So a receiver that finds something here has nothing
+older to read, and one that finds something at ZeroMQ looks here once more before it hands that on.
+
+The address is abstract (`unix(7)`): it has no file that could be left behind, and belongs to one network namespace.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import select
+import socket as net
+import struct
+from pathlib import Path
+
+from zpptool.wire.link_errors import WireError
+from zpptool.wire.local.shared_memory import this_host
+from zpptool.wire.message.framing import INLINE_BELOW_BYTES, PREAMBLE_BYTES, Buffer
+
+NAME = "unix"
+"""What it is called where both ends greet."""
+LONGEST_BYTES = PREAMBLE_BYTES + INLINE_BELOW_BYTES
+"""The longest message that goes here: a preamble, a header, and a payload that follows them in the same frame."""
+_TOKEN_BYTES = 16
+_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
+
+
+def this_place() -> str | None:
+    """Who says the same can be met: the running system's number, the network namespace and the user. None where there
+    are no abstract addresses."""
+    host, user = this_host(), os.geteuid()
+    if host is None:
+        return None
+    try:
+        if user == int(
+            Path("/proc/sys/kernel/overflowuid").read_text()
+        ):  # so is whomever a user namespace does not know
+            return None
+        return f"{host}:{os.stat('/proc/self/ns/net').st_ino}:{user}"
+    except OSError:
+        return None
+
+
+class ShortcutSender:
+    """The sender's end, made when it welcomes a receiver from the same place.
+
+    Attributes:
+        offer: what the receiver needs to come here, as it travels in the welcome.
+
+    Raises:
+        OSError: this system gives no such socket.
+    """
+
+    def __init__(self) -> None:
+        self.offer = secrets.token_hex(_TOKEN_BYTES)
+        self._not_before = 0
+        self._stream: net.socket | None = None
+        self._listener: net.socket | None = _new_socket()
+        try:
+            self._listener.bind(_address(self.offer))
+            self._listener.listen(1)
+        except OSError:
+            self.close()
+            raise
+
+    def went_by_socket(self, sequence: int) -> None:
+        """The message of that number went by ZeroMQ."""
+        self._not_before = sequence + 1
+
+    def send(self, part: Buffer, taken: int) -> bool:
+        """Send a message that has one part; False when that cannot be done here and now.
+
+        Args:
+            taken: how many messages of the session the receiver has taken.
+        """
+        if taken < self._not_before or len(part) > LONGEST_BYTES:
+            return False
+        stream = self._stream or self._accepted()
+        if stream is None:
+            return False
+        try:
+            stream.send(part, net.MSG_NOSIGNAL)
+        except BlockingIOError:  # it is full
+            return False
+        except OSError:  # the receiver has gone, or ended the session: ZeroMQ knows which
+            self.close()
+            return False
+        return True
+
+    def close(self) -> None:
+        """Send nothing more. What was sent can still be read."""
+        for socket in (self._stream, self._listener):
+            if socket is not None:
+                socket.close()
+        self._stream = self._listener = None
+
+    def _accepted(self) -> net.socket | None:
+        """The receiver's connection, if it has come; whoever else came is turned away."""
+        while self._listener is not None:
+            try:
+                stream, _ = self._listener.accept()
+            except OSError:
+                return None
+            if _is_own(stream):
+                stream.setblocking(False)
+                self._stream = stream
+                self._listener.close()
+                self._listener = None
+            else:
+                stream.close()
+        return self._stream
+
+
+class ShortcutReceiver:
+    """The receiver's end.
+
+    Args:
+        offer: as the sender's welcome told it.
+
+    Raises:
+        WireError: nobody is there, or another user.
+    """
+
+    def __init__(self, offer: str) -> None:
+        self._ended = False
+        self._watched: select.poll | None = None
+        self._stream = _new_socket()
+        try:
+            self._stream.connect(_address(offer))
+        except (OSError, UnicodeError) as error:
+            self._stream.close()
+            raise WireError(f"the sender's Unix socket cannot be reached: {error}.") from error
+        if not _is_own(self._stream):
+            self._stream.close()
+            raise WireError("the sender's Unix socket is another user's.")
+
+    def watch_with(self, watched: select.poll) -> None:
+        """Have `watched` tell when something is here, until nothing will come any more."""
+        watched.register(self._stream, select.POLLIN)
+        self._watched = watched
+
+    def receive(self) -> bytes | None:
+        """The one part of a message that is here; None for none."""
+        if self._ended:
+            return None
+        try:
+            part = self._stream.recv(LONGEST_BYTES + 1)
+        except BlockingIOError:
+            return None
+        except OSError:
+            part = b""
+        if not part:
+            self.close()
+        return part or None
+
+    def close(self) -> None:
+        """Read nothing more."""
+        if self._ended:
+            return
+        self._ended = True
+        if self._watched is not None:
+            self._watched.unregister(self._stream)
+        self._stream.close()
+
+
+def _new_socket() -> net.socket:
+    made = net.socket(net.AF_UNIX, net.SOCK_SEQPACKET)
+    made.setblocking(False)
+    return made
+
+
+def _address(offer: str) -> str:
+    return f"\0zpptool.{offer}"
+
+
+def _is_own(stream: net.socket) -> bool:
+    """Whether this user's process is at the other end."""
+    peer = stream.getsockopt(net.SOL_SOCKET, net.SO_PEERCRED, _CREDENTIALS.size)
+    return bool(_CREDENTIALS.unpack(peer)[1] == os.geteuid())

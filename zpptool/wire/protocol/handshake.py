@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whom a link admits: the rule, apart from sockets.
+
+The invariant: in one epoch of one run a link has at most one session in which a message is sent, and both its ends
+agree on places, number of stages, plan, run and epoch. Whoever else greets is refused, or held until his time comes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from zpptool.places import HEAD, place_name
+from zpptool.wire.protocol.link_messages import Hold, Party, Refused
+
+
+def unfit(theirs: Party, ours: Party, awaited: int, *, follows: bool = False) -> Refused | None:
+    """Why the other end cannot be the one that this end is meant for; None when it can. Both ends ask.
+
+    Args:
+        follows: the receiver of this link goes with its sender into another run.
+    """
+    if theirs.num_stages and ours.num_stages and theirs.num_stages != ours.num_stages:
+        return Refused(
+            f"{place_name(theirs.stage)} counts {theirs.num_stages} stages, {place_name(ours.stage)} {ours.num_stages}",
+            plan=True,
+        )
+    if theirs.digest and ours.digest and theirs.digest != ours.digest:
+        return Refused(
+            f"{place_name(theirs.stage)} has plan digest {theirs.digest}, {place_name(ours.stage)} {ours.digest}",
+            plan=True,
+        )
+    if theirs.stage != awaited:
+        return Refused(f"{place_name(awaited)} is awaited here, not {place_name(theirs.stage)}", plan=False)
+    if not follows and of_other_runs(theirs, ours):
+        return Refused(
+            f"{place_name(theirs.stage)} belongs to run {theirs.run_id}, {place_name(ours.stage)} to {ours.run_id}",
+            plan=False,
+        )
+    return None
+
+
+def of_other_runs(theirs: Party, ours: Party) -> bool:
+    """Whether both take part in a run, and not in the same one."""
+    return bool(theirs.run_id and ours.run_id and theirs.run_id != ours.run_id)
+
+
+class Standing(NamedTuple):
+    """How the sender's link stands when somebody greets it.
+
+    Attributes:
+        taken: a peer is connected and welcome.
+        spent: a message was sent in this epoch; whoever has not got it can never be told it again.
+        follows: a receiver of another run comes over to the sender's, unless it is the head, which names the run.
+    """
+
+    taken: bool
+    spent: bool
+    follows: bool = False
+
+
+def judge(theirs: Party, ours: Party, awaited: int, standing: Standing) -> Hold | Refused | None:
+    """The sender's answer to a greeting; None admits."""
+    refused = unfit(theirs, ours, awaited, follows=standing.follows)
+    if refused is not None:
+        return refused
+    other_run = of_other_runs(theirs, ours)
+    if other_run and theirs.stage == HEAD:
+        return Hold(f"{place_name(ours.stage)} is in run {ours.run_id} still, not in {theirs.run_id}")
+    if standing.taken:
+        return Refused(f"another {place_name(awaited)} is connected already", plan=False)
+    if not ours.run_id:
+        return Hold(f"{place_name(ours.stage)} waits for the run to begin")
+    if theirs.epoch > ours.epoch and not other_run:
+        return Hold(f"{place_name(ours.stage)} is in epoch {ours.epoch} still, not in {theirs.epoch}")
+    if standing.spent:
+        return Hold(f"the link of epoch {ours.epoch} was lost; another epoch has to begin")
+    return None
