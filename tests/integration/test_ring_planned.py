@@ -11,7 +11,7 @@ import pytest
 from test_ring_recovery import surviving, trace
 from toys import Processes
 
-from zpptool.admin.change_server import Changer
+from zpptool.admin.change_server import ChangeServer
 from zpptool.admin.change_types import Outcome, Rollout, ask
 from zpptool.errors import ExitCode
 from zpptool.ring.head.recoveries import MOST_IN_A_ROW
@@ -34,7 +34,7 @@ def keep_up(ring: Processes, rounds: int) -> list[int]:
 
 def test_a_rollout_of_processes_under_load(tmp_path: Path) -> None:
     with surviving(tmp_path) as ring, ThreadPoolExecutor(6) as pool, ThreadPoolExecutor(1) as keeper:
-        changer = Changer(tmp_path / "head.change", ring.head)
+        changer = ChangeServer(tmp_path / "head.change", ring.head)
         before = [child.pid for child in ring.children]
         asked = [pool.submit(ring.insist, "step", str(number).encode()) for number in range(300)]
         kept = keeper.submit(keep_up, ring, 3)

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from zpptool.admin import change_types as ch
-from zpptool.admin.change_server import Changer
+from zpptool.admin.change_server import ChangeServer
 from zpptool.errors import ExitCode, ZppError, stage_error
 from zpptool.partition import Partition
 from zpptool.ring.head.view import Look
@@ -76,7 +76,7 @@ def ring() -> Paper:
 
 @pytest.fixture
 def path(tmp_path: Path, ring: Paper) -> Iterator[Path]:
-    changer = Changer(tmp_path / "head.change", ring)
+    changer = ChangeServer(tmp_path / "head.change", ring)
     yield tmp_path / "head.change"
     changer.close()
     assert not (tmp_path / "head.change").exists()

@@ -16,7 +16,7 @@ import pytest
 
 pytestmark = pytest.mark.timeout(20)
 
-CHILD = "import os, sys, time\nfrom zpptool.supervisor import child\n"
+CHILD = "import os, sys, time\nfrom zpptool.process import child\n"
 LIVE = "print(os.getpid(), flush=True)\ntime.sleep(60)\n"
 
 

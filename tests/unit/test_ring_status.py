@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.rings import ring, stage
 from zpptool.admin.prometheus import metrics_text
 from zpptool.admin.status_client import read_status, the_status_path
-from zpptool.admin.unix_server import StatusSocket
+from zpptool.admin.status_server import StatusServer
 from zpptool.errors import ExitCode, ZppError
 from zpptool.ring.heartbeat import Pulse
 from zpptool.ring.status import (
@@ -106,7 +106,7 @@ class TestSocket:
     @pytest.fixture
     def told(self, tmp_path: Path):
         path = tmp_path / "head.status"
-        telling = StatusSocket(path, lambda: ring(stage(0), stage(1)))
+        telling = StatusServer(path, lambda: ring(stage(0), stage(1)))
         yield path
         telling.close()
 
@@ -125,7 +125,7 @@ class TestSocket:
     def test_a_socket_that_a_killed_head_left_is_taken_over(self, tmp_path: Path) -> None:
         with socket.socket(socket.AF_UNIX) as dead:
             dead.bind(str(tmp_path / "head.status"))
-        telling = StatusSocket(tmp_path / "head.status", lambda: ring())
+        telling = StatusServer(tmp_path / "head.status", lambda: ring())
         assert read_status(tmp_path / "head.status").stages == ()
         telling.close()
         with pytest.raises(ZppError, match="no head tells its status") as gone:
@@ -159,7 +159,7 @@ class TestSocket:
         opened = []
         for name in ("zpp-a", "zpp-b"):
             (tmp_path / name).mkdir()
-            opened.append(StatusSocket(status_path(f"ipc://{tmp_path}/{name}/head"), lambda: ring()))
+            opened.append(StatusServer(status_path(f"ipc://{tmp_path}/{name}/head"), lambda: ring()))
         with pytest.raises(ZppError, match="zpp-a") as several:
             the_status_path(None)
         assert several.value.exit_code is ExitCode.USAGE
@@ -173,7 +173,7 @@ class TestSocket:
             (tmp_path / name).mkdir()
         with socket.socket(socket.AF_UNIX) as left:
             left.bind(str(status_path(f"ipc://{tmp_path}/zpp-killed/head")))
-        telling = StatusSocket(status_path(f"ipc://{tmp_path}/zpp-runs/head"), lambda: ring())
+        telling = StatusServer(status_path(f"ipc://{tmp_path}/zpp-runs/head"), lambda: ring())
         try:
             assert the_status_path(None).parent.name == "zpp-runs"
             assert read_status(the_status_path(None)) == ring()

@@ -17,9 +17,9 @@ pytest.importorskip("httpx")
 import httpx
 from starlette.applications import Starlette
 from starlette.routing import Route
-from test_ring_changes import Paper
+from test_admin_changes import Paper
 
-from zpptool.admin.change_server import Changer
+from zpptool.admin.change_server import ChangeServer
 from zpptool.serve.changes_api import PlannedChanges
 
 pytestmark = pytest.mark.timeout(60)
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.timeout(60)
 def rings(tmp_path: Path) -> Iterator[dict[str, Paper]]:
     """Two rings on paper, whose heads listen."""
     made = {name: Paper() for name in ("one", "two")}
-    changers = [Changer(tmp_path / f"{name}.change", ring) for name, ring in made.items()]
+    changers = [ChangeServer(tmp_path / f"{name}.change", ring) for name, ring in made.items()]
     yield made
     for changer in changers:
         changer.close()

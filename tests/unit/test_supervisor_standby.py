@@ -33,7 +33,7 @@ PLAYED = (
 )
 PARENT = (
     "import sys, time\n"
-    "from tests.unit.test_pipeline_standby import SPEC, ENV, Fixture\n"
+    "from tests.unit.test_supervisor_standby import SPEC, ENV, Fixture\n"
     "one = Fixture(1)\n"
     "one.until_ready()\n"
     "print(*one.pids(), flush=True)\n"

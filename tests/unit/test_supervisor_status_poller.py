@@ -12,7 +12,7 @@ import pytest
 
 from tests.rings import ring, stage
 from zpptool.admin.status_client import read_status
-from zpptool.admin.unix_server import StatusSocket
+from zpptool.admin.status_server import StatusServer
 from zpptool.ring.status import RingStatus
 from zpptool.supervisor import status_poller as ringwatch
 from zpptool.supervisor.status_poller import RingWatch
@@ -42,7 +42,7 @@ def test_what_the_head_said_last_is_known_as_long_as_there_is_a_head(
 
     watch = RingWatch(tmp_path / "head.status")
     assert watch.told is None
-    socket = StatusSocket(tmp_path / "head.status", status)
+    socket = StatusServer(tmp_path / "head.status", status)
     try:
         until(lambda: watch.told == well)
         busy, before = True, asked

@@ -56,7 +56,7 @@ def make_scheduler(model: Path, in_flight: int, most: int = 64, blocks: int = 10
 
 @pytest.fixture(autouse=True)
 def always_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which way is faster is another test's question (test_vllm_pace.py)."""
+    """Which way is faster is another test's question (test_vllm_batching_policy.py)."""
     monkeypatch.setattr(Pace, "shares", lambda _self, _running: True)
 
 

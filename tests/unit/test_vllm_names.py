@@ -106,8 +106,8 @@ def test_a_stage_of_a_broken_vllm_is_refused_in_one_sentence(tmp_path: Path) -> 
     """As a user meets it: exit code 1, every broken hook by name, no traceback, nothing started."""
     written(tmp_path / "vllm", "9.1.0", __init__="")
     body = (
-        "import sys\nfrom zpptool.errors import ZppError\nfrom zpptool.supervisor.stage_processes import check_engine\n"
-        "from zpptool.config.plan import Engine\ntry:\n    check_engine(Engine.VLLM)\n"
+        "import sys\nfrom zpptool.errors import ZppError\nfrom zpptool.engines.registry import check_engine\n"
+        "from zpptool.config.engine_kind import Engine\ntry:\n    check_engine(Engine.VLLM)\n"
         "except ZppError as fault:\n    print(fault.message)\n    sys.exit(fault.exit_code)\n"
     )
     done = subprocess.run(

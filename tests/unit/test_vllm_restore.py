@@ -15,7 +15,7 @@ pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
 
 import torch  # noqa: E402
-from test_vllm_balance import answer_to, make_scheduler  # noqa: E402
+from test_vllm_balanced_scheduler import answer_to, make_scheduler  # noqa: E402
 from vllm.lora.ops.torch_ops import lora_ops  # noqa: E402
 from vllm.lora.punica_wrapper import punica_cpu  # noqa: E402
 from vllm.sampling_params import SamplingParams  # noqa: E402

@@ -8,7 +8,6 @@ no more: the turn that has begun is brought to its end, and no other is begun.
 
 from __future__ import annotations
 
-import os
 import select
 import socket
 import threading
@@ -29,6 +28,7 @@ from zpptool.admin.rules import (
     refuse_what_cannot_move,
     refuse_where_nothing_recovers,
 )
+from zpptool.admin.unix_server import UnixServer
 from zpptool.deadline import Deadline
 from zpptool.errors import ExitCode, ZppError, stage_error, usage_error
 from zpptool.partition import Partition
@@ -37,7 +37,6 @@ from zpptool.ring.messages import Leave, Seat, StageFacts
 
 LOOK_S = 0.05
 _READ_WITHIN_S = 5.0
-_LOOK_AROUND_S = 0.5
 
 
 class ChangingRing(Protocol):
@@ -78,54 +77,29 @@ class ChangingRing(Protocol):
         ...
 
 
-class Changer:
-    """Listens at `path` until it is closed.
+class ChangeServer:
+    """Takes planned changes at `path` until it is closed.
 
     Args:
-        path: where; a file that is left from a process that was killed is taken over.
+        path: the socket's file.
         ring: what is changed.
 
     Raises:
-        OSError: it cannot be bound there.
+        OSError: the socket cannot be bound there.
     """
 
     def __init__(self, path: Path, ring: ChangingRing) -> None:
-        self._path = path
         self._ring = ring
-        self._closing = threading.Event()
         self._under_way = threading.Lock()
         self._what = ""
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            path.unlink(missing_ok=True)
-            self._socket.bind(str(path))
-            os.chmod(path, 0o600)  # its directory is private, so nobody was quicker
-            self._socket.listen(8)
-        except OSError:
-            self._socket.close()
-            raise
-        self._socket.settimeout(_LOOK_AROUND_S)
-        self._thread = threading.Thread(target=self._serve, name="changes", daemon=True)
-        self._thread.start()
+        self._server = UnixServer(path, self._start_answer, "changes")
 
     def close(self) -> None:
-        """Take no more requests, and take the file away. A change that is under way sees that the ring is over."""
-        self._closing.set()
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
-        self._socket.close()
-        self._path.unlink(missing_ok=True)
+        """Take no more requests, and remove the file. A change that is under way sees that the ring is over."""
+        self._server.close()
 
-    def _serve(self) -> None:
-        while not self._closing.is_set():
-            try:
-                asking, _ = self._socket.accept()
-            except TimeoutError:
-                continue
-            except OSError:
-                return
-            threading.Thread(target=self._answer, args=(asking,), name="change", daemon=True).start()
+    def _start_answer(self, asking: socket.socket) -> None:
+        threading.Thread(target=self._answer, args=(asking,), name="change", daemon=True).start()
 
     def _answer(self, asking: socket.socket) -> None:
         with asking, suppress(OSError):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A unix socket that tells whoever connects how the ring fares, as one JSON object, and hangs up.
+"""A server on a unix socket that only its owner can reach.
 
-The invariant: the socket's file is its owner's alone (0600), nothing that is sent to it is read, and one who connects
-and does not read holds up nothing but the next one, for a second.
+The invariant: the socket's file is its owner's alone (0600, in a directory that is private too), a client that connects
+and then stays silent never delays the closing of the server, and the file is removed when the server closes.
 """
 
 from __future__ import annotations
@@ -14,44 +14,41 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import msgspec
-
-from zpptool.ring.status import RingStatus
-
-_READ_WITHIN_S = 1.0
-_LOOK_AROUND_S = 0.5
+_POLL_S = 0.5
 
 
-class StatusSocket:
-    """Tells the status at `path` until it is closed.
+class UnixServer:
+    """Listens at `path` on a thread of its own until it is closed.
 
     Args:
-        path: where; a file that is left from a process that was killed is taken over.
-        status: asked anew each time.
+        path: the socket's file; a file left behind by a killed process is replaced.
+        handle: called on the server's thread with each accepted connection; it owns the connection and closes it. An
+            `OSError` that it raises ends that connection only.
+        name: of the thread.
 
     Raises:
-        OSError: it cannot be bound there.
+        OSError: the socket cannot be bound there.
     """
 
-    def __init__(self, path: Path, status: Callable[[], RingStatus]) -> None:
+    def __init__(self, path: Path, handle: Callable[[socket.socket], None], name: str) -> None:
         self._path = path
-        self._status = status
+        self._handle = handle
         self._closing = threading.Event()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             path.unlink(missing_ok=True)
             self._socket.bind(str(path))
-            os.chmod(path, 0o600)  # its directory is private, so nobody was quicker
+            os.chmod(path, 0o600)  # the directory is private, so nothing could connect before this line
             self._socket.listen(8)
         except OSError:
             self._socket.close()
             raise
-        self._socket.settimeout(_LOOK_AROUND_S)
-        self._thread = threading.Thread(target=self._serve, name="status", daemon=True)
+        self._socket.settimeout(_POLL_S)
+        self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """End it, and take the file away."""
+        """Accept no more connections, wait for the thread, and remove the file."""
         self._closing.set()
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
@@ -62,11 +59,10 @@ class StatusSocket:
     def _serve(self) -> None:
         while not self._closing.is_set():
             try:
-                asking, _ = self._socket.accept()
+                connection, _ = self._socket.accept()
             except TimeoutError:
                 continue
             except OSError:
                 return
-            with asking, suppress(OSError):
-                asking.settimeout(_READ_WITHIN_S)
-                asking.sendall(msgspec.json.encode(self._status()))
+            with suppress(OSError):
+                self._handle(connection)

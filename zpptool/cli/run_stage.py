@@ -36,6 +36,7 @@ from zpptool.config.engine_kind import Engine
 from zpptool.config.plan import load_plan_file
 from zpptool.console import Console
 from zpptool.errors import usage_error
+from zpptool.net.addresses import DEFAULT_HOST
 from zpptool.wire.compression.adaptive import WireCodec
 
 SAID_BY_PLAN = (
@@ -116,7 +117,7 @@ def run_stage(
     hosts: HostsOption = None,
     api_host: Annotated[
         str, typer.Option("--host", metavar="ADDR", help="Where stage 0's OpenAI API listens.")
-    ] = ports.DEFAULT_HOST,
+    ] = DEFAULT_HOST,
     api_port: Annotated[
         int, typer.Option("--port", "--api-port", metavar="PORT", help="Stage 0's OpenAI API port.")
     ] = ports.DEFAULT_API_PORT,
@@ -161,6 +162,7 @@ def run_stage(
     from zpptool.config.link_security import check_safety
     from zpptool.config.resolve import head_endpoint, refuse_api_port, resolve_links, resolve_place, spec_of_plan
     from zpptool.config.stage_spec import StageSpec
+    from zpptool.engines.registry import check_engine
     from zpptool.ring.timeline import check_trace_file
     from zpptool.supervisor.foreground import run_in_foreground
     from zpptool.wire.security.key_files import key_path
@@ -232,6 +234,7 @@ def run_stage(
     if warning:
         console.warn(warning)
     refuse_idle_standby(standby, spec.recovery_deadline_s)
+    check_engine(spec.engine)
     run_in_foreground(spec, {"CUDA_VISIBLE_DEVICES": gpu_id} if gpu_id is not None else {}, console, standby)
 
 

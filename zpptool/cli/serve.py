@@ -27,6 +27,7 @@ from zpptool.config import endpoints as ports
 from zpptool.config.engine_kind import Engine
 from zpptool.console import Console
 from zpptool.errors import usage_error
+from zpptool.net.addresses import DEFAULT_HOST
 
 SAID_BY_PLAN = ("num_stages", "ranges", "base_port", "api_port", "engine", "dtype")
 
@@ -58,7 +59,7 @@ def serve(
         list[str] | None,
         typer.Option("--upstream", metavar="URL", help="A pipeline that runs elsewhere; may be given several times."),
     ] = None,
-    host: Annotated[str, typer.Option("--host", metavar="ADDR", help="Where the front listens.")] = ports.DEFAULT_HOST,
+    host: Annotated[str, typer.Option("--host", metavar="ADDR", help="Where the front listens.")] = DEFAULT_HOST,
     port: Annotated[
         int, typer.Option("--port", metavar="PORT", min=0, max=65535, help="The front's port; 0 for any that is free.")
     ] = ports.DEFAULT_API_PORT,

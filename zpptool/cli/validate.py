@@ -10,7 +10,6 @@ import typer
 
 from zpptool.cli.options import JsonOption, NumStagesOption, QuietOption, RangesOption, on_command_line
 from zpptool.cli.validate_ranges import validate_ranges
-from zpptool.config.plan import load_plan_file, plan_faults
 from zpptool.console import Console, human_bytes
 from zpptool.errors import ExitCode, usage_error
 
@@ -110,6 +109,8 @@ def _show(out: Console, target: Target, verdict: Verdict) -> None:
 
 def validate_plan(path: Path, model: Path | None, console: Console) -> None:
     """Print every reason why the plan cannot work, and leave with `INVALID` if there is one."""
+    from zpptool.config.plan import load_plan_file, plan_faults
+
     plan = load_plan_file(path)
     here = model or (Path(plan.model) if Path(plan.model).is_dir() else None)
     if here is None:

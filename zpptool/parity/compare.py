@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import zip_longest
+from typing import TYPE_CHECKING
 
-from zpptool.net.openai_client import Generation
+if TYPE_CHECKING:
+    from zpptool.net.openai_client import Generation
 
 
 class Verdict(StrEnum):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from zpptool.config.engine_kind import ENGINES
 from zpptool.config.stage_spec import StageSpec
 from zpptool.errors import ZppError, stage_error
 from zpptool.net.openai_client import ApiClient, Generation
@@ -91,7 +92,7 @@ def run_trial(order: TrialOrder, note: Callable[[str], None]) -> list[PromptPari
 
 
 def _start_reference(group: ProcessGroup, unsplit: StageSpec, order: TrialOrder) -> None:
-    argv = [sys.executable, "-m", f"zpptool.engines.{unsplit.engine}.reference", unsplit.to_json()]
+    argv = [sys.executable, "-m", ENGINES[unsplit.engine].reference, unsplit.to_json()]
     group.start("the unsplit model", argv, {**order.env[0], "PYTHONUNBUFFERED": "1"}, order.log_dir / "reference.log")
 
 

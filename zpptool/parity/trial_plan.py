@@ -15,7 +15,7 @@ from zpptool.checkpoint.manifest import Manifest
 from zpptool.checkpoint.stage_tensors import model_digest
 from zpptool.config.cpu_binding import stage_environments
 from zpptool.config.endpoints import free_port
-from zpptool.config.engine_kind import Engine
+from zpptool.config.engine_kind import ENGINES, Engine
 from zpptool.config.local_pipeline import dynamic_partition, sizes_of_stages, split_stages, trial_endpoints
 from zpptool.config.stage_spec import StageSpec
 from zpptool.errors import invalid_error, usage_error
@@ -23,11 +23,6 @@ from zpptool.parity.joined_checkpoint import join_stages
 from zpptool.parity.trial import TrialOrder
 from zpptool.wire.compression.adaptive import WireCodec
 
-ALONE_IN_A_STEP = {
-    Engine.TRANSFORMERS: (),
-    Engine.VLLM: ("--scheduler-cls", "zpptool.engines.vllm.core.single_sequence.SoloScheduler"),
-}
-"""What makes each engine compute every sequence in steps of its own; the embedded one never does otherwise."""
 TRIAL_MODEL_LEN = 1024
 TRIAL_BATCHED_TOKENS = 256
 KV_BLOCK_TOKENS = 128
@@ -114,7 +109,7 @@ def plan_trial(wish: TrialWish, scratch: Path, log_dir: Path) -> TrialOrder:
             local=f"ipc://{scratch / 'head'}",
             tensor_parallel_size=sizes[link.stage],
             trace=str(wish.trace.resolve()) if wish.trace is not None else "",
-            engine_args=common if wish.batched else (*common, *ALONE_IN_A_STEP[wish.engine]),
+            engine_args=common if wish.batched else (*common, *ENGINES[wish.engine].single_sequence_args),
         )
         for directory, link in zip(directories, endpoints, strict=True)
     )

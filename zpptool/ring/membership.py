@@ -19,7 +19,6 @@ from zpptool.ring.head.epochs import FIRST_EPOCH
 from zpptool.ring.head.node import HeadNode
 from zpptool.ring.messages import StageFacts
 from zpptool.ring.stage.node import StageNode
-from zpptool.ring.status import change_path, status_path
 from zpptool.ring.timeline import Timeline
 from zpptool.ring.traced_nodes import TracedHeadNode, TracedStageNode
 from zpptool.wire.link import Party, PullLink, PushLink
@@ -109,12 +108,9 @@ def take_head_place(spec: StageSpec) -> HeadNode:
         step_timeout_s=spec.step_timeout_s,
         note=note,
         beat_timeout_s=spec.beat_timeout_s,
-        status_at=status_path(spec.local),
         recovery_s=spec.recovery_deadline_s,
     )
     node.on_moved(partial(_look_there_again, spec, note))
-    if spec.local.startswith("ipc://"):  # a private directory lies there
-        node.take_changes(change_path(spec.local))
     if isinstance(node, TracedHeadNode):
         node.timeline = Timeline(Path(spec.trace), HEAD, "head")
     return node

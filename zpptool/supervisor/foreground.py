@@ -15,7 +15,6 @@ import msgspec
 
 from zpptool.config.stage_spec import StageSpec
 from zpptool.console import Console
-from zpptool.engines.registry import check_engine
 from zpptool.process.group import POLL_S, ProcessGroup
 from zpptool.process.run_dir import private_directory
 from zpptool.supervisor.restarter import Revival
@@ -36,7 +35,6 @@ def run_in_foreground(spec: StageSpec, env: Mapping[str, str], console: Console,
         ZppError: a process ended with an error.
         KeyboardInterrupt: the user has had enough.
     """
-    check_engine(spec.engine)
     standby = Standby(spares, console.note)
     with private_directory() as directory, ProcessGroup(standby) as group:
         if spec.is_first and not spec.headless:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from zpptool.config.cpu_binding import openmp_environment
+from zpptool.config.engine_kind import ENGINES
 from zpptool.config.stage_spec import StageSpec
 from zpptool.errors import ExitCode, ZppError, stage_error, usage_error
 from zpptool.places import HEAD, place_name
@@ -54,11 +55,11 @@ def start_stage(
     Raises:
         ZppError: (USAGE) the stage is bound to cores in a way that cannot be.
     """
-    package = f"zpptool.engines.{spec.engine}"
+    modules = ENGINES[spec.engine]
     env = child_environment(env)
-    roles = [(spec.stage, f"{package}.worker", openmp_environment(env, 0, spec.tensor_parallel_size))]
+    roles = [(spec.stage, modules.worker, openmp_environment(env, 0, spec.tensor_parallel_size))]
     if spec.is_first and not spec.headless:
-        roles.append((HEAD, f"{package}.head", {}))
+        roles.append((HEAD, modules.head, {}))
     for place, module, bound in roles:
         if places is not None and place not in places:
             continue

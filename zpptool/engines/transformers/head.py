@@ -13,8 +13,10 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Collection, Generator, Sequence
+from contextlib import closing
 from functools import partial
 
+from zpptool.admin.attach import admin_servers
 from zpptool.config.stage_spec import StageSpec, spec_from_argv
 from zpptool.engines.base import LOAD_MODEL, prepare_partition
 from zpptool.engines.transformers.api.front import Front
@@ -105,11 +107,11 @@ def main() -> None:
     with ApiServer(spec.api_host, spec.api_port) as server:
         node = take_head_place(spec)
         node.on_fault(lambda _fault: server.interrupt())
-        try:
-            serve(spec, node, server)
-        finally:
-            node.stop("the head has ended")
-            node.close()
+        with closing(node), admin_servers(node, spec):
+            try:
+                serve(spec, node, server)
+            finally:
+                node.stop("the head has ended")
 
 
 def serve(spec: StageSpec, node: HeadNode, server: ApiServer) -> None:

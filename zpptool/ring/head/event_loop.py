@@ -13,11 +13,9 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
-from pathlib import Path
 
 import msgspec
 
-from zpptool.admin.unix_server import StatusSocket
 from zpptool.errors import ExitCode, ZppError, invalid_error, stage_error
 from zpptool.ring import messages as c
 from zpptool.ring.delivery import POLL_S, Delivery
@@ -50,7 +48,6 @@ class HeadListener:
         step_timeout_s: how long a call may take, unless it says otherwise.
         note: is told, in words, what the head waits for.
         beat_timeout_s: how long a stage may stand still at a step, or be silent, before it is taken to hang.
-        status_at: where the head tells its status; None for nowhere.
         recovery_s: how long a lost stage may take to come back; 0 where a loss breaks the pipeline.
     """
 
@@ -65,7 +62,6 @@ class HeadListener:
         step_timeout_s: float,
         note: Callable[[str], None],
         beat_timeout_s: float = 60.0,
-        status_at: Path | None = None,
         recovery_s: float = 0.0,
     ) -> None:
         self._num_stages = num_stages
@@ -73,7 +69,6 @@ class HeadListener:
         self._view = RingView(num_stages, outward)
         self._beat = Beat(outward.ping, "head-beat")
         self._beat.start()
-        self._status_socket: StatusSocket | None = None
         self._num_layers = num_layers
         self._outward = outward
         self._outbox = Delivery(outward, self._raise_if_broken)
@@ -102,11 +97,6 @@ class HeadListener:
         self._on_moved: Callable[[str], None] = lambda _address: None
         self._on_admit: Callable[[tuple[c.StageFacts, ...]], Mapping[str, bytes]] = lambda _stages: {}
         self._thread = threading.Thread(target=self._serve, name="head-receive", daemon=True)
-        if status_at is not None:
-            try:
-                self._status_socket = StatusSocket(status_at, self.status)
-            except OSError as cause:
-                note(f"the status is not told at {status_at}: {cause.strerror or cause}")
 
     @property
     def fault(self) -> ZppError | None:

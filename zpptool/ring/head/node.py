@@ -15,9 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
-from pathlib import Path
 
-from zpptool.admin.change_server import Changer
 from zpptool.errors import ZppError, stage_error, usage_error
 from zpptool.partition import Partition
 from zpptool.ring import messages as c
@@ -42,15 +40,7 @@ def _refuse_partition(_partition: Partition) -> tuple[int, ...]:
 class HeadNode(HeadListener):
     """What the head's engine sees of the ring."""
 
-    _changer: Changer | None = None
     _prepare_partition: Callable[[Partition], tuple[int, ...]] = staticmethod(_refuse_partition)
-
-    def take_changes(self, path: Path) -> None:
-        """Take planned changes at this socket; where it cannot be, say so and take none."""
-        try:
-            self._changer = Changer(path, self)
-        except OSError as cause:
-            self._note(f"no planned changes are taken at {path}: {cause.strerror or cause}")
 
     def gather(self, agreed: Mapping[str, str]) -> tuple[c.StageFacts, ...]:
         """Call the roll and let the stages in, or refuse them.
@@ -230,10 +220,6 @@ class HeadNode(HeadListener):
         """End the thread, fail the calls that are still open, and close both links."""
         self._closing.set()
         self._beat.stop()
-        if self._status_socket is not None:
-            self._status_socket.close()
-        if self._changer is not None:
-            self._changer.close()
         self._homeward.interrupt()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()

@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from zpptool.config.engine_kind import ENGINES
 from zpptool.config.stage_spec import StageSpec
 from zpptool.errors import ZppError
 from zpptool.process.child import run_child
@@ -76,11 +77,11 @@ def _import(like: StageSpec) -> None:
     Raises:
         ZppError: a device was set up meanwhile; which one the part may see is not known yet.
     """
-    package = f"zpptool.engines.{like.engine}"
-    for module in (f"{package}.worker", f"{package}.head"):
+    modules = ENGINES[like.engine]
+    for module in (modules.worker, modules.head):
         importlib.import_module(module)
         del sys.modules[module]  # one of them is run later, as the main module
-    importlib.import_module(f"{package}.preload").preload(like)
+    importlib.import_module(modules.preload).preload(like)
     torch: Any = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         raise ZppError("the imports have set up a GPU, so this process can take no part")

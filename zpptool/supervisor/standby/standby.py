@@ -19,13 +19,14 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from zpptool.config.engine_kind import RUN_MODULE, STANDBY_PROCESS
 from zpptool.config.stage_spec import StageSpec
 from zpptool.console import human_bytes
 from zpptool.process.group import kill_group, spawn
 from zpptool.supervisor.standby.policy import ROOM_BYTES, Patience, common, fits
 from zpptool.supervisor.standby.process import READY, TAKEN, Part
 
-STARTER = (sys.executable, "-m", "zpptool.process.run_module")
+STARTER = (sys.executable, "-m", RUN_MODULE)
 """What every process of a pipeline is started by; its module and arguments follow."""
 LOG_NAME = "spare.log"
 TAKE_S = 1.0
@@ -172,7 +173,7 @@ class Standby:
 
     def _start(self, specs: Sequence[StageSpec], env: Mapping[str, str], log_dir: Path | None) -> None:
         ours, theirs = Pipe()
-        words = (*STARTER, "zpptool.supervisor.standby.process", str(theirs.fileno()))
+        words = (*STARTER, STANDBY_PROCESS, str(theirs.fileno()))
         output = (log_dir / LOG_NAME).open("ab") if log_dir else None
         with theirs:
             popen = spawn(words, env, output, (theirs.fileno(),))

@@ -13,16 +13,13 @@ import math
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from zpptool.wire.link.handshake_failures import BEGUN, FAILED
 from zpptool.wire.sockets import Socket
-
-if TYPE_CHECKING:
-    from zpptool.wire.link.endpoint import Endpoint
 
 _EVENTS = (
     zmq.EVENT_HANDSHAKE_SUCCEEDED
@@ -40,6 +37,19 @@ _POLLIN = int(zmq.POLLIN)
 _names = itertools.count()
 
 
+class MonitoredLink(Protocol):
+    """What the monitor needs of a link."""
+
+    def ping(self) -> None:
+        """Look for the peer. Never waits."""
+
+    def _observe(self, event: int, value: int) -> None: ...
+
+    def _hear_soon(self) -> bool: ...
+
+    def _mend(self) -> None: ...
+
+
 class Attendant:
     """Stands by one link until its socket is closed.
 
@@ -50,7 +60,7 @@ class Attendant:
         words: whether words may come while nobody receives.
     """
 
-    def __init__(self, link: Endpoint, socket: Socket, *, words: bool) -> None:
+    def __init__(self, link: MonitoredLink, socket: Socket, *, words: bool) -> None:
         address = f"inproc://zpptool.attendant.{next(_names)}"
         socket.monitor(address, _EVENTS)
         events = socket.context.socket(zmq.PAIR)
@@ -96,7 +106,7 @@ class _Times:
         return -1 if self.mend_at == math.inf else math.ceil(max(self.mend_at - now, 0.0) * 1000)
 
 
-def _attend(link_of: weakref.ref[Endpoint], events: Socket, bell: int | None, times: _Times) -> None:
+def _attend(link_of: weakref.ref[MonitoredLink], events: Socket, bell: int | None, times: _Times) -> None:
     watched: list[tuple[Socket | int, int]] = [(events, _POLLIN)]
     if bell is not None:
         watched.append((bell, _POLLIN))

@@ -58,6 +58,7 @@ from vllm.v1.outputs import (
 from vllm.v1.worker import cpu_worker, gpu_worker
 from vllm.v1.worker.worker_base import CompilationTimes, WorkerWrapperBase
 
+from zpptool.config.engine_kind import BALANCED_SCHEDULER, RECOVERING_SCHEDULER
 from zpptool.config.stage_spec import StageSpec
 from zpptool.engines.vllm.compat.unsupported import refuse_what_stages_do_not_do, vllms_refusal
 from zpptool.errors import ZppError, usage_error
@@ -65,11 +66,6 @@ from zpptool.partition import vllm_layer_partition
 
 PARTITION_VARIABLE = "VLLM_PP_LAYER_PARTITION"
 """vLLM's own variable; it holds layer counts."""
-
-BALANCED_SCHEDULER = "zpptool.engines.vllm.core.balanced_scheduler.BalancedScheduler"
-RECOVERING_SCHEDULER = "zpptool.engines.vllm.core.scheduler.RecoveringScheduler"
-"""Schedule, for several stages and for one, unless the user names another `--scheduler-cls`; by their names, for vLLM
-imports them where it schedules."""
 
 LAID_OUT_FROM = ("vllm_config", "kv_cache_specs", "available_memory")
 """What vLLM 0.32 lays out the cache from; 0.33 wants the groups too."""

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from vllm.v1.executor.abstract import Executor
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
 
+from zpptool.admin.attach import admin_servers
 from zpptool.config.stage_spec import StageSpec
 from zpptool.engines.vllm import codec
 from zpptool.engines.vllm.calls import EXECUTE_AND_SAMPLE, RESTORE_REQUESTS, SET_UP_METHODS, LiveRequest
@@ -77,6 +79,8 @@ class RingExecutor(Executor):
         self._held: tuple[SchedulerOutput, Future[Any]] | None = None
         self._guided: set[str] = set()
         self._node = take_head_place(spec)
+        self._admin = ExitStack()
+        self._admin.enter_context(admin_servers(self._node, spec))
         self._node.on_fault(self._fail)
         self._moving = Moving(spec, self.vllm_config, self._node.facts)
         self._node.on_partition(self._moving.prepare)
@@ -88,6 +92,7 @@ class RingExecutor(Executor):
         except ZppError as fault:
             fault_file(spec).write_text(fault.message)
             self._node.stop(fault.message)
+            self._admin.close()
             self._node.close()
             raise
         phases.tell_phase(phases.LOADED)
@@ -198,6 +203,7 @@ class RingExecutor(Executor):
         end_file(self._spec).write_text(failed)
         if not failed or not self._survives:
             self._node.stop(f"the head has failed: {failed}" if failed else "the head has shut down")
+        self._admin.close()
         self._node.close()
 
     def _tokens_follow(self, scheduler_output: SchedulerOutput) -> bool:

@@ -25,9 +25,8 @@ from zpptool.config.engine_kind import Engine
 from zpptool.config.memory_budget import free_memory, kv_share, refuse_too_much, stage_bytes
 from zpptool.config.resolve import head_endpoint, resolve_place
 from zpptool.config.stage_spec import StageSpec
-from zpptool.engines.registry import check_engine
 from zpptool.engines.vllm.compat import access as hooks
-from zpptool.engines.vllm.compat.source_check import version_warning
+from zpptool.engines.vllm.compat.source_check import require_hooks, version_warning
 from zpptool.engines.vllm.compat.unsupported import vllms_refusal
 from zpptool.engines.vllm.core.executor import FAULT_VARIABLE, SPEC_VARIABLE, RingExecutor, fault_file
 from zpptool.engines.vllm.offline.engine_args import engine_words
@@ -85,7 +84,7 @@ class LLM(vllm.LLM):
         warning = version_warning(vllm.__version__)
         if warning:
             say("zpptool.LLM", warning)
-        check_engine(Engine.VLLM)
+        require_hooks()
         with ExitStack() as started:
             group = started.enter_context(ProcessGroup())
             scratch = started.enter_context(private_directory())

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import msgspec
 
 from zpptool.config.cpu_binding import openmp_environment
+from zpptool.config.engine_kind import TP_RANK
 from zpptool.config.stage_spec import StageSpec
 from zpptool.errors import ExitCode, ZppError, stage_error
 from zpptool.process.child import PARENT_VARIABLE
@@ -116,7 +117,7 @@ class Ranks:
 
 def _start(spec: StageSpec, number: int, store: str) -> _Rank:
     ours, theirs = Pipe()
-    words = [sys.executable, "-m", "zpptool.engines.vllm.stage.tp_rank", spec.to_json(), str(number), store]
+    words = [sys.executable, "-m", TP_RANK, spec.to_json(), str(number), store]
     process = subprocess.Popen(
         [*words, str(theirs.fileno())],
         env={
