@@ -23,9 +23,9 @@ from typing import Any
 import torch
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from zpptool.wire.link import PullLink, PushLink
+from zpptool.wire.link import LinkReceiver, LinkSender
 from zpptool.wire.message.framing import Kind
-from zpptool.wire.security.exposure import Safety
+from zpptool.wire.security.exposure import LinkSecurity
 from zpptool.wire.security.key_files import generate, link_keys
 
 TOKENS = (1, 16, 64, 512, 2048, 8192)
@@ -54,7 +54,7 @@ def opened(frames: tuple[memoryview, ...], number: int) -> list[bytes]:
     ]
 
 
-def receive(link: PullLink, variant: str, number: int) -> None:
+def receive(link: LinkReceiver, variant: str, number: int) -> None:
     """One message, down to its plain bytes."""
     message = link.recv(TIMEOUT_S)
     if variant == "aes-gcm":
@@ -66,7 +66,7 @@ def echo(addresses: dict[str, str], files: Any, turns: Any, answers: Any) -> Non
     pull = {}
     for variant, address in addresses.items():
         keys = link_keys(files[1], 1, 0) if variant == "curve" else None
-        pull[variant] = PullLink(address, stage=1, peer=0, safety=Safety(keys), shared_memory=False)
+        pull[variant] = LinkReceiver(address, stage=1, peer=0, safety=LinkSecurity(keys), shared_memory=False)
     answers.put("ready")
     numbers = dict.fromkeys(VARIANTS, 0)
     while variant := turns.get():
@@ -101,7 +101,7 @@ def main() -> None:
     push = {}
     for variant in VARIANTS:
         keys = link_keys(files[0], 0, 1) if variant == "curve" else None
-        push[variant] = PushLink("tcp://127.0.0.1:*", stage=0, peer=1, safety=Safety(keys), shared_memory=False)
+        push[variant] = LinkSender("tcp://127.0.0.1:*", stage=0, peer=1, safety=LinkSecurity(keys), shared_memory=False)
         push[variant].on_told(told_back.put)
     addresses = {variant: link.endpoint for variant, link in push.items()}
     other = spawn.Process(target=echo, args=(addresses, files, turns, answers), daemon=True)

@@ -31,7 +31,7 @@ from zpptool.ring import messages as c
 from zpptool.wire.compression.byte_planes import shrink
 from zpptool.wire.link.fragments import PLAIN, PLANES, Chunk, Entry, encode_chunk, encode_entries
 from zpptool.wire.link.inbound import Inbound
-from zpptool.wire.local.shared_memory import SharedGiver
+from zpptool.wire.local.shared_memory import SharedMemorySender
 from zpptool.wire.message.framing import HEAD, Kind, Limits, decode, encode
 from zpptool.wire.message.tensors import pack, unpack
 from zpptool.wire.protocol import link_messages as words
@@ -138,7 +138,7 @@ def words_target() -> Target:
 def parcel_target() -> Target:
     """A message that comes apart: its announcement, its chunks, plain and compressed, and a frame in shared memory."""
     frames = [bytes(range(200)), bytes(64), b"\1\0\2\0" * 300]
-    giver = SharedGiver()
+    giver = SharedMemorySender()
     ticket = giver.put(frames[1])
     assert ticket is not None
     entries = [Entry(0, len(frames[0])), Entry(1, len(frames[1]), ticket), Entry(0, len(frames[2]))]

@@ -19,7 +19,7 @@ from zpptool.checkpoint.manifest import Manifest, SmallFile, load_manifest
 from zpptool.checkpoint.mode import Mode
 from zpptool.checkpoint.smallfiles import STAGE_FILE
 from zpptool.checkpoint.split import split_checkpoint
-from zpptool.checkpoint.streaming import Way
+from zpptool.checkpoint.streaming import CopyOptions
 
 LAYERS = 6
 UP = "model.layers.2.mlp.up_proj.weight"
@@ -237,5 +237,5 @@ def file_with(directory: Path, tensor: str) -> Path:
 
 def unhashed(split: Path) -> None:
     shutil.rmtree(split)
-    split_checkpoint(in_model(split), split, 3, way=Way(Mode.COPY, hashed=False))
+    split_checkpoint(in_model(split), split, 3, way=CopyOptions(Mode.COPY, hashed=False))
     flip(file_with(stage(split), UP), UP)

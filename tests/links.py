@@ -10,25 +10,25 @@ from contextlib import suppress
 
 import pytest
 
-from zpptool.wire.link import LinkTimeout, PullLink, PushLink, Window
-from zpptool.wire.local.unix_socket import ShortcutSender
+from zpptool.wire.link import LinkReceiver, LinkSender, LinkTimeout, Window
+from zpptool.wire.local.unix_socket import UnixSocketSender
 from zpptool.wire.message.framing import Kind
 
 SOON_S = 10.0
 
 
 @pytest.fixture
-def push() -> Iterator[PushLink]:
+def push() -> Iterator[LinkSender]:
     """Stage 0's sending end on a free port."""
-    with PushLink("tcp://127.0.0.1:*", stage=0, peer=1, window=Window(4)) as link:
+    with LinkSender("tcp://127.0.0.1:*", stage=0, peer=1, window=Window(4)) as link:
         yield link
         link.close(linger_s=0)
 
 
 @pytest.fixture
-def pull(push: PushLink) -> Iterator[PullLink]:
+def pull(push: LinkSender) -> Iterator[LinkReceiver]:
     """Stage 1's receiving end of it."""
-    with PullLink(push.endpoint, stage=1, peer=0, window=Window(4)) as link:
+    with LinkReceiver(push.endpoint, stage=1, peer=0, window=Window(4)) as link:
         yield link
 
 
@@ -40,12 +40,12 @@ def wait_until(condition: Callable[[], object], within_s: float = SOON_S) -> Non
         time.sleep(0.005)
 
 
-def send(link: PushLink, number: int, *frames: bytes, timeout_s: float = SOON_S) -> None:
+def send(link: LinkSender, number: int, *frames: bytes, timeout_s: float = SOON_S) -> None:
     """A message that says its number."""
     link.send(Kind.CONTROL, str(number).encode(), frames, timeout_s=timeout_s)
 
 
-def fill(link: PushLink, timeout_s: float) -> tuple[int, LinkTimeout]:
+def fill(link: LinkSender, timeout_s: float) -> tuple[int, LinkTimeout]:
     """Send 4 MB messages until one is not taken in time: how many were, and what the next one raised."""
     for accepted in range(1000):
         try:
@@ -55,7 +55,7 @@ def fill(link: PushLink, timeout_s: float) -> tuple[int, LinkTimeout]:
     raise AssertionError("the link took 4 GB that nobody read")
 
 
-def receive(link: PullLink) -> int:
+def receive(link: LinkReceiver) -> int:
     """The number of the next message."""
     return int(link.recv(SOON_S).header)
 
@@ -73,7 +73,7 @@ def open_sockets() -> int:
     return count
 
 
-def is_listed(sender: ShortcutSender | None) -> bool:
+def is_listed(sender: UnixSocketSender | None) -> bool:
     """Whether the system knows the sender's address, be it that of the connection only."""
     assert sender is not None
     with open("/proc/net/unix") as known:

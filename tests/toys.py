@@ -28,7 +28,7 @@ from zpptool.config.stage_spec import StageSpec
 from zpptool.engines.base import run_stage_worker, serve_calls
 from zpptool.errors import ZppError
 from zpptool.ring.head.node import HeadNode
-from zpptool.ring.membership import facts_of, take_head_place, take_stage_place
+from zpptool.ring.membership import open_head_node, open_stage_node, stage_facts
 from zpptool.ring.messages import Call
 from zpptool.ring.stage.node import StageNode
 from zpptool.wire.link_errors import StaleEpoch
@@ -132,10 +132,10 @@ def changed(spec: StageSpec, **fields: object) -> StageSpec:
 
 def stage_life(spec: StageSpec, engine: type[ToyEngine] = ToyEngine) -> None:
     """What a worker process does between its first and its last line."""
-    node = take_stage_place(spec)
+    node = open_stage_node(spec)
     try:
         toy = engine(spec, node)
-        node.join(facts_of(spec, toy.agreed()))
+        node.join(stage_facts(spec, toy.agreed()))
         serve_calls(spec, node, toy.do)
     finally:
         node.close()
@@ -154,7 +154,7 @@ class Ring:
         self._specs = specs
         self._agreed = agreed
         self._pool = ThreadPoolExecutor(max(len(specs), 1))
-        self.head = take_head_place(head or specs[0])
+        self.head = open_head_node(head or specs[0])
         self.stages: list[Future[None]] = []
         self.faults: list[ZppError] = []
         self.broken = threading.Event()
@@ -269,7 +269,7 @@ def start_process(
 
 def head_life(spec: StageSpec) -> None:
     """A head that gathers the stages, says so, and waits."""
-    head: HeadNode = take_head_place(spec)
+    head: HeadNode = open_head_node(spec)
     broken = threading.Event()
     head.on_fault(lambda _fault: broken.set())
     try:
@@ -285,7 +285,7 @@ def head_life(spec: StageSpec) -> None:
 
 def learning_head_life(spec: StageSpec) -> None:
     """A head that has the stages learn something, says what they answer, and waits."""
-    head = take_head_place(spec)
+    head = open_head_node(spec)
     head.gather({"model": "toy"})
     answers = head.set_up("learn", b"this", timeout_s=10).result(20)
     print("learnt", *(answer.decode() for answer in answers), flush=True)
@@ -297,7 +297,7 @@ ASKED_BYTES = 1 << 16
 
 def asking_head_life(spec: StageSpec) -> None:
     """A head that asks for step after step, checks every byte of the answers, and says how many were right."""
-    head = take_head_place(spec)
+    head = open_head_node(spec)
     try:
         head.gather({"model": "toy"})
         for number in itertools.count():

@@ -46,7 +46,7 @@ WORDS = (
     "--language-model-only",
 )  # fmt: skip
 """What both sides tell vLLM. There are no processors beside a tiny model, so towers are not built: text alone."""
-ALONE_IN_A_STEP = ("--scheduler-cls", "zpptool.engines.vllm.core.single_sequence.SoloScheduler")
+ALONE_IN_A_STEP = ("--scheduler-cls", "zpptool.engines.vllm.core.single_sequence.SingleSequenceScheduler")
 FLOAT32, BFLOAT16 = "float32", "bfloat16"
 _LOG_LINES = 400
 

@@ -25,7 +25,7 @@ from zpptool.engines.transformers.unsplit import generate, load_unsplit
 from zpptool.engines.transformers.worker import TransformersStage
 from zpptool.errors import ExitCode, ZppError
 from zpptool.ring.head.node import HeadNode
-from zpptool.ring.membership import take_head_place
+from zpptool.ring.membership import open_head_node
 from zpptool.ring.stage.node import StageNode
 
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(60)]
@@ -81,7 +81,7 @@ def ring(specs: list[StageSpec], full: int) -> Iterator[HeadNode]:
     ThreadStage.made.clear()
     with ThreadPoolExecutor(len(specs)) as pool:
         lives = [pool.submit(stage_life, spec, kind) for spec, kind in zip(specs, kinds, strict=True)]
-        head = take_head_place(specs[0])
+        head = open_head_node(specs[0])
         try:
             head.gather(agreed_facts(specs[0]))
             head.call(LOAD_MODEL, b"", from_all=True).result(30)

@@ -24,7 +24,7 @@ from toys import Ring, changed, ring_specs, stage_life, threads
 from zpptool.config.stage_spec import StageSpec
 from zpptool.errors import ZppError
 from zpptool.ring import messages as c
-from zpptool.wire.link import Party, PullLink, Window
+from zpptool.wire.link import LinkReceiver, Party, Window
 from zpptool.wire.message.framing import HEAD, Kind, Limits, decode, encode
 from zpptool.wire.protocol.link_messages import Hello, Refused, Taken, Told, Welcome, Word, decode_word, encode_word
 
@@ -204,7 +204,7 @@ def test_words_out_of_turn_are_not_obeyed(tmp_path: Path) -> None:
     messages.append(wire(b"tensors", b"2", sequence=len(said), kind=Kind.TENSORS))
     with impostor(spec, *messages), ThreadPoolExecutor(1) as pool:
         heard = pool.submit(stage_life, spec)
-        with PullLink(spec.bind, stage=HEAD, peer=2):
+        with LinkReceiver(spec.bind, stage=HEAD, peer=2):
             error = heard.exception(5)
     assert isinstance(error, ZppError)
     assert "has waited 1 s for the roll call from stage 1" in error.message

@@ -17,7 +17,7 @@ from zpptool.admin import change_types as ch
 from zpptool.admin.change_server import ChangeServer
 from zpptool.errors import ExitCode, ZppError, stage_error
 from zpptool.partition import Partition
-from zpptool.ring.head.view import Look
+from zpptool.ring.head.view import RingSnapshot
 from zpptool.ring.messages import Leave, Seat, StageFacts
 
 pytestmark = pytest.mark.timeout(30)
@@ -42,8 +42,8 @@ class Paper:
         self.let = threading.Event()
         self.let.set()
 
-    def look(self) -> Look:
-        return Look(tuple(self.seats), self.epoch if self.let.is_set() else None, self.fault)
+    def look(self) -> RingSnapshot:
+        return RingSnapshot(tuple(self.seats), self.epoch if self.let.is_set() else None, self.fault)
 
     plan_digest = "d"
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zpptool.admin.rolling import Ask, Came, Over, Turns, react
+from zpptool.admin.rolling import Ask, Came, Over, RollingPlan, react
 from zpptool.errors import ZppError, stage_error
-from zpptool.ring.head.view import Look
+from zpptool.ring.head.view import RingSnapshot
 from zpptool.ring.messages import Seat
 
 FAULT = stage_error("the ring is over")
@@ -25,14 +25,14 @@ OLD = tuple(seat(stage, 1) for stage in range(3))
 NEW = tuple(seat(stage, 2) for stage in range(3))
 FIRST = (OLD[0], OLD[1])
 STATES = [
-    Turns(((0, 1), (2,))),
-    Turns(((0, 1), (2,)), FIRST, asked_in=3),
-    Turns(((2,),)),
-    Turns(((2,),), (OLD[2],), asked_in=3),
-    Turns(()),
+    RollingPlan(((0, 1), (2,))),
+    RollingPlan(((0, 1), (2,)), FIRST, asked_in=3),
+    RollingPlan(((2,),)),
+    RollingPlan(((2,),), (OLD[2],), asked_in=3),
+    RollingPlan(()),
 ]
 LOOKS = [
-    Look(seats, settled, fault, wanted)
+    RingSnapshot(seats, settled, fault, wanted)
     for seats in (OLD, NEW, (NEW[0], OLD[1], OLD[2]))
     for settled in (None, 3, 4)
     for fault in (None, FAULT)
@@ -40,7 +40,7 @@ LOOKS = [
 ]
 
 
-def expected(turns: Turns, look: Look) -> tuple[Turns, object]:
+def expected(turns: RollingPlan, look: RingSnapshot) -> tuple[RollingPlan, object]:
     """The rule, written out once more by cases."""
     if look.fault:
         return turns, Over(FAULT)
@@ -50,17 +50,17 @@ def expected(turns: Turns, look: Look) -> tuple[Turns, object]:
         if not turns.groups or not look.wanted:
             return turns, Over()
         asked = tuple(look.seats[place] for place in turns.groups[0])
-        return Turns(turns.groups, asked, look.settled), Ask(asked)
+        return RollingPlan(turns.groups, asked, look.settled), Ask(asked)
     there = [one for one in turns.leaving if one in look.seats]
     if there and look.settled == turns.asked_in:
         return turns, None
     if there:
-        return Turns(turns.groups, turns.leaving, look.settled), Ask(tuple(there))
-    return Turns(turns.groups[1:]), Came(turns.leaving, tuple(look.seats[one.stage] for one in turns.leaving))
+        return RollingPlan(turns.groups, turns.leaving, look.settled), Ask(tuple(there))
+    return RollingPlan(turns.groups[1:]), Came(turns.leaving, tuple(look.seats[one.stage] for one in turns.leaving))
 
 
 @pytest.mark.parametrize(("turns", "look"), list(itertools.product(STATES, LOOKS)))
-def test_every_look_in_every_state(turns: Turns, look: Look) -> None:
+def test_every_look_in_every_state(turns: RollingPlan, look: RingSnapshot) -> None:
     assert react(turns, look) == expected(turns, look)
 
 
@@ -68,9 +68,9 @@ def test_every_look_in_every_state(turns: Turns, look: Look) -> None:
 def test_a_rollout_ends_with_every_stage_new_whatever_is_lost_on_the_way(fates: list[str]) -> None:
     """A word that is lost with an epoch is said again; only the ring's own end ends it before."""
     seats, lives, epoch, asked = list(OLD), itertools.count(2), 1, 0
-    turns, came = Turns(((0,), (1,), (2,))), []
+    turns, came = RollingPlan(((0,), (1,), (2,))), []
     for _ in range(100):
-        turns, action = react(turns, Look(tuple(seats), epoch))
+        turns, action = react(turns, RingSnapshot(tuple(seats), epoch))
         match action:
             case Ask(seats=(leaving,)):
                 asked += 1
@@ -91,14 +91,14 @@ def test_a_rollout_ends_with_every_stage_new_whatever_is_lost_on_the_way(fates: 
 
 
 def test_nothing_is_begun_for_one_who_has_gone_and_what_was_begun_is_ended() -> None:
-    turns, action = react(Turns(((0,), (1,))), Look(OLD, 3))
+    turns, action = react(RollingPlan(((0,), (1,))), RingSnapshot(OLD, 3))
     assert action == Ask((OLD[0],))
-    turns, action = react(turns, Look((NEW[0], *OLD[1:]), 4, wanted=False))
+    turns, action = react(turns, RingSnapshot((NEW[0], *OLD[1:]), 4, wanted=False))
     assert action == Came((OLD[0],), (NEW[0],))
-    assert react(turns, Look((NEW[0], *OLD[1:]), 4, wanted=False)) == (Turns(((1,),)), Over())
+    assert react(turns, RingSnapshot((NEW[0], *OLD[1:]), 4, wanted=False)) == (RollingPlan(((1,),)), Over())
 
 
 def test_a_fault_is_told_as_it_is() -> None:
-    _, action = react(Turns(((0,),)), Look(OLD, 3, FAULT))
+    _, action = react(RollingPlan(((0,),)), RingSnapshot(OLD, 3, FAULT))
     assert isinstance(action, Over)
     assert isinstance(action.fault, ZppError)

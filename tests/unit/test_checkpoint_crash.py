@@ -19,7 +19,7 @@ from checkpoints import llama, llama_config, write_checkpoint
 from zpptool.checkpoint.mode import Mode
 from zpptool.checkpoint.split import write_split
 from zpptool.checkpoint.splitplan import SplitPlan, plan_split
-from zpptool.checkpoint.streaming import Way, read_local
+from zpptool.checkpoint.streaming import CopyOptions, read_local
 from zpptool.checkpoint.verify import find_target, verify_split
 from zpptool.errors import ZppError
 
@@ -188,7 +188,7 @@ def test_what_was_finished_is_not_taken_for_something_else(tmp_path: Path, chang
     plan = large(tmp_path / "model")
     with pytest.raises(Lost):
         write_split(plan, tmp_path / "out", advance=stop_after(0.7, plan))
-    way = Way()
+    way = CopyOptions()
     if change == "source":
         file = plan.index.headers[0].file
         raw = bytearray(file.read_bytes())
@@ -198,7 +198,7 @@ def test_what_was_finished_is_not_taken_for_something_else(tmp_path: Path, chang
     elif change == "partition":
         plan = plan_split(tmp_path / "model", ranges=["0-1", "1-2", "2-6"])
     elif change == "way":
-        way = Way(Mode.COPY, hashed=False)
+        way = CopyOptions(Mode.COPY, hashed=False)
     else:
         for file in (tmp_path / ".out.zpp-partial").rglob("*.safetensors"):
             with file.open("r+b") as stream:
@@ -219,7 +219,7 @@ def test_a_read_error_keeps_what_was_finished(tmp_path: Path) -> None:
         return read_local(file, offset, nbytes)
 
     with pytest.raises(ZppError, match="Input/output error") as caught:
-        write_split(plan, tmp_path / "out", way=Way(read=read))
+        write_split(plan, tmp_path / "out", way=CopyOptions(read=read))
     assert "run the same again to go on" in str(caught.value.hint)
     assert not (tmp_path / "out").exists()
     write_split(plan, tmp_path / "out")

@@ -16,7 +16,7 @@ from zpptool.checkpoint.mode import Mode
 from zpptool.checkpoint.split import split_checkpoint, write_split
 from zpptool.checkpoint.splitplan import plan_split
 from zpptool.checkpoint.stage_tensors import model_digest
-from zpptool.checkpoint.streaming import Way
+from zpptool.checkpoint.streaming import CopyOptions
 from zpptool.errors import ZppError
 
 
@@ -66,7 +66,7 @@ def test_files_in_the_form_of_safetensors_come_back_to_the_last_byte(tmp_path: P
 
 def test_without_hashes_it_comes_back_too(tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "model", shards=2)
-    split_checkpoint(source, tmp_path / "out", 2, way=Way(Mode.COPY, hashed=False))
+    split_checkpoint(source, tmp_path / "out", 2, way=CopyOptions(Mode.COPY, hashed=False))
     assert content_of(write_join(plan_join(tmp_path / "out"), tmp_path / "back")) == content_of(source)
 
 

@@ -20,7 +20,7 @@ from zpptool.checkpoint.mode import Mode
 from zpptool.checkpoint.shards import plan_shards
 from zpptool.checkpoint.split import split_checkpoint
 from zpptool.checkpoint.splitplan import plan_split
-from zpptool.checkpoint.streaming import Way
+from zpptool.checkpoint.streaming import CopyOptions
 from zpptool.checkpoint.verify import find_target, verify_split
 from zpptool.errors import ExitCode, ZppError
 
@@ -64,13 +64,13 @@ def xfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.mark.parametrize("mode", list(Mode))
 def test_every_way_makes_the_same_weights(tmp_path: Path, mode: Mode, hashed: bool) -> None:
     source = large(tmp_path / "model")
-    split_checkpoint(source, tmp_path / "plain", ranges=RANGES, way=Way(Mode.COPY, hashed=True))
+    split_checkpoint(source, tmp_path / "plain", ranges=RANGES, way=CopyOptions(Mode.COPY, hashed=True))
     if mode is Mode.REFLINK and not can_reflink(source / "model-00001-of-00003.safetensors", tmp_path):
         with pytest.raises(ZppError, match="cannot share blocks") as caught:
-            split_checkpoint(source, tmp_path / "out", ranges=RANGES, way=Way(mode, hashed=hashed))
+            split_checkpoint(source, tmp_path / "out", ranges=RANGES, way=CopyOptions(mode, hashed=hashed))
         assert caught.value.exit_code == ExitCode.INVALID
         return
-    split_checkpoint(source, tmp_path / "out", ranges=RANGES, way=Way(mode, hashed=hashed))
+    split_checkpoint(source, tmp_path / "out", ranges=RANGES, way=CopyOptions(mode, hashed=hashed))
     ours, plain = tree(tmp_path / "out"), tree(tmp_path / "plain")
     if not hashed:
         for stage in range(2):
@@ -85,7 +85,7 @@ def test_every_way_makes_the_same_weights(tmp_path: Path, mode: Mode, hashed: bo
 
 def test_a_shard_that_is_all_of_one_stage_is_hard_linked_and_others_are_not(tmp_path: Path) -> None:
     source = large(tmp_path / "model")
-    stages = split_checkpoint(source, tmp_path / "out", ranges=RANGES, way=Way(Mode.HARDLINK))
+    stages = split_checkpoint(source, tmp_path / "out", ranges=RANGES, way=CopyOptions(Mode.HARDLINK))
     origins = {path.stat().st_ino: path.name for path in source.glob("*.safetensors")}
     linked = {
         origins[path.stat().st_ino]
@@ -102,7 +102,7 @@ def test_hard_links_lead_to_the_file_and_not_to_a_link_to_it(tmp_path: Path) -> 
     cache.mkdir()
     for path in source.iterdir():
         (cache / path.name).symlink_to(path)
-    stages = split_checkpoint(cache, tmp_path / "out", ranges=RANGES, way=Way(Mode.HARDLINK))
+    stages = split_checkpoint(cache, tmp_path / "out", ranges=RANGES, way=CopyOptions(Mode.HARDLINK))
     assert not any(path.is_symlink() for stage in stages for path in stage.rglob("*"))
     assert verify_split(find_target(tmp_path / "out", cache)).faults == []
 
@@ -114,7 +114,7 @@ def test_hard_links_across_file_systems_are_refused(tmp_path: Path) -> None:
         pytest.skip("there is no second file system")
     output = SHARED_MEMORY / f"zpp-{os.getpid()}"
     with pytest.raises(ZppError, match="cannot be hard linked") as caught:
-        split_checkpoint(source, output, ranges=RANGES, way=Way(Mode.HARDLINK))
+        split_checkpoint(source, output, ranges=RANGES, way=CopyOptions(Mode.HARDLINK))
     assert caught.value.exit_code == ExitCode.INVALID
     assert not output.exists()
 
@@ -136,10 +136,10 @@ def test_reflinks_take_no_room(xfs: Path, mode: Mode) -> None:
     os.sync()
     size = sum(path.stat().st_size for path in source.glob("*.safetensors"))
     free = shutil.disk_usage(xfs).free
-    split_checkpoint(source, xfs / f"out-{mode}", ranges=RANGES, way=Way(mode))
+    split_checkpoint(source, xfs / f"out-{mode}", ranges=RANGES, way=CopyOptions(mode))
     os.sync()
     assert free - shutil.disk_usage(xfs).free < size / 8
-    split_checkpoint(source, xfs / f"plain-{mode}", ranges=RANGES, way=Way(Mode.COPY))
+    split_checkpoint(source, xfs / f"plain-{mode}", ranges=RANGES, way=CopyOptions(Mode.COPY))
     assert tree(xfs / f"out-{mode}") == tree(xfs / f"plain-{mode}")
     assert verify_split(find_target(xfs / f"out-{mode}", source)).faults == []
 

@@ -28,7 +28,7 @@ from zpptool.doctor import (
     versions,
 )
 from zpptool.doctor.finding import Finding, Level, blocked
-from zpptool.doctor.target import Patient, make_patient
+from zpptool.doctor.target import Target, make_target
 from zpptool.errors import ZppError
 
 GIB = 1 << 30
@@ -41,12 +41,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def patient_of(target: object = None, **said: object) -> Patient:
+def target_of_checkpoint(target: object = None, **said: object) -> Target:
     told = {
         "engine": Engine.TRANSFORMERS, "num_stages": None, "base_port": 15550, "api_port": 8000, "hosts": None,
         "host": None, "keys": None, **said,
     }  # fmt: skip
-    return make_patient(None if target is None else str(target), **told)  # type: ignore[arg-type]
+    return make_target(None if target is None else str(target), **told)  # type: ignore[arg-type]
 
 
 def levels(findings: Iterator[Finding]) -> list[Level]:
@@ -55,17 +55,17 @@ def levels(findings: Iterator[Finding]) -> list[Level]:
 
 def test_whoever_has_something_to_do_is_told_what(checkpoint: Path) -> None:
     light = tuple(check for check in checkup.CHECKS if check is not engine.check_engine_and_devices)
-    for finding in checkup.examine(patient_of(checkpoint, num_stages=2), light):
+    for finding in checkup.examine(target_of_checkpoint(checkpoint, num_stages=2), light):
         assert (finding.level is Level.OK) == (not finding.fix), finding
         assert "\n" not in finding.message + finding.fix
 
 
 def test_a_check_that_fails_is_a_finding_and_hides_no_other() -> None:
-    def broken(_patient: Patient) -> Iterator[Finding]:
+    def broken(_patient: Target) -> Iterator[Finding]:
         raise RuntimeError("no such file system")
         yield
 
-    found = list(checkup.examine(patient_of(), (broken, versions.check_zeromq)))
+    found = list(checkup.examine(target_of_checkpoint(), (broken, versions.check_zeromq)))
     assert "no such file system" in found[0].message
     assert found[1].check == "pyzmq"
 
@@ -88,7 +88,7 @@ def test_what_a_process_answers_is_heard_and_how_it_ends_too() -> None:
 @pytest.mark.timeout(200)
 def test_the_engine_imports_here(checkpoint: Path) -> None:
     pytest.importorskip("transformers")
-    assert not blocked(engine.check_engine_and_devices(patient_of(checkpoint)))
+    assert not blocked(engine.check_engine_and_devices(target_of_checkpoint(checkpoint)))
 
 
 def test_a_gpu_without_room_for_its_stage_is_a_blocker() -> None:
@@ -135,9 +135,9 @@ def test_the_kernel_tells_of_its_clock() -> None:
 def test_a_taken_port_is_a_blocker_that_names_who_has_it(checkpoint: Path) -> None:
     base = free_base_port(3)
     told = {"num_stages": 2, "base_port": base, "api_port": base + 1}
-    assert levels(network.check_ports(patient_of(checkpoint, **told))) == [Level.OK]
+    assert levels(network.check_ports(target_of_checkpoint(checkpoint, **told))) == [Level.OK]
     with socket.create_server(("127.0.0.1", base)):
-        (found,) = network.check_ports(patient_of(checkpoint, **told))
+        (found,) = network.check_ports(target_of_checkpoint(checkpoint, **told))
     assert found.level is Level.BLOCKER
     assert str(base) in found.message
     assert str(os.getpid()) in found.message
@@ -156,7 +156,9 @@ def test_a_peer_is_reached_or_not() -> None:
 def test_only_stages_of_other_machines_that_ours_hear_from_are_asked() -> None:
     with socket.create_server(("127.0.0.2", 0)) as server:
         port = server.getsockname()[1]
-        ours = patient_of(num_stages=2, hosts=["127.0.0.1", "127.0.0.2"], base_port=port - 2, host="127.0.0.1")
+        ours = target_of_checkpoint(
+            num_stages=2, hosts=["127.0.0.1", "127.0.0.2"], base_port=port - 2, host="127.0.0.1"
+        )
         assert ours.here == (0,)
         (found,) = network.check_peers(ours)
     assert found == Finding("stage 1", Level.OK, f"tcp://127.0.0.2:{port} answers")
@@ -166,30 +168,31 @@ def test_the_model_is_read_and_held_against_the_plan(checkpoint: Path, tmp_path:
     plan = make_plan(checkpoint, num_stages=2, base_port=15550, api_port=8000)
     file = tmp_path / "zpp.yaml"
     file.write_text(plan.to_yaml())
-    assert levels(model.check_model(patient_of(file))) == [Level.OK]
+    assert levels(model.check_model(target_of_checkpoint(file))) == [Level.OK]
     file.write_text(plan.to_yaml().replace(str(checkpoint), str(tmp_path / "gone")))
-    assert levels(model.check_model(patient_of(file))) == [Level.BLOCKER]
+    assert levels(model.check_model(target_of_checkpoint(file))) == [Level.BLOCKER]
     other = tmp_path / "other"
     write_checkpoint(other, llama(layers=5), llama_config(layers=5))
     file.write_text(plan.to_yaml().replace(str(checkpoint), str(other)))
-    found = [finding.message for finding in model.check_model(patient_of(file)) if finding.level is Level.BLOCKER]
+    findings = model.check_model(target_of_checkpoint(file))
+    found = [finding.message for finding in findings if finding.level is Level.BLOCKER]
     assert any("4 layers" in message for message in found)
     (other / "config.json").write_text("{")
-    assert levels(model.check_model(patient_of(other))) == [Level.BLOCKER]
+    assert levels(model.check_model(target_of_checkpoint(other))) == [Level.BLOCKER]
 
 
 def test_a_host_that_is_none_of_the_plans_is_refused() -> None:
     with pytest.raises(ZppError, match="no host of the pipeline"):
-        patient_of(num_stages=2, hosts=["a", "b"], host="c")
+        target_of_checkpoint(num_stages=2, hosts=["a", "b"], host="c")
 
 
 def test_keys_are_their_owners_alone(tmp_path: Path) -> None:
-    assert not list(keys.check_keys(patient_of()))
-    assert levels(keys.check_keys(patient_of(keys=tmp_path))) == [Level.BLOCKER]
+    assert not list(keys.check_keys(target_of_checkpoint()))
+    assert levels(keys.check_keys(target_of_checkpoint(keys=tmp_path))) == [Level.BLOCKER]
     file = tmp_path / "stage_0.keys"
     assert keys.keys_finding(file).level is Level.BLOCKER
     file.write_text("secret")
     file.chmod(0o644)
     assert keys.keys_finding(file).level is Level.BLOCKER
     file.chmod(0o600)
-    assert levels(keys.check_keys(patient_of(keys=tmp_path))) == [Level.OK]
+    assert levels(keys.check_keys(target_of_checkpoint(keys=tmp_path))) == [Level.OK]

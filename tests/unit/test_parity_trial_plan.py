@@ -15,7 +15,7 @@ from zpptool.checkpoint.split import split_checkpoint
 from zpptool.config.engine_kind import Engine
 from zpptool.config.local_pipeline import split_stages
 from zpptool.errors import ExitCode, ZppError
-from zpptool.parity.trial_plan import TrialWish, engine_arguments, plan_trial, whole_model
+from zpptool.parity.trial_plan import TrialOptions, engine_arguments, plan_trial, whole_model
 from zpptool.wire.compression.adaptive import WireCodec
 
 LAYERS = 4
@@ -38,14 +38,14 @@ def own_stages(stages: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(stages, tmp_path / "stages"))
 
 
-def wish(**said: Any) -> TrialWish:
+def wish(**said: Any) -> TrialOptions:
     defaults = {
         "engine": Engine.TRANSFORMERS, "model": None, "pipeline_dir": None, "num_stages": None, "ranges": (),
         "prompts": ("hello",), "as_chat": False, "with_long_prompts": True, "batched": False, "max_new_tokens": 8,
         "dtype": "auto", "device": "auto", "gpu_ids": (), "base_port": None, "api_port": None, "engine_args": (),
         "start_timeout_s": 10.0, "step_timeout_s": 5.0, "wire_codec": WireCodec.ZSTD,
     }  # fmt: skip
-    return TrialWish(**{**defaults, **said})  # type: ignore[arg-type]
+    return TrialOptions(**{**defaults, **said})  # type: ignore[arg-type]
 
 
 def refusal(code: ExitCode, function: Any, *args: Any) -> ZppError:

@@ -21,7 +21,7 @@ from zpptool.process.respawn import (
     next_spec,
     next_words,
 )
-from zpptool.supervisor.restarter import Revival
+from zpptool.supervisor.restarter import Restarter
 
 SPEC = StageSpec(
     engine=Engine.TRANSFORMERS, model="m", partition=((0, 2), (2, 4)), stage=1, bind="tcp://127.0.0.1:2",
@@ -89,7 +89,7 @@ def test_a_process_that_leaves_is_started_with_what_it_has_left(tmp_path: Path) 
     (tmp_path / "stage-1.spec").write_text(changed(connect="tcp://127.0.0.2:1").to_json())
     with ProcessGroup() as group:
         group.start("stage 1", words, {}, log)
-        revival = Revival(group, tmp_path, losses.append, told.append)
+        revival = Restarter(group, tmp_path, losses.append, told.append)
         end = time.monotonic() + 30
         while log.read_text().count("\n") < 3:
             assert not revival.look()

@@ -25,7 +25,7 @@ from tests.fronts import ToyServer, front_of
 from tests.rings import LINK, ring, stage
 from zpptool.errors import ExitCode, ZppError
 from zpptool.net.http_server import FrontServer
-from zpptool.serve.load_balancing import Standing
+from zpptool.serve.load_balancing import BackendState
 from zpptool.serve.pipeline_status import describe_link
 from zpptool.serve.status_view import fetch_status, link_rows, stage_rows, summary
 
@@ -70,11 +70,11 @@ def test_probes_tell_the_phase_before_anything_is_loaded() -> None:
     with ToyPair() as servers, front_of(servers, ready=False) as front:
         assert get(front.url + "/livez").json() == {"alive": True}
         assert get(front.url + "/health").status_code == 503
-        front.update(0, Standing(phase="starting: stage 0 loading 43%"))
+        front.update(0, BackendState(phase="starting: stage 0 loading 43%"))
         told = get(front.url + "/readyz")
         assert told.status_code == 503
         assert told.json()["phase"] == "pipeline 0: starting: stage 0 loading 43%; pipeline 1: new"
-        front.update(1, Standing(servers[1].url, ready=True, phase="ready"))
+        front.update(1, BackendState(servers[1].url, ready=True, phase="ready"))
         assert get(front.url + "/health").status_code == 200
         assert get(front.url + "/readyz").json()["phase"] == "ready"
 

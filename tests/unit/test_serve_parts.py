@@ -25,15 +25,15 @@ from zpptool.process import progress as phases
 from zpptool.serve.display import PlainDisplay, Row
 from zpptool.serve.gpus import parse_gpus, refuse_gpus
 from zpptool.serve.http_exchange import Asked, tells_of_a_fault
-from zpptool.serve.launch_plan import PipelineOrder, ServeWish, plan_serving
-from zpptool.serve.load_balancing import Standing, Upstream, choose, phase_of_all
+from zpptool.serve.launch_plan import PipelineLaunchPlan, ServeOptions, plan_serving
+from zpptool.serve.load_balancing import BackendState, Upstream, choose, phase_of_all
 from zpptool.serve.metrics import generated_tokens, merged
 from zpptool.serve.remote import checked_address
 from zpptool.serve.throughput import WINDOW_S, add_sample, rate_of
 
 
 def upstream(name: str, *, ready: bool = True, in_flight: int = 0, last: int = 0, suspect: float = 0.0) -> Upstream:
-    return Upstream(name, Standing("http://x", ready, epoch=1), in_flight, last_taken=last, suspect_until=suspect)
+    return Upstream(name, BackendState("http://x", ready, epoch=1), in_flight, last_taken=last, suspect_until=suspect)
 
 
 def test_the_one_that_does_least_is_asked_and_of_equals_the_one_that_rested_longest() -> None:
@@ -142,16 +142,16 @@ def test_a_rate_is_of_the_last_seconds_and_survives_a_restart() -> None:
 def test_a_phase_is_told_in_a_file_and_never_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "stage-0"
     assert phases.read_phase(path) == phases.STARTING
-    phases.tell_phase("nobody asked")
+    phases.report_phase("nobody asked")
     monkeypatch.setenv(phases.PHASE_VARIABLE, str(path))
     read = phases.loading_teller(1000)
     assert phases.read_phase(path) == "loading 0%"
     read(430)
     assert phases.read_phase(path) == "loading 43%"
-    phases.tell_phase("ready")
+    phases.report_phase("ready")
     assert phases.read_phase(path) == "ready"
     monkeypatch.setenv(phases.PHASE_VARIABLE, str(tmp_path / "no" / "such"))
-    phases.tell_phase("lost")
+    phases.report_phase("lost")
 
 
 def test_a_pipe_gets_a_line_for_each_change(capsys: pytest.CaptureFixture[str]) -> None:
@@ -199,15 +199,15 @@ def model(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def planned(model: Path) -> Callable[..., tuple[PipelineOrder, ...]]:
-    def plan(**changes: object) -> tuple[PipelineOrder, ...]:
+def planned(model: Path) -> Callable[..., tuple[PipelineLaunchPlan, ...]]:
+    def plan(**changes: object) -> tuple[PipelineLaunchPlan, ...]:
         wish = {
             "model": model, "pipeline_dir": None, "plan_file": None, "num_stages": 2, "ranges": (),
             "engine": Engine.TRANSFORMERS, "dtype": "auto", "device": "cpu", "gpu_ids": (), "port": 0,
             "base_port": None, "api_port": None, "replicas": 1, "served_name": "", "engine_args": (),
             "start_timeout_s": 1.0, "step_timeout_s": 1.0, "beat_timeout_s": 1.0, "recovery_deadline_s": 120.0,
         }  # fmt: skip
-        return plan_serving(ServeWish(**{**wish, **changes}))  # type: ignore[arg-type]
+        return plan_serving(ServeOptions(**{**wish, **changes}))  # type: ignore[arg-type]
 
     return plan
 

@@ -15,7 +15,7 @@ from zpptool.admin.status_client import read_status
 from zpptool.admin.status_server import StatusServer
 from zpptool.ring.status import RingStatus
 from zpptool.supervisor import status_poller as ringwatch
-from zpptool.supervisor.status_poller import RingWatch
+from zpptool.supervisor.status_poller import StatusPoller
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -40,7 +40,7 @@ def test_what_the_head_said_last_is_known_as_long_as_there_is_a_head(
             time.sleep(0.5)
         return well
 
-    watch = RingWatch(tmp_path / "head.status")
+    watch = StatusPoller(tmp_path / "head.status")
     assert watch.told is None
     socket = StatusServer(tmp_path / "head.status", status)
     try:

@@ -24,7 +24,7 @@ from vllm.v1.request import Request, RequestStatus  # noqa: E402
 from vllm.v1.structured_output import StructuredOutputManager  # noqa: E402
 
 from zpptool.engines.vllm.core.balanced_scheduler import BalancedScheduler, tokens_of_a_share, wait_for_each_other  # noqa: E402
-from zpptool.engines.vllm.core.batching_policy import Pace  # noqa: E402
+from zpptool.engines.vllm.core.batching_policy import BatchingPolicy  # noqa: E402
 
 ANSWER = 12
 PROMPT = 5
@@ -57,7 +57,7 @@ def make_scheduler(model: Path, in_flight: int, most: int = 64, blocks: int = 10
 @pytest.fixture(autouse=True)
 def always_share(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which way is faster is another test's question (test_vllm_batching_policy.py)."""
-    monkeypatch.setattr(Pace, "shares", lambda _self, _running: True)
+    monkeypatch.setattr(BatchingPolicy, "shares", lambda _self, _running: True)
 
 
 def add(scheduler: BalancedScheduler, count: int) -> None:
@@ -111,7 +111,7 @@ def test_whole_steps_after_shared_ones_hold_all_again(
 ) -> None:
     """Halves that were computed apart would otherwise go on apart for ever, and whole steps could not be tried."""
     asked = iter([True] * 12)
-    monkeypatch.setattr(Pace, "shares", lambda _self, _running: next(asked, False))
+    monkeypatch.setattr(BatchingPolicy, "shares", lambda _self, _running: next(asked, False))
     scheduler = make_scheduler(tiny_model(), in_flight)
     add(scheduler, requests)
     sizes = run(scheduler, in_flight)
@@ -123,7 +123,7 @@ def test_whole_steps_after_shared_ones_hold_all_again(
 def test_those_who_come_later_are_let_in_at_once_and_join_the_whole(
     tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Pace, "shares", lambda _self, _running: False)
+    monkeypatch.setattr(BatchingPolicy, "shares", lambda _self, _running: False)
     scheduler = make_scheduler(tiny_model(), 2)
     add(scheduler, 2)
     first = scheduler.schedule()

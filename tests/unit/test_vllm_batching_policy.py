@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from zpptool.engines.vllm.core.batching_policy import TRY_AGAIN, Pace
+from zpptool.engines.vllm.core.batching_policy import TRY_AGAIN, BatchingPolicy
 
 
 class Machine:
@@ -14,7 +14,7 @@ class Machine:
 
     def __init__(self, running: int, fixed_s: float, token_s: float, *, overlaps: bool) -> None:
         self.now = 0.0
-        self.pace = Pace(2, clock=lambda: self.now)
+        self.pace = BatchingPolicy(2, clock=lambda: self.now)
         self._running, self._fixed_s, self._token_s, self._overlaps = running, fixed_s, token_s, overlaps
 
     def run(self, steps: int) -> float:

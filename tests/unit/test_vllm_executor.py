@@ -23,7 +23,7 @@ from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT  # noqa: E402
 from zpptool.engines.vllm import codec  # noqa: E402
 from zpptool.engines.vllm.calls import EXECUTE_AND_SAMPLE  # noqa: E402
 from zpptool.engines.vllm.core.executor import RingExecutor  # noqa: E402
-from zpptool.engines.vllm.core.rebalance import Moving  # noqa: E402
+from zpptool.engines.vllm.core.rebalance import LayerMove  # noqa: E402
 from zpptool.ring.messages import Call  # noqa: E402
 
 WAIT_S = 30
@@ -51,7 +51,7 @@ def executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RingEx
         made._survives, made._adapters = False, {}
         made._node, made._held, made._guided, made._spec = ring.head, None, set(), ring_specs(2, tmp_path)[0]
         made.vllm_config = SimpleNamespace(max_concurrent_batches=2)
-        made._moving = Moving(made._spec, made.vllm_config, ring.head.facts)
+        made._moving = LayerMove(made._spec, made.vllm_config, ring.head.facts)
         made.model_config = SimpleNamespace(runner_type="generate")
         yield made
 

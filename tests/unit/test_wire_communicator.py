@@ -18,7 +18,7 @@ import pytest
 
 from zpptool.errors import ExitCode, ZppError
 from zpptool.wire import ZeroMQCommunicator
-from zpptool.wire.link import LinkError, LinkTimeout, PushLink
+from zpptool.wire.link import LinkError, LinkSender, LinkTimeout
 from zpptool.wire.message.framing import Kind, Limits, WireError
 from zpptool.wire.security.key_files import generate
 
@@ -207,7 +207,7 @@ def test_a_send_that_runs_out_of_time_inside_a_tensor_closes_the_link():
 
 def test_what_is_no_tensor_dict_is_refused_by_name():
     with (
-        PushLink("tcp://127.0.0.1:*", stage=0, peer=1) as push,
+        LinkSender("tcp://127.0.0.1:*", stage=0, peer=1) as push,
         ZeroMQCommunicator(1, 2, connect=push.endpoint, limits=Limits(max_tensors=1)) as second,
     ):
         push.send(Kind.CONTROL, b"", timeout_s=10)

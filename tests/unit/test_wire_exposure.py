@@ -15,14 +15,14 @@ import pytest
 import zmq
 
 from zpptool.errors import ExitCode, ZppError
-from zpptool.wire.link import LinkRefused, LinkTimeout, PullLink, PushLink
+from zpptool.wire.link import LinkReceiver, LinkRefused, LinkSender, LinkTimeout
 from zpptool.wire.link.handshake_failures import Failure, Handshakes
 from zpptool.wire.message.framing import Kind
-from zpptool.wire.security.exposure import Safety, exposure
+from zpptool.wire.security.exposure import LinkSecurity, exposure
 from zpptool.wire.security.key_files import KeyFile, LinkKeys, generate, link_keys
 
 SOON_S = 20.0
-INSECURE = Safety(insecure=True)
+INSECURE = LinkSecurity(insecure=True)
 
 
 @pytest.mark.parametrize(
@@ -64,23 +64,23 @@ def _see_who_may_pass(above: Path) -> None:
 @pytest.mark.parametrize("endpoint", ["tcp://0.0.0.0:*", "tcp://*:*", "ipc://@zpptool-test", "ipc:///tmp/zpp-exposed"])
 def test_what_strangers_can_reach_is_not_opened_without_keys(endpoint: str) -> None:
     with pytest.raises(ZppError, match=r"needs keys|is not private") as caught:
-        PushLink(endpoint, stage=0, peer=1)
+        LinkSender(endpoint, stage=0, peer=1)
     assert caught.value.exit_code is ExitCode.ADDRESS
     assert caught.value.hint
-    PushLink(endpoint, stage=0, peer=1, safety=INSECURE).close(0)
+    LinkSender(endpoint, stage=0, peer=1, safety=INSECURE).close(0)
 
 
 def test_nor_connected_to() -> None:
     with pytest.raises(ZppError, match="needs keys: other machines can reach it"):
-        PullLink("tcp://192.0.2.1:5555", stage=1, peer=0)
-    PullLink("tcp://192.0.2.1:5555", stage=1, peer=0, safety=INSECURE).close(0)
+        LinkReceiver("tcp://192.0.2.1:5555", stage=1, peer=0)
+    LinkReceiver("tcp://192.0.2.1:5555", stage=1, peer=0, safety=INSECURE).close(0)
 
 
 def test_keys_do_not_make_a_shared_directory_private() -> None:
     """An ipc link is not encrypted: its directory is what guards it."""
-    safety = Safety(link_keys(generate(2)[0], 0, 1))
+    safety = LinkSecurity(link_keys(generate(2)[0], 0, 1))
     with pytest.raises(ZppError, match="is not private"):
-        PushLink("ipc:///tmp/zpp-exposed", stage=0, peer=1, safety=safety)
+        LinkSender("ipc:///tmp/zpp-exposed", stage=0, peer=1, safety=safety)
 
 
 FILES = generate(3)
@@ -97,20 +97,20 @@ def notes() -> list[str]:
 
 
 @pytest.fixture
-def push(notes: list[str]) -> Iterator[PushLink]:
+def push(notes: list[str]) -> Iterator[LinkSender]:
     """Stage 0's end, with keys, reachable from outside."""
-    safety = Safety(keys_of(FILES, 0, 1))
-    with PushLink("tcp://0.0.0.0:*", stage=0, peer=1, safety=safety, note=notes.append) as link:
+    safety = LinkSecurity(keys_of(FILES, 0, 1))
+    with LinkSender("tcp://0.0.0.0:*", stage=0, peer=1, safety=safety, note=notes.append) as link:
         yield link
         link.close(0)
 
 
-def here(link: PushLink) -> str:
+def here(link: LinkSender) -> str:
     return f"tcp://127.0.0.1:{urlsplit(link.endpoint).port}"
 
 
-def pull(push: PushLink, keys: LinkKeys | None) -> PullLink:
-    return PullLink(here(push), stage=1, peer=0, safety=Safety(keys))
+def pull(push: LinkSender, keys: LinkKeys | None) -> LinkReceiver:
+    return LinkReceiver(here(push), stage=1, peer=0, safety=LinkSecurity(keys))
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -120,7 +120,7 @@ def until(condition: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-def test_the_two_that_know_each_other_speak(push: PushLink) -> None:
+def test_the_two_that_know_each_other_speak(push: LinkSender) -> None:
     with pull(push, keys_of(FILES, 1, 0)) as receiver:
         for size in (10, 100_000, 3_000_000):
             push.send(Kind.TENSORS, b"h", [bytes(size)], timeout_s=SOON_S)
@@ -160,7 +160,7 @@ STRANGERS = {
 
 
 @pytest.mark.parametrize("who", STRANGERS)
-def test_a_stranger_is_refused_and_named_and_disturbs_nobody(push: PushLink, notes: list[str], who: str) -> None:
+def test_a_stranger_is_refused_and_named_and_disturbs_nobody(push: LinkSender, notes: list[str], who: str) -> None:
     keys, why = STRANGERS[who]
     with zmq.Context() as context, stranger_with(context, **keys) as stranger:
         stranger.connect(here(push))
@@ -179,7 +179,7 @@ def test_a_stranger_is_refused_and_named_and_disturbs_nobody(push: PushLink, not
         assert not stranger.poll(100)
 
 
-def test_bytes_that_are_no_zeromq_are_refused_and_told(push: PushLink) -> None:
+def test_bytes_that_are_no_zeromq_are_refused_and_told(push: LinkSender) -> None:
     for garbage in (b"GET / HTTP/1.1\r\n\r\n", b"\x01\x00", bytes(4096), b""):
         before = push.refused
         with closing(socket.create_connection(("127.0.0.1", urlsplit(push.endpoint).port))) as probe:
@@ -201,8 +201,8 @@ def test_who_holds_the_address_without_its_key_is_not_heard() -> None:
             for name, key in keys.items():
                 setattr(impostor, name, key)
             port = impostor.bind_to_random_port("tcp://127.0.0.1")
-            safety = Safety(keys_of(FILES, 1, 0))
-            with PullLink(f"tcp://127.0.0.1:{port}", stage=1, peer=0, safety=safety) as link:
+            safety = LinkSecurity(keys_of(FILES, 1, 0))
+            with LinkReceiver(f"tcp://127.0.0.1:{port}", stage=1, peer=0, safety=safety) as link:
                 until(lambda link=link: link.last_error)
                 with pytest.raises(LinkTimeout, match=r"broke off the handshake|speaks without keys"):
                     link.recv(0.05)
@@ -210,8 +210,8 @@ def test_who_holds_the_address_without_its_key_is_not_heard() -> None:
 
 
 def test_the_refused_end_says_why() -> None:
-    safety = Safety(keys_of(FILES, 0, 1))
-    with PushLink("tcp://127.0.0.1:*", stage=0, peer=1, safety=safety) as push:
+    safety = LinkSecurity(keys_of(FILES, 0, 1))
+    with LinkSender("tcp://127.0.0.1:*", stage=0, peer=1, safety=safety) as push:
         with pull(push, None) as unkeyed:
             until(lambda: unkeyed.last_error)
         alien = LinkKeys("stage 1", NOBODY["publickey"], NOBODY["secretkey"], "stage 0", STAGE_0)
@@ -220,9 +220,9 @@ def test_the_refused_end_says_why() -> None:
         push.close(0)
 
 
-def test_a_neighbours_key_does_not_let_it_call_itself_another(push: PushLink) -> None:
+def test_a_neighbours_key_does_not_let_it_call_itself_another(push: LinkSender) -> None:
     """Stage 1's key opens the door; but it says that it is stage 2."""
-    with PullLink(here(push), stage=2, peer=0, safety=Safety(keys_of(FILES, 1, 0))) as liar:
+    with LinkReceiver(here(push), stage=2, peer=0, safety=LinkSecurity(keys_of(FILES, 1, 0))) as liar:
         until(lambda: push.refused)
         assert "it has the key of stage 1 and calls itself stage 2" in push.last_error
         assert not push.connected
@@ -238,10 +238,10 @@ def test_an_end_that_was_refused_tries_again() -> None:
         impostor.zap_domain = b"x"
         port = impostor.bind_to_random_port("tcp://127.0.0.1")
         address = f"tcp://127.0.0.1:{port}"
-        with PullLink(address, stage=1, peer=0, safety=Safety(keys)) as link:
+        with LinkReceiver(address, stage=1, peer=0, safety=LinkSecurity(keys)) as link:
             until(lambda: "speaks without keys" in link.last_error)
             impostor.close(0)
-            with PushLink(address, stage=0, peer=1, safety=Safety(keys_of(FILES, 0, 1))) as push:
+            with LinkSender(address, stage=0, peer=1, safety=LinkSecurity(keys_of(FILES, 0, 1))) as push:
                 push.send(Kind.CONTROL, b"at last", timeout_s=SOON_S)
                 assert link.recv(SOON_S).header == b"at last"
 

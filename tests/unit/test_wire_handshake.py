@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from zpptool.places import HEAD
 from zpptool.wire.link_errors import WireError
 from zpptool.wire.protocol.flow_control import Window
-from zpptool.wire.protocol.handshake import Standing, judge, unfit
+from zpptool.wire.protocol.handshake import LinkState, judge, unfit
 from zpptool.wire.protocol.link_messages import Hold, Party, Refused, Welcome, decode_word, encode_word
 
 OURS = Party(0, 3, "digest", "run", 2)
 THEIRS = Party(1, 3, "digest", "run", 2)
-FREE = Standing(taken=False, spent=False)
+FREE = LinkState(taken=False, spent=False)
 
 
 def changed(party: Party, **fields: object) -> Party:
@@ -47,7 +47,7 @@ def test_who_does_not_fit_is_refused_by_whichever_side_asks(theirs: Party, reaso
 
 
 def test_a_second_peer_is_refused() -> None:
-    answer = judge(THEIRS, OURS, 1, Standing(taken=True, spent=True))
+    answer = judge(THEIRS, OURS, 1, LinkState(taken=True, spent=True))
     assert answer == Refused("another stage 1 is connected already", plan=False)
 
 
@@ -56,10 +56,10 @@ def test_a_second_peer_is_refused() -> None:
     [
         (THEIRS, changed(OURS, run_id=""), FREE, "stage 0 waits for the run to begin"),
         (changed(THEIRS, epoch=3), OURS, FREE, "stage 0 is in epoch 2 still, not in 3"),
-        (THEIRS, OURS, Standing(taken=False, spent=True), "the link of epoch 2 was lost; another epoch has to begin"),
+        (THEIRS, OURS, LinkState(taken=False, spent=True), "the link of epoch 2 was lost; another epoch has to begin"),
     ],
 )
-def test_who_comes_too_early_is_held(theirs: Party, ours: Party, standing: Standing, reason: str) -> None:
+def test_who_comes_too_early_is_held(theirs: Party, ours: Party, standing: LinkState, reason: str) -> None:
     assert judge(theirs, ours, 1, standing) == Hold(reason)
 
 
@@ -71,7 +71,7 @@ parties = st.builds(
 
 @given(theirs=parties, ours=parties, awaited=st.integers(-1, 3), taken=st.booleans(), spent=st.booleans())
 def test_only_the_awaited_one_is_ever_admitted_and_only_into_an_unused_epoch(theirs, ours, awaited, taken, spent):
-    if judge(theirs, ours, awaited, Standing(taken, spent)) is None:
+    if judge(theirs, ours, awaited, LinkState(taken, spent)) is None:
         assert not taken
         assert not spent
         assert theirs.stage == awaited
@@ -98,7 +98,7 @@ def test_a_word_with_something_unknown_in_it_is_refused() -> None:
 
 def test_where_receivers_follow_their_sender_those_of_another_run_are_welcome_and_the_head_is_held() -> None:
     """A head that was started again names a new run; it reaches the last stage by way of all others."""
-    following = Standing(taken=False, spent=False, follows=True)
+    following = LinkState(taken=False, spent=False, follows=True)
     assert judge(changed(THEIRS, run_id="older", epoch=9), OURS, 1, following) is None
     newer = changed(THEIRS, stage=HEAD, run_id="newer")
     assert isinstance(judge(newer, OURS, HEAD, following), Hold)

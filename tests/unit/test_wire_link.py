@@ -19,9 +19,9 @@ from zpptool.places import HEAD
 from zpptool.wire.link import (
     ZERO_COPY_BYTES,
     LinkError,
+    LinkReceiver,
+    LinkSender,
     LinkTimeout,
-    PullLink,
-    PushLink,
 )
 from zpptool.wire.message.framing import Kind
 
@@ -50,8 +50,8 @@ class TestDelivery:
         push.send(Kind.TENSORS, b"b", [b"y" * ZERO_COPY_BYTES, b"z"], source=HEAD, timeout_s=SOON_S)
         pull.recv(SOON_S)
         with (
-            PushLink("tcp://127.0.0.1:*", stage=1, peer=2) as onward,
-            PullLink(onward.endpoint, stage=2, peer=1) as end,
+            LinkSender("tcp://127.0.0.1:*", stage=1, peer=2) as onward,
+            LinkReceiver(onward.endpoint, stage=2, peer=1) as end,
         ):
             onward.relay(pull.recv(SOON_S), SOON_S)
             message = end.recv(SOON_S)
@@ -147,13 +147,13 @@ class TestDeadlines:
         )
         assert error.message.startswith(f"Stage 0 waited 0.2 s for stage 1 ({push.endpoint}) to take message 0")
         assert "it is not connected" in error.message
-        with PullLink(push.endpoint, stage=1, peer=0) as late:
+        with LinkReceiver(push.endpoint, stage=1, peer=0) as late:
             send(push, 2)
             assert receive(late) == 2
             assert not late.poll(0.05)
 
     def test_a_receive_from_nobody_times_out(self):
-        with PullLink("tcp://127.0.0.1:9", stage=HEAD, peer=2) as link, pytest.raises(LinkTimeout) as caught:
+        with LinkReceiver("tcp://127.0.0.1:9", stage=HEAD, peer=2) as link, pytest.raises(LinkTimeout) as caught:
             link.recv(0.2)
         assert caught.value.message.startswith("Head waited 0.2 s for stage 2 (tcp://127.0.0.1:9) to send message 0")
         assert "it is not connected" in caught.value.message
@@ -202,7 +202,7 @@ class TestClosing:
                 calls[waiting]()
             raised.append(caught.value)
 
-        with PullLink("tcp://127.0.0.1:9", stage=1, peer=0) as pull:
+        with LinkReceiver("tcp://127.0.0.1:9", stage=1, peer=0) as pull:
             calls = {
                 "recv": lambda: pull.recv(60),
                 "poll": lambda: pull.poll(60),
@@ -264,7 +264,7 @@ class TestClosing:
 
     def test_threads_and_sockets_of_closed_and_of_dropped_links_are_gone(self):
         def leave(close: bool) -> None:
-            link = PushLink("tcp://127.0.0.1:*", stage=0, peer=1)
+            link = LinkSender("tcp://127.0.0.1:*", stage=0, peer=1)
             if close:
                 link.close()
 
@@ -278,8 +278,8 @@ class TestClosing:
     def test_a_process_ends_though_it_forgot_to_close(self):
         code = (
             "from zpptool.wire.link import *\n"
-            "push = PushLink('tcp://127.0.0.1:*', stage=0, peer=1)\n"
-            "pull = PullLink(push.endpoint, stage=1, peer=0)\n"
+            "push = LinkSender('tcp://127.0.0.1:*', stage=0, peer=1)\n"
+            "pull = LinkReceiver(push.endpoint, stage=1, peer=0)\n"
             "push.send(2, b'', [bytes(4_000_000)], timeout_s=5)\n"
         )
         # Many side by side: before the links were closed at exit, a quarter of them died of memory freed too early.

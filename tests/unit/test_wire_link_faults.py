@@ -13,12 +13,12 @@ import zmq
 from links import SOON_S, receive, send, wait_until
 
 from zpptool.wire.link import (
+    LinkReceiver,
     LinkRefused,
+    LinkSender,
     LinkTimeout,
     Party,
     PeerLost,
-    PullLink,
-    PushLink,
     SequenceError,
     StaleEpoch,
     Window,
@@ -44,7 +44,7 @@ class TestFaults:
 
     def test_a_second_receiver_is_refused_in_words_and_disturbs_nobody(self, push, pull):
         send(push, 0)
-        with PullLink(push.endpoint, stage=1, peer=0) as second:
+        with LinkReceiver(push.endpoint, stage=1, peer=0) as second:
             with pytest.raises(
                 LinkRefused, match=r"stage 0 refuses this link .*another stage 1 is connected"
             ) as caught:
@@ -56,11 +56,11 @@ class TestFaults:
         assert [receive(pull), receive(pull)] == [0, 1]
 
     def test_a_receiver_that_is_lost_comes_back_in_a_new_epoch_only(self, push):
-        with PullLink(push.endpoint, stage=1, peer=0) as first:
+        with LinkReceiver(push.endpoint, stage=1, peer=0) as first:
             send(push, 0)
             receive(first)
         wait_until(lambda: push.state == "lost")
-        with PullLink(push.endpoint, stage=1, peer=0) as second:
+        with LinkReceiver(push.endpoint, stage=1, peer=0) as second:
             with pytest.raises(PeerLost) as lost:
                 send(push, 1)
             assert (lost.value.epoch, lost.value.sequence, lost.value.state) == (0, 0, "lost")
@@ -74,16 +74,16 @@ class TestFaults:
     def test_a_receiver_that_takes_another_s_place_gets_every_message_from_then_on(self, push):
         for number in range(40):
             push.begin(push.party.run_id, number)
-            with PullLink(push.endpoint, stage=1, peer=0) as pull:
+            with LinkReceiver(push.endpoint, stage=1, peer=0) as pull:
                 send(push, number)
                 assert receive(pull) == number
             wait_until(lambda: not push.connected)
 
     def test_a_receiver_that_goes_before_it_was_sent_anything_may_be_replaced(self, push):
-        with PullLink(push.endpoint, stage=1, peer=0):
+        with LinkReceiver(push.endpoint, stage=1, peer=0):
             wait_until(lambda: push.connected)
         wait_until(lambda: push.state == "waiting")
-        with PullLink(push.endpoint, stage=1, peer=0) as second:
+        with LinkReceiver(push.endpoint, stage=1, peer=0) as second:
             send(push, 0)
             assert receive(second) == 0
 
@@ -108,7 +108,7 @@ class TestFaults:
         wait_until(lambda: pull.state == "lost")
         with pytest.raises(PeerLost, match="stage 1 has lost stage 0"):
             pull.recv(SOON_S)
-        with PushLink(push.endpoint, stage=0, peer=1) as reborn:
+        with LinkSender(push.endpoint, stage=0, peer=1) as reborn:
             wait_until(lambda: pull.poll(0) and pull.state == "refused")
             with pytest.raises(LinkRefused, match=r"stage 1 belongs to run \w+, stage 0 to"):
                 pull.recv(SOON_S)
@@ -118,7 +118,7 @@ class TestFaults:
     def test_what_is_no_message_is_refused_and_the_link_goes_on(self):
         with zmq.Context() as context, context.socket(zmq.ROUTER) as hostile:
             port = hostile.bind_to_random_port("tcp://127.0.0.1")
-            with PullLink(f"tcp://127.0.0.1:{port}", stage=1, peer=0) as pull:
+            with LinkReceiver(f"tcp://127.0.0.1:{port}", stage=1, peer=0) as pull:
                 guest = hostile.recv_multipart()[0]
                 for parts in ([b""], [b"\x80\x04pickle"], [os.urandom(5000)], [b"x"] * 3000):
                     hostile.send_multipart([guest, *parts])
@@ -140,7 +140,7 @@ class TestFaults:
         with zmq.Context() as context, context.socket(zmq.ROUTER) as hostile:
             port = hostile.bind_to_random_port("tcp://127.0.0.1")
             limits = Limits(max_frame_bytes=1000, max_header_bytes=1000)
-            with PullLink(f"tcp://127.0.0.1:{port}", stage=1, peer=0, limits=limits) as pull:
+            with LinkReceiver(f"tcp://127.0.0.1:{port}", stage=1, peer=0, limits=limits) as pull:
                 hostile.send_multipart([hostile.recv_multipart()[0], bytes(10_000_000)])
                 with pytest.raises(LinkTimeout):
                     pull.recv(0.5)
@@ -149,7 +149,7 @@ class TestFaults:
     def test_a_sender_refuses_what_the_receiver_would_not_take(self):
         limits = Limits(max_frame_bytes=1000)
         with (
-            PushLink("tcp://127.0.0.1:*", stage=0, peer=1, limits=limits) as push,
+            LinkSender("tcp://127.0.0.1:*", stage=0, peer=1, limits=limits) as push,
             pytest.raises(WireError, match="frame 0 has 1001 bytes"),
         ):
             send(push, 0, bytes(1001))
@@ -170,15 +170,15 @@ class TestFaults:
             push.begin(push.party.run_id, epoch)
             self.send_while_the_peer_goes(push)
         push.begin(push.party.run_id, 5)
-        with PullLink(push.endpoint, stage=1, peer=0) as second:
+        with LinkReceiver(push.endpoint, stage=1, peer=0) as second:
             send(push, 99, b"d", b"e")
             message = second.recv(SOON_S)
         assert message.header == b"99"
         assert [bytes(frame) for frame in message.frames] == [b"d", b"e"]
 
-    def send_while_the_peer_goes(self, push: PushLink) -> None:
+    def send_while_the_peer_goes(self, push: LinkSender) -> None:
         """Send three frames while the peer goes away after the first."""
-        peer = PullLink(push.endpoint, stage=1, peer=0)
+        peer = LinkReceiver(push.endpoint, stage=1, peer=0)
         wait_until(lambda: push.connected)
         socket = push._socket
 
@@ -223,7 +223,7 @@ class TestFaults:
         end = time.monotonic() + 4
         received = 0
         while time.monotonic() < end:
-            with PullLink(push.endpoint, stage=1, peer=0) as pull:
+            with LinkReceiver(push.endpoint, stage=1, peer=0) as pull:
                 for _ in range(received % 3 + 1):
                     message = pull.recv(SOON_S)
                     assert [frame.nbytes for frame in message.frames] == [70_000] * 12

@@ -16,10 +16,10 @@ from links import SOON_S, fill, receive, send, wait_until
 
 from zpptool.wire.link import (
     ZERO_COPY_BYTES,
+    LinkReceiver,
+    LinkSender,
     LinkTimeout,
     PeerLost,
-    PullLink,
-    PushLink,
     Window,
 )
 from zpptool.wire.message.framing import Kind
@@ -30,8 +30,8 @@ SPAWN = multiprocessing.get_context("spawn")
 def echo(listen: str, answer_on: str, ready: Connection) -> None:
     """The other process: relays what it gets until told to stop."""
     with (
-        PullLink(listen, stage=1, peer=0) as pull,
-        PushLink(answer_on, stage=1, peer=0) as push,
+        LinkReceiver(listen, stage=1, peer=0) as pull,
+        LinkSender(answer_on, stage=1, peer=0) as push,
     ):
         ready.send(push.endpoint)
         while (message := pull.recv(30)).header != b"stop":
@@ -39,15 +39,15 @@ def echo(listen: str, answer_on: str, ready: Connection) -> None:
 
 
 @pytest.fixture(params=["tcp", "ipc", "shared"])
-def far(request, tmp_path) -> Iterator[tuple[PushLink, PullLink, multiprocessing.process.BaseProcess]]:
+def far(request, tmp_path) -> Iterator[tuple[LinkSender, LinkReceiver, multiprocessing.process.BaseProcess]]:
     """Links to and from a process that echoes, and that process."""
     bind = "tcp://127.0.0.1:*" if request.param == "tcp" else f"ipc://{tmp_path}/there"
     answer_on = "tcp://127.0.0.1:*" if request.param == "tcp" else f"ipc://{tmp_path}/back"
-    with PushLink(bind, stage=0, peer=1, window=Window(4), shared_memory=request.param == "shared") as push:
+    with LinkSender(bind, stage=0, peer=1, window=Window(4), shared_memory=request.param == "shared") as push:
         ready, theirs = SPAWN.Pipe()
         process = SPAWN.Process(target=echo, args=(push.endpoint, answer_on, theirs), daemon=True)
         process.start()
-        with PullLink(ready.recv(), stage=0, peer=1) as pull:
+        with LinkReceiver(ready.recv(), stage=0, peer=1) as pull:
             yield push, pull, process
         push.close(linger_s=0)
         process.kill()

@@ -10,7 +10,7 @@ from contextlib import suppress
 import pytest
 
 from zpptool.errors import ExitCode, ZppError
-from zpptool.wire.link import LinkRefused, Party, PeerLost, PullLink, PushLink
+from zpptool.wire.link import LinkReceiver, LinkRefused, LinkSender, Party, PeerLost
 from zpptool.wire.message.framing import Kind
 
 pytestmark = pytest.mark.timeout(60)
@@ -24,12 +24,12 @@ def until(true: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-def sender(epoch: int) -> PushLink:
+def sender(epoch: int) -> LinkSender:
     """Stage 1's sending end, in an epoch of one run."""
-    return PushLink("tcp://127.0.0.1:*", stage=1, peer=2, party=Party(1, 3, run_id="run", epoch=epoch), follows=True)
+    return LinkSender("tcp://127.0.0.1:*", stage=1, peer=2, party=Party(1, 3, run_id="run", epoch=epoch), follows=True)
 
 
-def said(link: PullLink) -> bytes:
+def said(link: LinkReceiver) -> bytes:
     """What comes next; a sender that is lost is waited for."""
     end = time.monotonic() + SOON_S
     while True:
@@ -40,7 +40,7 @@ def said(link: PullLink) -> bytes:
 
 def test_a_receiver_moves_to_where_its_sender_is_in_the_next_epoch() -> None:
     with sender(1) as old, sender(2) as new:
-        with PullLink(old.endpoint, stage=2, peer=1, party=Party(2, 3), follows=True) as pull:
+        with LinkReceiver(old.endpoint, stage=2, peer=1, party=Party(2, 3), follows=True) as pull:
             old.send(Kind.CONTROL, b"before", timeout_s=SOON_S)
             assert said(pull) == b"before"
             pull.move(new.endpoint)
@@ -56,7 +56,7 @@ def test_a_receiver_moves_to_where_its_sender_is_in_the_next_epoch() -> None:
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1", "what?", "", "udp://127.0.0.1:1"])
 def test_what_is_no_address_is_not_moved_to(address: str) -> None:
-    with sender(1) as push, PullLink(push.endpoint, stage=2, peer=1, party=Party(2, 3)) as pull:
+    with sender(1) as push, LinkReceiver(push.endpoint, stage=2, peer=1, party=Party(2, 3)) as pull:
         with pytest.raises(ZppError) as refused:
             pull.move(address)
         assert refused.value.exit_code is ExitCode.ADDRESS
@@ -65,7 +65,7 @@ def test_what_is_no_address_is_not_moved_to(address: str) -> None:
 
 
 def test_without_keys_nobody_moves_to_where_strangers_are() -> None:
-    with sender(1) as push, PullLink(push.endpoint, stage=2, peer=1, party=Party(2, 3)) as pull:
+    with sender(1) as push, LinkReceiver(push.endpoint, stage=2, peer=1, party=Party(2, 3)) as pull:
         with pytest.raises(ZppError, match="needs keys"):
             pull.move("tcp://10.0.0.3:15550")
         assert pull.endpoint == push.endpoint
@@ -73,15 +73,15 @@ def test_without_keys_nobody_moves_to_where_strangers_are() -> None:
 
 def test_one_who_would_be_welcome_if_the_place_were_free_is_counted_and_comes_in_when_it_is() -> None:
     with sender(1) as push:
-        first = PullLink(push.endpoint, stage=2, peer=1, party=Party(2, 3), follows=True)
+        first = LinkReceiver(push.endpoint, stage=2, peer=1, party=Party(2, 3), follows=True)
         push.send(Kind.CONTROL, b"to the first", timeout_s=SOON_S)
         assert said(first) == b"to the first"
         for party in (Party(0, 3), Party(2, 4), Party(2, 3, digest="")):
-            other = PullLink(push.endpoint, stage=2, peer=1, party=party, follows=True)
+            other = LinkReceiver(push.endpoint, stage=2, peer=1, party=party, follows=True)
             with other, pytest.raises(LinkRefused):
                 other.recv(SOON_S)
         assert push.knocks == 1, "only the one that fits"
-        with PullLink(push.endpoint, stage=2, peer=1, party=Party(2, 3), follows=True) as second:
+        with LinkReceiver(push.endpoint, stage=2, peer=1, party=Party(2, 3), follows=True) as second:
             with pytest.raises(LinkRefused, match="another stage 2 is connected already"):
                 second.recv(SOON_S)
             assert push.knocks == 2

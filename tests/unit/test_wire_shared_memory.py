@@ -15,20 +15,20 @@ from hypothesis import strategies as st
 
 from zpptool.wire.link_errors import WireError
 from zpptool.wire.local.arena import ALIGNMENT, GENERATIONS, Arena, Block
-from zpptool.wire.local.shared_memory import SLOTS, SharedGiver, SharedTaker, this_host
+from zpptool.wire.local.shared_memory import SLOTS, SharedMemoryReceiver, SharedMemorySender, this_host
 
 pytestmark = pytest.mark.skipif(this_host() is None, reason="this system has no memfd")
 SIZE = 8 << 20
 FRAME = 1 << 20
 
 
-def pair(size: int = SIZE) -> tuple[SharedGiver, SharedTaker]:
+def pair(size: int = SIZE) -> tuple[SharedMemorySender, SharedMemoryReceiver]:
     """Both ends, in this process."""
-    giver = SharedGiver(size)
-    return giver, SharedTaker(giver.offer)
+    giver = SharedMemorySender(size)
+    return giver, SharedMemoryReceiver(giver.offer)
 
 
-def put(giver: SharedGiver, data: bytes) -> int:
+def put(giver: SharedMemorySender, data: bytes) -> int:
     ticket = giver.put(data)
     assert ticket is not None
     return ticket
@@ -44,7 +44,7 @@ def test_frames_arrive_in_place_and_belong_to_the_receiver():
 
 
 def test_nothing_is_put_before_the_receiver_has_the_segment():
-    giver = SharedGiver(SIZE)
+    giver = SharedMemorySender(SIZE)
     assert not giver.ready
 
 
@@ -111,7 +111,7 @@ def test_memory_that_the_system_refuses_is_no_fault(monkeypatch):
     assert giver.put(bytes(FRAME)) is not None
 
 
-def forged(giver: SharedGiver, **changed: str) -> str:
+def forged(giver: SharedMemorySender, **changed: str) -> str:
     names = ("pid", "fd", "size", "token")
     return ":".join((dict(zip(names, giver.offer.split(":"), strict=True)) | changed).values())
 
@@ -127,22 +127,22 @@ def forged(giver: SharedGiver, **changed: str) -> str:
     ],
 )
 def test_another_segment_than_the_one_meant_is_refused(changed, match):
-    giver = SharedGiver(SIZE)
+    giver = SharedMemorySender(SIZE)
     with pytest.raises(WireError, match=match):
-        SharedTaker(forged(giver, **changed))
+        SharedMemoryReceiver(forged(giver, **changed))
     assert not giver.ready
 
 
 def test_what_could_shrink_or_block_is_not_mapped(tmp_path):
-    giver = SharedGiver(SIZE)
+    giver = SharedMemorySender(SIZE)
     path = tmp_path / "plain"
     path.write_bytes(bytes(ALIGNMENT + SIZE))
     with path.open("r+b") as plain, pytest.raises(WireError, match="not sealed"):
-        SharedTaker(forged(giver, fd=str(plain.fileno())))
+        SharedMemoryReceiver(forged(giver, fd=str(plain.fileno())))
     read, write = os.pipe()
     try:
         with pytest.raises(WireError, match="no plain file"):
-            SharedTaker(forged(giver, fd=str(read)))
+            SharedMemoryReceiver(forged(giver, fd=str(read)))
     finally:
         os.close(read)
         os.close(write)

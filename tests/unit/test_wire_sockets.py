@@ -15,15 +15,15 @@ import zmq
 
 from zpptool.deadline import Deadline
 from zpptool.errors import ExitCode, ZppError
-from zpptool.wire.link import PullLink, PushLink
+from zpptool.wire.link import LinkReceiver, LinkSender
 from zpptool.wire.message.framing import Kind
-from zpptool.wire.security.exposure import Safety
+from zpptool.wire.security.exposure import LinkSecurity
 from zpptool.wire.sockets import make_socket
 
 
 def open_push(endpoint: str) -> None:
     """Bind and close."""
-    PushLink(endpoint, stage=0, peer=1, safety=Safety(insecure=True)).close()
+    LinkSender(endpoint, stage=0, peer=1, safety=LinkSecurity(insecure=True)).close()
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_an_endpoint_that_cannot_be_bound_is_refused(endpoint, told):
 )
 def test_an_endpoint_that_nobody_can_be_at_is_refused(endpoint, told):
     with pytest.raises(ZppError, match=told) as caught:
-        PullLink(endpoint, stage=1, peer=0, safety=Safety(insecure=True))
+        LinkReceiver(endpoint, stage=1, peer=0, safety=LinkSecurity(insecure=True))
     assert caught.value.exit_code is ExitCode.ADDRESS
 
 
@@ -77,7 +77,7 @@ def test_a_port_in_use_is_told():
 
 def test_an_ipc_path_in_use_is_not_taken_over(tmp_path: Path):
     endpoint = f"ipc://{tmp_path}/s"
-    with PushLink(endpoint, stage=0, peer=1), pytest.raises(ZppError, match="in use"):
+    with LinkSender(endpoint, stage=0, peer=1), pytest.raises(ZppError, match="in use"):
         open_push(endpoint)
 
 
@@ -95,7 +95,7 @@ def test_a_file_at_an_ipc_path_is_left_alone(tmp_path: Path):
 
 
 def test_the_bound_port_is_told():
-    with PushLink("tcp://127.0.0.1:*", stage=0, peer=1) as link:
+    with LinkSender("tcp://127.0.0.1:*", stage=0, peer=1) as link:
         host, port = link.endpoint.rsplit(":", 1)
     assert host == "tcp://127.0.0.1"
     assert int(port) > 0
@@ -107,7 +107,7 @@ def test_an_ipv6_address_can_be_bound():
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError as error:
         pytest.skip(f"no IPv6 loopback here: {error}")
-    with PushLink("tcp://[::1]:*", stage=0, peer=1) as push, PullLink(push.endpoint, stage=1, peer=0) as pull:
+    with LinkSender("tcp://[::1]:*", stage=0, peer=1) as push, LinkReceiver(push.endpoint, stage=1, peer=0) as pull:
         assert pull.endpoint.startswith("tcp://[::1]:")
 
 
@@ -142,7 +142,7 @@ with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
 
 def test_a_stranger_who_goes_while_his_queue_is_full_takes_nobody_along():
     """With heartbeats of its own the binding end's process was aborted by libzmq, two seconds later."""
-    with PushLink("tcp://127.0.0.1:*", stage=0, peer=1) as push:
+    with LinkSender("tcp://127.0.0.1:*", stage=0, peer=1) as push:
         words = [sys.executable, "-c", FLOOD, push.endpoint]
         with subprocess.Popen(words, stdout=subprocess.PIPE) as stranger:
             assert stranger.stdout is not None
@@ -154,6 +154,6 @@ def test_a_stranger_who_goes_while_his_queue_is_full_takes_nobody_along():
                 time.sleep(2.5)
             finally:
                 push._leave()
-        with PullLink(push.endpoint, stage=1, peer=0) as pull:
+        with LinkReceiver(push.endpoint, stage=1, peer=0) as pull:
             push.send(Kind.CONTROL, b"still here", timeout_s=10)
             assert pull.recv(10).header == b"still here"

@@ -22,7 +22,7 @@ from zpptool.wire.compression.adaptive import Gauge, WireCodec
 from zpptool.wire.link.inbound import Inbound
 from zpptool.wire.link.outbound import Outbound
 from zpptool.wire.link_errors import WireError
-from zpptool.wire.local.unix_socket import LONGEST_BYTES, NAME, ShortcutReceiver, ShortcutSender, this_place
+from zpptool.wire.local.unix_socket import LONGEST_BYTES, NAME, UnixSocketReceiver, UnixSocketSender, this_place
 from zpptool.wire.message.framing import INLINE_BELOW_BYTES, Limits
 
 pytestmark = [
@@ -37,13 +37,13 @@ SIZES = (0, SMALL, INLINE_BELOW_BYTES - 9, INLINE_BELOW_BYTES, 300_000, 2 << 20,
 
 
 @contextmanager
-def pair() -> Iterator[tuple[ShortcutSender, ShortcutReceiver]]:
+def pair() -> Iterator[tuple[UnixSocketSender, UnixSocketReceiver]]:
     """Both ends, in this process."""
-    with closing(ShortcutSender()) as sender, closing(ShortcutReceiver(sender.offer)) as receiver:
+    with closing(UnixSocketSender()) as sender, closing(UnixSocketReceiver(sender.offer)) as receiver:
         yield sender, receiver
 
 
-def fill_up(sender: ShortcutSender) -> int:
+def fill_up(sender: UnixSocketSender) -> int:
     """Send until one is not taken; how many were."""
     for number in range(1000):
         if not sender.send(b"%08d" % number + bytes(SMALL), 0):
@@ -51,7 +51,7 @@ def fill_up(sender: ShortcutSender) -> int:
     raise AssertionError("it took everything, though nobody read")
 
 
-def numbers(receiver: ShortcutReceiver) -> list[int]:
+def numbers(receiver: UnixSocketReceiver) -> list[int]:
     """Those of the messages that are there."""
     return [int(part[:8]) for part in iter(receiver.receive, None)]
 
@@ -139,9 +139,9 @@ class TestOnePair:
         assert got == sent
 
     def test_what_was_sent_before_the_receiver_came_is_not_taken(self) -> None:
-        with closing(ShortcutSender()) as sender:
+        with closing(UnixSocketSender()) as sender:
             assert not sender.send(b"early", 0)
-            with closing(ShortcutReceiver(sender.offer)) as receiver:
+            with closing(UnixSocketReceiver(sender.offer)) as receiver:
                 assert sender.send(b"late", 0)
                 assert receiver.receive() == b"late"
 
@@ -186,8 +186,8 @@ class TestOnePair:
                 assert receiver.receive() is None
 
     def test_a_receiver_that_ended_before_anything_was_sent_makes_the_sender_refuse(self) -> None:
-        with closing(ShortcutSender()) as sender:
-            ShortcutReceiver(sender.offer).close()
+        with closing(UnixSocketSender()) as sender:
+            UnixSocketReceiver(sender.offer).close()
             assert [sender.send(b"x", 0) for _ in range(3)] == [False] * 3
 
     def test_what_was_sent_can_be_read_after_the_sender_has_closed(self) -> None:
@@ -213,7 +213,7 @@ class TestOnePair:
         with pair() as (sender, receiver):
             assert sender.send(b"first", 0)
             with pytest.raises(WireError, match="cannot be reached"):
-                ShortcutReceiver(sender.offer)
+                UnixSocketReceiver(sender.offer)
             assert sender.send(b"second", 0)
             assert [receiver.receive(), receiver.receive()] == [b"first", b"second"]
 
@@ -258,9 +258,9 @@ class TestWhoMayCome:
     @needs_root
     def test_another_user_is_turned_away_and_the_true_receiver_gets_in(self) -> None:
         with (
-            closing(ShortcutSender()) as sender,
+            closing(UnixSocketSender()) as sender,
             stranger(comes_and_gets_nothing, sender.offer),
-            closing(ShortcutReceiver(sender.offer)) as receiver,
+            closing(UnixSocketReceiver(sender.offer)) as receiver,
         ):
             assert sender.send(b"secret", 0)
             assert sender.send(b"another", 0)
@@ -268,7 +268,7 @@ class TestWhoMayCome:
 
     @needs_root
     def test_another_user_who_comes_alone_gets_nothing(self) -> None:
-        with closing(ShortcutSender()) as sender, stranger(comes_and_gets_nothing, sender.offer):
+        with closing(UnixSocketSender()) as sender, stranger(comes_and_gets_nothing, sender.offer):
             assert not sender.send(b"secret", 0)
 
     @needs_root
@@ -277,21 +277,21 @@ class TestWhoMayCome:
         with stranger(pretends_and_gets_nothing, offer):
             before = open_descriptors()
             with pytest.raises(WireError, match="another user's"):
-                ShortcutReceiver(offer)
+                UnixSocketReceiver(offer)
             assert open_descriptors() == before
 
     @pytest.mark.parametrize("offer", ["", "0" * 32, "x" * 500, "\ud800", "\0", "../../tmp"])
     def test_an_offer_that_leads_nowhere_is_refused(self, offer: str) -> None:
         before = open_descriptors()
         with pytest.raises(WireError, match="cannot be reached"):
-            ShortcutReceiver(offer)
+            UnixSocketReceiver(offer)
         assert open_descriptors() == before
 
     def test_an_offer_is_good_as_long_as_its_sender(self) -> None:
-        sender = ShortcutSender()
+        sender = UnixSocketSender()
         sender.close()
         with pytest.raises(WireError, match="cannot be reached"):
-            ShortcutReceiver(sender.offer)
+            UnixSocketReceiver(sender.offer)
 
     def test_who_is_elsewhere_is_offered_nothing(self) -> None:
         place = this_place()
@@ -317,7 +317,7 @@ class TestWhoMayCome:
 class TestNothingIsLeft:
     def test_no_descriptor_is_left_open(self) -> None:
         before = open_descriptors()
-        with closing(ShortcutSender()):
+        with closing(UnixSocketSender()):
             pass
         with pair() as (sender, _receiver):
             pass
@@ -335,11 +335,11 @@ class TestNothingIsLeft:
         assert open_descriptors() == before
 
     def test_nor_where_the_address_is_taken(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        with closing(ShortcutSender()) as sender:
+        with closing(UnixSocketSender()) as sender:
             monkeypatch.setattr(secrets, "token_hex", lambda _: sender.offer)
             before = open_descriptors()
             with pytest.raises(OSError, match="in use"):
-                ShortcutSender()
+                UnixSocketSender()
             assert open_descriptors() == before
             outbound = Outbound({NAME: this_place() or ""}, Gauge(WireCodec.NONE), lambda: None)
             assert (outbound.shortcut, outbound.offers) == (None, {})

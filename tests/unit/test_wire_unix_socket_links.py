@@ -21,8 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from links import SOON_S, is_listed, open_sockets, receive, send, wait_until
 
-from zpptool.wire.link import LinkError, LinkRefused, PeerLost, PullLink, PushLink, Window
-from zpptool.wire.local.unix_socket import ShortcutReceiver, ShortcutSender, this_place
+from zpptool.wire.link import LinkError, LinkReceiver, LinkRefused, LinkSender, PeerLost, Window
+from zpptool.wire.local.unix_socket import UnixSocketReceiver, UnixSocketSender, this_place
 from zpptool.wire.message.framing import INLINE_BELOW_BYTES, Kind
 from zpptool.wire.protocol.flow_control import Credit
 
@@ -38,11 +38,11 @@ SIZES = (0, SMALL, INLINE_BELOW_BYTES - 9, INLINE_BELOW_BYTES, 300_000, 2 << 20,
 @contextmanager
 def links(
     address: str = "tcp://127.0.0.1:*", *, window: Window | None = None, sender_shares: bool = True, shares: bool = True
-) -> Iterator[tuple[PushLink, PullLink]]:
+) -> Iterator[tuple[LinkSender, LinkReceiver]]:
     """Both ends of a link on this host."""
     window = window or Window(4)
-    with PushLink(address, stage=0, peer=1, window=window, shared_memory=sender_shares) as push:
-        with PullLink(push.endpoint, stage=1, peer=0, window=window, shared_memory=shares) as pull:
+    with LinkSender(address, stage=0, peer=1, window=window, shared_memory=sender_shares) as push:
+        with LinkReceiver(push.endpoint, stage=1, peer=0, window=window, shared_memory=shares) as pull:
             yield push, pull
         push.close(linger_s=0)
 
@@ -52,26 +52,26 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return "tcp://127.0.0.1:*" if request.param == "tcp" else f"ipc://{tmp_path}/link"
 
 
-def shortcuts(push: PushLink, pull: PullLink) -> tuple[ShortcutSender | None, ShortcutReceiver | None]:
+def shortcuts(push: LinkSender, pull: LinkReceiver) -> tuple[UnixSocketSender | None, UnixSocketReceiver | None]:
     """Those of the session."""
     assert push._session is not None
     return push._session.outbound.shortcut, pull._inbound.shortcut
 
 
-def went_short(push: PushLink) -> bool:
+def went_short(push: LinkSender) -> bool:
     """Whether the last message went by the shortcut."""
     assert push._session is not None
     shortcut = push._session.outbound.shortcut
     return shortcut is not None and shortcut._not_before <= push.sequence
 
 
-def send_short(push: PushLink, number: int) -> bool:
+def send_short(push: LinkSender, number: int) -> bool:
     """Send a small message; whether it went by the shortcut."""
     send(push, number, bytes(SMALL))
     return went_short(push)
 
 
-def warm(push: PushLink, pull: PullLink, number: int = 0) -> None:
+def warm(push: LinkSender, pull: LinkReceiver, number: int = 0) -> None:
     """Send and receive one, and wait until the sender knows: from then on the shortcut is open."""
     send(push, number)
     assert receive(pull) == number
@@ -93,11 +93,11 @@ def refuse(*_: int) -> None:
     raise OSError(28, "No space left on device")
 
 
-def send_mixed(push: PushLink, number: int, size: int, count: int = 1) -> None:
+def send_mixed(push: LinkSender, number: int, size: int, count: int = 1) -> None:
     push.send(Kind.TENSORS, b"%d" % number, frames_of(number, size, count), timeout_s=SOON_S)
 
 
-def expect(pull: PullLink, number: int, size: int, count: int = 1) -> None:
+def expect(pull: LinkReceiver, number: int, size: int, count: int = 1) -> None:
     """The next message is this one, bit for bit."""
     message = pull.recv(SOON_S)
     assert (message.kind, message.header, message.sequence) == (Kind.TENSORS, b"%d" % number, number)
@@ -109,7 +109,7 @@ TWO_WAYS = ((SMALL, 1), (0, 1), (3_000_000, 2), (SMALL, 2), (SMALL, 1))
 """Of these the first two go by the shortcut, and the others do not if memory is scarce."""
 
 
-def send_two_ways(push: PushLink) -> None:
+def send_two_ways(push: LinkSender) -> None:
     """Send these, as far as the window goes at once, and go on in another thread."""
     for number, planned in enumerate(TWO_WAYS[:4], start=1):
         send_mixed(push, number, *planned)
@@ -118,7 +118,7 @@ def send_two_ways(push: PushLink) -> None:
 
 
 @contextmanager
-def sent_meanwhile(pull: PullLink, patch: pytest.MonkeyPatch, act: Callable[[], None]) -> Iterator[None]:
+def sent_meanwhile(pull: LinkReceiver, patch: pytest.MonkeyPatch, act: Callable[[], None]) -> Iterator[None]:
     """In a block that receives, do this once, after the shortcut was found empty and before ZeroMQ is asked."""
     ask = pull._try_recv
     pending = [act]
@@ -144,7 +144,7 @@ class TestLinks:
             assert not pull._readable(), "ZeroMQ has none of them"
             assert [receive(pull) for _ in range(3)] == [1, 2, 3]
 
-    def test_one_that_waits_is_woken_by_it(self, push: PushLink, pull: PullLink) -> None:
+    def test_one_that_waits_is_woken_by_it(self, push: LinkSender, pull: LinkReceiver) -> None:
         warm(push, pull)
         got: list[int] = []
         for number in (1, 2):
@@ -156,7 +156,7 @@ class TestLinks:
             wait_until(lambda: push.queue == 0)
         assert got == [1, 2]
 
-    def test_poll_tells_of_what_came_by_it(self, push: PushLink, pull: PullLink) -> None:
+    def test_poll_tells_of_what_came_by_it(self, push: LinkSender, pull: LinkReceiver) -> None:
         warm(push, pull)
         assert not pull.poll(0.05)
         assert send_short(push, 1)
@@ -166,7 +166,7 @@ class TestLinks:
         assert not pull.poll(0.05)
 
     def test_one_that_went_by_zeromq_closes_it_until_it_was_taken(
-        self, push: PushLink, pull: PullLink, monkeypatch: pytest.MonkeyPatch
+        self, push: LinkSender, pull: LinkReceiver, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         warm(push, pull)
         assert send_short(push, 1)
@@ -181,7 +181,7 @@ class TestLinks:
         assert send_short(push, 5)
         assert receive(pull) == 5
 
-    def test_what_is_said_of_shared_memory_goes_by_it(self, push: PushLink, pull: PullLink) -> None:
+    def test_what_is_said_of_shared_memory_goes_by_it(self, push: LinkSender, pull: LinkReceiver) -> None:
         warm(push, pull)
         if push.way == "socket":
             pytest.skip("this system has no memfd")
@@ -191,7 +191,7 @@ class TestLinks:
             assert not pull._readable()
             expect(pull, number, size, 2)
 
-    def test_several_frames_go_by_zeromq(self, push: PushLink, pull: PullLink) -> None:
+    def test_several_frames_go_by_zeromq(self, push: LinkSender, pull: LinkReceiver) -> None:
         warm(push, pull)
         send(push, 1, b"a", b"b")
         assert not went_short(push)
@@ -213,7 +213,7 @@ class TestLinks:
 
     @pytest.mark.parametrize("scarce", [False, True])
     def test_what_is_found_at_zeromq_waits_for_what_was_sent_before_it(
-        self, push: PushLink, pull: PullLink, scarce: bool, monkeypatch: pytest.MonkeyPatch
+        self, push: LinkSender, pull: LinkReceiver, scarce: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         warm(push, pull)
         if scarce:
@@ -224,7 +224,7 @@ class TestLinks:
         assert not pull.poll(0)
 
     def test_a_welcome_waits_for_what_the_last_epoch_sent(
-        self, push: PushLink, pull: PullLink, monkeypatch: pytest.MonkeyPatch
+        self, push: LinkSender, pull: LinkReceiver, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def send_and_begin() -> None:
             assert send_short(push, 1)
@@ -319,7 +319,7 @@ class TestLinks:
         changes = sum(before != after for before, after in pairwise(ways))
         assert changes > 10, "they went now by the one, now by the other"
 
-    def test_many_threads_may_send_and_receive(self, push: PushLink, pull: PullLink) -> None:
+    def test_many_threads_may_send_and_receive(self, push: LinkSender, pull: LinkReceiver) -> None:
         warm(push, pull)
         got: list[int] = []
         readers = [
@@ -349,7 +349,7 @@ class TestLinks:
                         assert receive(pull) == 1
             wait_until(lambda: open_sockets() <= before)
 
-    def test_waiting_takes_no_time_after_the_session_has_ended(self, push: PushLink, pull: PullLink) -> None:
+    def test_waiting_takes_no_time_after_the_session_has_ended(self, push: LinkSender, pull: LinkReceiver) -> None:
         warm(push, pull)
         mine, _ = shortcuts(push, pull)
         assert mine is not None
@@ -361,7 +361,7 @@ class TestLinks:
         assert receive(pull) == 1
 
     def test_an_interrupt_behind_the_send_takes_the_link_down(
-        self, push: PushLink, pull: PullLink, monkeypatch: pytest.MonkeyPatch
+        self, push: LinkSender, pull: LinkReceiver, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Else the next message would have the same number."""
         warm(push, pull)
@@ -379,17 +379,17 @@ class TestLinks:
         with pytest.raises(PeerLost):
             receive(pull)
 
-    def test_what_the_sender_before_had_to_say_is_over_with_a_move(self, push: PushLink, pull: PullLink) -> None:
+    def test_what_the_sender_before_had_to_say_is_over_with_a_move(self, push: LinkSender, pull: LinkReceiver) -> None:
         warm(push, pull)
         assert send_short(push, 1)
-        with PushLink("tcp://127.0.0.1:*", stage=0, peer=1, party=push.party) as other:
+        with LinkSender("tcp://127.0.0.1:*", stage=0, peer=1, party=push.party) as other:
             pull.move(other.endpoint)
             with pytest.raises((LinkRefused, PeerLost)):
                 receive(pull)
 
 
 class TestSessions:
-    def test_a_new_epoch_has_a_shortcut_of_its_own(self, push: PushLink, pull: PullLink) -> None:
+    def test_a_new_epoch_has_a_shortcut_of_its_own(self, push: LinkSender, pull: LinkReceiver) -> None:
         warm(push, pull)
         old = shortcuts(push, pull)
         assert old[0] is not None
@@ -407,7 +407,7 @@ class TestSessions:
         assert (message.header, message.epoch, message.sequence) == (b"1", 1, 1)
 
     def test_what_the_last_epoch_sent_comes_before_the_next_one_s_or_not_at_all(
-        self, push: PushLink, pull: PullLink
+        self, push: LinkSender, pull: LinkReceiver
     ) -> None:
         warm(push, pull)
         assert [send_short(push, number) for number in (1, 2)] == [True, True]
@@ -419,7 +419,7 @@ class TestSessions:
         ]  # fmt: skip
         assert not pull.poll(0.05)
 
-    def test_many_epochs_one_after_the_other_lose_and_repeat_nothing(self, push: PushLink, pull: PullLink) -> None:
+    def test_many_epochs_in_a_row_lose_and_repeat_nothing(self, push: LinkSender, pull: LinkReceiver) -> None:
         chance = random.Random(3)
         sent: list[tuple[int, int]] = []
         got: list[tuple[int, int]] = []
@@ -441,18 +441,18 @@ class TestSessions:
         assert not pull.poll(0.05)
         assert 0 < short < len(sent)
 
-    def test_a_receiver_that_comes_again_gets_a_new_one_and_nothing_stale(self, push: PushLink) -> None:
+    def test_a_receiver_that_comes_again_gets_a_new_one_and_nothing_stale(self, push: LinkSender) -> None:
         for epoch in range(5):
             push.begin(push.party.run_id, epoch)
-            with PullLink(push.endpoint, stage=1, peer=0, window=Window(4)) as pull:
+            with LinkReceiver(push.endpoint, stage=1, peer=0, window=Window(4)) as pull:
                 warm(push, pull, 10 * epoch)
                 assert send_short(push, 10 * epoch + 1)
                 assert receive(pull) == 10 * epoch + 1
                 assert send_short(push, 10 * epoch + 2)
             wait_until(lambda: not push.connected)  # and that one was never read
 
-    def test_a_receiver_that_has_gone_is_lost_to_the_sender(self, push: PushLink) -> None:
-        with PullLink(push.endpoint, stage=1, peer=0, window=Window(4)) as pull:
+    def test_a_receiver_that_has_gone_is_lost_to_the_sender(self, push: LinkSender) -> None:
+        with LinkReceiver(push.endpoint, stage=1, peer=0, window=Window(4)) as pull:
             warm(push, pull)
             assert send_short(push, 1)
             mine, _ = shortcuts(push, pull)
@@ -465,8 +465,8 @@ class TestSessions:
 
 KILLED = """
 import os, signal, sys, time
-from zpptool.wire.link import PushLink, Window
-push = PushLink(sys.argv[1], stage=0, peer=1, window=Window(4))
+from zpptool.wire.link import LinkSender, Window
+push = LinkSender(sys.argv[1], stage=0, peer=1, window=Window(4))
 print(push.endpoint, flush=True)
 push.send(2, b"0", timeout_s=30)
 while push.queue:
@@ -485,7 +485,7 @@ def test_what_a_killed_sender_sent_is_read_and_then_it_is_lost(address: str) -> 
     ) as sender:
         try:
             assert sender.stdout is not None
-            with PullLink(sender.stdout.readline().strip(), stage=1, peer=0, window=Window(4)) as pull:
+            with LinkReceiver(sender.stdout.readline().strip(), stage=1, peer=0, window=Window(4)) as pull:
                 assert receive(pull) == 0
                 out, _ = sender.communicate("go\n", timeout=30)
                 assert (int(out) <= 1, sender.returncode) == (True, -signal.SIGKILL), "these went by the shortcut"

@@ -21,7 +21,7 @@ from typing import Protocol
 import msgspec
 
 from zpptool.admin import change_types as ch
-from zpptool.admin.rolling import Ask, Came, Over, Turns, react
+from zpptool.admin.rolling import Ask, Came, Over, RollingPlan, react
 from zpptool.admin.rules import (
     new_partition,
     refuse_another_plan,
@@ -32,7 +32,7 @@ from zpptool.admin.unix_server import UnixServer
 from zpptool.deadline import Deadline
 from zpptool.errors import ExitCode, ZppError, stage_error, usage_error
 from zpptool.partition import Partition
-from zpptool.ring.head.view import Look
+from zpptool.ring.head.view import RingSnapshot
 from zpptool.ring.messages import Leave, Seat, StageFacts
 
 LOOK_S = 0.05
@@ -47,7 +47,7 @@ class ChangingRing(Protocol):
         """Whether the ring outlives that a stage leaves."""
         ...
 
-    def look(self) -> Look:
+    def look(self) -> RingSnapshot:
         """How it stands now."""
         ...
 
@@ -128,11 +128,11 @@ class ChangeServer:
                 refuse_what_cannot_move(request, len(seats), self._ring.plan_digest)
                 self._await_newcomer(request, client)
                 leave = Leave((), request.by, moved_to=request.address)
-                self._take_turns(Turns(((request.stage,),)), leave, client)
+                self._take_turns(RollingPlan(((request.stage,),)), leave, client)
                 return ch.Outcome(f"stage {request.stage} has moved to {request.address}")
             if isinstance(request, ch.Rebalance):
                 return self._rebalanced(request, client)
-            self._take_turns(Turns(tuple((seat.stage,) for seat in seats)), Leave((), request.by), client)
+            self._take_turns(RollingPlan(tuple((seat.stage,) for seat in seats)), Leave((), request.by), client)
             return ch.Outcome("every stage has come again")
         finally:
             self._under_way.release()
@@ -168,10 +168,10 @@ class ChangeServer:
         places = self._ring.prepare_partition(partition)
         client.tell(ch.Accepted(f"{len(places)} of {len(facts)} stages come again with other layers"))
         plain = tuple((own.start, own.end) for own in partition)
-        self._take_turns(Turns((places,)), Leave((), request.by, partition=plain), client)
+        self._take_turns(RollingPlan((places,)), Leave((), request.by, partition=plain), client)
         return ch.Outcome(f"the layers are now {' '.join(map(str, partition))}")
 
-    def _take_turns(self, turns: Turns, leave: Leave, client: _Client) -> None:
+    def _take_turns(self, turns: RollingPlan, leave: Leave, client: _Client) -> None:
         """See that stages leave in turn, told so with `leave`, until none is left.
 
         Raises:
@@ -196,7 +196,7 @@ class ChangeServer:
                 case None:
                     time.sleep(LOOK_S)
 
-    def _look(self, client: _Client) -> Look:
+    def _look(self, client: _Client) -> RingSnapshot:
         return replace(self._ring.look(), wanted=not client.has_gone())
 
 
@@ -251,7 +251,7 @@ def _came(now: tuple[Seat, ...], took_s: float) -> Iterator[ch.Progress]:
         yield ch.Progress(told, seat.stage, seat.pid, took_s)
 
 
-def refuse_what_is_left(turns: Turns) -> None:
+def refuse_what_is_left(turns: RollingPlan) -> None:
     """Say what turns were not taken because nobody wanted them any more.
 
     Raises:

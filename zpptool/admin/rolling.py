@@ -12,12 +12,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from zpptool.errors import ZppError
-from zpptool.ring.head.view import Look
+from zpptool.ring.head.view import RingSnapshot
 from zpptool.ring.messages import Seat
 
 
 @dataclass(frozen=True)
-class Turns:
+class RollingPlan:
     """Where the turns stand.
 
     Attributes:
@@ -56,7 +56,7 @@ class Over:
 Action = Ask | Came | Over
 
 
-def react(turns: Turns, look: Look) -> tuple[Turns, Action | None]:
+def react(turns: RollingPlan, look: RingSnapshot) -> tuple[RollingPlan, Action | None]:
     """Where the turns stand after a look, and the one thing to do about it; None is to look again later."""
     if look.fault is not None:
         return turns, Over(look.fault)
@@ -70,7 +70,7 @@ def react(turns: Turns, look: Look) -> tuple[Turns, Action | None]:
     stayed = tuple(seat for seat in turns.leaving if look.seats[seat.stage] == seat)
     if not stayed:
         now = tuple(look.seats[seat.stage] for seat in turns.leaving)
-        return Turns(turns.groups[1:]), Came(turns.leaving, now)
+        return RollingPlan(turns.groups[1:]), Came(turns.leaving, now)
     if look.settled == turns.asked_in:
         return turns, None
     return replace(turns, asked_in=look.settled), Ask(stayed)  # the word was lost with an epoch

@@ -38,7 +38,7 @@ from zpptool.checkpoint.output import (
 from zpptool.checkpoint.sample import read_samples, sample_digest
 from zpptool.checkpoint.splitplan import SplitPlan, plan_split
 from zpptool.checkpoint.stagewriter import ModelFacts, stage_directory, write_stages
-from zpptool.checkpoint.streaming import Way
+from zpptool.checkpoint.streaming import CopyOptions
 from zpptool.errors import ZppError, invalid_error
 
 
@@ -73,7 +73,7 @@ def write_split(
     output: Path,
     *,
     force: bool = False,
-    way: Way | None = None,
+    way: CopyOptions | None = None,
     origin: Origin | None = None,
     advance: Advance = lambda _bytes: None,
 ) -> SplitResult:
@@ -94,7 +94,7 @@ def write_split(
     Raises:
         ZppError: (INVALID) the output is taken, too small, or within the source; (FAILURE) reading or writing failed.
     """
-    way = way or Way()
+    way = way or CopyOptions()
     source = plan.index.directory
     output = resolve_output(output, source)
     target = target_of(plan, output)
@@ -136,7 +136,7 @@ def split_checkpoint(
     ranges: Sequence[str] | None = None,
     *,
     force: bool = False,
-    way: Way | None = None,
+    way: CopyOptions | None = None,
 ) -> list[Path]:
     """Plan and write a split, and return the stage directories; see `plan_split` and `write_split`."""
     return write_split(plan_split(source, num_stages, ranges), output, force=force, way=way).paths
@@ -159,7 +159,7 @@ def _alone(plan: SplitPlan, output: Path, target: Path) -> Iterator[None]:
                 output.rmdir()
 
 
-def _needed_bytes(plan: SplitPlan, way: Way, target: Path) -> int:
+def _needed_bytes(plan: SplitPlan, way: CopyOptions, target: Path) -> int:
     """What a split takes of the disk: less what is shared with the source, and what an earlier run has written.
 
     Raises:
@@ -192,7 +192,7 @@ def _index_metadata(source: Path) -> dict[str, Any] | None:
     return metadata if isinstance(metadata, dict) else {}
 
 
-def _identity(plan: SplitPlan, way: Way, origin: Origin | None) -> str:
+def _identity(plan: SplitPlan, way: CopyOptions, origin: Origin | None) -> str:
     """A digest of all that determines what a run makes, and of the source as it lies there."""
     source = plan.index.directory
     stats = {name: _stamp(source / name) for name in plan.small_files}

@@ -24,7 +24,7 @@ from zpptool.checkpoint.shards import ShardPlan, read_head
 from zpptool.checkpoint.smallfiles import STAGE_FILE
 from zpptool.checkpoint.splitplan import SplitPlan, StagePlan
 from zpptool.checkpoint.stage_tensors import tensor_list_digest
-from zpptool.checkpoint.streaming import Way, WrittenFile, read_chunks, side_by_side, write_shard, write_whole
+from zpptool.checkpoint.streaming import CopyOptions, WrittenFile, read_chunks, side_by_side, write_shard, write_whole
 from zpptool.errors import ZppError
 
 
@@ -41,7 +41,7 @@ class ModelFacts:
     source_index: dict[str, Any] | None
 
 
-def write_stages(plan: SplitPlan, facts: ModelFacts, place: Workplace, way: Way, advance: Advance) -> None:
+def write_stages(plan: SplitPlan, facts: ModelFacts, place: Workplace, way: CopyOptions, advance: Advance) -> None:
     """Write all stages of `plan`; each into its own directory of `place`, or the only one into `place` itself.
 
     Raises:
@@ -79,7 +79,7 @@ def stage_directory(plan: SplitPlan, stage: StagePlan, output: Path) -> Path:
 
 
 def _write_or_keep(
-    place: Workplace, path: Path, shard: ShardPlan, way: Way, stop: threading.Event, advance: Advance
+    place: Workplace, path: Path, shard: ShardPlan, way: CopyOptions, stop: threading.Event, advance: Advance
 ) -> WrittenFile:
     finished = place.finished(path)
     if finished is not None and finished.header_blake3 == digest_bytes(shard.head):

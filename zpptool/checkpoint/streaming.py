@@ -72,7 +72,7 @@ def read_local(file: Path, offset: int, nbytes: int) -> Iterator[memoryview]:
 
 
 @dataclass(frozen=True)
-class Way:
+class CopyOptions:
     """How the bytes of a split travel.
 
     Attributes:
@@ -137,7 +137,7 @@ def hash_tensors(
     return hashes
 
 
-def write_shard(path: Path, shard: ShardPlan, way: Way, stop: threading.Event, advance: Advance) -> WrittenFile:
+def write_shard(path: Path, shard: ShardPlan, way: CopyOptions, stop: threading.Event, advance: Advance) -> WrittenFile:
     """Write one weight file, and fsync it unless `way` says otherwise.
 
     Raises:
@@ -199,7 +199,7 @@ def _shared(shard: ShardPlan, target: int, mode: Mode, stop: threading.Event) ->
     return True
 
 
-def _hashed_or_counted(shard: ShardPlan, way: Way, stop: threading.Event, advance: Advance) -> dict[str, str]:
+def _hashed_or_counted(shard: ShardPlan, way: CopyOptions, stop: threading.Event, advance: Advance) -> dict[str, str]:
     if way.hashed:
         return hash_tensors(shard.tensors, stop, advance)
     advance(shard.nbytes)

@@ -47,9 +47,9 @@ def doctor(
     """
     from zpptool.doctor.checks import examine
     from zpptool.doctor.finding import blocked
-    from zpptool.doctor.target import make_patient
+    from zpptool.doctor.target import make_target
 
-    patient = make_patient(
+    patient = make_target(
         target,
         engine=engine,
         num_stages=num_stages,

@@ -126,18 +126,18 @@ def serve(
 
     Exit code 6: the pipeline could not be kept up. 130: it was told to stop.
     """
-    from zpptool.serve.launch_plan import PipelineOrder, ServeWish, plan_serving
+    from zpptool.serve.launch_plan import PipelineLaunchPlan, ServeOptions, plan_serving
     from zpptool.serve.proxy import ProxyLimits
     from zpptool.serve.remote import checked_address
     from zpptool.serve.run import serve as run
-    from zpptool.serve.serve_options import Serving
+    from zpptool.serve.serve_options import ServeSettings
 
     refuse_idle_standby(standby, recovery_deadline)
     keys = [*(api_key or ()), *_keys_in(api_key_file)]
     named = model is not None or bool(words) or pipeline_dir is not None or plan_file is not None
     if not named and not upstream:
         raise usage_error("no model is named", "Name a model, --pipeline-dir, --plan, or an --upstream.")
-    orders: tuple[PipelineOrder, ...] = ()
+    orders: tuple[PipelineLaunchPlan, ...] = ()
     if named:
         whole, range_words = _model_and_ranges(pipeline_dir, plan_file, model, words, ranges)
         if whole is not None and pipeline_dir is None and any(whole.glob("stage_*/zpp-stage.json")):
@@ -145,7 +145,7 @@ def serve(
         if plan_file is not None and any(map(on_command_line, SAID_BY_PLAN)):
             raise usage_error("the plan says it already: stages, ranges, ports, engine, dtype", "Or change the plan.")
         orders = plan_serving(
-            ServeWish(
+            ServeOptions(
                 model=whole,
                 pipeline_dir=pipeline_dir,
                 plan_file=plan_file,
@@ -167,7 +167,7 @@ def serve(
                 beat_timeout_s=beat_timeout,
             )
         )
-    serving = Serving(
+    serving = ServeSettings(
         orders=orders,
         upstreams=tuple(checked_address(text) for text in upstream or ()),
         host=host,

@@ -76,7 +76,7 @@ def split(
     from zpptool.checkpoint.output import unfinished
     from zpptool.checkpoint.split import target_of, write_split
     from zpptool.checkpoint.splitplan import plan_split
-    from zpptool.checkpoint.streaming import Way
+    from zpptool.checkpoint.streaming import CopyOptions
     from zpptool.errors import usage_error
 
     source, texts = model_and_ranges(model, words, ranges)
@@ -96,7 +96,7 @@ def split(
         if output_dir is not None:
             paths = {stage.stage: output_dir / stage.directory_name for stage in plan.stages}
         if output_dir is not None and not dry_run:
-            way = Way(mode, hashed=not no_hash, synced=not no_sync, read=place.read)
+            way = CopyOptions(mode, hashed=not no_hash, synced=not no_sync, read=place.read)
             try:
                 with console.progress(f"splitting into {output_dir}", plan.nbytes) as advance:
                     kept = write_split(

@@ -108,11 +108,11 @@ def test_pipeline(
 
     from zpptool.parity.report import error_payload, payload
     from zpptool.parity.trial import run_trial
-    from zpptool.parity.trial_plan import TrialWish, plan_trial
+    from zpptool.parity.trial_plan import TrialOptions, plan_trial
     from zpptool.ring.timeline import check_trace_file
 
     whole, range_words = _model_and_ranges(pipeline_dir, model, words, ranges)
-    wish = TrialWish(
+    wish = TrialOptions(
         engine=engine,
         model=whole,
         pipeline_dir=pipeline_dir,

@@ -51,7 +51,7 @@ BALANCED_SCHEDULER = "zpptool.engines.vllm.core.balanced_scheduler.BalancedSched
 """vLLM's scheduler class for several stages, unless the user names another `--scheduler-cls`."""
 RECOVERING_SCHEDULER = "zpptool.engines.vllm.core.scheduler.RecoveringScheduler"
 """vLLM's scheduler class for a single stage, unless the user names another `--scheduler-cls`."""
-SINGLE_SEQUENCE_SCHEDULER = "zpptool.engines.vllm.core.single_sequence.SoloScheduler"
+SINGLE_SEQUENCE_SCHEDULER = "zpptool.engines.vllm.core.single_sequence.SingleSequenceScheduler"
 """vLLM's scheduler class for comparisons with the unsplit model. The embedded engine never batches sequences."""
 
 ENGINES = {

@@ -8,7 +8,7 @@ from pathlib import Path
 from zpptool.config.stage_spec import StageSpec
 from zpptool.errors import usage_error
 from zpptool.places import HEAD
-from zpptool.wire.security.exposure import Safety, exposure, require
+from zpptool.wire.security.exposure import LinkSecurity, exposure, require
 from zpptool.wire.security.key_files import link_keys, read_key_file
 from zpptool.wire.sockets import check_endpoint
 
@@ -31,7 +31,7 @@ def check_safety(spec: StageSpec) -> str | None:
     for place, peer, endpoint in ((spec.stage, after, spec.bind), (receiver, before, spec.connect)):
         check_endpoint(endpoint, bind=endpoint == spec.bind)
         keys = link_keys(read_key_file(Path(spec.keys)), place, peer) if spec.keys else None
-        require(endpoint, Safety(keys, spec.insecure))
+        require(endpoint, LinkSecurity(keys, spec.insecure))
     exposed = [endpoint for endpoint in (spec.bind, spec.connect) if exposure(endpoint)]
     if spec.insecure and exposed:
         return (

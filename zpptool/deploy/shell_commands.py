@@ -12,7 +12,7 @@ from zpptool.config.plan import PipelinePlan, PlannedStage
 
 
 @dataclass(frozen=True)
-class HostOrders:
+class HostCommands:
     """What to do on one host.
 
     Attributes:
@@ -26,7 +26,7 @@ class HostOrders:
     rules: tuple[FirewallRule, ...]
 
 
-def orders(plan: PipelinePlan, plan_file: Path) -> tuple[HostOrders, ...]:
+def orders(plan: PipelinePlan, plan_file: Path) -> tuple[HostCommands, ...]:
     """What to do on each host, in the order of the stages.
 
     Args:
@@ -35,7 +35,7 @@ def orders(plan: PipelinePlan, plan_file: Path) -> tuple[HostOrders, ...]:
     """
     rules = firewall_rules([place.endpoints for place in plan.stages], plan.api_port)
     return tuple(
-        HostOrders(
+        HostCommands(
             host,
             tuple(stage_command(plan_file, place) for place in plan.stages if place.host == host),
             tuple(rule for rule in rules if rule.host == host),

@@ -13,10 +13,10 @@ from zpptool.doctor.keys import check_keys
 from zpptool.doctor.memory import check_disk, check_files, check_memory, check_shared_memory
 from zpptool.doctor.model import check_model
 from zpptool.doctor.network import check_peers, check_ports
-from zpptool.doctor.target import Patient
+from zpptool.doctor.target import Target
 from zpptool.doctor.versions import check_versions, check_zeromq
 
-Check = Callable[[Patient], Iterator[Finding]]
+Check = Callable[[Target], Iterator[Finding]]
 CHECKS: tuple[Check, ...] = (
     check_versions,
     check_zeromq,
@@ -34,7 +34,7 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-def examine(patient: Patient, checks: tuple[Check, ...] = CHECKS) -> Iterator[Finding]:
+def examine(patient: Target, checks: tuple[Check, ...] = CHECKS) -> Iterator[Finding]:
     """What every check finds."""
     for check in checks:
         try:

@@ -10,7 +10,7 @@ import ctypes
 from collections.abc import Iterator
 
 from zpptool.doctor.finding import Finding, ok, warning
-from zpptool.doctor.target import Patient
+from zpptool.doctor.target import Target
 
 STA_UNSYNC = 0x0040
 """<sys/timex.h>."""
@@ -30,7 +30,7 @@ class _Timex(ctypes.Structure):
     )
 
 
-def check_clock(_patient: Patient) -> Iterator[Finding]:
+def check_clock(_patient: Target) -> Iterator[Finding]:
     """What the kernel says of its clock; nothing where it cannot be asked."""
     status = clock_status()
     if status is not None:

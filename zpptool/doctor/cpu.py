@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from zpptool.doctor.finding import Finding, ok, warning
-from zpptool.doctor.target import Patient
+from zpptool.doctor.target import Target
 
 NODES = Path("/sys/devices/system/node")
 
 
-def check_cpu(patient: Patient) -> Iterator[Finding]:
+def check_cpu(patient: Target) -> Iterator[Finding]:
     """Cores, nodes, and what OMP_NUM_THREADS and VLLM_CPU_OMP_THREADS_BIND say."""
     cores = len(os.sched_getaffinity(0))
     nodes = len(list(NODES.glob("node[0-9]*"))) or 1

@@ -12,7 +12,7 @@ from typing import Any
 from zpptool.config.engine_kind import Engine
 from zpptool.console import human_bytes
 from zpptool.doctor.finding import Finding, blocker, ok, warning
-from zpptool.doctor.target import Patient
+from zpptool.doctor.target import Target
 
 IMPORT_TIMEOUT_S = 180.0
 WEIGHTS_SHARE = 0.9
@@ -30,7 +30,7 @@ _TELL = f"print({_ANSWER!r} + json.dumps(answer), flush=True)\n"
 _IMPORTS = {Engine.VLLM: "import vllm, vllm.platforms\n", Engine.TRANSFORMERS: "import transformers\n"}
 
 
-def check_engine_and_devices(patient: Patient) -> Iterator[Finding]:
+def check_engine_and_devices(patient: Target) -> Iterator[Finding]:
     """The imports, then the devices and whether the stages of this machine fit."""
     answer = ask(_IMPORTS[patient.engine] + _ASK + _TELL)
     if isinstance(answer, str):

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from zpptool.doctor.finding import Finding, blocker, ok
-from zpptool.doctor.target import Patient
+from zpptool.doctor.target import Target
 
 CHECK = "keys"
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
-def check_keys(patient: Patient) -> Iterator[Finding]:
+def check_keys(patient: Target) -> Iterator[Finding]:
     """Every key file that is named, or lies in the directory that is; nothing where none is named."""
     if patient.keys is None:
         return

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from zpptool.console import human_bytes
 from zpptool.doctor.finding import Finding, blocker, ok, warning
-from zpptool.doctor.target import Patient
+from zpptool.doctor.target import Target
 
 MIB = 1 << 20
 SHM_PATH = Path("/dev/shm")
@@ -20,7 +20,7 @@ LEAST_FILES = 4096
 LEAST_DISK = 1 << 30
 
 
-def check_memory(patient: Patient) -> Iterator[Finding]:
+def check_memory(patient: Target) -> Iterator[Finding]:
     """What is free, against the weights of this machine's stages."""
     import psutil
 
@@ -39,7 +39,7 @@ def memory_finding(available: int, weights: int) -> Finding:
     return ok("memory", message)
 
 
-def check_shared_memory(_patient: Patient) -> Iterator[Finding]:
+def check_shared_memory(_patient: Target) -> Iterator[Finding]:
     """/dev/shm: is it there and large enough?"""
     if not SHM_PATH.is_dir():
         yield blocker("shared memory", f"there is no {SHM_PATH}", "Mount a tmpfs there.")
@@ -58,7 +58,7 @@ def shared_memory_finding(free: int) -> Finding:
     return ok("shared memory", f"{human_bytes(free)} free in {SHM_PATH}")
 
 
-def check_files(_patient: Patient) -> Iterator[Finding]:
+def check_files(_patient: Target) -> Iterator[Finding]:
     """How many files a process may open."""
     yield files_finding(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
@@ -70,7 +70,7 @@ def files_finding(limit: int) -> Finding:
     return ok("open files", "no limit" if limit < 0 else f"at most {limit}")
 
 
-def check_disk(patient: Patient) -> Iterator[Finding]:
+def check_disk(patient: Target) -> Iterator[Finding]:
     """Room where the model lies, or where this command runs: for a split and for logs."""
     place = patient.directory if patient.directory and patient.directory.exists() else Path.cwd()
     yield disk_finding(place, shutil.disk_usage(place).free)

@@ -11,13 +11,13 @@ from zpptool.checkpoint.manifest import is_stage_directory, load_manifest
 from zpptool.checkpoint.structure import infer_structure
 from zpptool.config.plan import plan_faults
 from zpptool.doctor.finding import Finding, blocker, ok
-from zpptool.doctor.target import Patient
+from zpptool.doctor.target import Target
 from zpptool.errors import ZppError
 
 CHECK = "model"
 
 
-def check_model(patient: Patient) -> Iterator[Finding]:
+def check_model(patient: Target) -> Iterator[Finding]:
     """The plan, and the model where it is named."""
     directory = patient.directory
     if patient.plan is not None:

@@ -9,12 +9,12 @@ from urllib.parse import urlsplit
 
 from zpptool.config.endpoints import probe_ports
 from zpptool.doctor.finding import Finding, blocker, ok, warning
-from zpptool.doctor.target import Patient
+from zpptool.doctor.target import Target
 
 CONNECT_S = 3.0
 
 
-def check_ports(patient: Patient) -> Iterator[Finding]:
+def check_ports(patient: Target) -> Iterator[Finding]:
     """Bind what this machine is to bind, for a moment; say who is in the way."""
     own = [item for item in patient.endpoints if item.stage in patient.here]
     if not patient.endpoints:
@@ -31,7 +31,7 @@ def check_ports(patient: Patient) -> Iterator[Finding]:
         yield ok("ports", f"free: {', '.join(bound)}")
 
 
-def check_peers(patient: Patient) -> Iterator[Finding]:
+def check_peers(patient: Target) -> Iterator[Finding]:
     """Connect to every stage that one of this machine hears from, if it is on another."""
     for item in patient.endpoints:
         before = patient.endpoints[item.stage - 1]

@@ -15,7 +15,7 @@ from zpptool.errors import usage_error
 
 
 @dataclass(frozen=True)
-class Patient:
+class Target:
     """The machine's part in a pipeline.
 
     Attributes:
@@ -47,7 +47,7 @@ class Patient:
         return Path(self.model) if self.model and hub_id(self.model) is None else None
 
 
-def make_patient(
+def make_target(
     target: str | None,
     *,
     engine: Engine,
@@ -57,7 +57,7 @@ def make_patient(
     hosts: Sequence[str] | None,
     host: str | None,
     keys: Path | None,
-) -> Patient:
+) -> Target:
     """Put together what the user said.
 
     Args:
@@ -82,7 +82,7 @@ def make_patient(
         )
     own = [host] if host is not None else probed_hosts(endpoints)
     here = tuple(item.stage for item in endpoints if item.host in own)
-    return Patient(
+    return Target(
         engine=plan.engine if plan else engine,
         model=plan.model if plan else target,
         plan=plan,

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import zpptool
 from zpptool.config.engine_kind import Engine
 from zpptool.doctor.finding import Finding, blocker, ok, warning
-from zpptool.doctor.target import Patient
+from zpptool.doctor.target import Target
 
 OLDEST_PYTHON = (3, 11)
 VLLM_SERIES = "0.32."
@@ -38,7 +38,7 @@ def engine_versions() -> dict[str, str | None]:
     }
 
 
-def check_versions(patient: Patient) -> Iterator[Finding]:
+def check_versions(patient: Target) -> Iterator[Finding]:
     """Python, zpptool, the engine and what it stands on."""
     yield _python(sys.version_info[:2])
     yield ok("zpptool", zpptool.__version__)
@@ -53,7 +53,7 @@ def check_versions(patient: Patient) -> Iterator[Finding]:
             yield ok(name, version)
 
 
-def check_zeromq(_patient: Patient) -> Iterator[Finding]:
+def check_zeromq(_patient: Target) -> Iterator[Finding]:
     """pyzmq, libzmq, and whether it can encrypt."""
     import zmq
 

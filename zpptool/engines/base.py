@@ -26,7 +26,7 @@ from zpptool.partition import Partition
 from zpptool.process import progress as phases
 from zpptool.process.child import end_before_long, end_on_sigterm, run_child
 from zpptool.process.respawn import leave_spec
-from zpptool.ring.membership import facts_of, take_stage_place
+from zpptool.ring.membership import open_stage_node, stage_facts
 from zpptool.ring.messages import Call, StageFacts
 from zpptool.ring.stage.node import AskedToLeave, RingBroken, RingOver, StageNode
 from zpptool.ring.stage.setup_history import History, SetUpOtherwise
@@ -97,14 +97,14 @@ def run_stage_worker(make: Callable[[StageSpec, StageNode], StageEngine]) -> NoR
     def work() -> None:
         spec = spec_from_argv(sys.argv)
         end_on_sigterm()
-        node = take_stage_place(spec)
+        node = open_stage_node(spec)
         node.on_over(_end_even_if_busy)
         node.on_stuck(partial(os._exit, ExitCode.FAILURE))  # whoever keeps this stage up starts it anew
         try:
             engine = make(spec, node)
             agreed = engine.agreed()
-            phases.tell_phase(phases.WAITING)
-            node.join(facts_of(spec, agreed))
+            phases.report_phase(phases.WAITING)
+            node.join(stage_facts(spec, agreed))
             serve_calls(spec, node, engine.do)
         except AskedToLeave as asked:
             end_before_long(asked.exit_code)
@@ -170,7 +170,7 @@ def _serve_call(spec: StageSpec, node: StageNode, call: Call, do: Callable[[], b
         _report(spec, node, call, cause)
     else:
         if call.method == LOAD_MODEL:
-            phases.tell_phase(phases.LOADED)
+            phases.report_phase(phases.LOADED)
         if answer is not None:
             node.reply(call, answer)
 

@@ -31,7 +31,7 @@ PASSAGE = (
 
 
 @dataclass(frozen=True)
-class TrialOrder:
+class TrialLaunchPlan:
     """What to try.
 
     Attributes:
@@ -60,7 +60,7 @@ class TrialOrder:
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
 
-def run_trial(order: TrialOrder, note: Callable[[str], None]) -> list[PromptParity]:
+def run_trial(order: TrialLaunchPlan, note: Callable[[str], None]) -> list[PromptParity]:
     """Ask the unsplit model, then the pipeline.
 
     Args:
@@ -91,7 +91,7 @@ def run_trial(order: TrialOrder, note: Callable[[str], None]) -> list[PromptPari
 
 
 
-def _start_reference(group: ProcessGroup, unsplit: StageSpec, order: TrialOrder) -> None:
+def _start_reference(group: ProcessGroup, unsplit: StageSpec, order: TrialLaunchPlan) -> None:
     argv = [sys.executable, "-m", ENGINES[unsplit.engine].reference, unsplit.to_json()]
     group.start("the unsplit model", argv, {**order.env[0], "PYTHONUNBUFFERED": "1"}, order.log_dir / "reference.log")
 
@@ -112,7 +112,7 @@ def _ready_client(group: ProcessGroup, head: StageSpec, note: Callable[[str], No
     return client
 
 
-def _tokenized(client: ApiClient, order: TrialOrder) -> tuple[list[str], list[list[int]]]:
+def _tokenized(client: ApiClient, order: TrialLaunchPlan) -> tuple[list[str], list[list[int]]]:
     """The texts of all prompts, and their tokens."""
     texts = list(order.prompts)
     prompts = [client.tokenize(text, as_chat=order.as_chat) for text in texts]
@@ -125,7 +125,7 @@ def _tokenized(client: ApiClient, order: TrialOrder) -> tuple[list[str], list[li
 
 
 def _asked(
-    group: ProcessGroup, client: ApiClient, order: TrialOrder, prompts: Sequence[Sequence[int]], *, at_once: int
+    group: ProcessGroup, client: ApiClient, order: TrialLaunchPlan, prompts: Sequence[Sequence[int]], *, at_once: int
 ) -> list[Generation]:
     """All answers; when a process has died meanwhile, that is the error, not the connection that broke with it."""
     try:

@@ -20,7 +20,7 @@ from zpptool.config.local_pipeline import dynamic_partition, sizes_of_stages, sp
 from zpptool.config.stage_spec import StageSpec
 from zpptool.errors import invalid_error, usage_error
 from zpptool.parity.joined_checkpoint import join_stages
-from zpptool.parity.trial import TrialOrder
+from zpptool.parity.trial import TrialLaunchPlan
 from zpptool.wire.compression.adaptive import WireCodec
 
 TRIAL_MODEL_LEN = 1024
@@ -30,7 +30,7 @@ KV_BLOCK_TOKENS = 128
 
 
 @dataclass(frozen=True)
-class TrialWish:
+class TrialOptions:
     """What a user asked for; see `zpptool test-pipeline --help`."""
 
     engine: Engine
@@ -56,7 +56,7 @@ class TrialWish:
     wire_codec: WireCodec = WireCodec.NONE
 
 
-def plan_trial(wish: TrialWish, scratch: Path, log_dir: Path) -> TrialOrder:
+def plan_trial(wish: TrialOptions, scratch: Path, log_dir: Path) -> TrialLaunchPlan:
     """Everything a trial needs to know.
 
     Args:
@@ -113,7 +113,7 @@ def plan_trial(wish: TrialWish, scratch: Path, log_dir: Path) -> TrialOrder:
         )
         for directory, link in zip(directories, endpoints, strict=True)
     )
-    return TrialOrder(
+    return TrialLaunchPlan(
         unsplit=unsplit,
         stages=stages,
         prompts=wish.prompts,

@@ -24,7 +24,7 @@ LOADED = "loaded"
 """The phase of a process that has come as far as doing its work."""
 
 
-def tell_phase(phase: str) -> None:
+def report_phase(phase: str) -> None:
     """Say what this process is doing now."""
     path = os.environ.get(PHASE_VARIABLE)
     if not path:
@@ -47,7 +47,7 @@ def loading_teller(total_bytes: int) -> Callable[[int], None]:
         percent = 100 * done // max(total_bytes, 1)
         if percent != told:
             told = percent
-            tell_phase(f"{LOADING} {min(percent, 100)}%")
+            report_phase(f"{LOADING} {min(percent, 100)}%")
 
     read(0)
     return read

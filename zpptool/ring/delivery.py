@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from zpptool.deadline import Deadline
-from zpptool.wire.link import LinkTimeout, PushLink, Sent
+from zpptool.wire.link import LinkSender, LinkTimeout, Sent
 from zpptool.wire.message.framing import Buffer, Kind
 
 POLL_S = 0.2
@@ -25,7 +25,7 @@ class Delivery:
         over: asked while waiting; may raise to end the wait.
     """
 
-    def __init__(self, link: PushLink, over: Callable[[], None]) -> None:
+    def __init__(self, link: LinkSender, over: Callable[[], None]) -> None:
         self._link = link
         self._over = over
 
@@ -40,11 +40,11 @@ class Delivery:
         run_id: str | None = None,
         timeout_s: float,
     ) -> Sent:
-        """As `PushLink.send`.
+        """As `LinkSender.send`.
 
         Raises:
             LinkTimeout: it did not take the message in time.
-            LinkError: what `PushLink.send` raises.
+            LinkError: what `LinkSender.send` raises.
             ZppError: what `over` raised.
         """
         deadline = Deadline(timeout_s)

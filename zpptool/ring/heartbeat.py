@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import psutil
 
 from zpptool.ring.status import BEAT_S, READY, WAITING, LinkStatus, StageStatus
-from zpptool.wire.link import PushLink
+from zpptool.wire.link import LinkSender
 
 
 class Pulse:
@@ -100,7 +100,7 @@ class Beat:
             self._due.clear()
 
 
-def own_status(stage: int, layers: tuple[int, int] | None, pulse: Pulse, link: PushLink) -> StageStatus:
+def own_status(stage: int, layers: tuple[int, int] | None, pulse: Pulse, link: LinkSender) -> StageStatus:
     """How this process fares now."""
     told = link_status(link)
     return StageStatus(
@@ -120,7 +120,7 @@ def own_status(stage: int, layers: tuple[int, int] | None, pulse: Pulse, link: P
     )
 
 
-def link_status(link: PushLink) -> LinkStatus:
+def link_status(link: LinkSender) -> LinkStatus:
     """How the link fares that this process sends on."""
     tally = link.tally
     return LinkStatus(

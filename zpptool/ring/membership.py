@@ -21,13 +21,13 @@ from zpptool.ring.messages import StageFacts
 from zpptool.ring.stage.node import StageNode
 from zpptool.ring.timeline import Timeline
 from zpptool.ring.traced_nodes import TracedHeadNode, TracedStageNode
-from zpptool.wire.link import Party, PullLink, PushLink
+from zpptool.wire.link import LinkReceiver, LinkSender, Party
 from zpptool.wire.message.framing import HEAD
-from zpptool.wire.security.exposure import Safety
+from zpptool.wire.security.exposure import LinkSecurity
 from zpptool.wire.security.key_files import link_keys, read_key_file
 
 
-def take_stage_place(spec: StageSpec) -> StageNode:
+def open_stage_node(spec: StageSpec) -> StageNode:
     """Open the links of a stage's worker.
 
     Raises:
@@ -41,7 +41,7 @@ def take_stage_place(spec: StageSpec) -> StageNode:
     before = None if spec.is_first else link_safety(spec, spec.stage, upstream)
     push, pull = _open_links(
         partial(
-            PushLink,
+            LinkSender,
             spec.bind,
             stage=spec.stage,
             peer=downstream,
@@ -52,7 +52,7 @@ def take_stage_place(spec: StageSpec) -> StageNode:
             follows=survives,
         ),
         partial(
-            PullLink,
+            LinkReceiver,
             spec.local if spec.is_first else spec.connect,
             stage=spec.stage,
             peer=upstream,
@@ -81,7 +81,7 @@ def take_stage_place(spec: StageSpec) -> StageNode:
     return node
 
 
-def take_head_place(spec: StageSpec) -> HeadNode:
+def open_head_node(spec: StageSpec) -> HeadNode:
     """Open the links of the head, which stands beside stage 0 and is told stage 0's spec. It begins a new run.
 
     Raises:
@@ -93,9 +93,9 @@ def take_head_place(spec: StageSpec) -> HeadNode:
     last = spec.num_stages - 1
     homeward = link_safety(spec, HEAD, last)
     push, pull = _open_links(
-        partial(PushLink, spec.local, stage=HEAD, peer=0, party=party, note=note, follows=survives),
+        partial(LinkSender, spec.local, stage=HEAD, peer=0, party=party, note=note, follows=survives),
         partial(
-            PullLink, spec.connect, stage=HEAD, peer=last, party=party, note=note, safety=homeward, follows=survives
+            LinkReceiver, spec.connect, stage=HEAD, peer=last, party=party, note=note, safety=homeward, follows=survives
         ),
     )
     kind = TracedHeadNode if spec.trace else HeadNode
@@ -124,17 +124,19 @@ def _look_there_again(spec: StageSpec, note: Callable[[str], None], address: str
         note(f"a next life of this process would look for it where it was: {cause}")
 
 
-def link_safety(spec: StageSpec, place: int, peer: int) -> Safety:
+def link_safety(spec: StageSpec, place: int, peer: int) -> LinkSecurity:
     """What a place demands of one neighbour: the keys of the spec's key file, if it has one.
 
     Raises:
         ZppError: (INVALID) the key file cannot be used, or has no keys for these two.
     """
     keys = link_keys(read_key_file(Path(spec.keys)), place, peer) if spec.keys else None
-    return Safety(keys, spec.insecure)
+    return LinkSecurity(keys, spec.insecure)
 
 
-def _open_links(open_push: Callable[[], PushLink], open_pull: Callable[[], PullLink]) -> tuple[PushLink, PullLink]:
+def _open_links(
+    open_push: Callable[[], LinkSender], open_pull: Callable[[], LinkReceiver]
+) -> tuple[LinkSender, LinkReceiver]:
     """Both links of a place, or none."""
     push = open_push()
     try:
@@ -144,7 +146,7 @@ def _open_links(open_push: Callable[[], PushLink], open_pull: Callable[[], PullL
         raise
 
 
-def facts_of(spec: StageSpec, agreed: Mapping[str, str]) -> StageFacts:
+def stage_facts(spec: StageSpec, agreed: Mapping[str, str]) -> StageFacts:
     """What a stage says about itself in the roll call."""
     return StageFacts(
         stage=spec.stage,

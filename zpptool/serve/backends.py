@@ -20,7 +20,7 @@ from zpptool.net.http_server import FrontServer
 from zpptool.places import place_name
 from zpptool.ring.status import RECOVERING, RingStatus, change_path
 from zpptool.serve.gateway import Front, FrontParts
-from zpptool.serve.load_balancing import Standing
+from zpptool.serve.load_balancing import BackendState
 from zpptool.serve.pipeline_status import describe_pipeline, stage_phase
 from zpptool.serve.pool import Pool
 from zpptool.serve.proxy import open_client
@@ -29,10 +29,10 @@ from zpptool.supervisor import lifecycle as lc
 from zpptool.supervisor.supervisor import PipelineView, Supervisor
 
 if TYPE_CHECKING:
-    from zpptool.serve.serve_options import Serving
+    from zpptool.serve.serve_options import ServeSettings
 
 
-class Behind:
+class Backend:
     """The pipelines behind one front.
 
     Args:
@@ -43,7 +43,7 @@ class Behind:
     """
 
     def __init__(
-        self, serving: Serving, names: Sequence[str], supervisors: Sequence[Supervisor], server: FrontServer
+        self, serving: ServeSettings, names: Sequence[str], supervisors: Sequence[Supervisor], server: FrontServer
     ) -> None:
         self._serving, self._supervisors, self._server = serving, supervisors, server
         self._names = tuple(names)
@@ -114,7 +114,7 @@ def _describe(supervisor: Supervisor) -> dict[str, Any]:
     return describe_pipeline(supervisor.view())
 
 
-def standing_of(view: PipelineView) -> Standing:
+def standing_of(view: PipelineView) -> BackendState:
     """What the front knows of a pipeline that was started here."""
     state = view.state
     phase = str(state.phase)
@@ -123,7 +123,7 @@ def standing_of(view: PipelineView) -> Standing:
         phase = f"{phase}: {', '.join(doing)}" if doing else phase
     elif state.phase is lc.Phase.READY and view.is_recovering:
         phase = RECOVERING
-    return Standing(
+    return BackendState(
         url=view.url,
         ready=view.is_ready,
         phase=phase,

@@ -34,7 +34,7 @@ class Told(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     answer: ch.Answer
 
 
-class Wish(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class ChangeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The body of a request.
 
     Attributes:
@@ -50,7 +50,7 @@ class Wish(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         return ch.Rollout(by)
 
 
-class RebalanceWish(Wish, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class RebalanceRequest(ChangeRequest, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The body of a request that layers move.
 
     Attributes:
@@ -78,13 +78,13 @@ class PlannedChanges:
 
     async def rollout(self, asked: HttpRequest) -> Response:
         """Every stage leaves and comes again, one after the other."""
-        return await self._change(asked, Wish)
+        return await self._change(asked, ChangeRequest)
 
     async def rebalance(self, asked: HttpRequest) -> Response:
         """Layers move between stages."""
-        return await self._change(asked, RebalanceWish)
+        return await self._change(asked, RebalanceRequest)
 
-    async def _change(self, asked: HttpRequest, kind: type[Wish]) -> Response:
+    async def _change(self, asked: HttpRequest, kind: type[ChangeRequest]) -> Response:
         if asked.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             return _refusal(415, "a planned change is asked for with a body of JSON", "Send it as application/json.")
         try:

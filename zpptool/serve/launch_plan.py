@@ -28,7 +28,7 @@ FRONTS_OWN = (
 
 
 @dataclass(frozen=True)
-class ServeWish:
+class ServeOptions:
     """What a user asked for; see `zpptool serve --help`."""
 
     model: Path | None
@@ -53,7 +53,7 @@ class ServeWish:
 
 
 @dataclass(frozen=True)
-class PipelineOrder:
+class PipelineLaunchPlan:
     """One pipeline, as it is started again and again.
 
     Attributes:
@@ -88,7 +88,7 @@ class PipelineOrder:
         )
 
 
-def plan_serving(wish: ServeWish) -> tuple[PipelineOrder, ...]:
+def plan_serving(wish: ServeOptions) -> tuple[PipelineLaunchPlan, ...]:
     """Every pipeline that is to be started.
 
     Raises:
@@ -119,7 +119,7 @@ def plan_serving(wish: ServeWish) -> tuple[PipelineOrder, ...]:
     return orders
 
 
-def _wished_specs(wish: ServeWish) -> tuple[StageSpec, ...]:
+def _wished_specs(wish: ServeOptions) -> tuple[StageSpec, ...]:
     if wish.pipeline_dir is not None:
         directories, manifests = split_stages(wish.pipeline_dir)
         partition = manifests[0].ranges
@@ -151,7 +151,7 @@ def _wished_specs(wish: ServeWish) -> tuple[StageSpec, ...]:
     )
 
 
-def _plan_specs(wish: ServeWish) -> tuple[StageSpec, ...]:
+def _plan_specs(wish: ServeOptions) -> tuple[StageSpec, ...]:
     assert wish.plan_file is not None
     plan = load_plan_file(wish.plan_file)
     places = [place.endpoints for place in plan.stages]
@@ -177,13 +177,13 @@ def _plan_specs(wish: ServeWish) -> tuple[StageSpec, ...]:
 
 
 def _replica(
-    specs: tuple[StageSpec, ...], number: int, wish: ServeWish, env: Sequence[Mapping[str, str]]
-) -> PipelineOrder:
+    specs: tuple[StageSpec, ...], number: int, wish: ServeOptions, env: Sequence[Mapping[str, str]]
+) -> PipelineLaunchPlan:
     """The pipeline of that number: the first has the ports that were asked for, each other one those behind."""
     if wish.plan_file is not None:
         if number:
             raise usage_error("a plan has the addresses of one pipeline", "Leave out --replicas, or --plan.")
-        return PipelineOrder(specs, tuple(env), over_ipc=False, any_port=False)
+        return PipelineLaunchPlan(specs, tuple(env), over_ipc=False, any_port=False)
     api_port = wish.api_port + number if wish.api_port is not None else specs[0].api_port
     moved = tuple(msgspec.structs.replace(spec, api_port=api_port) for spec in specs)
     if wish.base_port is not None:
@@ -192,10 +192,10 @@ def _replica(
             msgspec.structs.replace(spec, bind=link.bind, connect=link.connect)
             for spec, link in zip(moved, links, strict=True)
         )
-    return PipelineOrder(moved, tuple(env), over_ipc=wish.base_port is None, any_port=wish.api_port is None)
+    return PipelineLaunchPlan(moved, tuple(env), over_ipc=wish.base_port is None, any_port=wish.api_port is None)
 
 
-def _refuse_taken_ports(order: PipelineOrder, front_port: int) -> None:
+def _refuse_taken_ports(order: PipelineLaunchPlan, front_port: int) -> None:
     api_port = order.specs[0].api_port
     links = () if order.over_ipc else order.specs
     own = {str(api_port) if not order.any_port else "", *(spec.bind.rpartition(":")[2] for spec in links)}

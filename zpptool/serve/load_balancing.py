@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class Standing:
+class BackendState:
     """A pipeline as the front knows it.
 
     Attributes:
@@ -42,7 +42,7 @@ class Upstream:
     """
 
     name: str
-    standing: Standing = field(default_factory=Standing)
+    standing: BackendState = field(default_factory=BackendState)
     in_flight: int = 0
     taken: int = 0
     last_taken: int = 0

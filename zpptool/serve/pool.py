@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from zpptool.serve.http_errors import not_whole
-from zpptool.serve.load_balancing import Failures, Standing, Upstream, choose, phase_of_all, why_not
+from zpptool.serve.load_balancing import BackendState, Failures, Upstream, choose, phase_of_all, why_not
 
 SUSPECT_S = 0.5
 """How long a pipeline that has failed a request is passed over; by then it is known whether it is whole."""
@@ -51,7 +51,7 @@ class Pool:
         """What the pipelines are doing together, in words."""
         return "draining" if self._draining else phase_of_all(self.upstreams)
 
-    def update(self, number: int, standing: Standing) -> None:
+    def update(self, number: int, standing: BackendState) -> None:
         """A pipeline's standing has changed."""
         if self.upstreams[number].standing != standing:
             self.upstreams[number].standing = standing

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from zpptool.errors import usage_error
-from zpptool.serve.load_balancing import Standing
+from zpptool.serve.load_balancing import BackendState
 from zpptool.serve.pool import Pool
 
 ASK_EVERY_S = 1.0
@@ -50,7 +50,7 @@ class RemotePipeline:
             ready, phase, why = await self._ask()
             epoch += ready and not was_ready
             was_ready = ready
-            self._pool.update(self._number, Standing(self._url, ready, phase, epoch, why=why))
+            self._pool.update(self._number, BackendState(self._url, ready, phase, epoch, why=why))
             await asyncio.sleep(ASK_EVERY_S)
 
     async def describe(self) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from zpptool.engines.registry import check_engine
 from zpptool.errors import ExitCode, ZppError, stage_error
 from zpptool.net.http_server import FrontServer, raise_file_limit
 from zpptool.places import HEAD
-from zpptool.serve.backends import Behind
+from zpptool.serve.backends import Backend
 from zpptool.serve.display import Display, display_for, rows_of
-from zpptool.serve.launch_plan import PipelineOrder
-from zpptool.serve.serve_options import Serving
+from zpptool.serve.launch_plan import PipelineLaunchPlan
+from zpptool.serve.serve_options import ServeSettings
 from zpptool.serve.signals import stop_requests
 from zpptool.supervisor import lifecycle as lc
 from zpptool.supervisor.stage_processes import log_directory
@@ -30,7 +30,7 @@ LOOK_S = 0.1
 
 
 
-def serve(serving: Serving, console: Console) -> None:
+def serve(serving: ServeSettings, console: Console) -> None:
     """Serve until told to stop.
 
     Raises:
@@ -44,21 +44,21 @@ def serve(serving: Serving, console: Console) -> None:
     with FrontServer(serving.host, serving.port, serving.certificate, serving.key) as server:
         try:
             with stop_requests() as stops, log_directory(serving.log_dir) as logs:
-                _Household(serving, display, server, logs).run(stops)
+                ServeApp(serving, display, server, logs).run(stops)
         finally:
             display.close()
     raise KeyboardInterrupt
 
 
-class _Household:
+class ServeApp:
     """Everything that runs, and what ties it together."""
 
-    def __init__(self, serving: Serving, display: Display, server: FrontServer, logs: Path) -> None:
+    def __init__(self, serving: ServeSettings, display: Display, server: FrontServer, logs: Path) -> None:
         self._serving, self._display, self._server, self._logs = serving, display, server, logs
         count = len(serving.orders)
         self._names = [f"pipeline {number}" if count > 1 else "pipeline" for number in range(count)]
         self._supervisors: list[Supervisor] = []
-        self._behind = Behind(serving, self._names, self._supervisors, server)
+        self._behind = Backend(serving, self._names, self._supervisors, server)
         self._supervisors += [self._supervisor(number, order) for number, order in enumerate(serving.orders)]
         self._ready_epochs = [0] * count
         self._began = time.monotonic()
@@ -153,7 +153,7 @@ class _Household:
             state.cause.detail,
         )
 
-    def _supervisor(self, number: int, order: PipelineOrder) -> Supervisor:
+    def _supervisor(self, number: int, order: PipelineLaunchPlan) -> Supervisor:
         serving, name = self._serving, self._names[number]
         rules = lc.Rules(
             places=(HEAD, *range(len(order.specs))),

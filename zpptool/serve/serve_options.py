@@ -6,12 +6,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from zpptool.serve.launch_plan import PipelineOrder
+from zpptool.serve.launch_plan import PipelineLaunchPlan
 from zpptool.serve.proxy import ProxyLimits
 
 
 @dataclass(frozen=True)
-class Serving:
+class ServeSettings:
     """What to serve, and how.
 
     Attributes:
@@ -30,7 +30,7 @@ class Serving:
         spares: how many processes each pipeline keeps ready to take the place of one that is lost.
     """
 
-    orders: tuple[PipelineOrder, ...]
+    orders: tuple[PipelineLaunchPlan, ...]
     upstreams: tuple[str, ...]
     host: str
     port: int

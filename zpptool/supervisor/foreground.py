@@ -17,7 +17,7 @@ from zpptool.config.stage_spec import StageSpec
 from zpptool.console import Console
 from zpptool.process.group import POLL_S, ProcessGroup
 from zpptool.process.run_dir import private_directory
-from zpptool.supervisor.restarter import Revival
+from zpptool.supervisor.restarter import Restarter
 from zpptool.supervisor.stage_processes import child_environment, process_fault, start_stage
 from zpptool.supervisor.standby.standby import Standby
 
@@ -46,7 +46,7 @@ def run_in_foreground(spec: StageSpec, env: Mapping[str, str], console: Console,
         phases = directory / "phases"
         phases.mkdir()
         start_stage(group, spec, env, phase_dir=phases)
-        revival = Revival(group, phases, console.warn, console.note)
+        revival = Restarter(group, phases, console.warn, console.note)
         if spec.recovery_deadline_s:
             while not revival.look():
                 if spares:

@@ -15,7 +15,7 @@ MOST_IN_A_ROW = 5
 LONGEST_REST_S = 16.0
 
 
-class Lives:
+class RestartPolicy:
     """The lives of the processes of one stage, by name."""
 
     def __init__(self) -> None:

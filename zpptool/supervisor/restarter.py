@@ -14,11 +14,11 @@ from zpptool.errors import ExitCode
 from zpptool.process.group import Child, ProcessGroup
 from zpptool.process.progress import LOADED, read_phase
 from zpptool.process.respawn import SUFFIX, next_words
-from zpptool.supervisor.restart_policy import Lives
+from zpptool.supervisor.restart_policy import RestartPolicy
 from zpptool.supervisor.stage_processes import file_name
 
 
-class Revival:
+class Restarter:
     """The next lives of one group's processes.
 
     Args:
@@ -42,7 +42,7 @@ class Revival:
         self._tell = tell
         self._note = note or tell
         self._clock = clock
-        self._lives = Lives()
+        self._lives = RestartPolicy()
         self._due: dict[str, float] = {}
 
     def look(self) -> bool:

@@ -16,7 +16,7 @@ from zpptool.errors import ExitCode, ZppError
 from zpptool.ring.status import BEAT_S, RingStatus
 
 
-class RingWatch:
+class StatusPoller:
     """Looks at one head's status socket until it is told to stop.
 
     Args:

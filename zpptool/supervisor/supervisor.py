@@ -30,7 +30,7 @@ from zpptool.supervisor.hang_detection import WHOLE_PHASES, hanging, is_mended
 from zpptool.supervisor.readiness import Readiness
 from zpptool.supervisor.stage_processes import child_environment, file_name, of_next_life, process_fault, start_stage
 from zpptool.supervisor.standby.standby import Standby
-from zpptool.supervisor.status_poller import RingWatch
+from zpptool.supervisor.status_poller import StatusPoller
 
 POLL_S = 0.05
 SIGNALLED = 128
@@ -141,7 +141,7 @@ class Supervisor:
         self._group = ProcessGroup(self._standby)
         self._run_of_all = ExitStack()
         self._phase_dir = Path()
-        self._ring: RingWatch | None = None
+        self._ring: StatusPoller | None = None
         self._readiness: Readiness | None = None
         self._hung: dict[int, str] = {}
         self._lost_pids: frozenset[int] = frozenset()
@@ -302,7 +302,7 @@ class Supervisor:
     def _watch_ring(self) -> None:
         if self._ring is not None:
             self._ring.stop()
-        self._ring = RingWatch(status_path(self._specs[0].local))
+        self._ring = StatusPoller(status_path(self._specs[0].local))
 
     def _end(self, places: tuple[int, ...], *, at_once: bool) -> None:
         if self._readiness is not None:

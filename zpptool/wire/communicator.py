@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Self
 from zpptool.errors import ZppError, usage_error
 from zpptool.places import HEAD, place_name
 from zpptool.wire.compression.adaptive import WireCodec
-from zpptool.wire.link import PullLink, PushLink, Sent
+from zpptool.wire.link import LinkReceiver, LinkSender, Sent
 from zpptool.wire.link_errors import WireError
 from zpptool.wire.message.framing import Kind, Limits
 from zpptool.wire.message.tensors import pack, unpack
-from zpptool.wire.security.exposure import Safety
+from zpptool.wire.security.exposure import LinkSecurity
 from zpptool.wire.security.key_files import KeyFile, link_keys
 
 if TYPE_CHECKING:
@@ -99,29 +99,29 @@ class ZeroMQCommunicator:
         self._timeout_s = timeout_s
         self._device = device
         self._limits = limits or Limits()
-        self._out: PushLink | None = None
-        self._in: PullLink | None = None
+        self._out: LinkSender | None = None
+        self._in: LinkReceiver | None = None
         try:
             if bind is not None:
                 after = HEAD if keys and self.is_last_rank else self.next_rank
-                self._out = PushLink(
+                self._out = LinkSender(
                     bind,
                     stage=rank,
                     peer=after,
                     limits=limits,
                     codec=codec,
                     shared_memory=shared_memory,
-                    safety=Safety(link_keys(keys, rank, after) if keys else None, insecure),
+                    safety=LinkSecurity(link_keys(keys, rank, after) if keys else None, insecure),
                 )
             if connect is not None:
                 place = HEAD if keys and self.is_first_rank else rank
-                self._in = PullLink(
+                self._in = LinkReceiver(
                     connect,
                     stage=place,
                     peer=self.prev_rank,
                     limits=limits,
                     shared_memory=shared_memory,
-                    safety=Safety(link_keys(keys, place, self.prev_rank) if keys else None, insecure),
+                    safety=LinkSecurity(link_keys(keys, place, self.prev_rank) if keys else None, insecure),
                 )
         except ZppError:
             self.close()

@@ -21,7 +21,7 @@ from zpptool.config.stage_spec import StageSpec, spec_from_argv
 from zpptool.engines.base import LOAD_MODEL, prepare_partition
 from zpptool.engines.transformers.api.front import Front
 from zpptool.engines.transformers.api.served import served_model
-from zpptool.engines.transformers.api.server import ApiServer
+from zpptool.engines.transformers.api.server import HttpServer
 from zpptool.engines.transformers.calls import (
     FREE,
     STEP,
@@ -37,7 +37,7 @@ from zpptool.log import say
 from zpptool.process import progress as phases
 from zpptool.process.child import end_on_sigterm, run_child
 from zpptool.ring.head.node import HeadNode
-from zpptool.ring.membership import take_head_place
+from zpptool.ring.membership import open_head_node
 from zpptool.wire.link_errors import StaleEpoch
 
 
@@ -104,8 +104,8 @@ def main() -> None:
     spec = spec_from_argv(sys.argv)
     check_arguments(spec)
     end_on_sigterm()
-    with ApiServer(spec.api_host, spec.api_port) as server:
-        node = take_head_place(spec)
+    with HttpServer(spec.api_host, spec.api_port) as server:
+        node = open_head_node(spec)
         node.on_fault(lambda _fault: server.interrupt())
         with closing(node), admin_servers(node, spec):
             try:
@@ -114,7 +114,7 @@ def main() -> None:
                 node.stop("the head has ended")
 
 
-def serve(spec: StageSpec, node: HeadNode, server: ApiServer) -> None:
+def serve(spec: StageSpec, node: HeadNode, server: HttpServer) -> None:
     """Serve the ring's model until something ends it.
 
     Raises:
@@ -125,7 +125,7 @@ def serve(spec: StageSpec, node: HeadNode, server: ApiServer) -> None:
     model = RingModel(node)
     served = served_model(spec.directory, model.generate, model.is_healthy, spec.served_name or None)
     node.set_up(LOAD_MODEL, b"", timeout_s=spec.start_timeout_s).result()
-    phases.tell_phase(phases.LOADED)
+    phases.report_phase(phases.LOADED)
     say("head", f"all stages have loaded their layers; the API is at http://{spec.api_host}:{spec.api_port}")
     server.start(Front(served).app())
     server.wait()

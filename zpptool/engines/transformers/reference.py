@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from zpptool.config.stage_spec import spec_from_argv
 from zpptool.engines.transformers.api.front import Front
 from zpptool.engines.transformers.api.served import served_model
-from zpptool.engines.transformers.api.server import ApiServer
+from zpptool.engines.transformers.api.server import HttpServer
 from zpptool.engines.transformers.calls import check_arguments, device_of
 from zpptool.engines.transformers.sampling import SamplingParams
 from zpptool.engines.transformers.unsplit import generate, load_unsplit
@@ -44,7 +44,7 @@ def main() -> None:
     spec = spec_from_argv(sys.argv)
     check_arguments(spec)
     end_on_sigterm()
-    with ApiServer(spec.api_host, spec.api_port) as server:
+    with HttpServer(spec.api_host, spec.api_port) as server:
         model = UnsplitModel(load_unsplit(spec.directory, dtype=spec.dtype, device=device_of(spec)))
         server.start(Front(served_model(spec.directory, model.generate, lambda: True)).app())
         server.wait()

@@ -27,7 +27,7 @@ from zpptool.ring.head.setup_log import SetUps
 from zpptool.ring.head.view import RingView
 from zpptool.ring.heartbeat import Beat
 from zpptool.ring.status import RingStatus, hung
-from zpptool.wire.link import LinkTimeout, PullLink, PushLink
+from zpptool.wire.link import LinkReceiver, LinkSender, LinkTimeout
 from zpptool.wire.link_errors import PeerLost, StaleEpoch, WireError
 from zpptool.wire.message.framing import HEAD, Kind
 from zpptool.wire.protocol.sequence import SequenceError
@@ -55,8 +55,8 @@ class HeadListener:
         self,
         num_stages: int,
         num_layers: int,
-        outward: PushLink,
-        homeward: PullLink,
+        outward: LinkSender,
+        homeward: LinkReceiver,
         *,
         start_timeout_s: float,
         step_timeout_s: float,

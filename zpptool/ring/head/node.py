@@ -23,7 +23,7 @@ from zpptool.ring.delivery import POLL_S
 from zpptool.ring.head import epochs as lc
 from zpptool.ring.head.event_loop import HeadListener
 from zpptool.ring.head.pending_calls import OpenCall, drop
-from zpptool.ring.head.view import Look
+from zpptool.ring.head.view import RingSnapshot
 from zpptool.wire.link_errors import PeerLost, StaleEpoch, WireFault
 from zpptool.wire.message.framing import HEAD, Kind
 
@@ -144,14 +144,14 @@ class HeadNode(HeadListener):
         """Whether the loss of a stage is survived, and so its leaving."""
         return self._state.may_recover
 
-    def look(self) -> Look:
+    def look(self) -> RingSnapshot:
         """Who is there, and whether the ring has settled since somebody was not."""
         epoch, seats = self.whole, tuple(facts.seat for facts in self._gathered)
         rests = not self._calls.busy and time.monotonic() - self._whole_at > IDLE_S
         settled = epoch is not None and (rests or self._recoveries.answered_in == epoch)
         over = self._stopping or self._closing.is_set()
         fault = self.fault or (stage_error("the pipeline is told to stop") if over else None)
-        return Look(seats, epoch if settled else None, fault)
+        return RingSnapshot(seats, epoch if settled else None, fault)
 
     @property
     def plan_digest(self) -> str:

@@ -13,7 +13,7 @@ from zpptool.places import HEAD
 from zpptool.ring.heartbeat import Pulse, own_status
 from zpptool.ring.messages import Seat
 from zpptool.ring.status import BROKEN, STOPPED, RingStatus, StageStatus, aged, phase_of, unheard
-from zpptool.wire.link import PushLink
+from zpptool.wire.link import LinkSender
 
 
 class RingView:
@@ -24,7 +24,7 @@ class RingView:
         outward: the link to stage 0.
     """
 
-    def __init__(self, num_stages: int, outward: PushLink) -> None:
+    def __init__(self, num_stages: int, outward: LinkSender) -> None:
         self._num_stages = num_stages
         self._outward = outward
         self._pulse = Pulse()
@@ -76,7 +76,7 @@ class RingView:
 
 
 @dataclass(frozen=True)
-class Look:
+class RingSnapshot:
     """A ring at one moment.
 
     Attributes:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from zpptool.errors import ZppError
 
 
-class Standing(NamedTuple):
+class RunEpoch(NamedTuple):
     """A run and an epoch of it."""
 
     run_id: str
@@ -26,11 +26,11 @@ class Losses:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._lost: Standing | None = None
+        self._lost: RunEpoch | None = None
         self._since = 0.0
         self.cause: ZppError | None = None
 
-    def meet(self, standing: Standing, cause: ZppError) -> bool:
+    def meet(self, standing: RunEpoch, cause: ZppError) -> bool:
         """Something was lost in this epoch; False when that is known."""
         with self._lock:
             if self._lost == standing:
@@ -40,7 +40,7 @@ class Losses:
             self._lost, self.cause = standing, cause
             return True
 
-    def is_lost(self, standing: Standing) -> bool:
+    def is_lost(self, standing: RunEpoch) -> bool:
         """Whether something was lost in this epoch."""
         return self._lost == standing
 

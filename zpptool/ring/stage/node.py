@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from zpptool.deadline import Deadline
 from zpptool.errors import ZppError, invalid_error, stage_error
 from zpptool.ring import messages as c
-from zpptool.ring.stage.losses import Standing
+from zpptool.ring.stage.losses import RunEpoch
 from zpptool.ring.stage.relay import AskedToLeave, RingBroken, RingOver, StageListener
 from zpptool.wire.link import LinkTimeout, PeerLost, Sent, StaleEpoch
 from zpptool.wire.link_errors import WireError, WireFault
@@ -163,7 +163,7 @@ class StageNode(StageListener):
             self.pulse.receive_s += time.monotonic() - began
 
     @property
-    def doing(self) -> Standing:
+    def doing(self) -> RunEpoch:
         """The run and the epoch of the call that is being done."""
         return self._doing
 

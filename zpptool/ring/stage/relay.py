@@ -19,9 +19,9 @@ from zpptool.errors import ExitCode, ZppError, stage_error
 from zpptool.ring import messages as c
 from zpptool.ring.delivery import POLL_S, Delivery
 from zpptool.ring.heartbeat import Beat, Pulse, own_status
-from zpptool.ring.stage.losses import Losses, Standing
+from zpptool.ring.stage.losses import Losses, RunEpoch
 from zpptool.ring.status import COMPUTING, StageStatus, aged
-from zpptool.wire.link import LinkError, LinkRefused, LinkTimeout, PeerLost, PullLink, PushLink, StaleEpoch
+from zpptool.wire.link import LinkError, LinkReceiver, LinkRefused, LinkSender, LinkTimeout, PeerLost, StaleEpoch
 from zpptool.wire.link_errors import WireError, WireFault
 from zpptool.wire.message.framing import Kind, Message
 from zpptool.wire.protocol.sequence import SequenceError
@@ -80,8 +80,8 @@ class StageListener:
     def __init__(
         self,
         stage: int,
-        upstream: PullLink,
-        downstream: PushLink,
+        upstream: LinkReceiver,
+        downstream: LinkSender,
         *,
         is_last: bool,
         start_timeout_s: float,
@@ -106,12 +106,12 @@ class StageListener:
         self._recovery_s = recovery_s
         self._beat_timeout_s = beat_timeout_s
         self._losses = Losses()
-        self._backlog: deque[tuple[Standing, int, Message]] = deque()
+        self._backlog: deque[tuple[RunEpoch, int, Message]] = deque()
         self._facts: c.StageFacts | None = None
         self._refused_since: float | None = None
-        self._control: queue.SimpleQueue[tuple[Standing, c.Received] | ZppError] = queue.SimpleQueue()
-        self._tensors: queue.SimpleQueue[tuple[Standing, Message] | ZppError | None] = queue.SimpleQueue()
-        self._doing = Standing("", 0)
+        self._control: queue.SimpleQueue[tuple[RunEpoch, c.Received] | ZppError] = queue.SimpleQueue()
+        self._tensors: queue.SimpleQueue[tuple[RunEpoch, Message] | ZppError | None] = queue.SimpleQueue()
+        self._doing = RunEpoch("", 0)
         self._over: ZppError | None = None
         self._on_over: Callable[[ZppError], None] = lambda _why: None
         self._on_stuck: Callable[[], None] = lambda: None
@@ -134,10 +134,10 @@ class StageListener:
         self._tensors.put(None)
 
     @property
-    def _standing(self) -> Standing:
+    def _standing(self) -> RunEpoch:
         """The run and the epoch that this stage was welcomed to last."""
         party = self._upstream.party
-        return Standing(party.run_id, party.epoch)
+        return RunEpoch(party.run_id, party.epoch)
 
     def _raise_if_over(self) -> None:
         if self._over is not None:
@@ -196,9 +196,9 @@ class StageListener:
             )
 
     @property
-    def _sending(self) -> Standing:
+    def _sending(self) -> RunEpoch:
         party = self._downstream.party
-        return Standing(party.run_id, party.epoch)
+        return RunEpoch(party.run_id, party.epoch)
 
     def _survives(self, fault: WireFault) -> bool:
         """Whether the stage goes on, in another epoch."""
@@ -228,7 +228,7 @@ class StageListener:
     def _lose(self, fault: WireFault) -> None:
         """A neighbour was lost: tell the head, once an epoch, and wake whoever waits for something of that epoch."""
         link = self._downstream if fault.endpoint == self._downstream.endpoint else self._upstream
-        standing = Standing(link.party.run_id, link.party.epoch if fault.epoch is None else fault.epoch)
+        standing = RunEpoch(link.party.run_id, link.party.epoch if fault.epoch is None else fault.epoch)
         if self._losses.meet(standing, fault):
             self._note(f"epoch {standing.epoch} is over: {fault.message}")
             self._tell_head(fault, lost=standing.epoch)

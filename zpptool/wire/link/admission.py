@@ -24,7 +24,7 @@ from zpptool.wire.link.session import Guest, Session
 from zpptool.wire.link_errors import LinkRefused, WireError
 from zpptool.wire.message.framing import Buffer, Limits, decode
 from zpptool.wire.protocol.flow_control import Credit, Window
-from zpptool.wire.protocol.handshake import Standing, judge
+from zpptool.wire.protocol.handshake import LinkState, judge
 from zpptool.wire.protocol.link_messages import (
     WORD_LIMITS,
     Hello,
@@ -39,14 +39,14 @@ from zpptool.wire.protocol.link_messages import (
     Word,
     decode_word,
 )
-from zpptool.wire.security.exposure import Safety
+from zpptool.wire.security.exposure import LinkSecurity
 from zpptool.wire.sockets import Context
 
 _HELD = 8
 
 
-class HostingLink(Endpoint):
-    """An end that binds and lets one peer in. What is sent to the peer is `PushLink`'s.
+class LinkAdmission(Endpoint):
+    """An end that binds and lets one peer in. What is sent to the peer is `LinkSender`'s.
 
     Attributes:
         tally: what it has done so far.
@@ -66,7 +66,7 @@ class HostingLink(Endpoint):
         codec: WireCodec = WireCodec.NONE,
         shared_memory: bool = True,
         context: Context | None = None,
-        safety: Safety | None = None,
+        safety: LinkSecurity | None = None,
         follows: bool = False,
     ) -> None:
         """Open the link.
@@ -130,7 +130,8 @@ class HostingLink(Endpoint):
         self._post(lambda: self._begin(run_id, epoch))
 
     def on_told(self, callback: Callable[[bytes], None]) -> None:
-        """Have `callback` called with what the receiver's owner tells (`PullLink.tell`), from any thread; it must not
+        """Have `callback` called with what the receiver's owner tells (`LinkReceiver.tell`), from any thread; it must
+        not
         wait, nor use this link."""
         self._on_told = callback
 
@@ -196,7 +197,7 @@ class HostingLink(Endpoint):
         self._probe()
         if self._session and self._session.guest.identity == guest.identity:
             return  # he greets twice where the connection broke before his greeting had left
-        standing = Standing(self._session is not None, self._credit.sent > 0, self._follows)
+        standing = LinkState(self._session is not None, self._credit.sent > 0, self._follows)
         theirs = guest.hello.party
         answer = judge(theirs, self.party, self._awaited, standing)
         match answer:

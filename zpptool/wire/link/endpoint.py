@@ -29,13 +29,13 @@ from zpptool.errors import ExitCode, ZppError
 from zpptool.places import HEAD, place_name
 from zpptool.wire.link.fragments import most_chunks
 from zpptool.wire.link.handshake_failures import Failure, Handshakes, refusal_words, remote_address, trouble_words
-from zpptool.wire.link.monitor import Attendant
-from zpptool.wire.link.rate_limited_log import SparingNote
+from zpptool.wire.link.monitor import LinkMonitor
+from zpptool.wire.link.rate_limited_log import RateLimitedLog
 from zpptool.wire.link_errors import LinkError, LinkRefused, LinkTimeout, PeerLost, WireError
 from zpptool.wire.message.framing import CHUNK_BYTES, Buffer, Kind, Limits, encode
 from zpptool.wire.protocol.flow_control import Window
 from zpptool.wire.protocol.link_messages import Party, Word, encode_word
-from zpptool.wire.security.exposure import Safety, protect
+from zpptool.wire.security.exposure import LinkSecurity, protect
 from zpptool.wire.sockets import LINGER_S, Context, attach, check_endpoint, make_socket
 
 Fault = TypeVar("Fault", bound=LinkError)
@@ -92,7 +92,7 @@ class Endpoint:
         limits: Limits | None,
         note: Callable[[str], None] | None,
         context: Context | None,
-        safety: Safety | None,
+        safety: LinkSecurity | None,
         max_frame_bytes: int,
     ) -> None:
         self.stage = stage
@@ -104,11 +104,11 @@ class Endpoint:
         self.last_error = ""
         self._bind = bind
         self._keyed = False
-        self._safety = safety or Safety()
+        self._safety = safety or LinkSecurity()
         self._handshakes = Handshakes(remote_address)
         self._awaited = peer
         self._window = window or Window()
-        self._note = SparingNote(note)
+        self._note = RateLimitedLog(note)
         self._pid = _process
         self._turn = threading.Lock()
         self._counting = threading.Lock()
@@ -138,7 +138,7 @@ class Endpoint:
         self._watched = select.poll()
         self._watched.register(int(self._socket.getsockopt(zmq.FD)), select.POLLIN)
         self._watched.register(self._alarm_fd, select.POLLIN)
-        self._attendant = Attendant(self, self._socket, words=kind == zmq.ROUTER)
+        self._attendant = LinkMonitor(self, self._socket, words=kind == zmq.ROUTER)
         _open.add(self)
         try:
             check_endpoint(address, bind=bind)

@@ -13,9 +13,9 @@ from zpptool.wire.link.buffer_pool import Pool
 from zpptool.wire.link.fragments import Assembly, Entry, Parcel, decode_entries, is_chunk
 from zpptool.wire.link_errors import WireError
 from zpptool.wire.local import WAYS
-from zpptool.wire.local.side_channel import Taker
+from zpptool.wire.local.side_channel import SideChannelReceiver
 from zpptool.wire.local.unix_socket import NAME as SHORTCUT
-from zpptool.wire.local.unix_socket import ShortcutReceiver, this_place
+from zpptool.wire.local.unix_socket import UnixSocketReceiver, this_place
 from zpptool.wire.message.framing import Buffer, Kind, Limits, Message, check_sizes, open_first
 
 
@@ -34,10 +34,10 @@ class Inbound:
     def __init__(self, limits: Limits, *, shared: bool = True) -> None:
         self._limits = limits
         self._pool = Pool()
-        self._takers: dict[int, Taker] = {}
+        self._takers: dict[int, SideChannelReceiver] = {}
         self._assembly: Assembly | None = None
         self._begun = False
-        self.shortcut: ShortcutReceiver | None = None
+        self.shortcut: UnixSocketReceiver | None = None
         here = {SHORTCUT: this_place(), **{name: way.here() for name, way in WAYS.items()}} if shared else {}
         self.offers = {name: said for name, said in here.items() if said is not None}
 
@@ -58,7 +58,7 @@ class Inbound:
                 continue
             try:
                 if name == SHORTCUT:
-                    self.shortcut = ShortcutReceiver(offer)
+                    self.shortcut = UnixSocketReceiver(offer)
                 else:
                     self._takers[WAYS[name].number] = WAYS[name].taker(offer)
             except WireError as error:

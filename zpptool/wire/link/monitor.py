@@ -50,7 +50,7 @@ class MonitoredLink(Protocol):
     def _mend(self) -> None: ...
 
 
-class Attendant:
+class LinkMonitor:
     """Stands by one link until its socket is closed.
 
     Args:

@@ -19,9 +19,9 @@ from zpptool.wire.compression.bandwidth import Rate
 from zpptool.wire.compression.byte_planes import WIDTHS, shrink
 from zpptool.wire.link.fragments import PLAIN, PLANES, Chunk, Entry, cut, encode_chunk, encode_entries
 from zpptool.wire.local import WAYS
-from zpptool.wire.local.side_channel import Giver
+from zpptool.wire.local.side_channel import SideChannelSender
 from zpptool.wire.local.unix_socket import NAME as SHORTCUT
-from zpptool.wire.local.unix_socket import ShortcutSender, this_place
+from zpptool.wire.local.unix_socket import UnixSocketSender, this_place
 from zpptool.wire.message.framing import CHUNK_BYTES, INLINE_BELOW_BYTES, Buffer, Kind, encode
 
 ASIDE_FROM_BYTES = INLINE_BELOW_BYTES
@@ -65,7 +65,7 @@ class Outbound:
         self._gauge = gauge
         self._measure = measure
         self._way = 0
-        self._giver: Giver | None = None
+        self._giver: SideChannelSender | None = None
         self.offers: dict[str, str] = {}
         for name, way in WAYS.items():
             here = way.here() if shared else None
@@ -78,10 +78,10 @@ class Outbound:
             self._way = way.number
             self.offers[name] = self._giver.offer
             break
-        self.shortcut: ShortcutSender | None = None
+        self.shortcut: UnixSocketSender | None = None
         if shared and offers.get(SHORTCUT, "") == this_place():
             with suppress(OSError):
-                self.shortcut = ShortcutSender()
+                self.shortcut = UnixSocketSender()
                 self.offers[SHORTCUT] = self.shortcut.offer
 
     @property

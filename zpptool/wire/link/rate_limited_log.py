@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 
-class SparingNote:
+class RateLimitedLog:
     """Passes on a handful of lines at once, then one in `every_s` seconds, with a count of those kept back before it.
 
     Args:

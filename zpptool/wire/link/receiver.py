@@ -36,7 +36,7 @@ from zpptool.wire.protocol.link_messages import (
     decode_word,
 )
 from zpptool.wire.protocol.sequence import SequenceCheck, SequenceError
-from zpptool.wire.security.exposure import Safety, protect, require
+from zpptool.wire.security.exposure import LinkSecurity, protect, require
 from zpptool.wire.sockets import Context, check_endpoint
 
 _DONTWAIT = int(zmq.DONTWAIT)
@@ -46,7 +46,7 @@ _LAST_LOOK_S = 0.01
 """libzmq tells of a connection's end a moment before it hands out what came last."""
 
 
-class PullLink(Endpoint):
+class LinkReceiver(Endpoint):
     """The receiving end of a hop. It connects, and goes on trying until the other side is there."""
 
     def __init__(
@@ -61,7 +61,7 @@ class PullLink(Endpoint):
         note: Callable[[str], None] | None = None,
         shared_memory: bool = True,
         context: Context | None = None,
-        safety: Safety | None = None,
+        safety: LinkSecurity | None = None,
         follows: bool = False,
     ) -> None:
         """Open the link.
@@ -133,7 +133,7 @@ class PullLink(Endpoint):
         self._on_welcome = callback
 
     def tell(self, payload: bytes) -> None:
-        """Pass a few bytes to the owner of the sending end (`PushLink.on_told`), ahead of nothing and behind what was
+        """Pass a few bytes to the owner of the sending end (`LinkSender.on_told`), ahead of nothing and behind what was
         told before. Never waits; a sender that has not welcomed this end, has gone, or reads nothing, is not told."""
         self._post(lambda: self.connected and self._say(Told(payload)))
 

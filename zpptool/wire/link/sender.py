@@ -15,7 +15,7 @@ from itertools import chain
 import zmq
 
 from zpptool.deadline import Deadline
-from zpptool.wire.link.admission import HostingLink
+from zpptool.wire.link.admission import LinkAdmission
 from zpptool.wire.link.outbound import Envelope
 from zpptool.wire.link.session import Sent, Session
 from zpptool.wire.link_errors import StaleEpoch
@@ -29,7 +29,7 @@ ZERO_COPY_BYTES = 1 << 20
 costs less than tracking them (benchmarks/wire.py)."""
 
 
-class PushLink(HostingLink):
+class LinkSender(LinkAdmission):
     """The sending end of a hop. It binds; with no welcome peer there, a send waits instead of losing messages."""
 
     @property

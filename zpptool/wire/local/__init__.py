@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from zpptool.wire.local.shared_memory import SharedGiver, SharedTaker, this_host
-from zpptool.wire.local.side_channel import Giver, Taker
+from zpptool.wire.local.shared_memory import SharedMemoryReceiver, SharedMemorySender, this_host
+from zpptool.wire.local.side_channel import SideChannelReceiver, SideChannelSender
 
 
 class Way(NamedTuple):
@@ -26,8 +26,8 @@ class Way(NamedTuple):
 
     number: int
     here: Callable[[], str | None]
-    giver: Callable[[], Giver]
-    taker: Callable[[str], Taker]
+    giver: Callable[[], SideChannelSender]
+    taker: Callable[[str], SideChannelReceiver]
 
 
-WAYS: Mapping[str, Way] = {"memfd": Way(1, this_host, SharedGiver, SharedTaker)}
+WAYS: Mapping[str, Way] = {"memfd": Way(1, this_host, SharedMemorySender, SharedMemoryReceiver)}

@@ -46,7 +46,7 @@ def this_host() -> str | None:
         return None
 
 
-class SharedGiver:
+class SharedMemorySender:
     """The sender's end: makes the segment, and puts frames there while there is room.
 
     Args:
@@ -102,7 +102,7 @@ class SharedGiver:
             self._backed = end
 
 
-class SharedTaker:
+class SharedMemoryReceiver:
     """The receiver's end: maps the sender's segment.
 
     Args:

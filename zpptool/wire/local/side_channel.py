@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a way beside the socket is: one end that puts payload frames somewhere, and one that gets them there.
 
-The invariant: whatever a `Giver` has put stays as it is until the `Taker`'s view of it is gone, and a taker hands out
+The invariant: whatever a `SideChannelSender` has put stays as it is until the `SideChannelReceiver`'s view of it is
+gone, and a taker hands out
 no bytes that its giver did not put for that very ticket. A way that is not there, full or broken never fails a
 message: the frame then goes over the socket, in chunks (`zpptool.wire.chunks`), as every frame does without a way.
 
@@ -15,7 +16,7 @@ from typing import Protocol
 from zpptool.wire.message.framing import Buffer
 
 
-class Giver(Protocol):
+class SideChannelSender(Protocol):
     """The sender's end, made when it welcomes a receiver that knows the way."""
 
     @property
@@ -33,7 +34,7 @@ class Giver(Protocol):
         """Nothing more will be put. What was put can still be got."""
 
 
-class Taker(Protocol):
+class SideChannelReceiver(Protocol):
     """The receiver's end, made from the sender's offer."""
 
     def get(self, ticket: int, nbytes: int) -> memoryview:

@@ -46,7 +46,7 @@ def this_place() -> str | None:
         return None
 
 
-class ShortcutSender:
+class UnixSocketSender:
     """The sender's end, made when it welcomes a receiver from the same place.
 
     Attributes:
@@ -116,7 +116,7 @@ class ShortcutSender:
         return self._stream
 
 
-class ShortcutReceiver:
+class UnixSocketReceiver:
     """The receiver's end.
 
     Args:

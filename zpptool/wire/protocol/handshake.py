@@ -44,7 +44,7 @@ def of_other_runs(theirs: Party, ours: Party) -> bool:
     return bool(theirs.run_id and ours.run_id and theirs.run_id != ours.run_id)
 
 
-class Standing(NamedTuple):
+class LinkState(NamedTuple):
     """How the sender's link stands when somebody greets it.
 
     Attributes:
@@ -58,7 +58,7 @@ class Standing(NamedTuple):
     follows: bool = False
 
 
-def judge(theirs: Party, ours: Party, awaited: int, standing: Standing) -> Hold | Refused | None:
+def judge(theirs: Party, ours: Party, awaited: int, standing: LinkState) -> Hold | Refused | None:
     """The sender's answer to a greeting; None admits."""
     refused = unfit(theirs, ours, awaited, follows=standing.follows)
     if refused is not None:

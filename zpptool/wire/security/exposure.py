@@ -28,7 +28,7 @@ _links = itertools.count()
 
 
 @dataclass(frozen=True)
-class Safety:
+class LinkSecurity:
     """What one end of a link demands of the other.
 
     Attributes:
@@ -53,7 +53,7 @@ def exposure(endpoint: str) -> str | None:
     return None if is_loopback(host) else "other machines can reach it"
 
 
-def require(endpoint: str, safety: Safety) -> None:
+def require(endpoint: str, safety: LinkSecurity) -> None:
     """Refuse an endpoint that strangers can reach, where neither keys nor the user's word allow it.
 
     Raises:
@@ -72,7 +72,9 @@ def require(endpoint: str, safety: Safety) -> None:
     )
 
 
-def protect(socket: Socket, endpoint: str, *, bind: bool, safety: Safety, refused: Callable[[str, str], None]) -> bool:
+def protect(
+    socket: Socket, endpoint: str, *, bind: bool, safety: LinkSecurity, refused: Callable[[str, str], None]
+) -> bool:
     """Prepare a socket for its endpoint, before it is bound or connected; whether it is now encrypted.
 
     The end that binds is CURVE's server and asks the gate who may enter; the end that connects demands its key.

@@ -21,7 +21,7 @@ STOP_GRACE_S = 2
 """How long answers that are under way may take when the server is stopped."""
 
 
-class ApiServer:
+class HttpServer:
     """A server of one application. Use it as a context manager: leaving it stops the server.
 
     Args:

@@ -18,7 +18,7 @@ from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
-from zpptool.engines.vllm.core.batching_policy import Pace
+from zpptool.engines.vllm.core.batching_policy import BatchingPolicy
 from zpptool.engines.vllm.core.scheduler import RecoveringScheduler
 
 
@@ -36,7 +36,7 @@ class BalancedScheduler(RecoveringScheduler):
         self._under_way = 0
         self._in_vain: tuple[int, int] | None = None
         self._nothing = SchedulerOutput.make_empty()
-        self._pace = Pace(self._in_flight)
+        self._pace = BatchingPolicy(self._in_flight)
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         """The next step. While all wait for what is in flight it is one and the same empty one, which costs nothing to

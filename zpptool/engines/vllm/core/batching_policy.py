@@ -29,7 +29,7 @@ class _Known:
     trials: int = 0
 
 
-class Pace:
+class BatchingPolicy:
     """Chooses between sharing out (True) and whole steps (False).
 
     Args:

@@ -30,13 +30,13 @@ from zpptool.engines.vllm import codec
 from zpptool.engines.vllm.calls import EXECUTE_AND_SAMPLE, RESTORE_REQUESTS, SET_UP_METHODS, LiveRequest
 from zpptool.engines.vllm.compat.engine_core import go_on_after_answers
 from zpptool.engines.vllm.core.kv_layout import common_layouts
-from zpptool.engines.vllm.core.rebalance import Moving
+from zpptool.engines.vllm.core.rebalance import LayerMove
 from zpptool.engines.vllm.facts import agreed_facts
 from zpptool.errors import ZppError, in_words
 from zpptool.log import say
 from zpptool.process import progress as phases
 from zpptool.process.child import die_with_parent
-from zpptool.ring.membership import take_head_place
+from zpptool.ring.membership import open_head_node
 from zpptool.wire.link_errors import StaleEpoch
 
 LOST = ModelRunnerOutput(req_ids=[], req_id_to_index={})
@@ -78,11 +78,11 @@ class RingExecutor(Executor):
         self._adapters: dict[int, list[tuple[str, tuple[Any, ...]]]] = {}
         self._held: tuple[SchedulerOutput, Future[Any]] | None = None
         self._guided: set[str] = set()
-        self._node = take_head_place(spec)
+        self._node = open_head_node(spec)
         self._admin = ExitStack()
         self._admin.enter_context(admin_servers(self._node, spec))
         self._node.on_fault(self._fail)
-        self._moving = Moving(spec, self.vllm_config, self._node.facts)
+        self._moving = LayerMove(spec, self.vllm_config, self._node.facts)
         self._node.on_partition(self._moving.prepare)
         self._node.on_admit(self._moving.amended)
         try:
@@ -95,7 +95,7 @@ class RingExecutor(Executor):
             self._admin.close()
             self._node.close()
             raise
-        phases.tell_phase(phases.LOADED)
+        phases.report_phase(phases.LOADED)
         say("head", "all stages have loaded their layers")
         _rings[:] = [self]
 

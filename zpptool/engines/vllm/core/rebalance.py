@@ -28,7 +28,7 @@ TOLD = frozenset({"get_kv_cache_spec", "determine_available_memory"})
 Layers = tuple[tuple[int, int], ...]
 
 
-class Moving:
+class LayerMove:
     """The set-up of one head's stages, by partition.
 
     Args:

@@ -6,7 +6,8 @@ differs from itself that way. How sequences fall into batches depends on how man
 never batches as the unsplit engine does. A trial takes batching out of the comparison: many sequences are in flight at
 once, each step holds one of them, and every bit has to be the same.
 
-Selected with `--scheduler-cls zpptool.engines.vllm.core.single_sequence.SoloScheduler`; prefix caching has to be off.
+Selected with `--scheduler-cls zpptool.engines.vllm.core.single_sequence.SingleSequenceScheduler`;
+prefix caching has to be off.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from zpptool.engines.vllm.core.balanced_scheduler import open_tokens
 from zpptool.engines.vllm.core.scheduler import RecoveringScheduler
 
 
-class SoloScheduler(RecoveringScheduler):
+class SingleSequenceScheduler(RecoveringScheduler):
     """The scheduler that outlives the loss of a stage, with the budget of each step cut to what its first sequence can
     use."""
 

@@ -30,12 +30,12 @@ from zpptool.engines.vllm.compat.source_check import require_hooks, version_warn
 from zpptool.engines.vllm.compat.unsupported import vllms_refusal
 from zpptool.engines.vllm.core.executor import FAULT_VARIABLE, SPEC_VARIABLE, RingExecutor, fault_file
 from zpptool.engines.vllm.offline.engine_args import engine_words
-from zpptool.engines.vllm.offline.stage_watchdog import Keeper
+from zpptool.engines.vllm.offline.stage_watchdog import StageWatchdog
 from zpptool.errors import ZppError, stage_error, usage_error
 from zpptool.log import say
 from zpptool.process.group import ProcessGroup
 from zpptool.process.run_dir import private_directory
-from zpptool.supervisor.restarter import Revival
+from zpptool.supervisor.restarter import Restarter
 from zpptool.supervisor.stage_processes import process_fault, start_stage
 
 
@@ -113,8 +113,8 @@ class LLM(vllm.LLM):
             if launch:
                 for spec, env in zip(specs, stage_environments([1] * len(specs), ()), strict=True):
                     start_stage(group, spec, env, log_dir, phases)
-            revival = Revival(group, phases, partial(say, "zpptool.LLM"))
-            keeper = started.enter_context(Keeper(revival.look if recovery_deadline_s else group.any_ended))
+            revival = Restarter(group, phases, partial(say, "zpptool.LLM"))
+            keeper = started.enter_context(StageWatchdog(revival.look if recovery_deadline_s else group.any_ended))
             self._start_head(specs[0], keeper, group, scratch, engine_arguments)
             self.close = weakref.finalize(self, _end, self.llm_engine.engine_core, keeper, group, started.pop_all())
             """Ends the engine and the stages that were started here. Called by itself at the latest at exit."""
@@ -122,7 +122,7 @@ class LLM(vllm.LLM):
     def _start_head(
         self,
         spec: StageSpec,
-        keeper: Keeper,
+        keeper: StageWatchdog,
         group: ProcessGroup,
         scratch: Path,
         engine_arguments: Mapping[str, Any],
@@ -221,7 +221,7 @@ def _head_environment(spec: StageSpec, scratch: Path) -> Iterator[None]:
         hooks.forget_environment()
 
 
-def _end(engine_core: Any, keeper: Keeper, group: ProcessGroup, started: ExitStack) -> None:
+def _end(engine_core: Any, keeper: StageWatchdog, group: ProcessGroup, started: ExitStack) -> None:
     """The head first: it tells all stages, those elsewhere too, that the run is over, and they end by themselves."""
     with started:
         keeper.stop()

@@ -12,7 +12,7 @@ from typing import Self
 from zpptool.process.group import POLL_S
 
 
-class Keeper:
+class StageWatchdog:
     """Looks after the stages on a thread of its own, until it is stopped: a context manager.
 
     As long as the engine core waits for them, it ends that one when a stage has gone for good, for it would wait in
