@@ -15,7 +15,7 @@ from typing import Any
 from zpptool.net.http_server import FrontServer
 from zpptool.ring.status import RingStatus
 from zpptool.serve.gateway import Front, FrontParts
-from zpptool.serve.load_balancing import Standing
+from zpptool.serve.load_balancing import BackendState
 from zpptool.serve.pool import Pool
 from zpptool.serve.proxy import ProxyLimits, open_client
 
@@ -115,7 +115,7 @@ class RunningFront:
     def __init__(self, server: FrontServer, pool: Pool) -> None:
         self.url, self.pool, self._loop = server.url, pool, server.loop
 
-    def update(self, number: int, standing: Standing) -> None:
+    def update(self, number: int, standing: BackendState) -> None:
         """Tell the front of a pipeline's standing, and return when it knows."""
         self.do(lambda: self.pool.update(number, standing))
 
@@ -167,5 +167,5 @@ def front_of(
         front = RunningFront(server, pool)
         if ready:
             for number, upstream in enumerate(upstreams):
-                front.update(number, Standing(upstream.url, ready=True, phase="ready", epoch=1))
+                front.update(number, BackendState(upstream.url, ready=True, phase="ready", epoch=1))
         yield front

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import re
 import sys
 import time
@@ -20,6 +21,7 @@ from zpptool.errors import ZppError
 
 SCHEMA_VERSION = 1
 PLAIN_PROGRESS_INTERVAL_S = 5.0
+_logger = logging.getLogger(__name__)
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 PIPE_WIDTH = 200
 """How wide a table may be where it is not drawn on a terminal."""
@@ -82,18 +84,16 @@ class Console:
     def note(self, text: str) -> None:
         """A line about what is going on, on stderr."""
         if not self.quiet:
-            print(plain(text), file=sys.stderr, flush=True)
+            _logger.info("%s", plain(text))
 
     def warn(self, text: str) -> None:
         """A line that the user should read even when quiet, on stderr."""
-        print(f"warning: {plain(text)}", file=sys.stderr, flush=True)
+        _logger.warning("%s", plain(text))
 
     def error(self, fault: ZppError) -> None:
         """The one rendering of a fault: on stderr for people, and with --json also as the one object on stdout."""
-        print(f"error: {plain(fault.message)}", file=sys.stderr)
-        if fault.hint:
-            print(f"  hint: {plain(fault.hint)}", file=sys.stderr)
-        sys.stderr.flush()
+        hint = plain(fault.hint) if fault.hint else None
+        _logger.error("%s", plain(fault.message), extra={"hint": hint, "exit_code": int(fault.exit_code)})
         if self.as_json:
             payload = {"schema_version": SCHEMA_VERSION, **fault.beside, "error": fault.as_json()}
             print(json.dumps(payload, indent=2), flush=True)

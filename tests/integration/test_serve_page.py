@@ -24,7 +24,7 @@ from playwright.sync_api import sync_playwright
 
 from tests.fronts import EVENTS, Heard, RunningFront, ToyServer, chunk, front_of
 from tests.rings import LINK
-from zpptool.serve.load_balancing import Standing
+from zpptool.serve.load_balancing import BackendState
 from zpptool.serve.pipeline_status import describe_link
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -145,7 +145,7 @@ def test_it_follows_what_happens(browser: Any, front: RunningFront, described: l
     page, _ = opened(browser, front.url)
     described[0]["stages"] = [stage(0), stage(1, "not running"), *(stage(number) for number in (2, 3))]
     described[0]["stages"][0]["link"] |= {"state": "lost", "last_error": "<i>stage 1 is gone</i>"}
-    front.update(0, Standing("", phase="waiting to restart", epoch=1, why="stage 1 was killed by SIGKILL"))
+    front.update(0, BackendState("", phase="waiting to restart", epoch=1, why="stage 1 was killed by SIGKILL"))
     page.wait_for_function("() => document.querySelector('#phase').textContent === 'waiting to restart'")
     assert page.inner_text("#why") == "pipeline 0: stage 1 was killed by SIGKILL"
     assert page.locator("#links tr").nth(1).locator("td").last.inner_text() == "<i>stage 1 is gone</i>"

@@ -7,11 +7,13 @@ body, so that `zpptool --help` stays quick and loads no torch.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
@@ -39,6 +41,7 @@ from zpptool.cli.validate import validate
 from zpptool.cli.validate_ranges import validate_ranges
 from zpptool.console import Console
 from zpptool.errors import ExitCode, ZppError, usage_error
+from zpptool.log import FORMAT_VARIABLE, LEVEL_VARIABLE, ROOT, LogFormat, LogLevel, configure
 
 app = typer.Typer(
     name="zpptool",
@@ -72,12 +75,21 @@ def _root(
             "--config", metavar="FILE", help="Options as YAML; see docs/configuration.md.", envvar="ZPP_CONFIG"
         ),
     ] = None,
+    log_level: Annotated[
+        LogLevel,
+        typer.Option("--log-level", help="The lowest level that is logged to stderr.", envvar=LEVEL_VARIABLE),
+    ] = LogLevel.INFO,
+    log_format: Annotated[
+        LogFormat,
+        typer.Option("--log-format", help="Log lines as text, or one JSON object a line.", envvar=FORMAT_VARIABLE),
+    ] = LogFormat.TEXT,
 ) -> None:
     """Run a large language model as a pipeline of independent stages on stock vLLM, over ZeroMQ.
 
     An option may be typed, set in the environment (--base-port is ZPP_BASE_PORT), or stand in the --config file; the
     first of these that says something counts.
     """
+    configure(log_level, log_format)
     assert isinstance(ctx.command, TyperGroup)
     settings = Settings() if config is None else read_settings(config, ctx.command)
     ctx.default_map = install(ctx.command, settings)
@@ -95,14 +107,23 @@ def _parted(words: list[str]) -> tuple[list[str], list[str]]:
     return words[:at], words[at + 1 :]
 
 
-def _config_first(words: list[str]) -> list[str]:
-    """`--config FILE` may stand anywhere; it belongs to zpptool itself, and so goes before the command."""
-    for place, word in enumerate(words):
-        if word == "--config" and place + 1 < len(words):
-            return [word, words[place + 1], *words[:place], *words[place + 2 :]]
-        if word.startswith("--config="):
-            return [word, *words[:place], *words[place + 1 :]]
-    return words
+GLOBAL_OPTIONS = ("--config", "--log-level", "--log-format")
+"""Options of zpptool itself, each with one value; they may stand anywhere before `--`."""
+
+
+def _global_options_first(words: list[str]) -> list[str]:
+    """Put the options of zpptool itself before the command, where the parser expects them."""
+    first: list[str] = []
+    rest: list[str] = []
+    left = iter(words)
+    for word in left:
+        if word in GLOBAL_OPTIONS:
+            first += [word, *islice(left, 1)]
+        elif word.partition("=")[0] in GLOBAL_OPTIONS:
+            first.append(word)
+        else:
+            rest.append(word)
+    return first + rest
 
 
 app.command("split", epilog=epilog("split"))(split)
@@ -137,8 +158,10 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _interrupt)
     words, engine_words = _parted(sys.argv[1:])
     try:
-        app(args=_config_first(words), obj=engine_words, prog_name="zpptool")
+        app(args=_global_options_first(words), obj=engine_words, prog_name="zpptool")
     except ZppError as fault:
+        if not logging.getLogger(ROOT).handlers:  # the fault is in the options that configure it
+            configure(LogLevel.INFO, LogFormat.TEXT)
         with _last_words():
             Console(as_json="--json" in words).error(fault)
         sys.exit(fault.exit_code)

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import NoReturn
 
 from zpptool.errors import ExitCode, ZppError
+from zpptool.log import configure
 
 PARENT_POLL_S = 0.5
 EXIT_GRACE_S = 6.0
@@ -76,6 +77,7 @@ def run_child(who: str, body: Callable[[], None]) -> NoReturn:
     """
     die_with_parent()
     try:
+        configure(place=who)
         body()
     except ZppError as fault:
         print(f"error: {who}: {fault.message}", file=sys.stderr)

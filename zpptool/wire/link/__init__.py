@@ -2,8 +2,8 @@
 """One hop of the ring: a ROUTER sends whole messages to the one DEALER it has welcomed; every wait has a deadline.
 
 The invariant: messages of one `LinkSender` reach one `LinkReceiver` whole, once and in order, or one of the two raises
-an error that names stage, peer, endpoint and what was awaited. Memory is bounded: at most a `Window` of messages is under
-way. A link may be used from any thread of the process that made it; one call at a time goes through.
+an error that names stage, peer, endpoint and what was awaited. Memory is bounded: at most a `Window` of messages is
+under way. A link may be used from any thread of the process that made it; one call at a time goes through.
 """
 
 from __future__ import annotations
