@@ -186,7 +186,7 @@ def test_vllm_computes_each_sequence_alone_unless_batches_are_wanted(model: Path
         ({"num_stages": None}, ExitCode.USAGE, "into how many stages"),
         ({"num_stages": 5}, ExitCode.INVALID, "5 stages are more than the model's 4 layers"),
         ({"ranges": ("0-1", "2-4")}, ExitCode.INVALID, "no stage owns layer 1"),
-        ({"num_stages": 2, "gpu_ids": ("0",)}, ExitCode.USAGE, "1 GPUs are given for 2 stages"),
+        ({"num_stages": 2, "gpu_ids": (("0",),)}, ExitCode.USAGE, "1 GPUs are given for 2 stages"),
         ({"num_stages": 2, "max_new_tokens": 5000}, ExitCode.USAGE, "no room for a prompt"),
         ({"num_stages": 2, "base_port": 65534}, ExitCode.ADDRESS, "65536"),
         ({"num_stages": 2, "api_port": 70000}, ExitCode.ADDRESS, "70000"),

@@ -18,12 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zpptool.config.engine_kind import Engine
+from zpptool.config.gpu_discovery import Card
 from zpptool.config.memory_budget import refuse_too_much
 from zpptool.console import Console
 from zpptool.errors import ExitCode, ZppError
 from zpptool.process import progress as phases
 from zpptool.serve.display import PlainDisplay, Row
-from zpptool.serve.gpus import parse_gpus, refuse_gpus
+from zpptool.serve.gpus import refuse_full, refuse_unseen
 from zpptool.serve.http_exchange import Asked, tells_of_a_fault
 from zpptool.serve.launch_plan import PipelineLaunchPlan, ServeOptions, plan_serving
 from zpptool.serve.load_balancing import BackendState, Upstream, choose, phase_of_all
@@ -163,16 +164,16 @@ def test_a_pipe_gets_a_line_for_each_change(capsys: pytest.CaptureFixture[str]) 
     assert lines[0] == "pipeline, stage 1 (layers 2-4, pid 7): starting"
 
 
-def test_gpus_are_what_nvidia_smi_says() -> None:
-    found = parse_gpus("0, GPU-aa, 40100\n1, GPU-bb, 100\n[N/A]\n")
-    assert found == {"0": 40100 << 20, "GPU-aa": 40100 << 20, "1": 100 << 20, "GPU-bb": 100 << 20}
-    refuse_gpus(["0", "GPU-aa"], [1 << 30, 1 << 30], found)
-    with pytest.raises(ZppError, match="no GPU 2"):
-        refuse_gpus(["2"], [1], found)
-    with pytest.raises(ZppError, match=r"GPU 1 has 100\.0 MiB free, and the weights for it take 120\.0 MiB"):
-        refuse_gpus(["1", "1"], [60 << 20, 60 << 20], found)
-    with pytest.raises(ZppError, match="finds no GPU"):
-        refuse_gpus(["0"], [1], None)
+def test_gpus_hold_the_weights_or_are_refused() -> None:
+    found = [Card("0", "GPU-aa", 80000 << 20, 40100 << 20), Card("1", "GPU-bb", 200 << 20, 100 << 20)]
+    refuse_full([("0",), ("GPU-aa",), ("MIG-1",)], [1 << 30, 1 << 30, 1 << 40], found)
+    refuse_full([("1",)], [1 << 40], [Card("1", "GPU-bb", None, None)])
+    for shared in ([("1",), ("1",)], [("1",), ("GPU-bb",)], [("0", "1"), ("1", "0")]):
+        with pytest.raises(ZppError, match=r"GPU 1 has 100\.0 MiB free, and the weights for it take 120\.0 MiB"):
+            refuse_full(shared, [60 << 20, 60 << 20], found)
+    refuse_unseen([("0",)], found)
+    with pytest.raises(ZppError, match="--gpu-ids 0: nvidia-smi finds no GPU"):
+        refuse_unseen([("0",)], [])
 
 
 def test_weights_that_do_not_fit_are_refused() -> None:
@@ -243,7 +244,7 @@ def test_vllms_stages_share_one_cpus_memory_for_their_caches(planned) -> None:
         ({"num_stages": None}, ExitCode.USAGE, "how many stages"),
         ({"engine_args": ("--port=1",)}, ExitCode.USAGE, "is for the front"),
         ({"engine_args": ("--api_key", "x")}, ExitCode.USAGE, "is for the front"),
-        ({"gpu_ids": ("0",)}, ExitCode.USAGE, "1 GPUs are given for 1 x 2 stages"),
+        ({"gpu_ids": (("0",),)}, ExitCode.USAGE, "1 GPUs are given for 2 stages"),
         ({"base_port": 65534}, ExitCode.ADDRESS, "65535"),
         ({"base_port": 21000, "api_port": 21002}, ExitCode.ADDRESS, "21002"),
         ({"base_port": 21000, "port": 21002}, ExitCode.ADDRESS, "the front's port 21002"),

@@ -77,6 +77,14 @@ DtypeOption = Annotated[
 DeviceOption = Annotated[
     str, typer.Option("--device", metavar="DEVICE", help="cpu, cuda; auto takes a GPU where there is one.")
 ]
+GpuIdsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--gpu-ids",
+        metavar="A,B,...",
+        help="The GPUs, stage by stage: 0,1, or a group a stage: '0,1;2,3'. The next free ones if not given.",
+    ),
+]
 TensorParallelOption = Annotated[
     str,
     typer.Option(

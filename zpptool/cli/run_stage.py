@@ -134,8 +134,14 @@ def run_stage(
     ] = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
-    gpu_id: Annotated[
-        str | None, typer.Option("--gpu-id", metavar="ID", help="The GPU to see (CUDA_VISIBLE_DEVICES).")
+    gpu_ids: Annotated[
+        str | None,
+        typer.Option(
+            "--gpu-ids",
+            "--gpu-id",
+            metavar="A,B,...",
+            help="The GPUs of this stage, as many as --tensor-parallel-size; the first that it sees if not given.",
+        ),
     ] = None,
     tensor_parallel_size: TensorParallelOption = "1",
     keys: KeysOption = None,
@@ -159,6 +165,8 @@ def run_stage(
 
     On one host with default ports: run-stage stages/stage_0, run-stage stages/stage_1, ... and nothing else.
     """
+    from zpptool.config.gpu_plan import environment_of_one
+    from zpptool.config.gpu_pool import parse_gpu_ids
     from zpptool.config.link_security import check_safety
     from zpptool.config.resolve import head_endpoint, refuse_api_port, resolve_links, resolve_place, spec_of_plan
     from zpptool.config.stage_spec import StageSpec
@@ -235,7 +243,7 @@ def run_stage(
         console.warn(warning)
     refuse_idle_standby(standby, spec.recovery_deadline_s)
     check_engine(spec.engine)
-    run_in_foreground(spec, {"CUDA_VISIBLE_DEVICES": gpu_id} if gpu_id is not None else {}, console, standby)
+    run_in_foreground(spec, environment_of_one(spec, parse_gpu_ids(gpu_ids)), console, standby)
 
 
 def _refuse_beside_plan(ctx: typer.Context) -> None:

@@ -12,6 +12,7 @@ from zpptool.cli.options import (
     BeatTimeoutOption,
     DeviceOption,
     DtypeOption,
+    GpuIdsOption,
     ModelOption,
     NumStagesOption,
     QuietOption,
@@ -49,9 +50,7 @@ def serve(
     engine: Annotated[Engine, typer.Option("--engine", help="What computes the layers.")] = Engine.VLLM,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
-    gpu_ids: Annotated[
-        str | None, typer.Option("--gpu-ids", metavar="A,B,...", help="One GPU a stage (CUDA_VISIBLE_DEVICES).")
-    ] = None,
+    gpu_ids: GpuIdsOption = None,
     replicas: Annotated[
         int, typer.Option("--replicas", metavar="N", min=1, help="How many whole pipelines to start.")
     ] = 1,
@@ -126,6 +125,7 @@ def serve(
 
     Exit code 6: the pipeline could not be kept up. 130: it was told to stop.
     """
+    from zpptool.config.gpu_pool import parse_gpu_ids
     from zpptool.serve.launch_plan import PipelineLaunchPlan, ServeOptions, plan_serving
     from zpptool.serve.proxy import ProxyLimits
     from zpptool.serve.remote import checked_address
@@ -154,7 +154,7 @@ def serve(
                 engine=engine,
                 dtype=dtype,
                 device=device,
-                gpu_ids=tuple(gpu.strip() for gpu in gpu_ids.split(",")) if gpu_ids else (),
+                gpu_ids=parse_gpu_ids(gpu_ids),
                 port=port,
                 base_port=base_port,
                 api_port=api_port,

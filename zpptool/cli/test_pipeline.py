@@ -15,6 +15,7 @@ import typer
 from zpptool.cli.options import (
     DeviceOption,
     DtypeOption,
+    GpuIdsOption,
     JsonOption,
     ModelOption,
     NumStagesOption,
@@ -67,9 +68,7 @@ def test_pipeline(
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Tokens an answer.")] = 32,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
-    gpu_ids: Annotated[
-        str | None, typer.Option("--gpu-ids", metavar="A,B,...", help="One GPU a stage (CUDA_VISIBLE_DEVICES).")
-    ] = None,
+    gpu_ids: GpuIdsOption = None,
     tensor_parallel_size: TensorParallelOption = "1",
     base_port: Annotated[
         int | None,
@@ -106,6 +105,7 @@ def test_pipeline(
     console = Console(as_json=as_json, quiet=quiet or as_json)
     check_engine(engine)
 
+    from zpptool.config.gpu_pool import parse_gpu_ids
     from zpptool.parity.report import error_payload, payload
     from zpptool.parity.trial import run_trial
     from zpptool.parity.trial_plan import TrialOptions, plan_trial
@@ -125,7 +125,7 @@ def test_pipeline(
         max_new_tokens=max_new_tokens,
         dtype=dtype,
         device=device,
-        gpu_ids=tuple(gpu.strip() for gpu in gpu_ids.split(",")) if gpu_ids else (),
+        gpu_ids=parse_gpu_ids(gpu_ids),
         base_port=base_port,
         api_port=api_port,
         engine_args=tuple(ctx.obj or ()),

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each stage of a machine computes on: its threads, its GPU, and its cores, by vLLM's own variable for them, which
-OpenMP is told as vLLM's executor tells its workers.
+"""What each stage of a machine computes on: its threads and its cores, by vLLM's own variable for them, which is
+passed on to OpenMP as vLLM's executor does for its workers, and the GPUs that `gpuplan` has chosen for it.
 
 Only processes that compute are bound. A head on the cores of its stage would make every step of that stage wait for it.
 """
@@ -40,23 +40,21 @@ def own_binding(env: Mapping[str, str], sizes: Sequence[int]) -> list[str]:
     return ["|".join(lists[end - size : end]) for end, size in zip(ends, sizes, strict=True)]
 
 
-def stage_environments(sizes: Sequence[int], gpu_ids: Sequence[str]) -> list[dict[str, str]]:
+def stage_environments(sizes: Sequence[int], devices: Sequence[Mapping[str, str]] = ()) -> list[dict[str, str]]:
     """What is added to the environment of each stage, where all are on this machine. Every process computes with as
     many threads: the order in which a sum is taken, and so its last bit, depends on it.
 
     Args:
         sizes: each stage's tensor-parallel size.
-        gpu_ids: each stage's GPU; empty for none.
+        devices: what shows each stage its GPUs (`gpuplan`); empty for none.
 
     Raises:
-        ZppError: (USAGE) another number of GPUs, or of lists of cores, than there are stages.
+        ZppError: (USAGE) another number of lists of cores than there are processes that compute.
     """
     num_stages = len(sizes)
-    if gpu_ids and len(gpu_ids) != num_stages:
-        raise usage_error(f"{len(gpu_ids)} GPUs are given for {num_stages} stages", "Give one a stage: --gpu-ids 0,1,2")
     cores = len(os.sched_getaffinity(0))
     threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(cores // num_stages, 1)))}
-    made = [threads | ({"CUDA_VISIBLE_DEVICES": gpu_ids[stage]} if gpu_ids else {}) for stage in range(num_stages)]
+    made = [{**threads, **own} for own in devices or [{}] * num_stages]
     for env, bound in zip(made, own_binding({}, sizes), strict=True):
         if bound:
             env[VARIABLE] = bound

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 
 from zpptool.config.engine_kind import ENGINES, Engine
+from zpptool.config.model_runner import refuse_v2_runner
 from zpptool.engines.vllm.compat.source_check import require_hooks
 from zpptool.errors import usage_error
 
@@ -14,7 +16,8 @@ def check_engine(engine: Engine) -> None:
     """Refuse an engine that is not installed, or a vLLM that lacks what zpptool relies on, without importing it.
 
     Raises:
-        ZppError: (USAGE) the engine is not installed; (FAILURE) it is a release with which zpptool cannot work.
+        ZppError: (USAGE) the engine is not installed, or the environment chooses vLLM's V2 model runner; (FAILURE) it
+            is a release with which zpptool cannot work.
     """
     modules = ENGINES[engine]
     if importlib.util.find_spec(modules.requires) is None:
@@ -23,4 +26,5 @@ def check_engine(engine: Engine) -> None:
             f"pip install zpptool[{modules.extra}]",
         )
     if engine is Engine.VLLM:
+        refuse_v2_runner(os.environ)
         require_hooks()

@@ -20,7 +20,7 @@ from zpptool.errors import ZppError, stage_error
 from zpptool.net.openai_client import ApiClient, Generation
 from zpptool.parity.compare import PromptParity
 from zpptool.process.group import ProcessGroup
-from zpptool.supervisor.stage_processes import raise_if_ended, start_stage
+from zpptool.supervisor.stage_processes import child_environment, raise_if_ended, start_stage
 
 READY_POLL_S = 0.2
 PASSAGE = (
@@ -93,7 +93,7 @@ def run_trial(order: TrialLaunchPlan, note: Callable[[str], None]) -> list[Promp
 
 def _start_reference(group: ProcessGroup, unsplit: StageSpec, order: TrialLaunchPlan) -> None:
     argv = [sys.executable, "-m", ENGINES[unsplit.engine].reference, unsplit.to_json()]
-    group.start("the unsplit model", argv, {**order.env[0], "PYTHONUNBUFFERED": "1"}, order.log_dir / "reference.log")
+    group.start("the unsplit model", argv, child_environment(order.env[0]), order.log_dir / "reference.log")
 
 
 def _ready_client(group: ProcessGroup, head: StageSpec, note: Callable[[str], None], who: str) -> ApiClient:

@@ -16,6 +16,8 @@ from zpptool.checkpoint.stage_tensors import model_digest
 from zpptool.config.cpu_binding import stage_environments
 from zpptool.config.endpoints import free_port
 from zpptool.config.engine_kind import ENGINES, Engine
+from zpptool.config.gpu_plan import place_on_gpus
+from zpptool.config.gpu_pool import Group
 from zpptool.config.local_pipeline import dynamic_partition, sizes_of_stages, split_stages, trial_endpoints
 from zpptool.config.stage_spec import StageSpec
 from zpptool.errors import invalid_error, usage_error
@@ -45,7 +47,7 @@ class TrialOptions:
     max_new_tokens: int
     dtype: str
     device: str
-    gpu_ids: tuple[str, ...]
+    gpu_ids: tuple[Group, ...]
     base_port: int | None
     api_port: int | None
     engine_args: tuple[str, ...]
@@ -113,16 +115,17 @@ def plan_trial(wish: TrialOptions, scratch: Path, log_dir: Path) -> TrialLaunchP
         )
         for directory, link in zip(directories, endpoints, strict=True)
     )
+    placed = place_on_gpus(stages, wish.gpu_ids)
     return TrialLaunchPlan(
         unsplit=unsplit,
-        stages=stages,
+        stages=placed.specs,
         prompts=wish.prompts,
         long_prompts=long_prompts(longest, wish.max_new_tokens) if wish.with_long_prompts else (),
         as_chat=wish.as_chat,
         batched=wish.batched,
         max_new_tokens=wish.max_new_tokens,
         log_dir=log_dir,
-        env=stage_environments(sizes, wish.gpu_ids),
+        env=stage_environments(sizes, placed.env),
     )
 
 

@@ -12,6 +12,8 @@ import msgspec
 from zpptool.config.cpu_binding import stage_environments
 from zpptool.config.endpoints import StageEndpoints, free_port, open_ports, plan_endpoints, probe_ports, probed_hosts
 from zpptool.config.engine_kind import Engine
+from zpptool.config.gpu_plan import bytes_on_a_gpu, computes_on_cpu, place_on_gpus
+from zpptool.config.gpu_pool import Group
 from zpptool.config.local_pipeline import dynamic_partition, split_stages
 from zpptool.config.memory_budget import free_memory, kv_share, refuse_too_much, stage_bytes
 from zpptool.config.plan import load_plan_file
@@ -19,12 +21,14 @@ from zpptool.config.resolve import spec_of_plan
 from zpptool.config.stage_spec import StageSpec
 from zpptool.errors import address_error, invalid_error, usage_error
 from zpptool.net.addresses import DEFAULT_HOST
-from zpptool.serve.gpus import gpus, refuse_gpus
+from zpptool.serve.gpus import refuse_full, refuse_unseen
 
 FRONTS_OWN = (
     "--host", "--port", "--uds", "--api-key", "--ssl-keyfile", "--ssl-certfile", "--ssl-ca-certs", "--root-path",
 )  # fmt: skip
 """vLLM's words for what the front does here."""
+NVIDIAS_DEVICE = Path("/dev/nvidiactl")
+"""There where NVIDIA's driver is."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class ServeOptions:
     engine: Engine
     dtype: str
     device: str
-    gpu_ids: tuple[str, ...]
+    gpu_ids: tuple[Group, ...]
     port: int
     base_port: int | None
     api_port: int | None
@@ -96,24 +100,19 @@ def plan_serving(wish: ServeOptions) -> tuple[PipelineLaunchPlan, ...]:
     """
     _refuse_fronts_own(wish.engine_args)
     specs = _plan_specs(wish) if wish.plan_file is not None else _wished_specs(wish)
-    count = len(specs) * wish.replicas
-    if wish.gpu_ids and len(wish.gpu_ids) != count:
-        raise usage_error(
-            f"{len(wish.gpu_ids)} GPUs are given for {wish.replicas} x {len(specs)} stages",
-            "Give one a stage, pipeline after pipeline; the same number twice shares a GPU.",
-        )
-    needed = [stage_bytes(spec) for spec in specs] * wish.replicas
-    free = free_memory()
-    if wish.gpu_ids:
-        refuse_gpus(wish.gpu_ids, needed, gpus())
-    elif _on_cpu(wish.device):
+    placed = place_on_gpus(specs * wish.replicas, wish.gpu_ids)
+    stages = placed.specs
+    if any(placed.groups):
+        if wish.gpu_ids and not placed.named:
+            refuse_unseen(placed.groups, placed.found)
+        refuse_full(placed.groups, [bytes_on_a_gpu(spec) for spec in stages], placed.found)
+    elif computes_on_cpu(wish.device) or (wish.device == "auto" and not NVIDIAS_DEVICE.exists()):
+        needed, free = [stage_bytes(spec) for spec in stages], free_memory()
         refuse_too_much(needed, free)
-        specs = _with_kv_share(specs, wish.engine_args, needed, free)
-    env = stage_environments([spec.tensor_parallel_size for spec in specs] * wish.replicas, wish.gpu_ids)
-    orders = tuple(
-        _replica(specs, number, wish, env[number * len(specs) : (number + 1) * len(specs)])
-        for number in range(wish.replicas)
-    )
+        stages = _with_kv_share(stages, wish.engine_args, needed, free)
+    env = stage_environments([spec.tensor_parallel_size for spec in stages], placed.env)
+    own = [slice(number * len(specs), (number + 1) * len(specs)) for number in range(wish.replicas)]
+    orders = tuple(_replica(stages[part], number, wish, env[part]) for number, part in enumerate(own))
     for order in orders:
         _refuse_taken_ports(order, wish.port)
     return orders
@@ -219,10 +218,6 @@ def _refuse_fronts_own(engine_args: Sequence[str]) -> None:
                 f"{word} is for the front: clients never speak to the engine's own server",
                 "Give it to zpptool serve, before --; see zpptool serve --help.",
             )
-
-
-def _on_cpu(device: str) -> bool:
-    return device == "cpu" or (device == "auto" and not Path("/dev/nvidiactl").exists())
 
 
 def _with_kv_share(

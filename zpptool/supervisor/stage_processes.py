@@ -15,6 +15,7 @@ from pathlib import Path
 
 from zpptool.config.cpu_binding import openmp_environment
 from zpptool.config.engine_kind import ENGINES
+from zpptool.config.model_runner import runner_environment
 from zpptool.config.stage_spec import StageSpec
 from zpptool.errors import ExitCode, ZppError, stage_error, usage_error
 from zpptool.places import HEAD, place_name
@@ -80,7 +81,7 @@ def of_next_life(phase_dir: Path, spec: StageSpec) -> StageSpec:
 
 def child_environment(env: Mapping[str, str]) -> dict[str, str]:
     """What is added to the environment of a stage's processes, whose own additions are `env`."""
-    return {"PYTHONUNBUFFERED": "1", **LARGE_BLOCKS_STAY, **env}
+    return {"PYTHONUNBUFFERED": "1", **LARGE_BLOCKS_STAY, **runner_environment({**os.environ, **env}), **env}
 
 
 def file_name(process: str) -> str:

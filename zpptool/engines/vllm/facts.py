@@ -8,6 +8,7 @@ from vllm.config import VllmConfig
 
 from zpptool.config.stage_spec import StageSpec
 from zpptool.engines.base import common_facts
+from zpptool.engines.vllm.compat.runner_kind import runner_kind
 
 
 def agreed_facts(spec: StageSpec, config: VllmConfig) -> dict[str, str]:
@@ -16,6 +17,7 @@ def agreed_facts(spec: StageSpec, config: VllmConfig) -> dict[str, str]:
     return {
         **common_facts(spec),
         "engine": f"vllm {vllm.__version__}",
+        "model runner": runner_kind(config),
         "dtype": str(model.dtype).removeprefix("torch."),
         "max_model_len": str(model.max_model_len),
         "max_num_batched_tokens": str(scheduler.max_num_batched_tokens),

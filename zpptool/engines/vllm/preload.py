@@ -25,7 +25,8 @@ def preload(like: StageSpec) -> None:
         like: a stage of the pipeline.
     """
     hooks.prepare_environment(like)
-    hooks.engine_config(hooks.serve_arguments(like, RingExecutor))
-    for name in IMPORTED_LATE:
+    config = hooks.engine_config(hooks.serve_arguments(like, RingExecutor))
+    worker = config.parallel_config.worker_cls.rpartition(".")[0]  # of the platform; see workermodules.py
+    for name in (worker, *IMPORTED_LATE):
         with suppress(ImportError):
             importlib.import_module(name)

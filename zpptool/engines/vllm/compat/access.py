@@ -55,12 +55,13 @@ from vllm.v1.outputs import (
     ModelRunnerOutput,
     SamplingMaskLists,
 )
-from vllm.v1.worker import cpu_worker, gpu_worker
 from vllm.v1.worker.worker_base import CompilationTimes, WorkerWrapperBase
 
 from zpptool.config.engine_kind import BALANCED_SCHEDULER, RECOVERING_SCHEDULER
 from zpptool.config.stage_spec import StageSpec
+from zpptool.engines.vllm.compat.runner_kind import require_v1_runner
 from zpptool.engines.vllm.compat.unsupported import refuse_what_stages_do_not_do, vllms_refusal
+from zpptool.engines.vllm.compat.worker_modules import imported_worker_modules
 from zpptool.errors import ZppError, usage_error
 from zpptool.partition import vllm_layer_partition
 
@@ -222,15 +223,18 @@ def engine_config(args: argparse.Namespace) -> VllmConfig:
     """The engine's configuration, made as the API server makes it, so that head and stages come to the same one.
 
     Raises:
-        ZppError: (USAGE) vLLM refuses it; in vLLM's words.
+        ZppError: (USAGE) vLLM refuses it, in vLLM's words; or it leads to the V2 model runner.
     """
+    arguments = AsyncEngineArgs.from_cli_args(args)
     try:
-        return AsyncEngineArgs.from_cli_args(args).create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+        config = arguments.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
     except Exception as cause:
         refusal = vllms_refusal(cause)
         if refusal is None:
             raise
         raise refusal from cause
+    require_v1_runner(config)
+    return config
 
 
 def make_worker(config: VllmConfig, spec: StageSpec, rank: int, store: str) -> WorkerWrapperBase:
@@ -284,10 +288,11 @@ def pipeline_group(group: Any, tensor_parallel_rank: int) -> Iterator[None]:
     """While a worker sets up its device: let vLLM build its process groups for one stage alone, then put `group` in
     the place of its pipeline group.
 
-    The function that builds them is bound by name in two modules. During the real call the pipeline has one stage, so
-    that no stage waits for another; afterwards the configuration says the truth again.
+    The function that builds them is bound by name in several modules. During the real call the pipeline has one stage,
+    so that no stage waits for another; afterwards the configuration says the truth again.
     """
-    real: Callable[..., None] = gpu_worker.init_worker_distributed_environment
+    modules = imported_worker_modules()
+    real: Callable[..., None] = modules[0].init_worker_distributed_environment
 
     def alone(config: VllmConfig, rank: int, init_method: str | None, local_rank: int, backend: str) -> None:
         parallel = config.parallel_config
@@ -300,7 +305,6 @@ def pipeline_group(group: Any, tensor_parallel_rank: int) -> Iterator[None]:
         group.adopt(parallel_state._PP, torch.device(current_platform.device_type))
         parallel_state._PP = group
 
-    modules = (gpu_worker, cpu_worker)
     for module in modules:
         module.init_worker_distributed_environment = alone
     try:

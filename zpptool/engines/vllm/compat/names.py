@@ -67,12 +67,12 @@ HOOKS: tuple[Hook, ...] = (
     Hook("v1.worker.worker_base", "WorkerWrapperBase.init_worker", ("all_kwargs",)),
     *_all("v1.worker.worker_base", "WorkerWrapperBase WorkerWrapperBase.initialize_from_config", "likewise"),
     *_all("v1.worker.worker_base", "WorkerWrapperBase.init_device CompilationTimes", "likewise"),
-    *_all("v1.worker", "gpu_worker cpu_worker", "where the process groups are built"),
     Hook(
         "v1.worker.gpu_worker", "init_worker_distributed_environment",
         ("vllm_config", "rank", "distributed_init_method", "local_rank", "backend"),
     ),
     Hook("v1.worker.cpu_worker", "init_worker_distributed_environment", why="bound by name here too"),
+    Hook("v1.worker.xpu_worker", "init_worker_distributed_environment", why="bound by name here too"),
     Hook("v1.worker.gpu_worker", "Worker.execute_model", ("scheduler_output",), "sends and receives in one step"),
     Hook("v1.worker.gpu_worker", "Worker.sample_tokens", ("grammar_output",)),
     Hook("v1.worker.gpu_model_runner", "GPUModelRunner.intermediate_tensors", why="buffers of a later stage"),
@@ -87,6 +87,7 @@ HOOKS: tuple[Hook, ...] = (
     *_all(_GROUP, "GroupCoordinator.destroy GroupCoordinator.rank_in_group GroupCoordinator.ranks", "likewise"),
     # layers and weights
     *_all("envs", "VLLM_PP_LAYER_PARTITION VLLM_ENABLE_V1_MULTIPROCESSING", "read by vLLM from the environment"),
+    Hook("envs", "VLLM_USE_V2_MODEL_RUNNER", why="likewise"),
     Hook("model_executor.models.utils", "is_pp_missing_parameter", why="which tensors a stage has no use for"),
     Hook("model_executor.models.utils", "PPMissingLayer", why="stands where a layer of another stage was"),
     Hook("model_executor.model_loader", "register_model_loader", ("load_format",), "a loader of own tensors"),
@@ -100,6 +101,8 @@ HOOKS: tuple[Hook, ...] = (
     *_all("config", "VllmConfig ModelConfig", "the configuration"),
     *_all("config.parallel", "ParallelConfig.rank ParallelConfig.world_size", "a stage's place decides its layers"),
     *_all("config.parallel", "ParallelConfig.pipeline_parallel_size ParallelConfig.tensor_parallel_size", "likewise"),
+    Hook("config.parallel", "ParallelConfig.worker_cls", why="the platform's worker, imported by a spare process"),
+    Hook("config", "VllmConfig.use_v2_model_runner", why="the model runner has to be V1, on every stage"),
     # the scheduler
     *_all("v1.core.sched.scheduler", "Scheduler Scheduler.running Scheduler.waiting", "one sequence a step"),
     *_all("v1.core.sched.scheduler", "Scheduler.max_num_scheduled_tokens", "likewise"),

@@ -22,7 +22,10 @@ import vllm
 from zpptool.config.cpu_binding import stage_environments
 from zpptool.config.endpoints import DEFAULT_BASE_PORT, plan_endpoints
 from zpptool.config.engine_kind import Engine
+from zpptool.config.gpu_plan import place_on_gpus
+from zpptool.config.gpu_pool import parse_gpu_ids
 from zpptool.config.memory_budget import free_memory, kv_share, refuse_too_much, stage_bytes
+from zpptool.config.model_runner import choose_v1_runner, refuse_v2_runner
 from zpptool.config.resolve import head_endpoint, resolve_place
 from zpptool.config.stage_spec import StageSpec
 from zpptool.engines.vllm.compat import access as hooks
@@ -42,6 +45,8 @@ from zpptool.supervisor.stage_processes import process_fault, start_stage
 class LLM(vllm.LLM):
     """An offline engine over stages; a context manager, whose end ends the stages.
 
+    Sets `VLLM_USE_V2_MODEL_RUNNER=0` in this process where it is not set, and leaves it: vLLM reads it at each request.
+
     Args:
         model: a checkpoint's directory, or a directory of stages as `zpptool split` writes them.
         num_stages: how many stages; not needed with `ranges` or a directory of stages.
@@ -52,6 +57,7 @@ class LLM(vllm.LLM):
         hosts: likewise.
         head_addr: with `launch=False`: `HOST:PORT` where stage 0 finds this script; the port after the return port if
             not given.
+        gpu_ids: with `launch`: the stages' GPUs, `"0,1"`; the next free ones by default. See `zpptool serve --gpu-ids`.
         log_dir: where the stages' logs go; None lets them share this process's output.
         start_timeout_s: how long the stages may take until all stand.
         step_timeout_s: how long one step may take.
@@ -74,6 +80,7 @@ class LLM(vllm.LLM):
         base_port: int = DEFAULT_BASE_PORT,
         hosts: Sequence[str] | None = None,
         head_addr: str | None = None,
+        gpu_ids: str | None = None,
         log_dir: Path | None = None,
         start_timeout_s: float = 600.0,
         step_timeout_s: float = 300.0,
@@ -85,6 +92,10 @@ class LLM(vllm.LLM):
         if warning:
             say("zpptool.LLM", warning)
         require_hooks()
+        refuse_v2_runner(os.environ)
+        choose_v1_runner()
+        if gpu_ids and not launch:
+            raise usage_error("gpu_ids is for stages that are started here", "Give zpptool run-stage its --gpu-ids.")
         with ExitStack() as started:
             group = started.enter_context(ProcessGroup())
             scratch = started.enter_context(private_directory())
@@ -111,7 +122,9 @@ class LLM(vllm.LLM):
             phases = scratch / "phases"
             phases.mkdir()
             if launch:
-                for spec, env in zip(specs, stage_environments([1] * len(specs), ()), strict=True):
+                placed = place_on_gpus(specs, parse_gpu_ids(gpu_ids))
+                specs = list(placed.specs)
+                for spec, env in zip(specs, stage_environments([1] * len(specs), placed.env), strict=True):
                     start_stage(group, spec, env, log_dir, phases)
             revival = Restarter(group, phases, partial(say, "zpptool.LLM"))
             keeper = started.enter_context(StageWatchdog(revival.look if recovery_deadline_s else group.any_ended))
