@@ -27,6 +27,7 @@ class Hub:
         cut_after: breaks the connection once, after so many bytes of a longer answer.
         ranges: answers range requests; whole files otherwise.
         token: asked for, where it is set.
+        more_names: names that it lists beside those of the files that it has.
     """
 
     models: dict[str, Path]
@@ -35,6 +36,7 @@ class Hub:
     cut_after: int | None = None
     ranges: bool = True
     token: str | None = None
+    more_names: list[str] = field(default_factory=list)
 
     @property
     def env(self) -> dict[str, str]:
@@ -74,7 +76,7 @@ def serve_hub(models: dict[str, Path]) -> Iterator[Hub]:
                 return self._answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
             root = hub.models[repo]
             names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
-            told = {"id": repo, "sha": COMMIT, "siblings": [{"rfilename": name} for name in names]}
+            told = {"id": repo, "sha": COMMIT, "siblings": [{"rfilename": name} for name in [*names, *hub.more_names]]}
             return self._answer(200, json.dumps(told).encode(), {"Content-Type": "application/json"})
 
         def _file(self, path: Path, name: str) -> None:

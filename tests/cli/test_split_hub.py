@@ -121,3 +121,11 @@ def test_a_directory_goes_before_the_hub(zpptool, hub: Hub, tmp_path: Path, monk
     ran = zpptool("split", "org/name", "--num-stages", 2, "--dry-run", "--json", env=hub.env)
     assert ran.json["num_layers"] == 2
     assert not hub.asked
+
+
+@pytest.mark.parametrize("name", ["../outside.json", "/outside.json", "a//b.json", "a\nb.json", "config.json/x", "."])
+def test_a_name_that_leads_outside_is_refused(zpptool, hub: Hub, tmp_path: Path, name: str) -> None:
+    hub.more_names.append(name)
+    ran = zpptool("split", "org/name", "--num-stages", 2, "--dry-run", "--json", env=hub.env)
+    assert ran.code == ExitCode.INVALID, ran.err
+    assert "the repository names the file" in ran.json["error"]["message"]

@@ -97,11 +97,13 @@ def test_a_shard_that_is_all_of_one_stage_is_hard_linked_and_others_are_not(tmp_
 
 
 def test_hard_links_lead_to_the_file_and_not_to_a_link_to_it(tmp_path: Path) -> None:
-    source = large(tmp_path / "blobs")
-    cache = tmp_path / "cache"
-    cache.mkdir()
-    for path in source.iterdir():
-        (cache / path.name).symlink_to(path)
+    source = large(tmp_path / "plain")
+    cache = tmp_path / "snapshots" / "main"
+    cache.mkdir(parents=True)
+    (tmp_path / "blobs").mkdir()
+    for number, path in enumerate(path for path in source.iterdir() if path.is_file()):
+        blob = path.rename(tmp_path / "blobs" / f"{number:064x}")
+        (cache / path.name).symlink_to(blob)
     stages = split_checkpoint(cache, tmp_path / "out", ranges=RANGES, way=CopyOptions(Mode.HARDLINK))
     assert not any(path.is_symlink() for stage in stages for path in stage.rglob("*"))
     assert verify_split(find_target(tmp_path / "out", cache)).faults == []

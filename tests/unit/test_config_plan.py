@@ -97,7 +97,10 @@ def test_another_model_than_the_planned_one_is_a_fault(model: Path, tmp_path: Pa
     ("text", "message"),
     [
         ("", "not a plan"),
-        ("stages: [", "not a plan"),
+        ("stages: [", "not YAML"),
+        ("- 2024-99-99", "not YAML"),
+        ("[" * 20000, "not YAML"),
+        ("a: &a [1]\nb: *a", "not YAML"),
         ("surprise: 1", "not a plan"),
         ("- 1", "not a plan"),
     ],

@@ -180,7 +180,7 @@ FAULTS = [
           Code.FILE, f"{WEIGHTS} is a symbolic link out of the stage directory"),
     Fault("the manifest is missing", lambda s: (stage(s) / STAGE_FILE).unlink(), Code.MANIFEST, f"no {STAGE_FILE}"),
     Fault("a pipe or device in the place of the manifest", lambda s: (
-        (stage(s) / STAGE_FILE).unlink(), os.mkfifo(stage(s) / STAGE_FILE)), Code.MANIFEST, "is not a file"),
+        (stage(s) / STAGE_FILE).unlink(), os.mkfifo(stage(s) / STAGE_FILE)), Code.MANIFEST, "is a FIFO"),
     Fault("the manifest is changed", lambda s: (stage(s) / STAGE_FILE).write_bytes(
         (stage(s) / STAGE_FILE).read_bytes().replace(b'"stage": 1', b'"stage": 0')), Code.MANIFEST, "was changed"),
     Fault("the manifest is of another version", lambda s: rewrite(

@@ -162,7 +162,7 @@ def test_a_file_that_cannot_be_right_is_refused(tmp_path: Path) -> None:
         read_key_file(path)
     with pytest.raises(ZppError, match="cannot be read"):
         read_key_file(tmp_path / "none.keys")
-    with pytest.raises(ZppError, match="is not a file"):
+    with pytest.raises(ZppError, match="not a regular file"):
         read_key_file(Path("/dev/null"))
 
 

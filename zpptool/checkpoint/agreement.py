@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from zpptool.checkpoint.decoder import MAX_LAYER_DIGITS
 from zpptool.checkpoint.digest import model_digest_of, source_digest_of, tensors_digest
 from zpptool.checkpoint.faults import SplitFault, SplitFaultCode
 from zpptool.checkpoint.header import TensorInfo
@@ -102,7 +103,7 @@ def _odd_layers(names: Iterable[str], prefix: str) -> list[str]:
     layers: dict[str, set[int]] = defaultdict(set)
     for name in names:
         number, dot, rest = name.removeprefix(f"{prefix}.").partition(".")
-        if dot and number.isdigit():
+        if dot and number.isascii() and number.isdigit() and len(number) <= MAX_LAYER_DIGITS:
             layers[rest].add(int(number))
     everywhere = set().union(*layers.values())
     lacking = [(min(everywhere - held), rest) for rest, held in layers.items() if len(everywhere - held) == 1]

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from zpptool.checkpoint.roles import SPEAKER_WORDS, TOWER_WORDS, words_of
+from zpptool.document import read_json
 from zpptool.errors import ZppError, invalid_error
 
+MAX_CONFIG_BYTES = 64 * 1024 * 1024
+MAX_LAYERS = 1_000_000
+"""A larger number in a config is no number of layers."""
 LAYER_COUNT_KEYS = (
     "num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_transformer_layers", "decoder_layers",
     "num_decoder_layers", "layers"
@@ -32,12 +35,9 @@ def read_config(directory: Path) -> dict[str, Any]:
     if not directory.is_dir():
         raise invalid_error(f"{directory} is not a directory", "Name a directory that holds a checkpoint.")
     path = directory / "config.json"
-    if not path.is_file():
+    if not path.exists():
         raise _without_config(directory)
-    try:
-        config = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as cause:
-        raise invalid_error(f"{path} cannot be read as JSON: {cause}") from cause
+    config = read_json(path, MAX_CONFIG_BYTES, "config")
     if not isinstance(config, dict):
         raise invalid_error(f"{path} is not a JSON object")
     return config
@@ -117,7 +117,7 @@ def _without_config(directory: Path) -> ZppError:
 def _own_layer_count(part: dict[str, Any]) -> int | None:
     for key in LAYER_COUNT_KEYS:
         value = part.get(key)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_LAYERS:
             return value
     return next((len(part[key]) for key in LAYER_LIST_KEYS if isinstance(part.get(key), list) and part[key]), None)
 

@@ -23,6 +23,9 @@ _NOT_DECODER = TOWER_WORDS | PREDICTION_WORDS | SPEAKER_WORDS
 _PREDICTOR_MODULES = frozenset({"eh_proj", "enorm", "hnorm", "shared_head"})
 """What a layer past the last holds if it predicts: it joins an embedding with a hidden state (DeepSeek-V3's names)."""
 
+MAX_LAYER_DIGITS = 9
+"""Of a layer's number, in a tensor's name: as many as a layer range may have."""
+
 Group = Mapping[int, list[str]]
 """Names by the number in them."""
 
@@ -78,6 +81,10 @@ def numbered_groups(names: Mapping[str, TensorInfo]) -> dict[str, dict[int, list
         parts = name.split(".")
         for place, part in enumerate(parts):
             if part.isascii() and part.isdigit():
+                if len(part) > MAX_LAYER_DIGITS:
+                    raise invalid_error(
+                        f"tensor {name[:80]}... has a number of {len(part)} digits, which is no layer's"
+                    )
                 groups[".".join(parts[:place])][int(part)].append(name)
                 break
     return groups

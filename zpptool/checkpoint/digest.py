@@ -14,6 +14,8 @@ from typing import Any
 
 from blake3 import blake3
 
+from zpptool.regular_file import open_regular
+
 CHUNK_BYTES = 4 * 1024 * 1024
 
 TensorShape = tuple[str, str, tuple[int, ...]]
@@ -26,9 +28,9 @@ def digest_bytes(content: bytes) -> str:
 
 
 def digest_file(path: Path) -> str:
-    """The digest of a file's content, read in chunks; raises OSError."""
+    """The digest of a file's content, read in chunks; raises OSError, and ZppError where it is no regular file."""
     hasher = blake3()
-    with path.open("rb", buffering=0) as stream:
+    with open_regular(path) as stream:
         while chunk := stream.read(CHUNK_BYTES):
             hasher.update(chunk)
     return hasher.hexdigest()

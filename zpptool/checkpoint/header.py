@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeGuard
 import msgspec
 
 from zpptool.errors import ExitCode, ZppError
+from zpptool.regular_file import open_regular
 
 MAX_HEADER_BYTES = 100_000_000
 MAX_RANK = 64
@@ -92,7 +93,7 @@ def read_header(file: Path) -> Header:
     try:
         if not file.is_file():
             raise HeaderFault(f"{file} is not a file" if file.exists() else f"{file} is missing")
-        with file.open("rb", buffering=0) as stream:
+        with open_regular(file) as stream:
             if hasattr(os, "posix_fadvise"):  # reading on would take megabytes of tensors that may be nobody's here
                 os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
             file_bytes = os.fstat(stream.fileno()).st_size

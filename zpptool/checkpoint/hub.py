@@ -27,6 +27,7 @@ from zpptool.checkpoint.smallfiles import MAX_SMALL_BYTES, is_small_name
 from zpptool.checkpoint.split import Origin
 from zpptool.checkpoint.streaming import CHUNK_BYTES
 from zpptool.errors import ZppError, invalid_error, usage_error
+from zpptool.file_names import is_inner_path, named_twice
 
 FIRST_BYTES = 128 * 1024
 """Asked of each weight file at first: most headers are shorter."""
@@ -34,7 +35,7 @@ CONNECTIONS = 8
 TIMEOUT_S = 30.0
 ATTEMPTS = 5
 _ID = re.compile(r"(?P<scheme>hf:/{1,2})?(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")
-_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
+_RANGE = re.compile(r"bytes ([0-9]{1,15})-[0-9]{1,15}/([0-9]{1,15})")
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
@@ -183,12 +184,18 @@ class _Repository:
             for chunk in response.iter_bytes(CHUNK_BYTES):
                 yield chunk[:left]
                 left -= len(chunk[:left])
+                if not left:  # an answer that does not end is not read on
+                    return
 
 
 def _fill(directory: Path, repository: _Repository) -> None:
+    outside = [name for name in repository.names if not is_inner_path(name)]
+    if outside:
+        raise invalid_error(f"the repository names the file {outside[0]!r}, which lies outside it or is no file's name")
+    twice = named_twice(repository.names)
+    if twice is not None:
+        raise invalid_error(f"the repository names the file {twice} twice")
     for name in repository.names:
-        if name.startswith("/") or ".." in name.split("/"):
-            raise invalid_error(f"the repository names a file {name}, which lies outside it")
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
     small = [name for name in repository.names if is_small_name(name)]
     index = [name for name in repository.names if name == INDEX_NAME]

@@ -7,7 +7,6 @@ directory, which holds a part of one, can be read. Nothing is ever written here,
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -16,12 +15,14 @@ from typing import Any
 
 from zpptool.checkpoint.config import layer_count, read_config
 from zpptool.checkpoint.header import Header, TensorInfo, read_header
+from zpptool.document import read_json
 from zpptool.errors import ZppError, invalid_error
+from zpptool.file_names import is_plain_name
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 MAX_INDEX_BYTES = 256 * 1024 * 1024
-_NUMBERED = re.compile(r".*-\d+-of-(?P<total>\d+)\.safetensors")
+_NUMBERED = re.compile(r".*-\d+-of-(?P<total>[0-9]{1,9})\.safetensors")
 
 __all__ = ["INDEX_NAME", "SINGLE_NAME", "CheckpointIndex", "TensorInfo", "read_index"]
 
@@ -83,22 +84,12 @@ def _read_weight_map(directory: Path) -> dict[str, str] | None:
     path = directory / INDEX_NAME
     if not path.exists():
         return None
-    if not path.is_file():
-        raise invalid_error(f"{path} is not a file")
-    try:
-        if path.stat().st_size > MAX_INDEX_BYTES:
-            raise invalid_error(f"{path} is larger than any index of a checkpoint")
-        raw = path.read_bytes()
-        content = json.loads(raw)
-        if b"\\u" in raw:
-            json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair is no text
-    except (OSError, ValueError, RecursionError) as cause:
-        raise invalid_error(f"{path} cannot be read as JSON: {cause}") from cause
+    content = read_json(path, MAX_INDEX_BYTES, "index of a checkpoint")
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise invalid_error(f"{path} has no weight_map")
     for tensor, name in weight_map.items():
-        if not isinstance(name, str) or not name or "/" in name:
+        if not isinstance(name, str) or not is_plain_name(name):
             raise invalid_error(f"{path} puts tensor {tensor} into {name!r}, which is not the name of a file beside it")
     return weight_map
 

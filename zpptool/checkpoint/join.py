@@ -38,6 +38,7 @@ from zpptool.checkpoint.stage_tensors import index_digest
 from zpptool.checkpoint.streaming import WrittenFile, read_chunks, side_by_side, write_all, write_hashed, write_whole
 from zpptool.checkpoint.verify import find_target
 from zpptool.errors import invalid_error
+from zpptool.file_names import named_twice
 
 
 class Holder(NamedTuple):
@@ -118,7 +119,12 @@ def plan_join(directory: Path) -> JoinPlan:
             f"{directory} cannot be joined: {faults[0].message}", "`zpptool validate` tells all that is wrong"
         )
     holders = first_holders(manifests)
-    return JoinPlan(target.stages, manifests, holders, _restored(target.stages, manifests, holders))
+    files = _restored(target.stages, manifests, holders)
+    small = [file.path for file in manifests[0].small_files]
+    twice = named_twice([*(file.name for file in files), *small])
+    if twice is not None:
+        raise invalid_error(f"{directory} cannot be joined: its stages name the file {twice} twice")
+    return JoinPlan(target.stages, manifests, holders, files)
 
 
 def write_join(plan: JoinPlan, output: Path, advance: Advance = lambda _bytes: None) -> Path:
@@ -167,7 +173,9 @@ def _restored(
             raise invalid_error(
                 f"stage {stage} does not hold tensor {name} of its manifest", "`zpptool validate` tells what is wrong"
             )
-        home = homes[stage, entry.file]
+        home = homes.get((stage, entry.file))
+        if home is None:
+            raise invalid_error(f"stage {stage} has tensor {name} in {entry.file!r}, which is none of its weight files")
         sources[home.source] = home
         tensors[home.source].append((entry.source_offset, place))
     return tuple(_restored_file(sources[name], tensors[name]) for name in sorted(tensors))

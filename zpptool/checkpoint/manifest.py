@@ -7,7 +7,6 @@ when it is loaded.
 
 from __future__ import annotations
 
-import stat
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,11 @@ import msgspec
 
 from zpptool.checkpoint.digest import digest_bytes
 from zpptool.checkpoint.smallfiles import STAGE_FILE
+from zpptool.document import Count
 from zpptool.errors import invalid_error
+from zpptool.file_names import is_inner_path, is_plain_name, named_twice
 from zpptool.partition import LayerRange, Partition
+from zpptool.regular_file import read_regular
 
 MANIFEST_VERSION = 2
 MAX_MANIFEST_BYTES = 512 * 1024 * 1024
@@ -33,11 +35,11 @@ class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     dtype: str
-    shape: tuple[int, ...]
-    nbytes: int
+    shape: tuple[Count, ...]
+    nbytes: Count
     blake3: str
     file: str
-    source_offset: int
+    source_offset: Count
 
 
 class WeightFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,7 +53,7 @@ class WeightFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     name: str
-    nbytes: int
+    nbytes: Count
     header_blake3: str
     source: str
     source_header_blake3: str
@@ -62,7 +64,7 @@ class SmallFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One file that is carried whole; `path` is relative to the stage directory."""
 
     path: str
-    nbytes: int
+    nbytes: Count
     blake3: str
 
 
@@ -71,7 +73,7 @@ class DroppedTensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     dtype: str
-    shape: tuple[int, ...]
+    shape: tuple[Count, ...]
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -107,10 +109,10 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     source_index: dict[str, Any] | None
     model_digest: str
     tensors_digest: str
-    num_layers: int
-    num_stages: int
-    stage: int
-    partition: tuple[tuple[int, int], ...]
+    num_layers: Count
+    num_stages: Count
+    stage: Count
+    partition: tuple[tuple[Count, Count], ...]
     layer_prefix: str
     tensors: tuple[TensorEntry, ...]
     shared: dict[str, str]
@@ -158,11 +160,7 @@ def load_manifest(directory: Path) -> Manifest:
     """
     path = Path(directory) / STAGE_FILE
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise invalid_error(f"{path} is not a file")
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise invalid_error(f"{path} is larger than any manifest")
-        raw = path.read_bytes()
+        raw = read_regular(path, MAX_MANIFEST_BYTES, "manifest")
         version = msgspec.json.decode(raw, type=_Versioned).schema_version
         if version != MANIFEST_VERSION:
             raise invalid_error(
@@ -176,12 +174,27 @@ def load_manifest(directory: Path) -> Manifest:
         raise invalid_error(f"{path} cannot be read: {cause}", "split the model again") from cause
     if manifest.to_bytes() != raw:
         raise invalid_error(f"{path} was changed after the split", "split the model again")
-    for name in (*(file.name for file in manifest.weight_files), *(file.path for file in manifest.small_files)):
-        if name.startswith("/") or ".." in name.split("/"):
-            raise invalid_error(f"{path} names {name}, which lies outside the stage directory")
+    _check_names(path, manifest)
     if not 0 <= manifest.stage < manifest.num_stages == len(manifest.partition):
         raise invalid_error(f"{path} is of stage {manifest.stage} of {manifest.num_stages}, which cannot be")
     return manifest
+
+
+def _check_names(path: Path, manifest: Manifest) -> None:
+    """Refuse files that `join` would look for, or write, elsewhere than in its own directories."""
+    names = [file.name for file in manifest.weight_files]
+    sources = {file.source for file in manifest.weight_files}
+    small = [file.path for file in manifest.small_files]
+    outside = [name for name in (*names, *sorted(sources)) if not is_plain_name(name)]
+    outside += [name for name in small if not is_inner_path(name)]
+    if outside:
+        raise invalid_error(
+            f"{path} names the file {outside[0]!r}, which lies outside the stage directory or is no file's name",
+            "Do not use this split; make it again from the model.",
+        )
+    twice = named_twice([STAGE_FILE, *names, *small]) or named_twice([STAGE_FILE, *sorted(sources), *small])
+    if twice is not None:
+        raise invalid_error(f"{path} names the file {twice} twice", "split the model again")
 
 
 class _Versioned(msgspec.Struct):

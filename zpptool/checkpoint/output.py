@@ -26,9 +26,12 @@ from zpptool.checkpoint.smallfiles import STAGE_FILE
 from zpptool.checkpoint.streaming import WrittenFile, write_whole
 from zpptool.console import human_bytes
 from zpptool.errors import ZppError, invalid_error
+from zpptool.file_names import LONGEST_NAME_BYTES
 
 SPARE_BYTES = 16 * 1024 * 1024
 """Room that a file system takes for itself beside the files of a split."""
+LONGEST_OUTPUT_BYTES = 3072
+"""A path has at most 4,095, and those of the files in it are longer."""
 _OWN_ENTRY = re.compile(r"stage_\d+")
 
 
@@ -80,13 +83,16 @@ def resolve_output(output: Path, source: Path) -> Path:
     """The destination, links resolved.
 
     Raises:
-        ZppError: (INVALID) it is the source, lies in it, or holds it.
+        ZppError: (INVALID) it is the source, lies in it, or holds it; or its name is too long.
     """
     target, origin = Path(os.path.realpath(output)), Path(os.path.realpath(source))
     if target == origin or origin in target.parents:
         raise invalid_error(f"the output {output} lies in the source {source}, which is never written to")
     if target in origin.parents:
         raise invalid_error(f"the output {output} holds the source {source}", "choose a directory beside it")
+    lengths = [len(os.fsencode(part)) for part in (*target.parent.parts, _beside(target, "partial").name)]
+    if max(lengths) > LONGEST_NAME_BYTES or len(os.fsencode(target)) > LONGEST_OUTPUT_BYTES:
+        raise invalid_error(f"the name of the output {output} is too long", "choose a shorter --output-dir")
     return target
 
 

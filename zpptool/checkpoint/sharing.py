@@ -14,6 +14,7 @@ from typing import Any
 from zpptool.checkpoint.config import text_config
 from zpptool.checkpoint.decoder import Decoder
 from zpptool.checkpoint.roles import words_of
+from zpptool.errors import invalid_error
 
 _NOT_SHARED_BETWEEN_LAYERS = frozenset({"expert", "experts", "mlp", "head"})
 """What is called shared and is not: an expert that all tokens of a layer share."""
@@ -67,6 +68,8 @@ def _stated_sources(num_layers: int, config: dict[str, Any]) -> dict[int, int]:
     first = num_layers - count
     if not isinstance(types, list) or len(types) != num_layers:
         return dict.fromkeys(range(first, num_layers), 0)
+    if not all(isinstance(kind, str) for kind in types):
+        raise invalid_error("config.json's layer_types are not all names", "Check that config.json is the model's own.")
     last_of = {kind: layer for layer, kind in enumerate(types[:first])}
     return {layer: last_of.get(types[layer], 0) for layer in range(first, num_layers)}
 

@@ -20,7 +20,7 @@ from zpptool.checkpoint.digest import digest_bytes
 from zpptool.checkpoint.existing_output import check_siblings, is_kept
 from zpptool.checkpoint.file_copy import Advance, can_reflink
 from zpptool.checkpoint.header import TensorInfo
-from zpptool.checkpoint.index import INDEX_NAME, CheckpointIndex
+from zpptool.checkpoint.index import INDEX_NAME, MAX_INDEX_BYTES, CheckpointIndex
 from zpptool.checkpoint.manifest import MANIFEST_VERSION
 from zpptool.checkpoint.mode import Mode
 from zpptool.checkpoint.output import (
@@ -39,6 +39,7 @@ from zpptool.checkpoint.sample import read_samples, sample_digest
 from zpptool.checkpoint.splitplan import SplitPlan, plan_split
 from zpptool.checkpoint.stagewriter import ModelFacts, stage_directory, write_stages
 from zpptool.checkpoint.streaming import CopyOptions
+from zpptool.document import read_json
 from zpptool.errors import ZppError, invalid_error
 
 
@@ -188,7 +189,7 @@ def _index_metadata(source: Path) -> dict[str, Any] | None:
     path = source / INDEX_NAME
     if not path.exists():
         return None
-    metadata = json.loads(path.read_bytes()).get("metadata")
+    metadata = read_json(path, MAX_INDEX_BYTES, "index of a checkpoint").get("metadata")
     return metadata if isinstance(metadata, dict) else {}
 
 

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from zpptool.checkpoint.index import CheckpointIndex, TensorInfo, read_index
+from zpptool.checkpoint.index import INDEX_NAME, CheckpointIndex, TensorInfo, read_index
+from zpptool.checkpoint.links import LinkBounds, link_fault
 from zpptool.checkpoint.manifest import is_stage_directory
 from zpptool.checkpoint.shards import ShardPlan, plan_shards
 from zpptool.checkpoint.smallfiles import small_files
@@ -101,6 +102,7 @@ def plan_split(
     ranges: Sequence[str] | None = None,
     *,
     drop_prediction: bool = False,
+    follow_links: bool = False,
 ) -> SplitPlan:
     """Plan a split from config, index and headers.
 
@@ -109,10 +111,11 @@ def plan_split(
         num_stages: how many stages; evenly cut where no `ranges` are given.
         ranges: one layer range a stage, such as `0-8`.
         drop_prediction: leave out the layers and modules that predict tokens past the next one (MTP).
+        follow_links: take in what links lead to that lead out of the checkpoint.
 
     Raises:
-        ZppError: (INVALID) the checkpoint cannot be read or cut with certainty, or the ranges do not cover it;
-            (USAGE) neither stages nor ranges are given.
+        ZppError: (INVALID) the checkpoint cannot be read or cut with certainty, a link leads out of it, or the ranges
+            do not cover it; (USAGE) neither stages nor ranges are given.
     """
     if is_stage_directory(source):
         raise invalid_error(f"{source} is one stage of a split, not a checkpoint", "split the original checkpoint")
@@ -125,12 +128,22 @@ def plan_split(
         for name, file in index.stale.items()
     }
     assignment = replace(assignment, dropped={**second_copies, **assignment.dropped})
-    small, large = small_files(source)
+    files = small_files(source, follow_links=follow_links)
+    if not follow_links:
+        _refuse_links_out(source, files.outside, index)
     notes = [*index.notes, *structure.notes]
-    notes += [f"left out {name}: too large to belong to a tokenizer or a config" for name in large]
+    notes += [f"left out {name}: too large to belong to a tokenizer or a config" for name in files.large]
     headers = {header.file: header for header in index.headers}
     stages = tuple(
         StagePlan(stage, partition[stage], plan_shards([index.tensors[name] for name in names], headers))
         for stage, names in enumerate(assignment.stages)
     )
-    return SplitPlan(index, structure, assignment, stages, tuple(small), tuple(notes))
+    return SplitPlan(index, structure, assignment, stages, tuple(files.small), tuple(notes))
+
+
+def _refuse_links_out(source: Path, small: Sequence[str], index: CheckpointIndex) -> None:
+    bounds = LinkBounds(source)
+    others = [INDEX_NAME, *(header.file.name for header in index.headers)]
+    outside = [*small, *(name for name in others if bounds.way_out(source / name) is not None)]
+    if outside:
+        raise link_fault(source, outside[0])

@@ -7,7 +7,6 @@ by theirs, and no file may be there that the manifest does not name.
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Iterable
@@ -18,10 +17,12 @@ from zpptool.checkpoint.digest import digest_bytes, digest_file
 from zpptool.checkpoint.faults import SplitFault, SplitFaultCode
 from zpptool.checkpoint.file_copy import Advance
 from zpptool.checkpoint.header import Header, HeaderFault, read_header
-from zpptool.checkpoint.index import INDEX_NAME
+from zpptool.checkpoint.index import INDEX_NAME, MAX_INDEX_BYTES
 from zpptool.checkpoint.manifest import Manifest, WeightFile
 from zpptool.checkpoint.smallfiles import STAGE_FILE
 from zpptool.checkpoint.streaming import hash_tensors
+from zpptool.document import read_json
+from zpptool.errors import ZppError
 
 
 @dataclass
@@ -38,6 +39,11 @@ def check_small_files(directory: Path, manifest: Manifest) -> list[SplitFault]:
     named = {STAGE_FILE, *(file.path for file in manifest.small_files), *(file.name for file in manifest.weight_files)}
     for name in sorted(present - named):
         faults.append(_fault(manifest, f"{name} is not in the manifest: it was put there after the split"))
+    weights = {file.name for file in manifest.weight_files}
+    for entry in manifest.tensors:
+        if entry.file not in weights:
+            words = f"tensor {entry.name} is in {entry.file!r}, which is none of its weight files"
+            faults.append(_fault(manifest, words, entry.name))
     for file in manifest.small_files:
         path = directory / file.path
         try:
@@ -83,8 +89,8 @@ def check_weights(
 def _check_weight_map(path: Path, manifest: Manifest) -> list[SplitFault]:
     """What an index that was changed says wrongly: each tensor that it leaves out, makes up, or puts elsewhere."""
     try:
-        told = json.loads(path.read_bytes())["weight_map"].items()
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        told = read_json(path, MAX_INDEX_BYTES, "index of a checkpoint")["weight_map"].items()
+    except (ZppError, KeyError, TypeError, AttributeError):
         return []
     homes = {entry.name: entry.file for entry in manifest.tensors}
     faults = []

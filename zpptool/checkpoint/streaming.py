@@ -34,6 +34,7 @@ from zpptool.checkpoint.file_copy import (
 from zpptool.checkpoint.header import TensorInfo
 from zpptool.checkpoint.mode import Mode
 from zpptool.checkpoint.shards import ShardPlan
+from zpptool.regular_file import open_regular
 
 CHUNK_BYTES = 256 * 1024
 """A chunk is read, hashed and written while it is still in the processor's cache."""
@@ -219,7 +220,8 @@ def write_whole(path: Path, chunks: Iterable[bytes | memoryview]) -> tuple[int, 
 
 
 def read_chunks(path: Path) -> Iterable[memoryview]:
-    """The content of a file, in chunks."""
+    """The content of a file, in chunks; raises OSError, and ZppError (INVALID) where it is no regular file."""
+    open_regular(path).close()
     return read_local(path, 0, path.stat().st_size)
 
 

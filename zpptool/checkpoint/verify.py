@@ -49,7 +49,7 @@ class Target(NamedTuple):
     def nbytes(self) -> int:
         """Bytes of the weight files that the proof reads."""
         files = [path for stage in self.stages.values() for path in stage.glob("*.safetensors")]
-        return sum(path.stat().st_size for path in files) + (self.model.nbytes if self.model else 0)
+        return sum(path.stat().st_size for path in files if path.is_file()) + (self.model.nbytes if self.model else 0)
 
 
 @dataclass
@@ -198,7 +198,7 @@ def _source_hashes(source: CheckpointIndex, names: set[str], advance: Advance) -
 
 def _check_source_files(stage: int, directory: Path, source: Path) -> list[SplitFault]:
     faults = []
-    theirs, _large = small_files(source)
+    theirs = small_files(source, follow_links=True).small
     for name in theirs:
         own = directory / name
         if not own.is_file():
@@ -208,6 +208,6 @@ def _check_source_files(stage: int, directory: Path, source: Path) -> list[Split
         else:
             continue
         faults.append(SplitFault(SplitFaultCode.FILE, message, stage))
-    for name in sorted(set(small_files(directory)[0]) - set(theirs)):
+    for name in sorted(set(small_files(directory).small) - set(theirs)):
         faults.append(SplitFault(SplitFaultCode.FILE, f"stage {stage}: {name} is not in the model", stage))
     return faults

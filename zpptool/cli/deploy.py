@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -108,8 +109,8 @@ def _next(target: Target, wish: Deployment, output: Path) -> list[str]:
         ]
     else:
         keys = f"put the key files of {stages} stages into {output}/keys"
-        compose = f"docker compose -f {output}/compose.yaml up -d"
-        act = [compose if target is Target.COMPOSE else f"kubectl apply -k {output}"]
+        compose = shlex.join(["docker", "compose", "-f", f"{output}/compose.yaml", "up", "-d"])
+        act = [compose if target is Target.COMPOSE else shlex.join(["kubectl", "apply", "-k", str(output)])]
     return act if wish.insecure else [keys, *act]
 
 

@@ -29,7 +29,9 @@ from zpptool.config.engine_kind import Engine
 from zpptool.console import Console
 from zpptool.errors import usage_error
 from zpptool.net.addresses import DEFAULT_HOST
+from zpptool.regular_file import read_regular
 
+MAX_API_KEYS_BYTES = 1 << 20
 SAID_BY_PLAN = ("num_stages", "ranges", "base_port", "api_port", "engine", "dtype")
 
 
@@ -207,10 +209,10 @@ def _keys_in(file: Path | None) -> list[str]:
     if file is None:
         return []
     try:
-        keys = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+        text = read_regular(file, MAX_API_KEYS_BYTES, "file of API keys").decode()
     except (OSError, UnicodeDecodeError) as cause:
         raise usage_error(f"--api-key-file {file} cannot be read: {cause}") from cause
-    found = [key for key in keys if key]
+    found = [key for line in text.splitlines() if (key := line.strip())]
     if not found:
         raise usage_error(f"--api-key-file {file} holds no key", "One a line.")
     return found

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import typer
-import yaml
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
+from zpptool.document import read_yaml
 from zpptool.errors import invalid_error, usage_error
 
 ENGINE_ARGS = "engine-args"
@@ -61,14 +61,7 @@ def read_settings(path: Path, root: TyperGroup) -> Settings:
     Raises:
         ZppError: (INVALID) it cannot be read, or is no mapping; (USAGE) a key is unknown, or its value cannot be.
     """
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise invalid_error(f"{path} is larger than any file of settings")
-        said = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except OSError as cause:
-        raise invalid_error(f"{path} cannot be read: {cause.strerror}", "--config names one YAML file.") from cause
-    except (yaml.YAMLError, UnicodeDecodeError) as cause:
-        raise invalid_error(f"{path} is not YAML: {' '.join(str(cause).split())}") from cause
+    said = read_yaml(path, MAX_FILE_BYTES, "file of settings", "--config names one YAML file.") or {}
     if not isinstance(said, dict):
         raise invalid_error(f"{path} is no mapping of options to values")
     commands = dict(walk(root))

@@ -57,6 +57,13 @@ def split(
     drop_mtp: Annotated[
         bool, typer.Option("--drop-mtp", help="Leave out what predicts tokens past the next one (MTP, next-n layers).")
     ] = False,
+    follow_links: Annotated[
+        bool,
+        typer.Option(
+            "--follow-links",
+            help="Copy also what links lead to outside MODEL; refused without it, but for the Hub cache's own links.",
+        ),
+    ] = False,
     explain: Annotated[
         bool, typer.Option("--explain", help="Show every group of tensors, the stages that hold it, and why.")
     ] = False,
@@ -85,7 +92,9 @@ def split(
         raise usage_error("it is not said where the stages go", "give --output-dir OUT, or --dry-run to see the plan")
     console = Console(as_json=as_json, quiet=quiet)
     with open_source(str(source)) as place:
-        plan = plan_split(place.directory, num_stages, texts or None, drop_prediction=drop_mtp)
+        plan = plan_split(
+            place.directory, num_stages, texts or None, drop_prediction=drop_mtp, follow_links=follow_links
+        )
         groups = explain_plan(plan)
         if stage is not None:
             plan = plan.only(stage)

@@ -22,6 +22,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from zpptool.errors import address_error, usage_error
+from zpptool.file_names import holds_control
 from zpptool.net.addresses import DEFAULT_HOST, _is_address, _machine, is_loopback
 
 DEFAULT_BASE_PORT = 15550
@@ -33,6 +34,9 @@ LONGEST_IPC_PATH = 107
 
 Transport = Literal["tcp", "ipc"]
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252})")
+_SCOPE = re.compile(r"\A[^%]+(%[A-Za-z0-9._-]{1,64})?\Z")
+"""An IPv6 address may end in the name of an interface, and Python takes any text for one."""
+_PORT = re.compile(r"[0-9]{1,5}")
 
 
 @dataclass(frozen=True)
@@ -228,7 +232,7 @@ def _stage_hosts(num_stages: int, hosts: Sequence[str]) -> list[str]:
     for host in hosts:
         if host in ("0.0.0.0", "::", "*"):
             raise address_error(f"{host!r} is every address of a machine: nobody can connect to it", "name the host")
-        if not _is_address(host) and not _HOST_NAME.fullmatch(host):
+        if not is_host(host):
             raise address_error(f"{host!r} is not a host name or an IP address", "give it without scheme and port")
     return list(hosts) * (num_stages if len(hosts) == 1 else 1)
 
@@ -246,6 +250,22 @@ def _address(transport: Transport, host: str, port: int, ipc_dir: Path | None) -
 
 
 
+
+
+def is_host(text: str) -> bool:
+    """Whether `text` is a host name or an IP address, and nothing that means more in a path or on a command line."""
+    return _HOST_NAME.fullmatch(text) is not None or (_is_address(text) and _SCOPE.search(text) is not None)
+
+
+def is_link(text: str) -> bool:
+    """Whether `text` is a link's address: `tcp://HOST:PORT` or `ipc://PATH`."""
+    transport, _, rest = text.partition("://")
+    if transport == "ipc":
+        return bool(rest) and not holds_control(rest)
+    host, _, port = rest.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    return transport == "tcp" and is_host(host) and _PORT.fullmatch(port) is not None and 1 <= int(port) <= HIGHEST_PORT
 
 
 

@@ -19,9 +19,11 @@ from zpptool.checkpoint.digest import digest_bytes
 from zpptool.checkpoint.index import read_index
 from zpptool.checkpoint.stage_tensors import count_layers, index_digest, model_digest
 from zpptool.checkpoint.structure import assign, infer_structure
-from zpptool.config.endpoints import StageEndpoints, open_ports, plan_endpoints
+from zpptool.config.endpoints import StageEndpoints, is_host, is_link, open_ports, plan_endpoints
 from zpptool.config.engine_kind import Engine
+from zpptool.document import Count, read_yaml
 from zpptool.errors import ZppError, address_error, invalid_error, usage_error
+from zpptool.file_names import holds_control
 from zpptool.partition import LayerRange, Partition, check_ranges, parse_range, resolve_partition
 from zpptool.wire.compression.adaptive import WireCodec
 
@@ -47,12 +49,12 @@ class PlannedStage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         weight_bytes: what its tensors take.
     """
 
-    stage: int
+    stage: Count
     layers: str
     host: str
     bind: str
     connect: str
-    weight_bytes: int
+    weight_bytes: Count
 
     @property
     def endpoints(self) -> StageEndpoints:
@@ -90,14 +92,14 @@ class PipelinePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
             first.
     """
 
-    schema_version: int
+    schema_version: Count
     model: str
     model_digest: str
-    num_layers: int
+    num_layers: Count
     engine: Engine
     dtype: str
     engine_args: tuple[str, ...]
-    api_port: int
+    api_port: Count
     stages: tuple[PlannedStage, ...]
     wire_codec: WireCodec = WireCodec.NONE
     continues: Continued | msgspec.UnsetType = msgspec.UNSET
@@ -282,14 +284,11 @@ def load_plan_file(path: Path) -> PipelinePlan:
     Raises:
         ZppError: (INVALID) there is no such file, or it is not a plan; the message names the key.
     """
+    hint = "Write a plan with zpptool plan."
     try:
-        if path.stat().st_size > MAX_PLAN_BYTES:
-            raise invalid_error(f"{path} is larger than any plan")
-        plan = msgspec.yaml.decode(path.read_bytes(), type=PipelinePlan)
-    except OSError as cause:
-        raise invalid_error(f"{path} cannot be read: {cause.strerror}", "Write a plan with zpptool plan.") from cause
-    except (msgspec.MsgspecError, ValueError) as cause:
-        raise invalid_error(f"{path} is not a plan: {cause}", "Write a plan with zpptool plan.") from cause
+        plan = msgspec.convert(read_yaml(path, MAX_PLAN_BYTES, "plan", hint), PipelinePlan)
+    except msgspec.MsgspecError as cause:
+        raise invalid_error(f"{path} is not a plan: {cause}", hint) from cause
     if plan.schema_version != PLAN_VERSION:
         raise invalid_error(f"{path} has schema version {plan.schema_version}, this zpptool reads {PLAN_VERSION}")
     return plan
@@ -305,12 +304,33 @@ def plan_faults(plan: PipelinePlan, model: Path | None = None) -> list[str]:
     numbers = [place.stage for place in plan.stages]
     if numbers != list(range(len(numbers))) or not numbers:
         return [f"the stages are numbered {numbers}, not 0 to {len(numbers) - 1} in order"]
+    words = _word_faults(plan)
+    if words:
+        return words
     _ranges, range_faults = check_ranges([place.layers for place in plan.stages], plan.num_layers)
     return [
         *(fault.message for fault in range_faults),
         *_address_faults(plan),
         *(_model_faults(plan, model) if model is not None else ()),
     ]
+
+
+def _word_faults(plan: PipelinePlan) -> list[str]:
+    """What is not the kind of word that its key asks for: hosts name files, and all of these stand on command lines."""
+    faults = [
+        f"the {key} {text[:80]!r} is more than one line"
+        for key, text in (("model", plan.model), ("dtype", plan.dtype))
+        if holds_control(text)
+    ]
+    for place in plan.stages:
+        if not is_host(place.host):
+            faults.append(f"stage {place.stage} is on {place.host[:80]!r}, which is not a host name or an IP address")
+        faults += [
+            f"stage {place.stage} has the link {link[:80]!r}, which is neither tcp://HOST:PORT nor ipc://PATH"
+            for link in (place.bind, place.connect)
+            if not is_link(link)
+        ]
+    return faults
 
 
 def _address_faults(plan: PipelinePlan) -> list[str]:
@@ -351,7 +371,9 @@ def kv_bytes_per_token(config: dict[str, object], layers: LayerRange, itemsize: 
     heads = text.get("num_attention_heads")
     kv_heads = text.get("num_key_value_heads", heads)
     hidden = text.get("hidden_size")
-    size = text.get("head_dim") or (hidden // heads if isinstance(hidden, int) and isinstance(heads, int) else None)
+    size = text.get("head_dim") or (
+        hidden // heads if isinstance(hidden, int) and isinstance(heads, int) and heads else None
+    )
     if "kv_lora_rank" in text or not isinstance(kv_heads, int) or not isinstance(size, int):
         return None
     return 2 * layers.count * kv_heads * size * itemsize

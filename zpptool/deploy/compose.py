@@ -52,7 +52,8 @@ def _fetcher(unit: StageUnit) -> str:
 
 
 def _fetch(wish: Deployment, unit: StageUnit) -> Service:
-    source = [] if wish.is_hub else [f"{wish.source}:{SOURCE}:ro"]
+    mounted = {"type": "bind", "source": _literal(wish.source), "target": SOURCE, "read_only": True}
+    source = [] if wish.is_hub else [mounted]
     token = {"HF_TOKEN": "${HF_TOKEN:-}"} if wish.is_hub else {}
     return {
         **_container(wish, list(unit.fetch)),
@@ -93,17 +94,21 @@ def _stage(wish: Deployment, unit: StageUnit) -> Service:
 
 
 def _container(wish: Deployment, words: list[str]) -> Service:
-    """Compose reads `$` as a variable's, in words too."""
     return {
         "image": wish.image,
         "entrypoint": [],
-        "command": [word.replace("$", "$$") for word in words],
+        "command": list(map(_literal, words)),
         "user": "1000:1000",
         "read_only": True,
         "tmpfs": ["/tmp"],
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges:true"],
     }
+
+
+def _literal(word: str) -> str:
+    """A word in which compose reads no variable."""
+    return word.replace("$", "$$")
 
 
 def _resources(wish: Deployment, unit: StageUnit) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from zpptool.config.plan import PipelinePlan, plan_faults
+from zpptool.deploy.quoting import check_image, check_program, check_source
 from zpptool.errors import invalid_error, usage_error
 
 LONGEST_NAME = 40
@@ -51,16 +52,19 @@ class Deployment:
 
 
 def check_deployment(wish: Deployment) -> Deployment:
-    """The deployment itself, once its plan can work and its name can be one.
+    """The deployment itself, once its plan can work and its words can be what they stand for.
 
     Raises:
-        ZppError: (USAGE) the name cannot be; (INVALID) the plan cannot work.
+        ZppError: (USAGE) the name, the image, the source or the program cannot be; (INVALID) the plan cannot work.
     """
     if not _NAME.fullmatch(wish.name) or len(wish.name) > LONGEST_NAME:
         raise usage_error(
             f"{wish.name!r} cannot name a deployment",
             f"Lower-case letters, digits and -, a letter first, {LONGEST_NAME} characters at most.",
         )
+    check_image(wish.image)
+    check_source(wish.source)
+    check_program(wish.program)
     faults = plan_faults(wish.plan)
     if faults:
         raise invalid_error("the plan cannot work: " + "; ".join(faults), "zpptool validate FILE lists this too.")

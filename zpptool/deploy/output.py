@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from zpptool.errors import ZppError, invalid_error
+from zpptool.file_names import is_inner_path
 
 MARKER = ".zpptool-deploy"
 """In every directory that was written here: `--force` replaces no other."""
@@ -42,12 +43,16 @@ def write_directory(files: Mapping[str, str], directory: Path, *, force: bool = 
     """Write files, named relative to `directory`, as a whole.
 
     Raises:
-        ZppError: (INVALID) the directory is there and may not be replaced; (FAILURE) it cannot be written.
+        ZppError: (INVALID) the directory is there and may not be replaced, or a file would lie outside it; (FAILURE) it
+            cannot be written.
     """
+    outside = [name for name in files if not is_inner_path(name)]
+    if outside:
+        raise invalid_error(f"the file {outside[0][:80]!r} would lie outside {directory}, or is no file's name")
     directory = Path(os.path.abspath(directory))
-    if directory.exists():
-        _refuse_to_replace(directory, force)
     try:
+        if directory.exists():
+            _refuse_to_replace(directory, force)
         directory.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
         try:

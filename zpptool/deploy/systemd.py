@@ -12,8 +12,10 @@ from pathlib import PurePosixPath
 
 from zpptool.config.plan import PlannedStage
 from zpptool.deploy.deployment import Deployment, Device
+from zpptool.deploy.quoting import check_program
 from zpptool.deploy.stageunit import START_S, key_file, link_environment
-from zpptool.errors import usage_error
+from zpptool.errors import invalid_error, usage_error
+from zpptool.file_names import holds_control
 
 PLAN_FILE = "zpp.yaml"
 
@@ -22,15 +24,14 @@ def systemd_files(wish: Deployment) -> dict[str, str]:
     """The units and the plan by file name, in a directory for each host.
 
     Raises:
-        ZppError: (USAGE) the program or a directory is no absolute path.
+        ZppError: (USAGE) the program or a directory is no absolute path; (INVALID) a value is more than one line.
     """
     if not wish.is_hub and not PurePosixPath(wish.source).is_absolute():
         raise usage_error(
             f"{wish.source!r} is nothing that a unit can read",
             "Give --model hf://org/name@revision, or the absolute path of the checkpoint or its stages on each host.",
         )
-    if not PurePosixPath(wish.program).is_absolute():
-        raise usage_error(f"{wish.program!r} is no absolute path, and systemd takes no other")
+    check_program(wish.program)
     files: dict[str, str] = {}
     for host in dict.fromkeys(place.host for place in wish.plan.stages):
         places = [place for place in wish.plan.stages if place.host == host]
@@ -117,6 +118,14 @@ def _quoted(word: str) -> str:
 
 
 def _text(sections: dict[str, list[tuple[str, str]]]) -> str:
+    """A unit file. A value is one line: what follows a line break would be a setting of its own.
+
+    Raises:
+        ZppError: (INVALID) a value is more than one line.
+    """
+    for key, value in (line for lines in sections.values() for line in lines):
+        if holds_control(value):
+            raise invalid_error(f"{key} of a unit would be more than one line: {value[:80]!r}")
     return "\n".join(
         f"[{name}]\n" + "".join(f"{key}={value}\n" for key, value in lines) for name, lines in sections.items()
     )

@@ -20,6 +20,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from zpptool.errors import address_error, usage_error
+from zpptool.regular_file import open_regular
 
 STOP_GRACE_S = 2
 WANTED_FILES = 65536
@@ -136,6 +137,8 @@ def _check_certificate(certificate: Path | None, key: Path | None) -> None:
     if certificate is None or key is None:
         return
     try:
+        for file in (certificate, key):
+            open_regular(file).close()
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=lambda: "")
     except (OSError, ssl.SSLError) as cause:
         raise usage_error(f"{certificate} and {key} cannot be used: {cause}", "Both are PEM files.") from cause

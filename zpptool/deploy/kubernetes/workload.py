@@ -141,7 +141,7 @@ def _container(wish: Deployment, name: str, words: list[str]) -> dict[str, Any]:
     return {
         "name": name,
         "image": wish.image,
-        "command": words,
+        "command": [word.replace("$", "$$") for word in words],  # $(X) would be a variable, and $$ one $
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,

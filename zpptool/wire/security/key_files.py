@@ -24,6 +24,7 @@ from zmq.utils import z85
 
 from zpptool.errors import ZppError, invalid_error, usage_error
 from zpptool.places import HEAD, place_name
+from zpptool.regular_file import open_regular, read_up_to
 
 KEYS_VERSION = 1
 SUFFIX = ".keys"
@@ -155,18 +156,16 @@ def read_key_file(path: Path) -> KeyFile:
         ZppError: (INVALID) it cannot be read, others can read it, or it is not a key file or an impossible one.
     """
     try:
-        with path.open("rb") as opened:
+        with open_regular(path) as opened:
             _refuse_unguarded(path, os.fstat(opened.fileno()))
-            content = opened.read(MAX_FILE_BYTES + 1)
+            content = read_up_to(opened, MAX_FILE_BYTES, path, "key file")
     except OSError as cause:
         raise invalid_error(
             f"the key file {path} cannot be read: {cause.strerror}", "zpptool keys generate makes key files."
         ) from cause
-    if len(content) > MAX_FILE_BYTES:
-        raise invalid_error(f"{path} is larger than any key file")
     try:
         keys = msgspec.json.decode(content, type=KeyFile)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as cause:  # of the place, never of the content
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as cause:  # of the place, never of the content
         raise invalid_error(f"{path} is not a key file: {cause}", "zpptool keys generate makes key files.") from None
     fault = _fault(keys)
     if fault is not None:
@@ -249,8 +248,6 @@ def _write(keys: KeyFile, path: Path) -> Path:
 def _refuse_unguarded(path: Path, found: os.stat_result) -> None:
     """A key file is read by its owner alone. One of root's may be read by this process's group too, which is how
     Kubernetes hands a Secret to a user (the rule that PostgreSQL has for its key files)."""
-    if not stat.S_ISREG(found.st_mode):
-        raise invalid_error(f"{path} is not a file")
     me = os.geteuid()
     if found.st_uid not in (me, 0):
         raise invalid_error(f"the key file {path} belongs to another user (uid {found.st_uid})", f"chown {me} {path}")

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any, Protocol
 
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
+from zpptool.checkpoint.config import MAX_CONFIG_BYTES
+from zpptool.document import read_json
 from zpptool.engines.transformers.loading import load_config
 from zpptool.engines.transformers.sampling import SamplingParams
 from zpptool.errors import invalid_error
@@ -106,7 +107,9 @@ def _max_model_len(text_config: PreTrainedConfig, tokenizer: PreTrainedTokenizer
 def _eos_ids(directory: Path, text_config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """The first to say how an answer ends: generation_config.json, config.json, the tokenizer."""
     path = directory / "generation_config.json"
-    generation: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
+    generation: Any = read_json(path, MAX_CONFIG_BYTES, "config") if path.exists() else {}
+    if not isinstance(generation, dict):
+        raise invalid_error(f"{path} is not a JSON object")
     said = (generation.get("eos_token_id"), getattr(text_config, "eos_token_id", None), tokenizer.eos_token_id)
     eos = next((value for value in said if value is not None), [])
     return frozenset([eos] if isinstance(eos, int) else eos)
