@@ -22,6 +22,7 @@ from zpptool.config.gpu_discovery import Card
 from zpptool.config.memory_budget import refuse_too_much
 from zpptool.console import Console
 from zpptool.errors import ExitCode, ZppError
+from zpptool.log import LogFormat, LogLevel, configure
 from zpptool.process import progress as phases
 from zpptool.serve.display import PlainDisplay, Row
 from zpptool.serve.gpus import refuse_full, refuse_unseen
@@ -155,7 +156,9 @@ def test_a_phase_is_told_in_a_file_and_never_fails(tmp_path: Path, monkeypatch: 
     phases.report_phase("lost")
 
 
+@pytest.mark.usefixtures("own_logging")
 def test_a_pipe_gets_a_line_for_each_change(capsys: pytest.CaptureFixture[str]) -> None:
+    configure(LogLevel.INFO, LogFormat.TEXT)
     display = PlainDisplay(Console())
     for phase in ("starting", "starting", "loading 0%", "loading 12%", "loading 50%", "loaded", "ready", "ready"):
         display.show([Row("pipeline", 1, "2-4", 7, phase)])
