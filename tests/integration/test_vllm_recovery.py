@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,18 +56,25 @@ class Load:
     Args:
         client: of the pipeline.
         tokens: how many each answer has, unless a schema ends it.
+        wishes: what is asked, by name.
     """
 
-    def __init__(self, client: httpx.Client, pool: ThreadPoolExecutor, tokens: int) -> None:
+    def __init__(
+        self,
+        client: httpx.Client,
+        pool: ThreadPoolExecutor,
+        tokens: int,
+        wishes: Mapping[str, dict[str, Any]] = WISHES,
+    ) -> None:
         self._client = client
         self.seen: list[int] = []
         """One entry for each token that has come."""
         self._tokens = tokens
-        self._asked = {name: pool.submit(self._ask, {"model": "m", **wish}) for name, wish in WISHES.items()}
+        self._asked = {name: pool.submit(self._ask, {"model": "m", **wish}) for name, wish in wishes.items()}
 
     def wait_until_midst(self) -> None:
         """Until most requests are in the middle of their answers."""
-        while len(self.seen) < self._tokens // 4 * len(WISHES):
+        while len(self.seen) < self._tokens // 4 * len(self._asked):
             time.sleep(0.005)
         assert not all(answer.done() for answer in self._asked.values())
 
@@ -98,14 +105,25 @@ class Load:
         self.seen.extend(tokens)
         choice["tokens"] += tokens
         choice["text"] += part["text"]
-        choice["logprobs"] += (part.get("logprobs") or {}).get("token_logprobs") or []
+        logprobs = part.get("logprobs") or {"token_logprobs": [], "top_logprobs": []}
+        for own, best in zip(logprobs["token_logprobs"], logprobs["top_logprobs"], strict=True):
+            choice["logprobs"] += [own or 0.0, *((best or {})[word] for word in sorted(best or {}))]
         choice["end"] = part["finish_reason"]
+
+
+def _apart(ones: list[float], others: list[float]) -> str:
+    """Where two lists of numbers begin to differ."""
+    if len(ones) != len(others):
+        return f"{len(ones)} and {len(others)} of them"
+    pairs = enumerate(zip(ones, others, strict=True))
+    at, (one, other) = next(pair for pair in pairs if abs(pair[1][0] - pair[1][1]) > LOGPROB_TOLERANCE)
+    return f"from number {at} of {len(ones)}: {one} and {other}"
 
 
 def differences(ones: dict[str, list[dict[str, Any]]], others: dict[str, list[dict[str, Any]]]) -> list[str]:
     """Every choice that differs, and where it begins to."""
     found = []
-    for name in WISHES:
+    for name in others:
         for place, (ours, theirs) in enumerate(zip(ones[name], others[name], strict=True)):
             pairs = zip(ours["tokens"], theirs["tokens"], strict=False)
             at = next((at for at, (one, other) in enumerate(pairs) if one != other), -1)
@@ -115,7 +133,7 @@ def differences(ones: dict[str, list[dict[str, Any]]], others: dict[str, list[di
             elif (ours["text"], ours["end"]) != (theirs["text"], theirs["end"]):
                 found.append(f"{name} [{place}]: {ours} is not {theirs}")
             elif ours["logprobs"] != pytest.approx(theirs["logprobs"], abs=LOGPROB_TOLERANCE):
-                found.append(f"{name} [{place}]: logprobs {ours['logprobs']} and {theirs['logprobs']}")
+                found.append(f"{name} [{place}]: logprobs {_apart(ours['logprobs'], theirs['logprobs'])}")
     return found
 
 

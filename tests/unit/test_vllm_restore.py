@@ -19,12 +19,18 @@ from test_vllm_balanced_scheduler import answer_to, make_scheduler  # noqa: E402
 from vllm.lora.ops.torch_ops import lora_ops  # noqa: E402
 from vllm.lora.punica_wrapper import punica_cpu  # noqa: E402
 from vllm.sampling_params import SamplingParams  # noqa: E402
+from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput  # noqa: E402
+from vllm.v1.pool.late_interaction_runner import LateInteractionRunner  # noqa: E402
 from vllm.v1.request import Request, RequestStatus  # noqa: E402
 from vllm.v1.sample.sampler import Sampler  # noqa: E402
+from vllm.v1.worker import gpu_model_runner  # noqa: E402
+from vllm.v1.worker.gpu_input_batch import InputBatch  # noqa: E402
 
-from zpptool.engines.vllm.compat import access as hooks  # noqa: E402
+from zpptool.engines.vllm.compat import access as hooks
+from zpptool.engines.vllm.compat import cpu_lora as adapters  # noqa: E402
 from zpptool.engines.vllm.core import executor  # noqa: E402
 from zpptool.engines.vllm.stage import restore  # noqa: E402
+from zpptool.errors import ZppError  # noqa: E402
 
 VOCABULARY = 50
 
@@ -39,6 +45,50 @@ def runner_of(generators: dict[int, torch.Generator], discarded: list[bool]) -> 
     mask = SimpleNamespace(np=np.array([*discarded, True, True]))  # the buffer is longer than the batch
     device = torch.device("cpu")
     return SimpleNamespace(input_batch=batch, discard_request_mask=mask, device=device, sampler=Sampler())
+
+
+class Registry(gpu_model_runner.GPUModelRunner):
+    """vLLM's runner as far as it keeps requests: its own code over its own batch, with no model below it."""
+
+    def __init__(self) -> None:
+        self.requests, self.num_prompt_logprobs, self.encoder_cache = {}, {}, {}
+        self.device, self.sampler = torch.device("cpu"), Sampler()
+        self.late_interaction_runner = LateInteractionRunner()
+        self.speculative_config = self.execute_model_state = None
+        self.is_pooling_model = self.uses_mrope = self.use_async_spec_decode = self.use_async_scheduling = False
+        self.input_batch = InputBatch(4, 64, 64, self.device, VOCABULARY, [16], [4])
+
+    def reset_encoder_cache(self) -> None:
+        self.encoder_cache.clear()
+
+    def _may_reorder_batch(self, scheduler_output: SchedulerOutput) -> None:
+        """Attention wants no other order."""
+
+
+def new_request(name: str, params: SamplingParams) -> NewRequestData:
+    return NewRequestData(
+        req_id=name, prompt_token_ids=[1, 2, 3], mm_features=[], sampling_params=params, pooling_params=None,
+        block_ids=([0],), num_computed_tokens=0, lora_request=None,
+    )  # fmt: skip
+
+
+def test_what_a_step_has_made_is_written_again_when_requests_are_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM makes the mask of allowed tokens in its first step that needs it, which runs in inference mode, and writes
+    to it for every request that comes into that row of the batch, whoever asked for it first."""
+    monkeypatch.setattr(gpu_model_runner, "get_pp_group", lambda: SimpleNamespace(is_last_rank=True))
+    monkeypatch.setattr(hooks, "samples", lambda: True)
+    runner = Registry()
+    worker = SimpleNamespace(worker=SimpleNamespace(model_runner=runner))
+    seen = new_request("seen", SamplingParams(allowed_token_ids=[4, 5], seed=3))
+    step = SchedulerOutput.make_empty()
+    step.scheduled_new_reqs, step.num_scheduled_tokens, step.total_num_scheduled_tokens = [seen], {"seen": 3}, 3
+    with torch.inference_mode():
+        runner._update_states(step)
+    assert runner.input_batch.allowed_token_ids_mask_cpu_tensor.is_inference()
+    plain = new_request("plain", SamplingParams())
+    restore.restore_requests(worker, [(seen, [4, 4]), (plain, [9])])
+    assert {name: state.output_token_ids for name, state in runner.requests.items()} == {"seen": [4, 4], "plain": [9]}
+    assert runner.input_batch.num_reqs == 0
 
 
 def test_a_sequence_whose_prompt_goes_on_draws_nothing() -> None:
@@ -77,7 +127,7 @@ def test_a_row_without_an_adapter_takes_none(way: str) -> None:
     chance = seeded(2)
     first, second = torch.randn(2, 1, 4, 6, generator=chance), torch.randn(2, 1, 5, 4, generator=chance)
     rows, marks = torch.randn(3, 6, generator=chance), torch.tensor([0, -1, 1])
-    hooks.base_rows_take_no_adapter()
+    adapters.mend_products()
     shrunk, out = torch.ones(3, 4), torch.zeros(3, 5)
     if way == "prompt":
         lengths = torch.ones(3, dtype=torch.long)
@@ -122,7 +172,20 @@ def test_a_loss_while_a_sequence_waits_for_room(tiny_model: Callable[..., Path])
 
 @pytest.mark.parametrize(("index", "left"), [(-1, 0.0), (0, 2.0)])
 def test_one_index_may_stand_for_all_rows_of_a_prompt(index: int, left: float) -> None:
-    hooks.base_rows_take_no_adapter()
+    adapters.mend_products()
     output = torch.full((3, 2), 7.0)
     punica_cpu.bgmv_shrink(torch.ones(3, 2), torch.ones(1, 1, 2, 2), output, torch.tensor([index]))
     assert output.tolist() == [[left] * 2] * 3
+
+
+def test_the_logprobs_of_a_prompt_are_computed_beside_other_requests() -> None:
+    """vLLM has the adapters of the three rows that are sampled, and asks for the logits of a prompt of five tokens."""
+    adapters.mend_products()
+    output, indices = torch.ones(5, 2), torch.tensor([-1, 0, -1])
+    punica_cpu.bgmv_shrink(torch.ones(5, 3), torch.zeros(1, 1, 2, 3), output, indices)
+    assert not output.any()
+    logits = torch.ones(5, 4)
+    punica_cpu.bgmv_expand(output, torch.ones(1, 1, 4, 2), logits, indices, add_inputs=True)
+    assert logits.eq(1).all()
+    with pytest.raises(ZppError, match="an adapter of the LM head is loaded"):
+        punica_cpu.bgmv_shrink(torch.ones(5, 3), torch.ones(1, 1, 2, 3), output, indices)

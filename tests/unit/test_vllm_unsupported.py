@@ -15,7 +15,7 @@ pytestmark = pytest.mark.vllm
 from zpptool.config.engine_kind import Engine  # noqa: E402
 from zpptool.config.stage_spec import StageSpec  # noqa: E402
 from zpptool.engines.vllm.compat import access as hooks  # noqa: E402
-from zpptool.engines.vllm.compat.unsupported import REFUSALS  # noqa: E402
+from zpptool.engines.vllm.compat.unsupported import REFUSALS, refuse_scores_on_a_stage  # noqa: E402
 from zpptool.engines.vllm.core.executor import RingExecutor  # noqa: E402
 from zpptool.errors import ExitCode, ZppError  # noqa: E402
 
@@ -83,6 +83,15 @@ def test_words_that_vllm_does_not_know_are_one_line(
     fault = refused(tiny_model("llama"), *words)
     assert said in f"{fault.message} {fault.hint}"
     assert "usage:" not in capfd.readouterr().err
+
+
+def test_scores_that_the_last_stage_would_keep_a_query_for_are_refused() -> None:
+    with pytest.raises(ZppError, match="would be kept on the last stage") as fault:
+        refuse_scores_on_a_stage("late-interaction", on_the_last_stage=True)
+    assert fault.value.exit_code is ExitCode.USAGE
+    assert "--no-enable-flash-late-interaction" in fault.value.hint
+    refuse_scores_on_a_stage("late-interaction", on_the_last_stage=False)
+    refuse_scores_on_a_stage("bi-encoder", on_the_last_stage=True)
 
 
 def test_a_model_without_pipeline_parallelism_is_refused(tiny_model: Callable[..., Path], tmp_path: Path) -> None:

@@ -27,8 +27,6 @@ from vllm.distributed import parallel_state
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.cli.serve import make_arg_parser, validate_parsed_serve_args
 from vllm.entrypoints.launchers.api_server.entry import run_server
-from vllm.lora.ops.torch_ops import lora_ops
-from vllm.lora.punica_wrapper import punica_cpu
 from vllm.lora.request import LoRARequest
 from vllm.model_executor.models.utils import is_pp_missing_parameter
 from vllm.platforms import current_platform
@@ -71,7 +69,6 @@ PARTITION_VARIABLE = "VLLM_PP_LAYER_PARTITION"
 LAID_OUT_FROM = ("vllm_config", "kv_cache_specs", "available_memory")
 """What vLLM 0.32 lays out the cache from; 0.33 wants the groups too."""
 SHARED_MEMORY = Path("/dev/shm")
-_STOCK_SHRINK = lora_ops.bgmv_shrink
 
 __all__ = [
     "control_classes",
@@ -314,6 +311,7 @@ def pipeline_group(group: Any, tensor_parallel_rank: int) -> Iterator[None]:
             module.init_worker_distributed_environment = real
 
 
+@torch.inference_mode()
 def set_empty_intermediate_tensors(worker: WorkerWrapperBase, config: VllmConfig) -> None:
     """Make the buffers that a stage copies its input into, where vLLM has not.
 
@@ -370,24 +368,6 @@ def discarded_rows_draw_nothing(worker: Any) -> Iterator[None]:
         yield
     finally:
         batch.generators.update(kept)
-
-
-def base_rows_take_no_adapter() -> None:
-    """See that a sequence without an adapter is computed without one, whatever is beside it in its batch.
-
-    vLLM marks its rows with -1. Its GPU kernels pass over them; the torch functions that a CPU takes in their place
-    index with it, in 0.32, and add the last adapter's part (vLLM's pull request 48421). Here the first of the two
-    products is zero for such rows, so that the second adds nothing.
-    """
-    for module in (lora_ops, punica_cpu):
-        module.bgmv_shrink = _shrink
-
-
-def _shrink(
-    inputs: torch.Tensor, weights: torch.Tensor, output: torch.Tensor, indices: torch.Tensor, scaling: float = 1.0
-) -> None:
-    _STOCK_SHRINK(inputs, weights, output, indices, scaling)
-    output.masked_fill_((indices == -1).unsqueeze(-1), 0)  # one index may stand for all rows: those of a prompt
 
 
 def samples() -> bool:

@@ -136,7 +136,10 @@ HOOKS: tuple[Hook, ...] = (
     *_all("lora.ops.torch_ops", "lora_ops", "a row without an adapter takes none"),
     *_all("lora.punica_wrapper", "punica_cpu", "likewise"),
     Hook("lora.ops.torch_ops.lora_ops", "bgmv_shrink", ("scaling",), "likewise"),
-    *_all("lora.punica_wrapper.punica_cpu", "bgmv_shrink", "likewise"),
+    Hook("lora.ops.torch_ops.lora_ops", "bgmv_expand", ("add_inputs",), "the logprobs of prompts beside adapters"),
+    *_all("lora.punica_wrapper.punica_cpu", "bgmv_shrink bgmv_expand", "likewise"),
+    # what a stage would keep of one request for others
+    Hook("config", "ModelConfig.score_type", why="scores by late interaction are refused"),
     # what travels
     *_all(_OUTPUT, "SchedulerOutput GrammarOutput NewRequestData CachedRequestData", "control objects"),
     Hook("v1.core.sched", "output", why="control objects"),

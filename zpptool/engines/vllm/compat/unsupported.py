@@ -72,6 +72,24 @@ def refuse_what_stages_do_not_do(args: argparse.Namespace) -> None:
             raise usage_error(f"{refusal.flag} does not work across stages: {refusal.reason}", "Leave it out.")
 
 
+def refuse_scores_on_a_stage(score_type: str, on_the_last_stage: bool) -> None:
+    """Refuse to score by late interaction where the last stage would do it: it keeps the vectors of a query until the
+    documents come, no other process has them, and they would be lost with it.
+
+    Args:
+        score_type: how vLLM scores with the model.
+        on_the_last_stage: whether vLLM's server has that done where the vectors are made, which is its default.
+
+    Raises:
+        ZppError: (USAGE) it names the flag with which the server scores by itself.
+    """
+    if score_type == "late-interaction" and on_the_last_stage:
+        raise usage_error(
+            "the vectors of a query would be kept on the last stage until its documents come, and be lost with it",
+            "Add --no-enable-flash-late-interaction: then vLLM's server scores by itself.",
+        )
+
+
 def vllms_refusal(cause: Exception) -> ZppError | None:
     """What vLLM says when it makes its configuration and refuses; None where the error came from somewhere else."""
     if not isinstance(cause, ValueError | NotImplementedError):

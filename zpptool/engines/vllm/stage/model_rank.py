@@ -15,6 +15,8 @@ from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from zpptool.config.stage_spec import StageSpec
 from zpptool.engines.vllm.calls import EXECUTE_AND_SAMPLE, RESTORE_REQUESTS, LiveRequest
 from zpptool.engines.vllm.compat import access as hooks
+from zpptool.engines.vllm.compat import cpu_lora as adapters
+from zpptool.engines.vllm.compat.unsupported import refuse_scores_on_a_stage
 from zpptool.engines.vllm.core.executor import RingExecutor
 from zpptool.engines.vllm.stage import loader
 from zpptool.engines.vllm.stage import tp_kv_cache as kvshare
@@ -65,6 +67,8 @@ class StageRank:
         if spec.tensor_parallel_size > 1:
             hooks.share_among(arguments, spec.tensor_parallel_size)
         self.config = hooks.engine_config(arguments)
+        if spec.is_first and not spec.headless:
+            refuse_scores_on_a_stage(self.config.model_config.score_type, arguments.enable_flash_late_interaction)
         loader.use_own_tensors(self.config, spec)
         self.worker: Any = None
         self._factor = 1
@@ -92,7 +96,7 @@ class StageRank:
         if self._rank == 0:
             self._say(f"loading layers {self._spec.layers} from {self._spec.model}")
         if self.config.lora_config is not None:
-            hooks.base_rows_take_no_adapter()
+            adapters.mend_products()
         self.worker.load_model()
         hooks.current_platform.update_block_size_for_backend(self.config)
         if self._rank == 0:

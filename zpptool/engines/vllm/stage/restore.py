@@ -22,8 +22,12 @@ from zpptool.engines.vllm.calls import LiveRequest
 from zpptool.engines.vllm.compat import access as hooks
 
 
+@torch.inference_mode()
 def restore_requests(worker: Any, requests: list[LiveRequest]) -> None:
     """Forget every request that a stage knows, and register these, none of them computed.
+
+    In inference mode, as vLLM's own steps are: what vLLM makes during a step (the mask of `allowed_token_ids`, for one)
+    is an inference tensor, and torch lets nothing outside that mode write to it.
 
     Args:
         worker: the stage's vLLM worker.
