@@ -26,7 +26,7 @@ from vllm.v1.sample.sampler import Sampler  # noqa: E402
 from vllm.v1.worker import gpu_model_runner  # noqa: E402
 from vllm.v1.worker.gpu_input_batch import InputBatch  # noqa: E402
 
-from zpptool.engines.vllm.compat import access as hooks
+from zpptool.engines.vllm.compat import access as hooks  # noqa: E402
 from zpptool.engines.vllm.compat import cpu_lora as adapters  # noqa: E402
 from zpptool.engines.vllm.core import executor  # noqa: E402
 from zpptool.engines.vllm.stage import restore  # noqa: E402
