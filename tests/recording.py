@@ -17,7 +17,7 @@ from typing import Any
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from zpptool.engines.vllm.compat import access as hooks
+from zpptool.config.engine_kind import BALANCED_SCHEDULER
 
 
 class Recording:
@@ -50,7 +50,7 @@ class RecordingScheduler(Recording, Scheduler):
     """vLLM's scheduler, watched."""
 
 
-class RecordingStagesScheduler(Recording, pkgutil.resolve_name(hooks.BALANCED_SCHEDULER)):
+class RecordingStagesScheduler(Recording, pkgutil.resolve_name(BALANCED_SCHEDULER)):
     """The scheduler that stages have unless the user names another, watched."""
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The coverage table, as Markdown, from the outcomes: generated, never written by hand."""
+"""The coverage table as Markdown, generated from the outcomes."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ asks for it), greedy, eager, three prompts in flight at once, one of them longer
 processor beside it, so prompts are text alone, and vLLM leaves the towers out. A class that vLLM has not written itself
 runs by transformers' code there, as the cell says.
 
-{met}"""
+{verdicts}"""
 
 
 def coverage_table(outcomes: Sequence[Outcome], on_vllm: Mapping[str, VllmOutcome]) -> str:
-    """The page for `outcomes`, with what is kept of each on vLLM, by name."""
+    """The page for `outcomes`, and their records on vLLM by class name."""
     structure = Counter(outcome.structure for outcome in outcomes)
     embedded = Counter(outcome.embedded for outcome in outcomes)
     head = _HEAD.format(
@@ -73,18 +73,19 @@ def coverage_table(outcomes: Sequence[Outcome], on_vllm: Mapping[str, VllmOutcom
 
 
 def _vllm_words(tried: Sequence[VllmOutcome]) -> str:
-    """What was tried on vLLM, with what, and what came of it."""
+    """The paragraph on vLLM: what was tried, with which versions, and the outcomes."""
     if not tried:
         return "Not run."
     count = Counter(outcome.verdict for outcome in tried)
     versions = "; ".join(sorted({outcome.versions for outcome in tried}))
     dates = sorted({outcome.date for outcome in tried})
-    met = "\n".join(f"* *{verdict}* ({count[verdict]}): {VERDICTS[verdict]};" for verdict in VERDICTS if count[verdict])
-    return _VLLM.format(count=len(tried), versions=versions, first=dates[0], last=dates[-1], met=f"{met[:-1]}.")
+    listed = (f"* *{verdict}* ({count[verdict]}): {meaning}" for verdict, meaning in VERDICTS.items() if count[verdict])
+    verdicts = ";\n".join(listed) + "."
+    return _VLLM.format(count=len(tried), versions=versions, first=dates[0], last=dates[-1], verdicts=verdicts)
 
 
 def vllm_cell(outcome: VllmOutcome | None) -> str:
-    """What the table says of one class on vLLM."""
+    """The table's cell of one class on vLLM."""
     if outcome is None:
         return "not run"
     runs_as = f" (as {outcome.runs_as})" if outcome.runs_as and outcome.verdict in (IDENTICAL, FAILED) else ""
@@ -94,7 +95,7 @@ def vllm_cell(outcome: VllmOutcome | None) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown takes as it is, in one cell."""
+    """Text with Markdown's special characters escaped, in one line."""
     return text.replace("|", "\\|").replace("<", "\\<").replace("\n", " ")
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A step that fails on one stage fails its own sequence and no other: each later step still meets its own tensors."""
+"""A step that fails on one stage fails only its own sequence: each later step still gets its own tensors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ loading = threading.Lock()
 
 
 class ThreadStage(TransformersStage):
-    """A stage as a thread. transformers changes torch for as long as it builds a model, so only one may load."""
+    """A stage as a thread. transformers modifies torch while it builds a model, so only one thread may load at a
+    time."""
 
     made: ClassVar[list[TransformersStage]] = []
 
@@ -61,7 +62,7 @@ class FullStage(ThreadStage):
         answer = super()._load()
         step, left = self._part.step, self.steps_left
 
-        def full(sequence: int, inputs: Any) -> Any:
+        def out_of_memory(sequence: int, inputs: Any) -> Any:
             nonlocal left
             if sequence == self.sequence:
                 left -= 1
@@ -69,7 +70,7 @@ class FullStage(ThreadStage):
                     raise MemoryError("no room for this sequence")
             return step(sequence, inputs)
 
-        self._part.step = full
+        self._part.step = out_of_memory
         return answer
 
 
@@ -80,7 +81,7 @@ def ring(specs: list[StageSpec], full: int) -> Iterator[HeadNode]:
     kinds[full] = FullStage
     ThreadStage.made.clear()
     with ThreadPoolExecutor(len(specs)) as pool:
-        lives = [pool.submit(stage_life, spec, kind) for spec, kind in zip(specs, kinds, strict=True)]
+        stages = [pool.submit(stage_life, spec, kind) for spec, kind in zip(specs, kinds, strict=True)]
         head = open_head_node(specs[0])
         try:
             head.gather(agreed_facts(specs[0]))
@@ -89,7 +90,7 @@ def ring(specs: list[StageSpec], full: int) -> Iterator[HeadNode]:
         finally:
             head.stop("the test is over")
             head.close()
-    assert [life.result(5) for life in lives] == [None] * len(specs)
+    assert [stage.result(5) for stage in stages] == [None] * len(specs)
 
 
 @pytest.mark.parametrize("full", [0, 1, 2])
@@ -106,7 +107,7 @@ def test_a_step_that_fails_on_one_stage_fails_only_its_own_sequence(
     with ring(specs, full) as head:
         ring_model = RingModel(head)
         streams = [ring_model.generate(prompts[n], TOKENS, (), sampling[n]) for n in range(NUM_SEQUENCES)]
-        # In turn, so that the sequences get their numbers in the order of the prompts; then all at once.
+        # First one after the other, so that sequences are numbered in the order of the prompts; then all at once.
         answers: list[list[int] | ZppError] = [[next(stream)] for stream in streams]
 
         def the_rest(n: int) -> list[int] | ZppError:
@@ -117,15 +118,15 @@ def test_a_step_that_fails_on_one_stage_fails_only_its_own_sequence(
 
         with ThreadPoolExecutor(NUM_SEQUENCES) as pool:
             answers = list(pool.map(the_rest, range(NUM_SEQUENCES)))
-        given_up = ring_model.generate(prompts[0], TOKENS, (), sampling[0])
-        next(given_up)
-        given_up.close()
+        cancelled = ring_model.generate(prompts[0], TOKENS, (), sampling[0])
+        next(cancelled)
+        cancelled.close()
         again = list(ring_model.generate(prompts[3], TOKENS, (), sampling[3]))
-        assert head.fault is None, "the pipeline goes on"
+        assert head.fault is None, "the pipeline continues"
 
     for stage in ThreadStage.made:
         assert stage._part._sequences == stage._samplers == {}, (
-            "finished, failed or given up: every sequence is forgotten"
+            "finished, failed or cancelled: every sequence is forgotten"
         )
     failed = answers[FullStage.sequence]
     assert isinstance(failed, ZppError)

@@ -49,9 +49,9 @@ def test_stages_that_share_a_cpu_are_told_their_share_unless_the_user_says_it(
     model = write_checkpoint(tmp_path / "model", llama(), llama_config())
     needed = [stage_bytes(spec) for spec in specs(model)]
     monkeypatch.setattr(llm, "free_memory", lambda: sum(needed) + 4000)
-    assert llm._memory_shared(specs(model), {}) == {"kv_cache_memory_bytes": 1000}
-    assert llm._memory_shared(specs(model), {"kv_cache_memory_bytes": 7}) == {}
-    assert llm._memory_shared(specs(model), {"gpu_memory_utilization": 0.1}) == {}
+    assert llm._share_of_memory(specs(model), {}) == {"kv_cache_memory_bytes": 1000}
+    assert llm._share_of_memory(specs(model), {"kv_cache_memory_bytes": 7}) == {}
+    assert llm._share_of_memory(specs(model), {"gpu_memory_utilization": 0.1}) == {}
     monkeypatch.setattr(llm, "free_memory", lambda: sum(needed) - 1)
     with pytest.raises(ZppError, match="of memory are free"):
-        llm._memory_shared(specs(model), {"kv_cache_memory_bytes": 7})
+        llm._share_of_memory(specs(model), {"kv_cache_memory_bytes": 7})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stage reads its own tensors, bit for bit, whatever they are, and next to nothing else."""
+"""A stage reads its own tensors bit for bit, whatever their format, and hardly anything else."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def load():
 def counted(name):
     return int(dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())[name])
 
-load()  # what Python imports for it is not counted
+load()  # reads of Python's imports are not counted
 for file in directory.glob("*.safetensors"):
     with file.open("rb") as opened:
         os.fsync(opened.fileno())
@@ -84,7 +84,7 @@ def checkpoint(directory: Path, kind: str, scale: int = 2) -> Path:
             for name, tensor in quantised(kind, scale).items():
                 tensors[f"model.layers.{layer}.self_attn.{projection}.{name}"] = tensor
     names = sorted(tensors)
-    files = {name: f"part-{place * 2 // len(names)}.safetensors" for place, name in enumerate(names)}
+    files = {name: f"part-{number * 2 // len(names)}.safetensors" for number, name in enumerate(names)}
     for file in set(files.values()):
         save_file({name: tensors[name] for name in names if files[name] == file}, directory / file)
     (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
@@ -127,7 +127,7 @@ def test_a_stage_reads_hardly_more_than_its_own_bytes(stage: int, tmp_path: Path
     assert counted["disk"] <= 1.02 * counted["own"]
 
 
-def test_one_tensor_and_many_are_read_alike(tmp_path: Path) -> None:
+def test_read_tensor_and_read_tensors_give_the_same(tmp_path: Path) -> None:
     model = checkpoint(tmp_path / "model", "plain")
     plan = load_plan(model, 1, PARTITION)
     for (name, tensor), info in zip(read_tensors(plan), plan, strict=True):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tokens are chosen from logits: the same ones under the same seed, and never one that was ruled out."""
+"""Tokens are chosen from logits: equal ones with equal seeds, and never an excluded one."""
 
 from __future__ import annotations
 
@@ -29,14 +29,16 @@ def test_greedy_takes_the_first_of_the_likeliest_whatever_the_seed(values: torch
 
 
 @given(logits, st.floats(0.1, 5), st.integers(1, 10))
-def test_top_k_draws_among_so_many(values: torch.Tensor, temperature: float, top_k: int) -> None:
-    probabilities = (values / temperature).softmax(-1)  # logits that differ by less than float32 can tell are one
+def test_top_k_draws_among_the_k_likeliest(values: torch.Tensor, temperature: float, top_k: int) -> None:
+    probabilities = (values / temperature).softmax(
+        -1
+    )  # logits whose difference is below float32's precision count as equal
     least = probabilities.sort(descending=True).values[:top_k][-1]
     assert all(probabilities[token] >= least for token in draw(values, 20, temperature=temperature, top_k=top_k))
 
 
 @given(logits, st.floats(0.1, 5), st.floats(0.01, 1))
-def test_top_p_draws_none_that_the_likelier_ones_make_needless(
+def test_top_p_draws_no_token_if_the_likelier_ones_suffice(
     values: torch.Tensor, temperature: float, top_p: float
 ) -> None:
     probabilities = (values / temperature).softmax(-1)
@@ -45,13 +47,13 @@ def test_top_p_draws_none_that_the_likelier_ones_make_needless(
         assert likelier < top_p + 1e-5
 
 
-def test_the_same_seed_draws_the_same_and_another_seed_not() -> None:
+def test_equal_seeds_draw_equal_tokens_and_different_seeds_do_not() -> None:
     first = draw(LOGITS, temperature=1.0, seed=1)
     assert draw(LOGITS, temperature=1.0, seed=1) == first
     assert draw(LOGITS, temperature=1.0, seed=2) != first
 
 
-def test_draws_are_as_frequent_as_probabilities_say() -> None:
+def test_tokens_are_drawn_with_their_probabilities() -> None:
     drawn = draw(LOGITS, 20_000, temperature=1.5)
     shares = torch.bincount(torch.tensor(drawn), minlength=len(LOGITS)) / len(drawn)
     assert torch.allclose(shares, (LOGITS / 1.5).softmax(-1), atol=0.015)
@@ -63,7 +65,7 @@ def test_the_choice_is_made_in_float32() -> None:
 
 
 @pytest.mark.parametrize(
-    ("params", "word"),
+    ("params", "name"),
     [
         ({"temperature": -1.0}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
@@ -73,7 +75,7 @@ def test_the_choice_is_made_in_float32() -> None:
         ({"top_p": 1.1}, "top_p"),
     ],
 )
-def test_what_is_out_of_range_is_refused_by_name(params: dict[str, float], word: str) -> None:
-    with pytest.raises(ZppError, match=word) as caught:
+def test_a_value_out_of_range_is_refused_by_name(params: dict[str, float], name: str) -> None:
+    with pytest.raises(ZppError, match=name) as caught:
         SamplingParams(**params)
     assert caught.value.exit_code == ExitCode.USAGE

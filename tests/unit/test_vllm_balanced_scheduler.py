@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps in flight share the running sequences evenly: vLLM's own scheduler, asked for steps and told their tokens."""
+"""Steps in flight share the running sequences evenly, tested with vLLM's own scheduler and made-up tokens."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def make_scheduler(model: Path, in_flight: int, most: int = 64, blocks: int = 10
 
 @pytest.fixture(autouse=True)
 def always_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which way is faster is another test's question (test_vllm_batching_policy.py)."""
+    """Steps are always divided; test_vllm_batching_policy.py tests the choice."""
     monkeypatch.setattr(BatchingPolicy, "shares", lambda _self, _running: True)
 
 
@@ -67,7 +67,8 @@ def add(scheduler: BalancedScheduler, count: int) -> None:
 
 
 def run(scheduler: BalancedScheduler, in_flight: int) -> list[int]:
-    """Keep so many steps in flight until all is answered; how many sequences each step held, empty ones left out."""
+    """Keep this many steps in flight until all is answered. Returns the number of sequences of each step that had
+    any."""
     sizes: list[int] = []
     steps: deque[SchedulerOutput] = deque()
     while scheduler.has_requests() or steps:
@@ -82,7 +83,7 @@ def run(scheduler: BalancedScheduler, in_flight: int) -> list[int]:
 
 def answer_to(step: SchedulerOutput) -> ModelRunnerOutput:
     ids = list(step.num_scheduled_tokens)
-    return ModelRunnerOutput(ids, {name: place for place, name in enumerate(ids)}, [[7] for _ in ids])
+    return ModelRunnerOutput(ids, {name: row for row, name in enumerate(ids)}, [[7] for _ in ids])
 
 
 @pytest.mark.parametrize(("requests", "in_flight"), [(16, 2), (9, 3), (7, 4), (1, 2)])
@@ -91,13 +92,13 @@ def test_each_step_holds_an_even_share(requests: int, in_flight: int, tiny_model
     add(scheduler, requests)
     sizes = run(scheduler, in_flight)
     share = -(-requests // in_flight)
-    assert sizes[0] == requests  # all prompts at once, as ever
+    assert sizes[0] == requests  # all prompts at once, as in vLLM
     assert max(sizes[1:]) == share
     assert sum(sizes) == requests * ANSWER
 
 
-def test_those_who_wait_are_let_in_although_others_run(tiny_model: Callable[..., Path]) -> None:
-    """More wait than may run: whoever ends makes room for the next at once, and those who run are shared out still."""
+def test_waiting_requests_are_admitted_while_others_run(tiny_model: Callable[..., Path]) -> None:
+    """More requests wait than may run: one that ends is replaced at once, and the running ones are still divided."""
     scheduler = make_scheduler(tiny_model(), 2, most=8)
     add(scheduler, 20)
     sizes = run(scheduler, 2)
@@ -106,21 +107,21 @@ def test_those_who_wait_are_let_in_although_others_run(tiny_model: Callable[...,
 
 
 @pytest.mark.parametrize(("requests", "in_flight"), [(4, 2), (9, 3), (1, 2)])
-def test_whole_steps_after_shared_ones_hold_all_again(
+def test_whole_steps_after_divided_ones_hold_all_sequences_again(
     requests: int, in_flight: int, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Halves that were computed apart would otherwise go on apart for ever, and whole steps could not be tried."""
-    asked = iter([True] * 12)
-    monkeypatch.setattr(BatchingPolicy, "shares", lambda _self, _running: next(asked, False))
+    """Groups in different steps would otherwise stay in different steps, and whole steps could not be measured."""
+    choices = iter([True] * 12)
+    monkeypatch.setattr(BatchingPolicy, "shares", lambda _self, _running: next(choices, False))
     scheduler = make_scheduler(tiny_model(), in_flight)
     add(scheduler, requests)
     sizes = run(scheduler, in_flight)
     assert sum(sizes) == requests * ANSWER
     assert min(sizes[1:]) <= -(-requests // in_flight)
-    assert requests in sizes[len(sizes) // 2 :]  # some are a token behind, and end later
+    assert requests in sizes[len(sizes) // 2 :]  # some sequences are a token behind, and end later
 
 
-def test_those_who_come_later_are_let_in_at_once_and_join_the_whole(
+def test_late_requests_are_admitted_at_once_and_then_computed_with_the_others(
     tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(BatchingPolicy, "shares", lambda _self, _running: False)
@@ -139,19 +140,21 @@ def test_those_who_come_later_are_let_in_at_once_and_join_the_whole(
     assert len(scheduler.schedule().num_scheduled_tokens) == 3
 
 
-def test_while_all_is_in_flight_there_is_nothing_to_do_and_nothing_to_tell(tiny_model: Callable[..., Path]) -> None:
+def test_while_all_is_in_flight_steps_are_empty_and_not_reported(tiny_model: Callable[..., Path]) -> None:
     scheduler = make_scheduler(tiny_model(), 2)
     add(scheduler, 2)
     first = scheduler.schedule()
-    nothing = scheduler.schedule()
-    assert nothing is scheduler.schedule()
-    assert nothing == SchedulerOutput.make_empty()
-    assert scheduler.update_from_output(nothing, answer_to(nothing)) == {}
+    empty = scheduler.schedule()
+    assert empty is scheduler.schedule()
+    assert empty == SchedulerOutput.make_empty()
+    assert scheduler.update_from_output(empty, answer_to(empty)) == {}
     assert scheduler.update_from_output(first, answer_to(first))
     assert len(scheduler.schedule().num_scheduled_tokens) == 1
 
 
-def test_who_has_ended_is_told_to_the_stages_though_all_others_are_in_flight(tiny_model: Callable[..., Path]) -> None:
+def test_finished_requests_are_sent_while_all_others_are_in_flight(
+    tiny_model: Callable[..., Path],
+) -> None:
     scheduler = make_scheduler(tiny_model(), 2)
     add(scheduler, 2)
     first = scheduler.schedule()
@@ -163,13 +166,13 @@ def test_who_has_ended_is_told_to_the_stages_though_all_others_are_in_flight(tin
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=40))
-def test_nobody_waits_when_nothing_is_in_flight_or_a_prompt_goes_in_pieces(open_tokens: list[int]) -> None:
+def test_no_sequence_waits_when_none_is_in_flight_or_a_prompt_takes_several_steps(open_tokens: list[int]) -> None:
     if 0 not in open_tokens or max(open_tokens) != 1:
         assert not wait_for_each_other(open_tokens)
 
 
 @given(st.lists(st.integers(0, 9), max_size=40), st.integers(1, 8))
-def test_a_share_is_never_nothing_while_there_is_something(open_tokens: list[int], in_flight: int) -> None:
+def test_a_share_is_empty_only_if_there_are_no_open_tokens(open_tokens: list[int], in_flight: int) -> None:
     tokens = tokens_of_a_share(open_tokens, in_flight)
     assert (tokens > 0) == any(open_tokens)
     assert tokens <= sum(open_tokens)

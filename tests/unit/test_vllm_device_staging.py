@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Staging through host memory, with the streams and events of the CPU: order, bits, faults, and when memory is free."""
+"""Staging through host memory, with the CPU's streams and events: order, bits, errors, and when memory may be
+reused."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from zpptool.engines.vllm.stage.device_staging import DeviceStaging  # noqa: E40
 CPU = torch.device("cpu")
 
 
-def test_what_is_sent_may_be_overwritten_at_once_and_keeps_its_order() -> None:
+def test_sent_tensors_may_be_overwritten_at_once_and_keep_their_order() -> None:
     staging, gate, sent = DeviceStaging(CPU), threading.Event(), []
 
     def send(values: dict[str, Any]) -> Callable[[], None]:
@@ -32,7 +33,7 @@ def test_what_is_sent_may_be_overwritten_at_once_and_keeps_its_order() -> None:
     for step in range(5):
         buffer.fill_(step)
         pending.append(staging.send({"hidden_states": buffer, "step": step}, send))
-    assert not any(one.done() for one in pending)  # the computation was not held up
+    assert not any(one.done() for one in pending)  # sending did not block
     gate.set()
     for one in pending:
         one.result(30)
@@ -41,7 +42,7 @@ def test_what_is_sent_may_be_overwritten_at_once_and_keeps_its_order() -> None:
     assert [values["hidden_states"].tolist() for values in sent] == [[[float(step)] * 3] * 4 for step in range(5)]
 
 
-def test_the_memory_is_free_only_when_the_link_says_so() -> None:
+def test_a_send_is_done_only_when_the_link_has_released_the_memory() -> None:
     staging, free = DeviceStaging(CPU), threading.Event()
     pending = staging.send({"a": torch.ones(2)}, lambda _values: lambda: free.wait(30) and None)
     assert not pending.done()
@@ -61,10 +62,10 @@ def test_a_send_that_fails_says_so_to_whoever_waits() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float8_e4m3fn])
-def test_what_is_received_has_the_same_bits(dtype: torch.dtype) -> None:
+def test_received_tensors_keep_their_bits(dtype: torch.dtype) -> None:
     staging = DeviceStaging(CPU)
-    told = {"hidden_states": torch.randn(5, 8).to(dtype), "count": 5}
-    there = staging.receive(told)
+    received = {"hidden_states": torch.randn(5, 8).to(dtype), "count": 5}
+    on_device = staging.receive(received)
     staging.close()
-    assert there["count"] == 5
-    assert there["hidden_states"].view(torch.uint8).equal(told["hidden_states"].view(torch.uint8))
+    assert on_device["count"] == 5
+    assert on_device["hidden_states"].view(torch.uint8).equal(received["hidden_states"].view(torch.uint8))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Constructor arguments reach stages as words of a command line, or are refused by name."""
+"""Constructor arguments reach stages as command-line arguments, or are refused by name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from zpptool.config.resolve import head_endpoint
-from zpptool.engines.vllm.offline.engine_args import engine_words
+from zpptool.engines.vllm.offline.engine_args import command_line
 from zpptool.errors import ExitCode, ZppError
 
 
@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("given", "arguments"),
     [
         ({"max_model_len": 7}, ("--max-model-len", "7")),
         ({"enforce_eager": True}, ("--enforce-eager",)),
@@ -46,28 +46,28 @@ def parser() -> argparse.ArgumentParser:
         ({"max_model_len": None, "chat_template": "x"}, ()),
     ],
 )
-def test_an_argument_becomes_words(given: dict[str, Any], words: tuple[str, ...]) -> None:
-    assert engine_words(given, parser()._actions) == words
-    parser().parse_args(list(words))
+def test_an_argument_is_converted(given: dict[str, Any], arguments: tuple[str, ...]) -> None:
+    assert command_line(given, parser()._actions) == arguments
+    parser().parse_args(list(arguments))
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         ({"pipeline_parallel_size": 2}, "does not take pipeline_parallel_size"),
         ({"no_such": 1}, "no engine argument no_such"),
         ({"hf_overrides": lambda config: config}, "hf_overrides is a function"),
-        ({"hf_overrides": {"f": object()}}, "hf_overrides cannot be told"),
-        ({"model_tag": "x"}, "model_tag cannot be told to a stage"),
+        ({"hf_overrides": {"f": object()}}, "hf_overrides cannot be passed"),
+        ({"model_tag": "x"}, "model_tag cannot be passed to a stage"),
     ],
 )
-def test_what_cannot_be_said_is_refused_by_name(given: dict[str, Any], said: str) -> None:
-    with pytest.raises(ZppError, match=said) as fault:
-        engine_words(given, parser()._actions)
+def test_what_cannot_be_converted_is_refused_by_name(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ZppError, match=message) as fault:
+        command_line(given, parser()._actions)
     assert fault.value.exit_code is ExitCode.USAGE
 
 
-def test_the_head_of_headless_stages_is_behind_the_return_port() -> None:
+def test_the_head_of_headless_stages_is_at_the_port_after_the_return_port() -> None:
     assert head_endpoint("tcp://10.0.0.3:15553") == "tcp://127.0.0.1:15554"
     assert head_endpoint("ipc:///run/return", "10.0.0.1:9000") == "tcp://10.0.0.1:9000"
     for link in ("ipc:///run/return", "tcp://127.0.0.1:65535"):
@@ -77,7 +77,7 @@ def test_the_head_of_headless_stages_is_behind_the_return_port() -> None:
 
 
 def raise_with_hint(link: str) -> None:
-    """The hint is a part of what a user reads."""
+    """Call `head_endpoint`, with the hint added to the message of its error."""
     try:
         head_endpoint(link)
     except ZppError as fault:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM's engine core rests after a step that neither computed nor answered anything, and for nobody else's sake."""
+"""vLLM's engine core sleeps only after a step that neither computed nor answered anything; other engines are
+unchanged."""
 
 from __future__ import annotations
 
@@ -14,31 +15,31 @@ pytestmark = pytest.mark.vllm
 
 from vllm.v1.engine import core as vllm_core  # noqa: E402
 
-from zpptool.engines.vllm.compat.engine_core import go_on_after_answers  # noqa: E402
+from zpptool.engines.vllm.compat.engine_core import skip_sleep_after_answers  # noqa: E402
 
-Rests = Callable[[dict[int, str], bool, type], list[float]]
+Sleeps = Callable[[dict[int, str], bool, type], list[float]]
 
 
 class Ours:
-    """An executor of stages."""
+    """Takes the place of the ring's executor."""
 
 
 class Others:
-    """Any other one."""
+    """Takes the place of any other executor."""
 
 
 @pytest.fixture
-def rests(monkeypatch: pytest.MonkeyPatch) -> Rests:
-    """For how long vLLM's own loop sleeps after a step, by what came of it and whose executor did it."""
+def sleeps(monkeypatch: pytest.MonkeyPatch) -> Sleeps:
+    """How long vLLM's own loop sleeps after a step, by its outputs, by whether it computed, and by its executor."""
     slept: list[float] = []
     monkeypatch.setattr(vllm_core.time, "sleep", slept.append)
-    monkeypatch.setattr(vllm_core.EngineCore, "step_with_batch_queue", lambda core: (core.came_of_it, core.computed))
-    go_on_after_answers(Ours)
-    go_on_after_answers(Ours)  # once more changes nothing
+    monkeypatch.setattr(vllm_core.EngineCore, "step_with_batch_queue", lambda core: (core.outputs, core.computed))
+    skip_sleep_after_answers(Ours)
+    skip_sleep_after_answers(Ours)  # a second call changes nothing
 
-    def after(came_of_it: dict[int, str], computed: bool, executor: type) -> list[float]:
+    def after(outputs: dict[int, str], computed: bool, executor: type) -> list[float]:
         core: Any = object.__new__(vllm_core.EngineCoreProc)
-        core.came_of_it, core.computed = came_of_it, computed
+        core.outputs, core.computed = outputs, computed
         core.model_executor = executor()
         core.scheduler = SimpleNamespace(has_requests=lambda: True)
         core.output_queue = SimpleNamespace(put_nowait=lambda _output: None)
@@ -51,14 +52,14 @@ def rests(monkeypatch: pytest.MonkeyPatch) -> Rests:
     return after
 
 
-def test_an_answer_is_followed_by_the_next_step_at_once(rests: Rests) -> None:
-    assert rests({0: "a token"}, False, Ours) == []
+def test_an_answer_is_followed_by_the_next_step_at_once(sleeps: Sleeps) -> None:
+    assert sleeps({0: "a token"}, False, Ours) == []
 
 
-def test_a_core_with_nothing_to_do_rests_as_ever(rests: Rests) -> None:
-    assert rests({}, False, Ours) == [0.001]
+def test_an_engine_core_with_nothing_to_do_sleeps(sleeps: Sleeps) -> None:
+    assert sleeps({}, False, Ours) == [0.001]
 
 
-def test_engines_without_stages_are_as_they_were(rests: Rests) -> None:
-    assert rests({0: "a token"}, False, Others) == [0.001]
-    assert rests({0: "a token"}, True, Others) == []
+def test_engines_without_stages_are_unchanged(sleeps: Sleeps) -> None:
+    assert sleeps({0: "a token"}, False, Others) == [0.001]
+    assert sleeps({0: "a token"}, True, Others) == []

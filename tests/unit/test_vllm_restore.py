@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the same tokens after a loss hang on: what is drawn from seeded generators, which rows an adapter is added to,
-and which results of steps under way still count. Asked of vLLM's own sampler, torch functions and scheduler."""
+"""What equal tokens after a loss depend on: what is drawn from seeded generators, to which rows an adapter is applied,
+and which results of steps in flight still count. Tested with vLLM's own sampler, torch functions and scheduler."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from vllm.v1.sample.sampler import Sampler  # noqa: E402
 from vllm.v1.worker import gpu_model_runner  # noqa: E402
 from vllm.v1.worker.gpu_input_batch import InputBatch  # noqa: E402
 
-from zpptool.engines.vllm.compat import access as hooks  # noqa: E402
-from zpptool.engines.vllm.compat import cpu_lora as adapters  # noqa: E402
-from zpptool.engines.vllm.core import executor  # noqa: E402
+from zpptool.engines.vllm.compat import cpu_lora  # noqa: E402
+from zpptool.engines.vllm.compat.model_runner import unfinished_prompts_draw_nothing  # noqa: E402
+from zpptool.engines.vllm.core.step_calls import LOST  # noqa: E402
 from zpptool.engines.vllm.stage import restore  # noqa: E402
 from zpptool.errors import ZppError  # noqa: E402
 
@@ -40,7 +40,7 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def runner_of(generators: dict[int, torch.Generator], discarded: list[bool]) -> SimpleNamespace:
-    """The parts of a model runner that are asked."""
+    """The parts of a model runner that are read."""
     batch = SimpleNamespace(generators=generators, num_reqs=len(discarded), vocab_size=VOCABULARY)
     mask = SimpleNamespace(np=np.array([*discarded, True, True]))  # the buffer is longer than the batch
     device = torch.device("cpu")
@@ -76,7 +76,7 @@ def test_what_a_step_has_made_is_written_again_when_requests_are_restored(monkey
     """vLLM makes the mask of allowed tokens in its first step that needs it, which runs in inference mode, and writes
     to it for every request that comes into that row of the batch, whoever asked for it first."""
     monkeypatch.setattr(gpu_model_runner, "get_pp_group", lambda: SimpleNamespace(is_last_rank=True))
-    monkeypatch.setattr(hooks, "samples", lambda: True)
+    monkeypatch.setattr(restore, "is_last_stage", lambda: True)
     runner = Registry()
     worker = SimpleNamespace(worker=SimpleNamespace(model_runner=runner))
     seen = new_request("seen", SamplingParams(allowed_token_ids=[4, 5], seed=3))
@@ -91,11 +91,11 @@ def test_what_a_step_has_made_is_written_again_when_requests_are_restored(monkey
     assert runner.input_batch.num_reqs == 0
 
 
-def test_a_sequence_whose_prompt_goes_on_draws_nothing() -> None:
+def test_a_sequence_whose_prompt_is_unfinished_draws_nothing() -> None:
     generators = {row: seeded(row) for row in (0, 1, 3)}
     runner = runner_of(generators, [True, False, True, True])
     worker = SimpleNamespace(worker=SimpleNamespace(model_runner=runner))
-    with hooks.discarded_rows_draw_nothing(worker):
+    with unfinished_prompts_draw_nothing(worker):
         runner.sampler.topk_topp_sampler(torch.zeros(4, VOCABULARY), generators, None, None)
     assert set(generators) == {0, 1, 3}
     moved = {row for row, generator in generators.items() if not generator.get_state().equal(seeded(row).get_state())}
@@ -105,31 +105,31 @@ def test_a_sequence_whose_prompt_goes_on_draws_nothing() -> None:
 def test_generators_come_back_when_sampling_fails() -> None:
     generators = {0: seeded(0)}
     worker = SimpleNamespace(worker=SimpleNamespace(model_runner=runner_of(generators, [True])))
-    with pytest.raises(ValueError, match="no"), hooks.discarded_rows_draw_nothing(worker):
+    with pytest.raises(ValueError, match="no"), unfinished_prompts_draw_nothing(worker):
         raise ValueError("no")
     assert list(generators) == [0]
 
 
 @pytest.mark.parametrize("times", [0, 1, 7])
-def test_a_restored_generator_stands_where_the_sampler_left_it(times: int) -> None:
-    """Whatever was beside the sequence in its batches, and in whichever row it was."""
+def test_a_restored_generator_has_the_state_in_which_the_sampler_left_it(times: int) -> None:
+    """Whatever else was in the sequence's batches, and whichever row it had."""
     left, restored, logits = seeded(5), seeded(5), torch.randn(3, VOCABULARY, generator=seeded(1))
     runner = runner_of({}, [False])
-    for place in range(times):
-        cut = torch.full((3,), 0.9) if place % 2 else None
-        runner.sampler.topk_topp_sampler(logits.clone(), {place % 3: left, (place + 1) % 3: seeded(9)}, None, cut)
+    for draw in range(times):
+        top_p = torch.full((3,), 0.9) if draw % 2 else None
+        runner.sampler.topk_topp_sampler(logits.clone(), {draw % 3: left, (draw + 1) % 3: seeded(9)}, None, top_p)
     restore._draw(runner, restored, times)
     assert restored.get_state().equal(left.get_state())
 
 
-@pytest.mark.parametrize("way", ["prompt", "token by token"])
-def test_a_row_without_an_adapter_takes_none(way: str) -> None:
-    chance = seeded(2)
-    first, second = torch.randn(2, 1, 4, 6, generator=chance), torch.randn(2, 1, 5, 4, generator=chance)
-    rows, marks = torch.randn(3, 6, generator=chance), torch.tensor([0, -1, 1])
-    adapters.mend_products()
+@pytest.mark.parametrize("phase", ["prompt", "token by token"])
+def test_a_row_without_an_adapter_gets_none(phase: str) -> None:
+    generator = seeded(2)
+    first, second = torch.randn(2, 1, 4, 6, generator=generator), torch.randn(2, 1, 5, 4, generator=generator)
+    rows, marks = torch.randn(3, 6, generator=generator), torch.tensor([0, -1, 1])
+    cpu_lora.fix_adapter_products()
     shrunk, out = torch.ones(3, 4), torch.zeros(3, 5)
-    if way == "prompt":
+    if phase == "prompt":
         lengths = torch.ones(3, dtype=torch.long)
         lora_ops.sgmv_shrink(rows, first, shrunk, torch.arange(3), lengths, marks, 3, 1, 3, 0.5)
         lora_ops.sgmv_expand(shrunk, second, out, torch.arange(3), lengths, marks, 3, 1, 3, True)
@@ -143,22 +143,22 @@ def test_a_row_without_an_adapter_takes_none(way: str) -> None:
 
 
 def test_a_loss_while_a_sequence_waits_for_room(tiny_model: Callable[..., Path]) -> None:
-    """It was put back while its token was under way, and that token is lost: nothing waits for it, nothing is kept."""
-    scheduler = make_scheduler(tiny_model(), 2, blocks=4)  # one is vLLM's own: the third sequence has to give way
+    """It was preempted while its token was in flight, and that token is lost: nothing waits for it, nothing is kept."""
+    scheduler = make_scheduler(tiny_model(), 2, blocks=4)  # vLLM uses one itself: the third sequence is preempted
     answer = 20
     for number in range(3):
         scheduler.add_request(Request(f"r{number}", [1] * 30, SamplingParams(max_tokens=answer, ignore_eos=True), None))
     steps, lost = [], False
     for _ in range(400):
         steps.append(scheduler.schedule())
-        given_way = [
+        preempted = [
             request for request in scheduler.requests.values()
             if request.status == RequestStatus.PREEMPTED and request.num_stale_output_tokens
         ]  # fmt: skip
-        if given_way and not lost:
+        if preempted and not lost:
             lost = True
             for step in steps:
-                scheduler.update_from_output(step, executor.LOST)
+                scheduler.update_from_output(step, LOST)
             steps = []
         while len(steps) > 1 or (steps and not scheduler.running):
             outputs = scheduler.update_from_output(steps[0], answer_to(steps.pop(0)))
@@ -172,7 +172,7 @@ def test_a_loss_while_a_sequence_waits_for_room(tiny_model: Callable[..., Path])
 
 @pytest.mark.parametrize(("index", "left"), [(-1, 0.0), (0, 2.0)])
 def test_one_index_may_stand_for_all_rows_of_a_prompt(index: int, left: float) -> None:
-    adapters.mend_products()
+    cpu_lora.fix_adapter_products()
     output = torch.full((3, 2), 7.0)
     punica_cpu.bgmv_shrink(torch.ones(3, 2), torch.ones(1, 1, 2, 2), output, torch.tensor([index]))
     assert output.tolist() == [[left] * 2] * 3
@@ -180,7 +180,7 @@ def test_one_index_may_stand_for_all_rows_of_a_prompt(index: int, left: float) -
 
 def test_the_logprobs_of_a_prompt_are_computed_beside_other_requests() -> None:
     """vLLM has the adapters of the three rows that are sampled, and asks for the logits of a prompt of five tokens."""
-    adapters.mend_products()
+    cpu_lora.fix_adapter_products()
     output, indices = torch.ones(5, 2), torch.tensor([-1, 0, -1])
     punica_cpu.bgmv_shrink(torch.ones(5, 3), torch.zeros(1, 1, 2, 3), output, indices)
     assert not output.any()

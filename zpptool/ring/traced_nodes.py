@@ -7,7 +7,7 @@ They are subclasses, taken only when a timeline is wanted: without one nothing o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -16,7 +16,7 @@ from zpptool.ring.head.node import HeadNode
 from zpptool.ring.head.pending_calls import OpenCall
 from zpptool.ring.stage.node import StageNode
 from zpptool.ring.timeline import Timeline
-from zpptool.wire.message.framing import Message
+from zpptool.wire.message.framing import Buffer, Message
 
 LANES = 8
 """The head's open calls overlap: each is drawn in the next of so many lanes."""
@@ -51,7 +51,7 @@ class TracedStageNode(StageNode):
         self.timeline.span("waiting for tensors", began, time.monotonic_ns(), step=self._step)
         return message
 
-    def send_tensors(self, header: bytes, frames: list[memoryview]) -> Callable[[], None]:
+    def send_tensors(self, header: bytes, frames: Sequence[Buffer]) -> Callable[[], None]:
         """As ever; the time until the link has taken them is a span."""
         began = time.monotonic_ns()
         wait = super().send_tensors(header, frames)

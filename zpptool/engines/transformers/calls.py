@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the head asks of the embedded engine's stages, as typed payloads.
+"""The calls of the embedded engine's head to its stages, and their payloads.
 
-`LOAD_MODEL` carries nothing and every stage answers it. `STEP` carries a `Step` and only the last stage answers it,
-with the token that it chose; `FREE` carries the number of a sequence and nobody's answer is waited for.
+`LOAD_MODEL` has no payload and every stage answers it. `STEP` has a `Step`, and only the last stage answers it, with
+the token that it chose. `FREE` has the number of a sequence, and the head does not wait for an answer.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One step of one sequence.
 
     Attributes:
-        sequence: its number, given by the head.
-        token_ids: the whole prompt in its first step, then the one token that was chosen last.
-        sampling: how its tokens are chosen; said in its first step only.
+        sequence: the sequence's number, assigned by the head.
+        token_ids: the whole prompt in the first step, then the token that was chosen last.
+        sampling: how the sequence's tokens are chosen; in the first step only.
     """
 
     sequence: int
@@ -48,7 +48,7 @@ def decode_step(payload: bytes) -> Step:
     """The step in a payload.
 
     Raises:
-        msgspec.DecodeError: it is none.
+        msgspec.DecodeError: the payload is not a step.
     """
     return _step_decoder.decode(payload)
 
@@ -62,16 +62,16 @@ def decode_number(payload: bytes) -> int:
     """The number in a payload.
 
     Raises:
-        msgspec.DecodeError: it is none.
+        msgspec.DecodeError: the payload is not a number.
     """
     return _number_decoder.decode(payload)
 
 
 def check_arguments(spec: StageSpec) -> None:
-    """Refuse what only another engine understands.
+    """Refuse arguments that this engine does not support.
 
     Raises:
-        ZppError: (USAGE) there are engine arguments, or the dtype or the device is none that torch computes in.
+        ZppError: (USAGE) there are engine arguments, or torch cannot compute in the dtype or on the device.
     """
     if spec.engine_args:
         raise usage_error(f"the transformers engine takes no arguments after --: {' '.join(spec.engine_args)}")
@@ -85,7 +85,7 @@ def check_arguments(spec: StageSpec) -> None:
 
 
 def agreed_facts(spec: StageSpec) -> dict[str, str]:
-    """What this process believes about the pipeline, by name; equal everywhere or the head refuses.
+    """The values that this process uses, by name. The head refuses a pipeline in which they differ.
 
     Raises:
         ZppError: (INVALID) the directory holds no model that transformers knows.
@@ -99,7 +99,7 @@ def agreed_facts(spec: StageSpec) -> dict[str, str]:
 
 
 def device_of(spec: StageSpec) -> str:
-    """The torch device to compute on; `auto` is a GPU where there is one."""
+    """The torch device to compute on; `auto` is a GPU if the machine has one."""
     if spec.device != "auto":
         return spec.device
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The head process of the embedded engine: the HTTP front, and every sequence's way round the ring.
+"""The head process of the embedded engine: the HTTP API, and the steps of every sequence.
 
 Started beside stage 0 as `python -m zpptool.engines.transformers.head SPEC`. Each sequence has at most one step in the
-ring; several sequences fill it. When the pipeline breaks the process ends, with the one error that names the cause.
+ring; several sequences keep all stages busy. When the pipeline breaks, the process ends with the error that names the
+cause.
 
-A sequence that was lost with a stage is computed again as it was before: its prompt, then its tokens one by one, each
-of which is drawn again. So every bit of it is as it was, and what follows is what would have followed.
+A sequence that was lost with a stage is computed again exactly as before: its prompt, then its tokens one by one, each
+of which is drawn again. So every bit of its state is the same, and the next tokens are those of an undisturbed run.
 """
 
 from __future__ import annotations
@@ -33,16 +34,19 @@ from zpptool.engines.transformers.calls import (
     encode_step,
 )
 from zpptool.engines.transformers.sampling import SamplingParams
-from zpptool.log import say
+from zpptool.log import place_logger
+from zpptool.places import HEAD
 from zpptool.process import progress as phases
 from zpptool.process.child import end_on_sigterm, run_child
 from zpptool.ring.head.node import HeadNode
 from zpptool.ring.membership import open_head_node
 from zpptool.wire.link_errors import StaleEpoch
 
+_log = place_logger(__name__, HEAD)
+
 
 class RingModel:
-    """The model that the stages of a ring are together.
+    """The model that the stages of a ring form together.
 
     Args:
         node: the head's place in the ring; the stages have loaded.
@@ -55,39 +59,39 @@ class RingModel:
     def generate(
         self, prompt_ids: Sequence[int], max_new_tokens: int, stop_ids: Collection[int], sampling: SamplingParams
     ) -> Generator[int, None, None]:
-        """The tokens of one sequence; each waits for one way round the ring. The stages forget it at the end.
+        """The tokens of one sequence. Each takes one pass through the stages, which forget the sequence at the end.
 
         Raises:
             ZppError: (STAGE) a stage failed at it, or the pipeline is broken.
         """
-        told: list[int] = []
-        while len(told) < max_new_tokens and not (told and told[-1] in stop_ids):
+        tokens: list[int] = []
+        while len(tokens) < max_new_tokens and not (tokens and tokens[-1] in stop_ids):
             try:
-                for token in self._life(prompt_ids, told, max_new_tokens, sampling):
-                    told.append(token)
+                for token in self._continue(prompt_ids, tokens, max_new_tokens, sampling):
+                    tokens.append(token)
                     yield token
                     if token in stop_ids:
                         break
             except StaleEpoch:
-                self._node.count_recomputed(len(prompt_ids) + len(told))
+                self._node.count_recomputed(len(prompt_ids) + len(tokens))
 
-    def _life(
-        self, prompt_ids: Sequence[int], told: Sequence[int], max_new_tokens: int, sampling: SamplingParams
+    def _continue(
+        self, prompt_ids: Sequence[int], tokens: Sequence[int], max_new_tokens: int, sampling: SamplingParams
     ) -> Generator[int, None, None]:
-        """The tokens of a sequence after those that were told before it, in the epoch that there is.
+        """The tokens of a sequence that follow `tokens`, computed in the current epoch.
 
         Raises:
-            StaleEpoch: that epoch is over.
+            StaleEpoch: that epoch has ended.
         """
         epoch = self._node.wait_until_whole()
-        sequence, known = next(self._numbers), tuple(told)
+        sequence, known = next(self._numbers), tuple(tokens)
         step = Step(sequence, list(prompt_ids), sampling)
         try:
-            for place in range(max_new_tokens):
+            for position in range(max_new_tokens):
                 answer = self._node.call(STEP, encode_step(step), from_all=False, epoch=epoch).result()
                 token = decode_number(answer[0])
-                if place < len(known):
-                    token = known[place]
+                if position < len(known):
+                    token = known[position]
                 else:
                     yield token
                 step = Step(sequence, [token], None)
@@ -100,7 +104,7 @@ class RingModel:
 
 
 def main() -> None:
-    """Gather the stages, have them load, and serve until told to stop."""
+    """Gather the stages, have them load, and serve until a signal ends this process."""
     spec = spec_from_argv(sys.argv)
     check_arguments(spec)
     end_on_sigterm()
@@ -115,7 +119,7 @@ def main() -> None:
 
 
 def serve(spec: StageSpec, node: HeadNode, server: HttpServer) -> None:
-    """Serve the ring's model until something ends it.
+    """Serve the ring's model until the server is interrupted.
 
     Raises:
         ZppError: (INVALID) the stages do not fit together; (STAGE) the pipeline broke.
@@ -126,7 +130,7 @@ def serve(spec: StageSpec, node: HeadNode, server: HttpServer) -> None:
     served = served_model(spec.directory, model.generate, model.is_healthy, spec.served_name or None)
     node.set_up(LOAD_MODEL, b"", timeout_s=spec.start_timeout_s).result()
     phases.report_phase(phases.LOADED)
-    say("head", f"all stages have loaded their layers; the API is at http://{spec.api_host}:{spec.api_port}")
+    _log.info("all stages have loaded their layers; the API is at http://%s:%d", spec.api_host, spec.api_port)
     server.start(Front(served).app())
     server.wait()
     if node.fault is not None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The unsplit model for a trial: stock transformers behind the front that the pipeline has too.
+"""The unsplit model for a comparison: stock transformers behind the same HTTP API as the pipeline.
 
-Started as `python -m zpptool.engines.transformers.reference SPEC`. Prompts are answered one after the other.
+Started as `python -m zpptool.engines.transformers.reference SPEC`. Prompts are computed one after the other.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ class UnsplitModel:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     def generate(
         self, prompt_ids: Sequence[int], max_new_tokens: int, stop_ids: Collection[int], sampling: SamplingParams
     ) -> Generator[int, None, None]:
-        """The tokens of one sequence; all are there before the first is given."""
-        drawn = sampling if sampling.temperature else None
-        with self._turn:
-            tokens = generate(self._model, prompt_ids, max_new_tokens, sorted(stop_ids), drawn)
+        """The tokens of one sequence. All are computed before the first is yielded."""
+        sampled = sampling if sampling.temperature else None
+        with self._lock:
+            tokens = generate(self._model, prompt_ids, max_new_tokens, sorted(stop_ids), sampled)
         yield from tokens
 
 
 def main() -> None:
-    """Load the model and serve it until told to stop."""
+    """Load the model and serve it until a signal ends this process."""
     spec = spec_from_argv(sys.argv)
     check_arguments(spec)
     end_on_sigterm()

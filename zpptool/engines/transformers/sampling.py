@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choose the next token from the logits, the same one every time.
+"""Chooses the next token from the logits, reproducibly.
 
-A `Sampler` belongs to one sequence and has a random stream of its own, so what a sequence draws does not depend on
-which others are in flight beside it.
+A `Sampler` belongs to one sequence and has a random stream of its own, so its choices do not depend on which other
+sequences are in flight.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class SamplingParams:
     """How to choose tokens.
 
     Attributes:
-        temperature: 0 takes the likeliest token, and the rest is ignored; otherwise logits are divided by it.
+        temperature: logits are divided by it; 0 takes the likeliest token and ignores the other parameters.
         top_k: draw among the `top_k` likeliest tokens; 0 for all.
         top_p: draw among the fewest likeliest tokens whose probabilities add up to at least this; 1 for all.
         seed: of the sequence's random stream.

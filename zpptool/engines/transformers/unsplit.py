@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the unsplit model answers: stock transformers, `from_pretrained` and `generate`, one prompt at a time.
+"""The unsplit model: stock transformers, `from_pretrained` and `generate`, one prompt at a time.
 
-This is the truth that a pipeline of parts is held against: none of the code that cuts is in it. Greedy means the
-likeliest token, with none of the penalties that a checkpoint's generation_config.json may ask for.
+A pipeline is compared with it, so it uses none of the code that cuts models. Greedy means the likeliest token, without
+the penalties that a checkpoint's generation_config.json may set.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def load_unsplit(directory: Path, *, dtype: str | torch.dtype = "auto", device: 
     """The whole model, as transformers loads it.
 
     Its weights are then copied out of the mapped files: BLAS results may differ in the last bit with the alignment of
-    their operands, and in a file a tensor lies wherever its neighbours end.
+    their operands, and in a file the alignment of a tensor depends on those before it.
     """
     with no_progress_bars():
         model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True).to(device).eval()
@@ -43,9 +43,9 @@ def generate(
 
     Args:
         prompt: token ids.
-        max_new_tokens: how many at most.
-        stop_token_ids: end after any of these, which is still returned.
-        sampling: None for greedy; otherwise the tokens are drawn by our sampler from the model's logits.
+        max_new_tokens: the greatest number of tokens.
+        stop_token_ids: end after any of these tokens; it is returned too.
+        sampling: how zpptool's sampler chooses from the model's logits; None for greedy.
     """
     token_ids = torch.tensor([list(prompt)], device=model.device)
     config = GenerationConfig(
@@ -57,11 +57,12 @@ def generate(
     draw = LogitsProcessorList([_Draw(Sampler(sampling))] if sampling else [])
     mask = torch.ones_like(token_ids)
     output = model.generate(token_ids, attention_mask=mask, generation_config=config, logits_processor=draw)
-    return output[0, len(prompt) :].tolist()
+    tokens: list[int] = output[0, len(prompt) :].tolist()
+    return tokens
 
 
 class _Draw(LogitsProcessor):
-    """Leaves greedy search one token to choose: the one that the sampler drew."""
+    """Leaves one token for greedy search to choose: the one that the sampler drew."""
 
     def __init__(self, sampler: Sampler) -> None:
         self._sampler = sampler

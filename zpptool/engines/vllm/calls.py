@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""engines/vllm/calls."""
+"""The calls between vLLM's head and its stages that are more than a worker's method of the same name."""
 
 from __future__ import annotations
 
-from vllm.v1.core.sched.output import NewRequestData
+from zpptool.engines.vllm.compat.control_objects import NewRequestData
 
 SET_UP_METHODS = frozenset(
     {
@@ -12,16 +12,11 @@ SET_UP_METHODS = frozenset(
         "get_supported_tasks", "supports_draft_weight_updates", "get_simple_cpu_offload_num_cpu_blocks",
     }
 )  # fmt: skip
-"""What a stage has to have done, or been asked, to compute; adapters are told again with the live requests."""
-
-
+"""The calls that set up a stage. The ring repeats them, in order, on a stage that was restarted. The calls that load
+adapters are repeated with `RESTORE_REQUESTS` instead."""
 RESTORE_REQUESTS = "restore_requests"
-"""The stages' own name for forgetting all requests and taking in those that are live."""
-
-
+"""Forget all requests and register the live ones; not a method of vLLM's workers."""
 EXECUTE_AND_SAMPLE = "execute_and_sample"
-"""The two calls of a step in one: the stages' own name for it, no method of vLLM's workers."""
-
-
+"""The forward pass of a step and the sampling of its tokens in one call; not a method of vLLM's workers."""
 LiveRequest = tuple[NewRequestData, list[int]]
 """A request as it was when it was new, and the tokens of its answer so far."""

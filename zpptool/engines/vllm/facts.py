@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What has to be the same on the head and on every stage of vLLM, read from each one's own configuration."""
+"""The facts that must be equal on the head and on every stage of vLLM, read from each process's own configuration."""
 
 from __future__ import annotations
 
 import vllm
-from vllm.config import VllmConfig
 
 from zpptool.config.stage_spec import StageSpec
 from zpptool.engines.base import common_facts
+from zpptool.engines.vllm.compat.engine_config import VllmConfig
 from zpptool.engines.vllm.compat.runner_kind import runner_kind
 
 
 def agreed_facts(spec: StageSpec, config: VllmConfig) -> dict[str, str]:
-    """What this process believes about the pipeline, by name; equal everywhere or the head refuses."""
+    """The values that this process uses, by name. The head refuses a pipeline in which they differ."""
     model, cache, scheduler = config.model_config, config.cache_config, config.scheduler_config
     return {
         **common_facts(spec),

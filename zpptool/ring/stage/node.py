@@ -121,7 +121,7 @@ class StageNode(StageListener):
         lost = self._doing.epoch if call is None and self._recovery_s else None
         self._send(c.Fault(stage=self.stage, number=number, message=told, detail=detail, lost=lost))
 
-    def send_tensors(self, header: bytes, frames: list[memoryview]) -> Callable[[], None]:
+    def send_tensors(self, header: bytes, frames: Sequence[Buffer]) -> Callable[[], None]:
         """Send a packed tensor dict to the next stage.
 
         Returns:

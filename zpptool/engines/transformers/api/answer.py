@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers in the making: the tokens of one prompt become pieces of text, those of several prompts come side by side.
+"""Generates answers: the tokens of a prompt become pieces of text, those of several prompts in parallel.
 
-The tokens of every prompt are asked for one after the other, each on a thread of the pool, so the ring is filled by as
-many sequences as there are prompts. An answer that nobody reads any more is given up, and its sequence with it.
+The tokens of each prompt are generated one after the other on a thread of the pool, so a request has as many sequences
+in flight as it has prompts. When the client disconnects, its answers are cancelled and their sequences ended.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Answer:
 
     Attributes:
         text: without stop strings and special tokens.
-        token_ids: with the token that ended it, if one did.
-        finish_reason: `stop` or `length`; None while there is more to come.
-        stop_reason: the stop string or the token of `stop_token_ids` that ended it; None for any other end.
+        token_ids: includes the token that ended the answer, if one did.
+        finish_reason: `stop` or `length`; None while the answer is incomplete.
+        stop_reason: the stop string or the token of `stop_token_ids` that ended it; None for any other reason.
     """
 
     text: str = ""
@@ -36,7 +36,7 @@ class Answer:
     stop_reason: int | str | None = None
 
     def add(self, piece: Answer) -> None:
-        """Grow by the next piece."""
+        """Append the next piece."""
         self.text += piece.text
         self.token_ids += piece.token_ids
         self.finish_reason, self.stop_reason = piece.finish_reason, piece.stop_reason
@@ -45,34 +45,34 @@ class Answer:
 async def answer_one(
     served: ServedModel, prompt_ids: Sequence[int], max_tokens: int, request: GenerationRequest
 ) -> AsyncGenerator[Answer, None]:
-    """The answer to one prompt, a piece for every token."""
+    """The answer to one prompt, one piece for each token."""
     eos_ids = frozenset() if request.ignore_eos else served.eos_ids
     stop_ids = eos_ids.union(request.stop_token_ids)
     stream = TextStream(served.decode, prompt_ids, request.stops)
     tokens = served.generate(prompt_ids, max_tokens, stop_ids, request.sampling())
     try:
-        given = 0
+        count = 0
         while (token := await run_in_threadpool(next, tokens, None)) is not None:
-            given += 1
+            count += 1
             if token in stop_ids:
                 yield Answer(stream.end(), [token], "stop", None if token in eos_ids else token)
                 return
             text = stream.add(token)
-            if given == max_tokens and stream.stopped_by is None:
+            if count == max_tokens and stream.stopped_by is None:
                 text += stream.end()
             if stream.stopped_by is not None:
                 yield Answer(text, [token], "stop", stream.stopped_by)
                 return
-            yield Answer(text, [token], "length" if given == max_tokens else None)
+            yield Answer(text, [token], "length" if count == max_tokens else None)
     finally:
         tokens.close()
 
 
 async def answer_all(answers: Sequence[AsyncGenerator[Answer, None]]) -> AsyncGenerator[tuple[int, Answer], None]:
-    """All answers at once: pieces as they come, each with the number of its answer.
+    """Generate all answers in parallel; yields each piece with the index of its answer, in the order of generation.
 
     Raises:
-        Exception: what the first answer that fails raised; the others are then given up.
+        Exception: the error of the first answer that fails; the others are then cancelled.
     """
     pieces: asyncio.Queue[tuple[int, Answer | Exception | None]] = asyncio.Queue()
 

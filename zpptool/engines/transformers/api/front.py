@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The HTTP front of the embedded engine: the part of the OpenAI API that a trial and a first look need.
+"""The HTTP API of the embedded engine: the part of the OpenAI API that comparisons and first trials need.
 
-It stands in front of the pipeline and of the unsplit model alike, and knows of neither. Answers have OpenAI's shapes,
-and vLLM's names for what OpenAI does not have (`/tokenize`, `return_token_ids`).
+The pipeline and the unsplit model are served by the same code. Answers have OpenAI's format, and vLLM's names for what
+OpenAI does not have (`/tokenize`, `return_token_ids`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from zpptool.engines.transformers.api.served import ServedModel
 from zpptool.errors import ZppError
 
 DEFAULT_COMPLETION_TOKENS = 16
-"""OpenAI's, for /v1/completions; a chat may go on to the model's limit."""
+"""OpenAI's default for /v1/completions; a chat may continue up to the model's limit."""
 
 
 class Front:
@@ -59,7 +59,7 @@ class Front:
         )
 
     async def health(self, _request: Request) -> Response:
-        """200 as long as answers can be given, else 503."""
+        """200 while the model can answer, else 503."""
         return Response(status_code=200 if self._served.is_healthy() else 503)
 
     async def metrics(self, _request: Request) -> Response:
@@ -79,11 +79,12 @@ class Front:
         if wanted.messages is not None:
             token_ids = self._chat_ids(wanted.messages, wanted.add_generation_prompt)
         else:
+            assert wanted.prompt is not None
             token_ids = self._served.encode(wanted.prompt, add_special_tokens=wanted.add_special_tokens)
         return JSONResponse({"tokens": token_ids, "count": len(token_ids), "max_model_len": self._served.max_model_len})
 
     async def completions(self, request: Request) -> Response:
-        """Go on from one prompt or from several."""
+        """Complete one prompt or several."""
         wanted = parse(CompletionRequest, await _json(request))
         prompts = [
             self._served.encode(prompt, add_special_tokens=wanted.add_special_tokens)
@@ -132,7 +133,7 @@ class Front:
     async def _events(
         self, pieces: AsyncGenerator[tuple[int, Answer], None], shaped: shapes.Shape, *, with_usage: bool
     ) -> AsyncIterator[str]:
-        """The answer as server-sent events; a fault in the middle of it is one too."""
+        """The answer as server-sent events. An error in the middle of it is an event too."""
         try:
             async with aclosing(pieces):
                 async for index, piece in pieces:
@@ -160,7 +161,7 @@ class Front:
         return token_ids
 
     def _check(self, prompt: list[int], max_tokens: int) -> None:
-        """Refuse a prompt that the model cannot take."""
+        """Refuse a prompt that is too long or not the model's."""
         limit = self._served.max_model_len
         if not prompt:
             raise BadRequest("prompt: it has no tokens", "prompt")
@@ -177,7 +178,7 @@ class Front:
             )
 
     async def _fail(self, _request: Request, fault: Exception) -> Response:
-        """The pipeline could not do it: 500, or 503 where it will not be able to again."""
+        """Answer a fault of the pipeline: 500, or 503 where the pipeline is broken for good."""
         status = 500 if self._served.is_healthy() else 503
         return JSONResponse(_error(str(fault), "server_error", None, status), status)
 

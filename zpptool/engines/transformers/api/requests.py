@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may be asked over HTTP: OpenAI's requests, as far as this engine can honour them.
+"""The requests of the HTTP API: OpenAI's, as far as this engine supports them.
 
-A field either does what it says or is refused by name; none that would change the answer is ignored. null counts as
-not given, as with OpenAI.
+A field either has its effect or is refused by name; no field that would change the answer is ignored. As with OpenAI,
+null is the same as an absent field.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],), "use_beam_search": (False,), "include_stop_str_in_output": (False,),
     "skip_special_tokens": (True,),
 }  # fmt: skip
-"""What this engine does not do, and for each the values that do not ask for it."""
+"""The fields of features that this engine does not support, and for each the values that do not request the feature."""
 
 IGNORED = frozenset({"user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier"})
-"""What has no bearing on an answer."""
+"""Fields that do not affect an answer."""
 
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 Prompts = str | TokenIds | Annotated[list[str], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)]
@@ -33,12 +33,12 @@ Stop = Annotated[str, Field(min_length=1)]
 
 
 class BadRequest(Exception):
-    """A request that cannot be honoured.
+    """A request that cannot be answered.
 
     Attributes:
         message: what is wrong, one sentence.
         param: the field at fault.
-        status: of the HTTP answer.
+        status: the HTTP status of the response.
     """
 
     def __init__(self, message: str, param: str | None = None, status: int = 400) -> None:
@@ -71,7 +71,7 @@ class Message(BaseModel):
     name: str | None = None
 
     def for_template(self) -> dict[str, str]:
-        """The message as chat templates take it: several parts of text are lines of one."""
+        """The message as chat templates take it. Several text parts become the lines of one text."""
         text = self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
         named = {} if self.name is None else {"name": self.name}
         return {"role": self.role, "content": text, **named}
@@ -87,7 +87,7 @@ class _StreamOptions(BaseModel):
 
 
 class GenerationRequest(_Strict):
-    """How to answer; what completions and chats have in common."""
+    """The fields that completions and chats have in common."""
 
     max_tokens: Annotated[int | None, Field(ge=1)] = None
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
@@ -107,7 +107,7 @@ class GenerationRequest(_Strict):
         return [self.stop] if isinstance(self.stop, str) else self.stop
 
     def sampling(self) -> SamplingParams:
-        """How to choose the tokens of one prompt; without a seed, as chance will have it."""
+        """How to choose the tokens of one prompt; without a seed in the request, with a random one."""
         seed = secrets.randbits(63) if self.seed is None else self.seed
         return SamplingParams(self.temperature, max(self.top_k, 0), self.top_p, seed)
 
@@ -119,7 +119,7 @@ class CompletionRequest(GenerationRequest):
     add_special_tokens: bool = True
 
     def prompts(self) -> list[str] | list[list[int]]:
-        """The prompts, however many were given."""
+        """The prompts, as a list also where there is one."""
         prompt: Any = self.prompt
         return [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
 
@@ -148,7 +148,7 @@ def parse(kind: type[_Request], body: Any) -> _Request:
     """A request from the decoded JSON of its body.
 
     Raises:
-        BadRequest: it is none; the first field at fault is named.
+        BadRequest: the body is not such a request; the message names the first field at fault.
     """
     if not isinstance(body, dict):
         raise BadRequest("the body is not a JSON object")
@@ -161,12 +161,12 @@ def parse(kind: type[_Request], body: Any) -> _Request:
         return kind.model_validate(given)
     except ValidationError as cause:
         fault = cause.errors(include_url=False)[0]
-        name = str(fault["loc"][0]) if fault["loc"] else None
+        field = str(fault["loc"][0]) if fault["loc"] else None
         if fault["type"] == "extra_forbidden" and len(fault["loc"]) == 1:
-            raise BadRequest(f"{name}: not known to this engine", name) from cause
-        raise BadRequest(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}", name) from cause
+            raise BadRequest(f"{field}: not known to this engine", field) from cause
+        raise BadRequest(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}", field) from cause
 
 
 def _same(value: Any, neutral: Any) -> bool:
-    """Equal, and not a number in the place of a truth value: `logprobs` 0 asks for something, false does not."""
+    """Equal, and of one type if one of them is a boolean: `logprobs` 0 requests something, false does not."""
     return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the HTTP front serves: one model's tokenizer and limits, and something that generates."""
+"""The model that the HTTP API serves: its tokenizer, its limits, and a function that generates."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from zpptool.engines.transformers.sampling import SamplingParams
 from zpptool.errors import invalid_error
 
 ASSUMED_MODEL_LEN = 8192
-"""Tokens of a sequence where neither config nor tokenizer knows a limit."""
-SAID_MODEL_LEN = 10**9
-"""transformers' tokenizers say 10**30 when they know no limit."""
+"""The limit of a sequence in tokens, where neither config nor tokenizer has one."""
+UNLIMITED_MODEL_LEN = 10**9
+"""A tokenizer's limit from here on means none: transformers uses 10**30."""
 
 
 class Generate(Protocol):
-    """Generates the tokens of one sequence, one after the other; closing the generator gives the sequence up."""
+    """Generates the tokens of one sequence, one after the other. Closing the generator cancels the sequence."""
 
     def __call__(
         self, prompt_ids: Sequence[int], max_new_tokens: int, stop_ids: Collection[int], sampling: SamplingParams
@@ -31,23 +31,23 @@ class Generate(Protocol):
         """At most `max_new_tokens` tokens; the last one may be of `stop_ids`, none before it is.
 
         Raises:
-            ZppError: (STAGE) the pipeline could not do it.
+            ZppError: (STAGE) the pipeline has failed.
         """
         ...
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model behind the front.
+    """A model with its tokenizer and limits.
 
     Attributes:
-        name: what a request calls it.
+        name: its name in requests.
         tokenizer: transformers' own; used from the event loop's thread only.
-        max_model_len: how many tokens prompt and answer may have together.
+        max_model_len: the greatest number of tokens of prompt and answer together.
         vocab_size: token ids are below this.
-        eos_ids: any of these ends an answer.
-        generate: does the work.
-        is_healthy: whether it still can.
+        eos_ids: the tokens that end an answer.
+        generate: generates the tokens of a sequence.
+        is_healthy: returns whether the model can still answer.
     """
 
     name: str
@@ -64,7 +64,7 @@ class ServedModel:
         return token_ids
 
     def decode(self, token_ids: list[int]) -> str:
-        """The text of token ids, special ones left out."""
+        """The text of token ids, without special tokens."""
         text: str = self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
@@ -101,15 +101,15 @@ def _max_model_len(text_config: PreTrainedConfig, tokenizer: PreTrainedTokenizer
     length: int | None = getattr(text_config, "max_position_embeddings", None)
     if length:
         return length
-    return tokenizer.model_max_length if tokenizer.model_max_length < SAID_MODEL_LEN else ASSUMED_MODEL_LEN
+    return tokenizer.model_max_length if tokenizer.model_max_length < UNLIMITED_MODEL_LEN else ASSUMED_MODEL_LEN
 
 
 def _eos_ids(directory: Path, text_config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The first to say how an answer ends: generation_config.json, config.json, the tokenizer."""
+    """The end-of-sequence tokens of generation_config.json, config.json or the tokenizer, the first that has any."""
     path = directory / "generation_config.json"
     generation: Any = read_json(path, MAX_CONFIG_BYTES, "config") if path.exists() else {}
     if not isinstance(generation, dict):
         raise invalid_error(f"{path} is not a JSON object")
-    said = (generation.get("eos_token_id"), getattr(text_config, "eos_token_id", None), tokenizer.eos_token_id)
-    eos = next((value for value in said if value is not None), [])
+    candidates = (generation.get("eos_token_id"), getattr(text_config, "eos_token_id", None), tokenizer.eos_token_id)
+    eos: int | list[int] = next((value for value in candidates if value is not None), [])
     return frozenset([eos] if isinstance(eos, int) else eos)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How answers look on the way out: OpenAI's objects, whole or in chunks, with vLLM's `token_ids` where asked for."""
+"""The JSON of answers: OpenAI's objects, whole or in chunks, with vLLM's `token_ids` where requested."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from zpptool.engines.transformers.api.answer import Answer
 
 
 class Shape(ABC):
-    """One response in the making.
+    """One response.
 
     Attributes:
-        answers: what has come so far, one for each prompt.
+        answers: what was generated so far, for each prompt.
 
     Args:
-        model: the name it is served under.
+        model: the name under which it is served.
         prompts: token ids.
-        with_token_ids: whether token ids are told too.
+        with_token_ids: whether the response has token ids.
     """
 
     prefix: ClassVar[str]
@@ -37,13 +37,13 @@ class Shape(ABC):
         self.answers = [Answer() for _ in prompts]
 
     def whole(self) -> dict[str, Any]:
-        """The response that holds every answer."""
+        """The response with every answer."""
         self._new_tokens = sum(len(answer.token_ids) for answer in self.answers)
         choices = [self._choice(index, answer, self._whole(answer)) for index, answer in enumerate(self.answers)]
         return self._object(self.whole_object, choices, self._usage())
 
     def chunk(self, index: int, piece: Answer) -> dict[str, Any]:
-        """The event that holds the next piece of one answer."""
+        """The event with the next piece of one answer."""
         first = index not in self._begun
         self._begun.add(index)
         self._new_tokens += len(piece.token_ids)
@@ -51,18 +51,18 @@ class Shape(ABC):
         return self._object(self.chunk_object, [choice], None)
 
     def usage_chunk(self) -> dict[str, Any]:
-        """The event that holds the number of tokens."""
+        """The event with the numbers of tokens."""
         return self._object(self.chunk_object, [], self._usage())
 
     def _object(self, kind: str, choices: list[dict[str, Any]], usage: dict[str, int] | None) -> dict[str, Any]:
         return {**self._head, "object": kind, "choices": choices, "usage": usage}
 
     def _usage(self) -> dict[str, int]:
-        asked = sum(map(len, self._prompts))
+        prompt_tokens = sum(map(len, self._prompts))
         return {
-            "prompt_tokens": asked,
+            "prompt_tokens": prompt_tokens,
             "completion_tokens": self._new_tokens,
-            "total_tokens": asked + self._new_tokens,
+            "total_tokens": prompt_tokens + self._new_tokens,
         }
 
     def _choice(
@@ -77,15 +77,15 @@ class Shape(ABC):
 
     @abstractmethod
     def _whole(self, answer: Answer) -> dict[str, Any]:
-        """What a choice says of a whole answer."""
+        """The fields of a choice that hold a whole answer."""
 
     @abstractmethod
     def _part(self, piece: Answer, *, first: bool) -> dict[str, Any]:
-        """What a choice says of a piece of one."""
+        """The fields of a choice that hold a piece of an answer."""
 
 
 class Completion(Shape):
-    """Of /v1/completions."""
+    """The response of /v1/completions."""
 
     prefix, whole_object, chunk_object = "cmpl", "text_completion", "text_completion"
 
@@ -97,7 +97,7 @@ class Completion(Shape):
 
 
 class Chat(Shape):
-    """Of /v1/chat/completions."""
+    """The response of /v1/chat/completions."""
 
     prefix, whole_object, chunk_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
 

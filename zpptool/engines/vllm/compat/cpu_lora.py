@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two faults of vLLM 0.32's adapters on a CPU, mended in each stage: one changes answers, the other ends the stage.
+"""Corrections of two faults of vLLM 0.32's adapters on a CPU: one changes answers, the other ends the stage.
 
 vLLM's GPU kernels look up the adapter of each row themselves. The torch functions that a CPU takes in their place index
 with a list of adapters, one for each row.
@@ -16,7 +16,7 @@ from zpptool.errors import ZppError
 _STOCK_SHRINK, _STOCK_EXPAND = lora_ops.bgmv_shrink, lora_ops.bgmv_expand
 
 
-def mend_products() -> None:
+def fix_adapter_products() -> None:
     """Have rows without an adapter computed without one, and the logprobs of prompts computed at all.
 
     vLLM marks rows without an adapter with -1, and torch takes that for the last adapter (vLLM's pull request 48421).

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every name of vLLM that zpptool relies on and that is not vLLM's public API, as data.
 
-Nothing here imports vLLM: a release is checked by reading its source, installed or unpacked. What `engines/vllm/` takes
-from vLLM is on this list, and a test holds that.
+Nothing here imports vLLM: a release is checked by reading its source, installed or unpacked. A test checks that
+everything that `engines/vllm/` imports from vLLM is on this list.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-SEEN_TO_WORK = ("0.32",)
-"""The releases that zpptool's tests have run."""
+from zpptool.config.engine_kind import VLLM_VERSION
+
+TESTED = (VLLM_VERSION.rpartition(".")[0],)
+"""The release series that zpptool's tests have run."""
 READ = ("0.33",)
-"""The releases whose source has every hook, but that were not run: see docs/compatibility.md."""
+"""The release series whose source has every hook, but that were never run: see docs/compatibility.md."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +23,10 @@ class Hook:
     """One name.
 
     Attributes:
-        module: where it is, below `vllm`.
+        module: the module that defines it, below `vllm`.
         name: a function, a class, or `Class.member` (a method, a field, or an attribute set in `__init__`).
-        parameters: parameters of a function or method that are given by name or counted on.
-        why: what for.
+        parameters: parameters of a function or method that are passed by name or expected.
+        why: what it is used for.
     """
 
     module: str
@@ -89,7 +91,7 @@ HOOKS: tuple[Hook, ...] = (
     *_all("envs", "VLLM_PP_LAYER_PARTITION VLLM_ENABLE_V1_MULTIPROCESSING", "read by vLLM from the environment"),
     Hook("envs", "VLLM_USE_V2_MODEL_RUNNER", why="likewise"),
     Hook("model_executor.models.utils", "is_pp_missing_parameter", why="which tensors a stage has no use for"),
-    Hook("model_executor.models.utils", "PPMissingLayer", why="stands where a layer of another stage was"),
+    Hook("model_executor.models.utils", "PPMissingLayer", why="the placeholder for a layer of another stage"),
     Hook("model_executor.model_loader", "register_model_loader", ("load_format",), "a loader of own tensors"),
     Hook("model_executor.model_loader.default_loader", "DefaultModelLoader.get_all_weights", ("model_config", "model")),
     Hook("model_executor.model_loader.default_loader", "DefaultModelLoader", why="likewise"),
@@ -118,7 +120,7 @@ HOOKS: tuple[Hook, ...] = (
     *_all("v1.request", "Request.num_stale_output_tokens Request.drop_stale_output", "what is under way is dropped"),
     *_all("v1.request", "RequestStatus RequestStatus.PREEMPTED Request.output_token_ids", "which ones the stages know"),
     Hook("v1.engine", "EngineCoreOutputs", why="likewise"),
-    Hook("v1.core.sched.output", "NewRequestData.from_request", ("request", "block_ids"), "a request told anew"),
+    Hook("v1.core.sched.output", "NewRequestData.from_request", ("request", "block_ids"), "a request registered again"),
     *_all("v1.core.sched.output", "SchedulerOutput.make_empty", "likewise"),
     Hook("v1.worker.gpu_model_runner", "GPUModelRunner._update_states", ("scheduler_output",), "forgets and registers"),
     *_all("v1.worker.gpu_model_runner", "GPUModelRunner.requests GPUModelRunner.input_batch", "likewise"),
@@ -126,7 +128,7 @@ HOOKS: tuple[Hook, ...] = (
     *_all("v1.worker.gpu_model_runner", "GPUModelRunner.num_prompt_logprobs", "likewise"),
     *_all("v1.worker.gpu_model_runner", "GPUModelRunner.discard_request_mask", "prompts in several steps, on a CPU"),
     *_all("v1.worker.gpu_model_runner", "GPUModelRunner.reset_encoder_cache", "likewise"),
-    *_all("v1.sample.sampler", "Sampler.topk_topp_sampler", "a seeded generator is moved on"),
+    *_all("v1.sample.sampler", "Sampler.topk_topp_sampler", "a seeded generator is advanced"),
     # layers move between stages
     Hook("v1.engine.core", "get_kv_cache_configs", why="the caches of another partition"),
     *_all("config.cache", "CacheConfig.num_gpu_blocks_override CacheConfig.kv_cache_memory_bytes", "likewise"),
@@ -167,11 +169,10 @@ GROUP_NAMES = frozenset(
         "last_rank", "next_rank", "prev_rank", "rank", "rank_in_group", "ranks", "world_size",
     }
 )  # fmt: skip
-"""What vLLM's V1 workers ask of the pipeline group and the wire group answers, itself or by its group of one."""
-GROUP_NAMES_OF_OTHERS = frozenset(
-    {"broadcast", "broadcast_object", "broadcast_tensor_dict", "recv", "send_tensor_dict"}
-)
-"""Asked only in ways of running that are not taken here: async scheduling, an external launcher, elastic experts."""
+"""The attributes of the pipeline group that vLLM's V1 workers read. The wire group has them, itself or from the group
+of one stage that vLLM built."""
+UNUSED_GROUP_NAMES = frozenset({"broadcast", "broadcast_object", "broadcast_tensor_dict", "recv", "send_tensor_dict"})
+"""Read only with features that are not used here: async scheduling, an external launcher, elastic experts."""
 
 NOT_ACROSS_STAGES = frozenset(
     {
@@ -185,5 +186,6 @@ NOT_ACROSS_STAGES = frozenset(
 
 
 def contract_digest() -> str:
-    """Changes with the list, so that a recorded check shows which list it was of."""
-    return hashlib.sha256(repr(HOOKS).encode()).hexdigest()[:16]
+    """A digest of the list, kept with the record of a check, to show which list was checked."""
+    names = [(hook.module, hook.name, hook.parameters) for hook in HOOKS]
+    return hashlib.sha256(repr(names).encode()).hexdigest()[:16]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Holding the contract against a release of vLLM by reading its source: nothing of it is imported or run."""
+"""Checks a release of vLLM against the list of private names by reading its source; nothing of it is imported."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from zpptool.engines.vllm.compat.names import GROUP_NAMES, GROUP_NAMES_OF_OTHERS, HOOKS, READ, SEEN_TO_WORK, Hook
+from zpptool.engines.vllm.compat.names import GROUP_NAMES, HOOKS, READ, TESTED, UNUSED_GROUP_NAMES, Hook
 from zpptool.errors import ZppError
 
 _VERSION = re.compile(r"""__version__\s*=\s*(?:version\s*=\s*)?['"]([^'"]+)['"]""")
@@ -19,51 +19,51 @@ _ENGINE = ("v1/executor/abstract.py", "v1/engine/core.py", "v1/engine/async_llm.
 
 
 def installed_root() -> Path | None:
-    """Where the installed vLLM's source is; None where there is none."""
+    """The directory of the installed vLLM's source; None where vLLM is not installed."""
     found = importlib.util.find_spec("vllm")
     return Path(found.origin).parent if found and found.origin else None
 
 
 def release(root: Path) -> str:
-    """The version that a source tree says it is; empty where it says nothing."""
+    """The version of a source tree; empty where it has none."""
     file = root / "_version.py"
     match = _VERSION.search(file.read_text()) if file.is_file() else None
     return match[1] if match else ""
 
 
 def version_warning(version: str) -> str | None:
-    """What to tell a user whose vLLM is not one that was seen to work; None where it is."""
-    if _is_of(version, SEEN_TO_WORK):
+    """The warning about a vLLM that zpptool was not tested with; None for one that it was tested with."""
+    if _is_of(version, TESTED):
         return None
     known = "whose hooks were read but never run" if _is_of(version, READ) else "which is unknown to it"
-    return f"zpptool was seen to work with vLLM {', '.join(SEEN_TO_WORK)}; installed is {version}, {known}"
+    return f"zpptool was seen to work with vLLM {', '.join(TESTED)}; installed is {version}, {known}"
 
 
 def require_hooks(root: Path | None = None) -> None:
-    """Refuse a vLLM that lacks something that zpptool relies on. One that was seen to work is not read again.
+    """Refuse a vLLM that lacks something that zpptool relies on. A release that zpptool was tested with is not read.
 
     Raises:
-        ZppError: it names every hook that is broken.
+        ZppError: the message names every broken hook.
     """
     root = root or installed_root()
-    if root is None or _is_of(release(root), SEEN_TO_WORK):
+    if root is None or _is_of(release(root), TESTED):
         return
     faults = broken_hooks(root)
     if faults:
         raise ZppError(
             f"vLLM {release(root) or 'of an unknown version'} lacks what zpptool relies on: {'; '.join(faults)}",
-            f"Install vLLM {', '.join(SEEN_TO_WORK)}.",
+            f"Install vLLM {', '.join(TESTED)}.",
         )
 
 
 def broken_hooks(root: Path) -> list[str]:
-    """What a source tree of vLLM lacks, in words; empty where the contract holds."""
+    """For each hook that a source tree of vLLM lacks, what is missing; empty where it has all of them."""
     return [fault for hook in HOOKS if (fault := _fault(root, hook))]
 
 
 def new_group_names(root: Path) -> set[str]:
-    """What the workers ask of the pipeline group and zpptool has never heard of."""
-    return _names_asked_of_group(root) - GROUP_NAMES - GROUP_NAMES_OF_OTHERS
+    """The attributes of the pipeline group that the workers read and that zpptool does not know."""
+    return _names_read_of_group(root) - GROUP_NAMES - UNUSED_GROUP_NAMES
 
 
 def collective_calls(root: Path) -> set[str]:
@@ -82,15 +82,12 @@ def fields(root: Path, module: str, name: str) -> tuple[str, ...]:
     found = _definition(root, module, name)
     if not isinstance(found, ast.ClassDef):
         return ()
-    return tuple(part.target.id for part in found.body if isinstance(part, ast.AnnAssign) and _is_name(part.target))
+    targets = (part.target for part in found.body if isinstance(part, ast.AnnAssign))
+    return tuple(target.id for target in targets if isinstance(target, ast.Name))
 
 
 def _is_of(version: str, releases: tuple[str, ...]) -> bool:
     return any(version.startswith(f"{known}.") for known in releases)
-
-
-def _is_name(node: ast.expr) -> bool:
-    return isinstance(node, ast.Name)
 
 
 def _fault(root: Path, hook: Hook) -> str | None:
@@ -109,7 +106,7 @@ def _fault(root: Path, hook: Hook) -> str | None:
 
 
 def _definition(root: Path, module: str, name: str) -> ast.AST | None:
-    """What a module binds to a name, followed through imports from other modules of vLLM."""
+    """The definition of a module's name, followed through imports from other modules of vLLM."""
     file = _file(root, module)
     if file is None:
         return None
@@ -130,7 +127,7 @@ def _imported(root: Path, node: ast.ImportFrom, name: str) -> ast.AST | None:
 
 
 def _bindings(tree: ast.Module) -> Iterator[ast.stmt]:
-    """A module's statements, those within `if` and `try` too."""
+    """A module's statements, including those within `if` and `try`."""
     pending: list[ast.stmt] = list(tree.body)
     while pending:
         node = pending.pop(0)
@@ -147,7 +144,7 @@ def _bound_names(node: ast.AST) -> set[str]:
 
 
 def _member(owner: ast.ClassDef, name: str) -> ast.AST | None:
-    """A method, a field, or an attribute that a method sets; the last of several definitions (overloads come first)."""
+    """A method, a field, or an attribute that a method sets; the last definition of several (overloads come first)."""
     own = [node for node in owner.body if name in _bound_names(node)]
     if own:
         return own[-1]
@@ -160,11 +157,11 @@ def _member(owner: ast.ClassDef, name: str) -> ast.AST | None:
 def _parameters(node: ast.AST) -> set[str]:
     if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         return set()
-    told = node.args
-    return {argument.arg for argument in (*told.posonlyargs, *told.args, *told.kwonlyargs)}
+    arguments = node.args
+    return {argument.arg for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)}
 
 
-def _names_asked_of_group(root: Path) -> set[str]:
+def _names_read_of_group(root: Path) -> set[str]:
     """`get_pp_group().NAME` and, after `pp = get_pp_group()`, `pp.NAME`."""
     names = set()
     for file in _WORKERS:

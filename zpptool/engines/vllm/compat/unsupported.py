@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stock vLLM offers and stages do not do, refused before anything is loaded, each with its reason.
+"""Features of stock vLLM that stages do not support. They are refused before anything is loaded, each with its reason.
 
-What vLLM itself refuses with pipeline parallelism is refused in vLLM's words. docs/compatibility.md shows the list.
+What vLLM itself refuses with pipeline parallelism is refused with vLLM's message. docs/compatibility.md has the list.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from zpptool.errors import ZppError, usage_error
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """One thing that stages do not do.
+    """One feature that stages do not support.
 
     Attributes:
         flag: as `vllm serve` spells it.
-        is_asked: whether a value of that argument asks for it.
-        reason: why not.
+        is_requested: whether a value of that argument requests the feature.
+        reason: why it is not supported.
     """
 
     flag: str
-    is_asked: Callable[[Any], bool]
+    is_requested: Callable[[Any], bool]
     reason: str
 
     @property
     def name(self) -> str:
-        """What the argument is called in a namespace."""
+        """The argument's name in a namespace."""
         return self.flag.removeprefix("--").replace("-", "_")
 
 
@@ -58,17 +58,17 @@ REFUSALS = (
     Refusal("--prefill-context-parallel-size", _more_than_one, "a stage does not share a sequence among devices"),
     Refusal("--api-server-count", _more_than_one, "the ring has one head"),
 )
-"""In the order in which they are looked at."""
+"""In the order in which they are checked."""
 
 
-def refuse_what_stages_do_not_do(args: argparse.Namespace) -> None:
-    """Refuse the first argument that asks for something that stages do not do.
+def refuse_unsupported(args: argparse.Namespace) -> None:
+    """Refuse the first argument that requests an unsupported feature.
 
     Raises:
-        ZppError: (USAGE) it names the flag and the reason.
+        ZppError: (USAGE) the message names the flag and the reason.
     """
     for refusal in REFUSALS:
-        if refusal.is_asked(getattr(args, refusal.name, None)):
+        if refusal.is_requested(getattr(args, refusal.name, None)):
             raise usage_error(f"{refusal.flag} does not work across stages: {refusal.reason}", "Leave it out.")
 
 
@@ -91,13 +91,13 @@ def refuse_scores_on_a_stage(score_type: str, on_the_last_stage: bool) -> None:
 
 
 def vllms_refusal(cause: Exception) -> ZppError | None:
-    """What vLLM says when it makes its configuration and refuses; None where the error came from somewhere else."""
+    """The error of a user whose arguments vLLM has refused when it made its configuration; None for other errors."""
     if not isinstance(cause, ValueError | NotImplementedError):
         return None
     if all(frame.f_code.co_name != "create_engine_config" for frame, _line in traceback.walk_tb(cause.__traceback__)):
         return None
-    told = (
+    text = (
         "; ".join(str(error["msg"]) for error in cause.errors()) if isinstance(cause, ValidationError) else str(cause)
     )
-    said = " ".join(told.replace("Value error, ", "").split())
-    return usage_error(f"vLLM refuses this: {said}", "It holds for vLLM's own pipeline parallelism too.")
+    line = " ".join(text.replace("Value error, ", "").split())
+    return usage_error(f"vLLM refuses this: {line}", "It holds for vLLM's own pipeline parallelism too.")

@@ -1,25 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cache of a pipeline whose layers move between stages while its head goes on.
+"""The KV cache of a pipeline whose layers move between stages while its head continues.
 
-The head has decided once how many blocks the cache has and how its layers are grouped; its scheduler counts on that.
-The invariant: a new partition has the same blocks and the same groups, or is refused before anything is touched.
+The head has decided once how many blocks the cache has and how its layers are grouped, and its scheduler relies on
+that. The invariant: a new partition has the same blocks and the same groups, or is refused before anything is changed.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from vllm.config import VllmConfig
-from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec, UniformTypeKVCacheSpecs
 
 from zpptool.console import human_bytes
-from zpptool.engines.vllm.compat import access as hooks
+from zpptool.engines.vllm.compat import kv_cache
+from zpptool.engines.vllm.compat.engine_config import VllmConfig
+from zpptool.engines.vllm.compat.kv_cache import KVCacheConfig, KVCacheSpec, UniformTypeKVCacheSpecs
 from zpptool.errors import ZppError, invalid_error
 from zpptool.partition import LayerRange, Partition
 
 _OF_THE_LAYERS = ("num_blocks", "kv_cache_tensors", "kv_cache_groups")
+"""The fields of a cache configuration that depend on the stage's layers."""
 
 
 def lay_out(
@@ -32,19 +31,19 @@ def lay_out(
 
     Args:
         config: the head's.
-        specs: what each layer wants, by its name, as each stage has told it.
-        before: each stage's cache as it is.
-        partition: the ranges that are to be.
+        specs: for each stage, what each of its layers needs, by the layer's name.
+        before: each stage's cache now.
+        partition: the new layer ranges.
 
     Raises:
-        ZppError: (INVALID) a layer of the cache has no number; (FAILURE) the scheduler would have to see other groups.
+        ZppError: (INVALID) a layer of the cache has no number; (FAILURE) the scheduler would have to use other groups.
     """
     every = {name: spec for own in specs for name, spec in own.items()}
     numbers = {name: layer_number(name) for name in every}
     wanted = [{name: every[name] for name in every if numbers[name] in _numbers(own)} for own in partition]
-    made = hooks.kv_cache_configs(config, wanted, before[0].num_blocks)
-    kept = [field.name for field in dataclasses.fields(KVCacheConfig) if field.name not in _OF_THE_LAYERS]
-    laid = [dataclasses.replace(one, **{name: getattr(before[0], name) for name in kept}) for one in made]
+    made = kv_cache.kv_cache_configs(config, wanted, before[0].num_blocks)
+    unchanged = [field.name for field in dataclasses.fields(KVCacheConfig) if field.name not in _OF_THE_LAYERS]
+    laid = [dataclasses.replace(one, **{name: getattr(before[0], name) for name in unchanged}) for one in made]
     if groups_of(laid[0]) != groups_of(before[0]) or laid[0].num_blocks != before[0].num_blocks:
         raise ZppError(
             "with these ranges the scheduler would have to see other groups of the cache, and it is set up once",
@@ -56,16 +55,16 @@ def lay_out(
 def refuse_too_large(
     laid: Sequence[KVCacheConfig], available: Sequence[int], growth: Sequence[int], partition: Partition
 ) -> None:
-    """Refuse caches that stages have no memory for.
+    """Refuse caches that do not fit into the memory of their stages.
 
     Args:
         laid: each stage's cache.
-        available: bytes that each had for its cache, with the layers that it had then.
-        growth: bytes of weights that each has more now.
-        partition: the ranges that are to be.
+        available: bytes that each stage had for its cache, with its layers of that time.
+        growth: bytes by which the weights of each stage have grown since.
+        partition: the new layer ranges.
 
     Raises:
-        ZppError: (FAILURE) a stage is short of memory; every one is named.
+        ZppError: (FAILURE) a stage is short of memory; the message names every such stage.
     """
     short = []
     for stage, (cache, memory, more) in enumerate(zip(laid, available, growth, strict=True)):
@@ -82,12 +81,12 @@ def refuse_too_large(
 
 
 def cache_bytes(cache: KVCacheConfig) -> int:
-    """What a stage's cache takes; all its tensors lie in one piece of memory, of which each tells the size."""
+    """The bytes of a stage's cache. All its tensors share one allocation, and each has the size of all of it."""
     return max((tensor.size for tensor in cache.kv_cache_tensors), default=0)
 
 
-def groups_of(cache: KVCacheConfig) -> list[Any]:
-    """The groups as the scheduler sees them: of one whose layers differ in size alone, any layer stands for all."""
+def groups_of(cache: KVCacheConfig) -> list[KVCacheSpec]:
+    """The groups as the scheduler sees them: a group whose layers differ in size alone is represented by its first."""
     kinds = (group.kv_cache_spec for group in cache.kv_cache_groups)
     return [
         next(iter(kind.kv_cache_specs.values())) if isinstance(kind, UniformTypeKVCacheSpecs) else kind
@@ -96,7 +95,7 @@ def groups_of(cache: KVCacheConfig) -> list[Any]:
 
 
 def layer_number(name: str) -> int:
-    """Which decoder layer a layer of the cache is in: the one number in its name.
+    """The decoder layer that a layer of the cache is in: the one number in its name.
 
     Raises:
         ZppError: (INVALID) there is none, or more than one.
@@ -114,14 +113,15 @@ def _numbers(own: LayerRange) -> range:
     return range(own.start, own.end)
 
 
-def common_layouts(told: Sequence[list[str]]) -> list[list[str]]:
-    """The same list for every stage: what all can have, in the order that the choosiest of them prefers.
-
-    Where they have nothing in common, their own lists, which vLLM then refuses.
+def common_layouts(by_stage: Sequence[list[str]]) -> list[list[str]]:
+    """The layouts that all stages support, in the order preferred by the stage that supports the fewest.
 
     Args:
-        told: by each stage, the most preferred first.
+        by_stage: the layouts that each stage supports, the preferred one first.
+
+    Returns:
+        the same list for every stage; where no layout is common, `by_stage`, which vLLM then refuses.
     """
-    choosiest = min(told, key=len, default=[])
-    common = [name for name in choosiest if all(name in names for names in told)]
-    return [common] * len(told) if common else list(told)
+    fewest = min(by_stage, key=len, default=[])
+    common = [name for name in fewest if all(name in names for names in by_stage)]
+    return [common] * len(by_stage) if common else list(by_stage)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Constructor arguments of `vllm.LLM` as the words of a command line, which is how stages are told theirs.
+"""Converts constructor arguments of `vllm.LLM` to command-line arguments, which is how stages receive them.
 
-A pure function of the parser's own table: an argument that the command line does not have, or a value that it cannot
-carry, is refused by name.
+A pure function of the parser's own actions: an argument that the command line does not have, or a value that it cannot
+express, is refused by name.
 """
 
 from __future__ import annotations
@@ -17,41 +17,41 @@ from typing import Any
 from zpptool.errors import usage_error
 
 HEAD_ONLY = frozenset({"chat_template", "disable_log_stats", "hf_token"})
-"""What concerns the process that takes the prompts and no stage."""
-_SPOKEN_FOR = {
-    "pipeline_parallel_size": "Say num_stages.",
+"""Arguments that concern the head only."""
+_DECIDED = {
+    "pipeline_parallel_size": "Use num_stages.",
     "distributed_executor_backend": "The ring of stages is the executor.",
     "async_scheduling": "It broadcasts tokens over torch.distributed, which stages do not share.",
 }
 
 
-def engine_words(given: Mapping[str, Any], actions: Iterable[argparse.Action]) -> tuple[str, ...]:
-    """The words that say the same as keyword arguments.
+def command_line(given: Mapping[str, Any], actions: Iterable[argparse.Action]) -> tuple[str, ...]:
+    """The command-line arguments that are equivalent to keyword arguments.
 
     Args:
-        given: what the user gave, by the names of `vllm.LLM`; None stands for an argument's default.
+        given: the user's arguments, by the names of `vllm.LLM`; None means an argument's default.
         actions: the parser's.
 
     Raises:
-        ZppError: (USAGE) an argument is not known or cannot be told to a stage.
+        ZppError: (USAGE) an argument is unknown or cannot be passed to a stage.
     """
     by_name = {action.dest: action for action in actions}
-    words: list[str] = []
+    arguments: list[str] = []
     for name, value in given.items():
-        if name in _SPOKEN_FOR:
-            raise usage_error(f"zpptool.LLM does not take {name}", _SPOKEN_FOR[name])
+        if name in _DECIDED:
+            raise usage_error(f"zpptool.LLM does not take {name}", _DECIDED[name])
         if value is None or name in HEAD_ONLY:
             continue
         if name not in by_name:
             raise usage_error(f"vLLM has no engine argument {name}", "See vllm.LLM and vllm.EngineArgs.")
-        words += _words_of(name, value, by_name[name])
-    return tuple(words)
+        arguments += _flag_and_values(name, value, by_name[name])
+    return tuple(arguments)
 
 
-def _words_of(name: str, value: Any, action: argparse.Action) -> list[str]:
+def _flag_and_values(name: str, value: Any, action: argparse.Action) -> list[str]:
     flag = next((flag for flag in action.option_strings if flag.startswith("--")), "")
     if not flag:
-        raise usage_error(f"{name} cannot be told to a stage: vLLM has no flag for it")
+        raise usage_error(f"{name} cannot be passed to a stage: vLLM has no flag for it")
     if isinstance(value, bool) and action.nargs == 0:
         if value or isinstance(action, argparse.BooleanOptionalAction):
             return [flag if value else f"--no-{flag.removeprefix('--')}"]
@@ -59,17 +59,17 @@ def _words_of(name: str, value: Any, action: argparse.Action) -> list[str]:
     if isinstance(value, Mapping):
         return [flag, _json(name, value)]
     if isinstance(value, list | tuple | set | frozenset):
-        return [flag, *(_word(name, item) for item in value)]
-    return [flag, _word(name, value)]
+        return [flag, *(_text(name, item) for item in value)]
+    return [flag, _text(name, value)]
 
 
-def _word(name: str, value: Any) -> str:
+def _text(name: str, value: Any) -> str:
     if isinstance(value, Enum):
         value = value.value
     if isinstance(value, str | int | float | Path):
         return str(value)
     raise usage_error(
-        f"{name} is a {type(value).__name__}, which cannot be told to stages in processes of their own",
+        f"{name} is a {type(value).__name__}, which cannot be passed to stages in processes of their own",
         "Give plain values: numbers, strings, lists or dicts.",
     )
 
@@ -78,4 +78,4 @@ def _json(name: str, value: Mapping[Any, Any]) -> str:
     try:
         return json.dumps(dict(value))
     except TypeError as cause:
-        raise usage_error(f"{name} cannot be told to stages in processes of their own: {cause}") from cause
+        raise usage_error(f"{name} cannot be passed to stages in processes of their own: {cause}") from cause

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vllm.LLM` across stages, for scripts: the head is the script, the stages are processes of their own.
+"""`vllm.LLM` across stages, for scripts: the script is the head, the stages are processes of their own.
 
-What vLLM's class does, this one does: it is that class, with the ring as its executor. Stages that it starts live as
-long as it does, or as the script, however that ends.
+The class is vLLM's class with the ring as its executor, and does what that does. Stages that it starts end with it, or
+with the script, however that ends.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,22 +28,25 @@ from zpptool.config.memory_budget import free_memory, kv_share, refuse_too_much,
 from zpptool.config.model_runner import choose_v1_runner, refuse_v2_runner
 from zpptool.config.resolve import head_endpoint, resolve_place
 from zpptool.config.stage_spec import StageSpec
-from zpptool.engines.vllm.compat import access as hooks
+from zpptool.engines.vllm.compat import environment, platform
+from zpptool.engines.vllm.compat.arguments import serve_arguments, serve_parser
+from zpptool.engines.vllm.compat.engine_config import engine_config
 from zpptool.engines.vllm.compat.source_check import require_hooks, version_warning
 from zpptool.engines.vllm.compat.unsupported import vllms_refusal
 from zpptool.engines.vllm.core.executor import FAULT_VARIABLE, SPEC_VARIABLE, RingExecutor, fault_file
-from zpptool.engines.vllm.offline.engine_args import engine_words
+from zpptool.engines.vllm.offline.engine_args import command_line
 from zpptool.engines.vllm.offline.stage_watchdog import StageWatchdog
 from zpptool.errors import ZppError, stage_error, usage_error
-from zpptool.log import say
 from zpptool.process.group import ProcessGroup
 from zpptool.process.run_dir import private_directory
 from zpptool.supervisor.restarter import Restarter
 from zpptool.supervisor.stage_processes import process_fault, start_stage
 
+_log = logging.getLogger(__name__)
+
 
 class LLM(vllm.LLM):
-    """An offline engine over stages; a context manager, whose end ends the stages.
+    """An offline engine over stages; a context manager that ends the stages when it is left.
 
     Sets `VLLM_USE_V2_MODEL_RUNNER=0` in this process where it is not set, and leaves it: vLLM reads it at each request.
 
@@ -51,23 +54,23 @@ class LLM(vllm.LLM):
         model: a checkpoint's directory, or a directory of stages as `zpptool split` writes them.
         num_stages: how many stages; not needed with `ranges` or a directory of stages.
         ranges: every stage's layers, `["0-10", "10-30"]`; even by default.
-        launch: start the stages here. Otherwise they are waited for: `zpptool run-stage --headless` for stage 0,
-            wherever each of them runs, with the same engine arguments.
-        base_port: with `launch=False`: as the stages were told.
-        hosts: likewise.
-        head_addr: with `launch=False`: `HOST:PORT` where stage 0 finds this script; the port after the return port if
-            not given.
+        launch: start the stages here. Otherwise wait for stages that were started with `zpptool run-stage` and the same
+            engine arguments, on any machine; stage 0 with `--headless`.
+        base_port: with `launch=False`: the stages' own.
+        hosts: with `launch=False`: the stages' own.
+        head_addr: with `launch=False`: `HOST:PORT` at which stage 0 connects to this script; the port after the return
+            port by default.
         gpu_ids: with `launch`: the stages' GPUs, `"0,1"`; the next free ones by default. See `zpptool serve --gpu-ids`.
-        log_dir: where the stages' logs go; None lets them share this process's output.
-        start_timeout_s: how long the stages may take until all stand.
+        log_dir: the directory of the stages' logs; None has them write to this process's output.
+        start_timeout_s: how long the stages may take until all have joined.
         step_timeout_s: how long one step may take.
-        recovery_deadline_s: with `launch`: how long a stage that was lost may take to come back, while answers wait for
-            it; 0 has the first loss end all.
+        recovery_deadline_s: with `launch`: how long a lost stage may take to return, while answers wait for it; with 0
+            the first loss ends all stages.
         dtype: as for `vllm.LLM`.
         engine_arguments: all others of `vllm.LLM`.
 
     Raises:
-        ZppError: stages cannot be what was asked for, or did not come up; the message names the stage.
+        ZppError: the stages cannot be set up so, or did not start; the message names the stage.
     """
 
     def __init__(
@@ -90,7 +93,7 @@ class LLM(vllm.LLM):
     ) -> None:
         warning = version_warning(vllm.__version__)
         if warning:
-            say("zpptool.LLM", warning)
+            _log.warning(warning)
         require_hooks()
         refuse_v2_runner(os.environ)
         choose_v1_runner()
@@ -105,18 +108,17 @@ class LLM(vllm.LLM):
                 if launch
                 else plan_endpoints(len(specs), base_port, hosts)
             )
-            if launch and hooks.current_platform.is_cpu():
-                engine_arguments |= _memory_shared(specs, engine_arguments)
+            if launch and platform.is_cpu():
+                engine_arguments |= _share_of_memory(specs, engine_arguments)
             local = f"ipc://{scratch / 'head'}" if launch else head_endpoint(endpoints[0].connect, head_addr)
-            words = engine_words(engine_arguments, hooks.serve_parser()._actions)
-            common = {
+            engine_args = command_line(engine_arguments, serve_parser()._actions)
+            common: dict[str, Any] = {
+                "local": local, "headless": True, "engine_args": engine_args,
                 "dtype": dtype, "start_timeout_s": start_timeout_s, "step_timeout_s": step_timeout_s,
                 "recovery_deadline_s": recovery_deadline_s if launch else 0.0,
             }  # fmt: skip
             specs = [
-                msgspec.structs.replace(
-                    spec, bind=link.bind, connect=link.connect, local=local, headless=True, engine_args=words, **common
-                )
+                msgspec.structs.replace(spec, bind=link.bind, connect=link.connect, **common)
                 for spec, link in zip(specs, endpoints, strict=True)
             ]
             phases = scratch / "phases"
@@ -126,27 +128,28 @@ class LLM(vllm.LLM):
                 specs = list(placed.specs)
                 for spec, env in zip(specs, stage_environments([1] * len(specs), placed.env), strict=True):
                     start_stage(group, spec, env, log_dir, phases)
-            revival = Restarter(group, phases, partial(say, "zpptool.LLM"))
-            keeper = started.enter_context(StageWatchdog(revival.look if recovery_deadline_s else group.any_ended))
-            self._start_head(specs[0], keeper, group, scratch, engine_arguments)
-            self.close = weakref.finalize(self, _end, self.llm_engine.engine_core, keeper, group, started.pop_all())
-            """Ends the engine and the stages that were started here. Called by itself at the latest at exit."""
+            restarter = Restarter(group, phases, _log.warning)
+            watchdog = started.enter_context(StageWatchdog(restarter.look if recovery_deadline_s else group.any_ended))
+            self._start_head(specs[0], watchdog, group, scratch, engine_arguments)
+            self.close = weakref.finalize(self, _end, self.llm_engine.engine_core, watchdog, group, started.pop_all())
+            """Ends the engine and the stages that were started here. Called automatically at exit at the latest."""
 
     def _start_head(
         self,
         spec: StageSpec,
-        keeper: StageWatchdog,
+        watchdog: StageWatchdog,
         group: ProcessGroup,
         scratch: Path,
         engine_arguments: Mapping[str, Any],
     ) -> None:
         """Have vLLM start its engine core in a process of its own, with the ring as its executor.
 
-        Left alone, vLLM takes larger steps in a script than in a server; the stages go by the server's.
+        By default vLLM makes larger steps in a script than in a server. The stages use the server's limits, so these
+        are passed here.
         """
         with _head_environment(spec, scratch):
             try:
-                limits = hooks.engine_config(hooks.serve_arguments(spec, RingExecutor)).scheduler_config
+                limits = engine_config(serve_arguments(spec, RingExecutor)).scheduler_config
                 scheduling = {
                     "scheduler_cls": limits.scheduler_cls,
                     "max_num_batched_tokens": limits.max_num_batched_tokens,
@@ -160,15 +163,15 @@ class LLM(vllm.LLM):
                     async_scheduling=False,
                     **{**scheduling, **engine_arguments},
                 )
-                keeper.stands()
+                watchdog.loaded()
             except ZppError:
                 raise
             except Exception as cause:
-                word = fault_file(spec)
-                if word.exists():
-                    raise stage_error(word.read_text()) from cause
-                if keeper.has_lost:
-                    keeper.stop()
+                fault = fault_file(spec)
+                if fault.exists():
+                    raise stage_error(fault.read_text()) from cause
+                if watchdog.has_lost:
+                    watchdog.stop()
                     raise process_fault(group.culprit()) from cause
                 refusal = vllms_refusal(cause)
                 if refusal is None:
@@ -185,7 +188,7 @@ class LLM(vllm.LLM):
 
 
 def _stage_specs(model: Path, num_stages: int | None, ranges: Sequence[str]) -> list[StageSpec]:
-    """What each stage is, not yet how they meet."""
+    """Each stage's model directory and layers; endpoints are not decided yet."""
     first = resolve_place(model, stage=0, num_stages=num_stages, ranges=ranges)
     places = [first]
     for stage in range(1, len(first.partition)):
@@ -203,8 +206,8 @@ def _stage_specs(model: Path, num_stages: int | None, ranges: Sequence[str]) -> 
     ]
 
 
-def _memory_shared(specs: Sequence[StageSpec], given: Mapping[str, Any]) -> dict[str, int]:
-    """What stages that share a CPU are to be told, so that they share its memory, unless the user has said how.
+def _share_of_memory(specs: Sequence[StageSpec], given: Mapping[str, Any]) -> dict[str, int]:
+    """The engine arguments with which stages that share a CPU also share its memory; none where the user has set them.
 
     Raises:
         ZppError: (FAILURE) the weights do not fit.
@@ -218,25 +221,25 @@ def _memory_shared(specs: Sequence[StageSpec], given: Mapping[str, Any]) -> dict
 
 @contextmanager
 def _head_environment(spec: StageSpec, scratch: Path) -> Iterator[None]:
-    """While the engine core is started: tell it its place through the environment, which it inherits."""
-    if os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0":
+    """While the engine core is started: pass its spec in the environment, which it inherits."""
+    if environment.runs_engine_core_in_process():
         raise usage_error(
-            "VLLM_ENABLE_V1_MULTIPROCESSING=0 would have the script itself end with its parent",
+            f"{environment.MULTIPROCESSING_VARIABLE}=0 would have the script itself end with its parent",
             "Leave it out: the engine core runs in a process of its own.",
         )
-    hooks.prepare_environment(spec)
+    environment.set_layer_partition(spec)
     os.environ[SPEC_VARIABLE] = spec.to_json()
     os.environ[FAULT_VARIABLE] = str(scratch / "fault")
     try:
         yield
     finally:
         del os.environ[SPEC_VARIABLE], os.environ[FAULT_VARIABLE]
-        hooks.forget_environment()
+        environment.clear_layer_partition()
 
 
-def _end(engine_core: Any, keeper: StageWatchdog, group: ProcessGroup, started: ExitStack) -> None:
-    """The head first: it tells all stages, those elsewhere too, that the run is over, and they end by themselves."""
+def _end(engine_core: Any, watchdog: StageWatchdog, group: ProcessGroup, started: ExitStack) -> None:
+    """End the head first: it stops all stages, including those on other machines, and they end by themselves."""
     with started:
-        keeper.stop()
+        watchdog.stop()
         engine_core.shutdown()
         group.settle()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stages of a script, looked after while the script does something else."""
+"""Watches the stages of a script while the script does something else."""
 
 from __future__ import annotations
 
@@ -13,38 +13,39 @@ from zpptool.process.group import POLL_S
 
 
 class StageWatchdog:
-    """Looks after the stages on a thread of its own, until it is stopped: a context manager.
+    """Checks the stages on a thread of its own until it is stopped: a context manager.
 
-    As long as the engine core waits for them, it ends that one when a stage has gone for good, for it would wait in
-    vain. It may not have been started yet when that happens. Afterwards the ring tells of a loss by itself.
+    While the engine core waits for the stages to load, a stage that has ended and is not restarted would leave it
+    waiting forever, so the watchdog terminates it. The engine core may be started after the stage has ended. Once the
+    stages have loaded, the ring itself reports a loss.
 
     Args:
-        look: starts again what is to be started again, and tells whether a stage has gone for good.
+        check: restarts the stages that are to be restarted; returns whether a stage has ended for good.
 
     Attributes:
-        has_lost: whether one has.
+        has_lost: whether a stage has ended for good.
     """
 
-    def __init__(self, look: Callable[[], bool]) -> None:
+    def __init__(self, check: Callable[[], bool]) -> None:
         self.has_lost = False
-        self._look = look
-        self._waited_for = True
+        self._check = check
+        self._engine_core_waits = True
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="stage-keeper", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="stage-watchdog", daemon=True)
 
-    def stands(self) -> None:
-        """Tell that the engine core does not wait for the stages any more."""
-        self._waited_for = False
+    def loaded(self) -> None:
+        """The stages have loaded: the engine core does not wait for them any more."""
+        self._engine_core_waits = False
 
     def stop(self) -> None:
-        """Start no stage any more."""
+        """Stop watching; no stage is restarted afterwards."""
         self._over.set()
         self._thread.join()
 
-    def _keep(self) -> None:
+    def _watch(self) -> None:
         while not self._over.wait(POLL_S):
-            self.has_lost = self._look()
-            if self.has_lost and self._waited_for:
+            self.has_lost = self._check()
+            if self.has_lost and self._engine_core_waits:
                 for process in multiprocessing.active_children():
                     if process.name.startswith("EngineCore"):
                         process.terminate()

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Activations between a device and host memory, beside the computation: pinned buffers, a stream of its own, events.
+"""Copies activations between a device and host memory while the device computes, with pinned buffers, a side stream
+and events.
 
-A stage on an accelerator must not wait, with all that it has queued, for a copy: what it sends is copied on a side
-stream once it is computed, and leaves from another thread when it has arrived in host memory; what it receives is
-copied from pinned memory on the side stream, and the computation waits for that on the device. Written to the API that
-all of torch's devices share (`torch.get_device_module`). Tested with the CPU's, whose streams do nothing; untested on a
-GPU.
+A stage on an accelerator must not wait for a copy together with all that it has queued. Outputs are copied on a side
+stream as soon as they are computed, and another thread sends them when they have arrived in host memory. Inputs are
+copied from pinned memory on the side stream, and only the device waits for that copy. The code uses the API that all of
+torch's devices share (`torch.get_device_module`). Tested on the CPU, whose streams do nothing; untested on a GPU.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 
 class DeviceStaging:
-    """The side stream of one device, and the thread that sends what it has copied.
+    """The side stream of one device, and the thread that sends what was copied.
 
     Args:
         device: where this stage computes.
@@ -29,17 +29,18 @@ class DeviceStaging:
         self._api = torch.get_device_module(device)
         self._pinned = device.type != "cpu"
         self._stream = self._api.Stream()
-        self._sender = ThreadPoolExecutor(1, thread_name_prefix="stage-send")  # one: what is sent keeps its order
+        self._sender = ThreadPoolExecutor(1, thread_name_prefix="stage-send")  # a single thread keeps the order
 
     def send(self, values: Mapping[str, Any], send: Callable[[dict[str, Any]], Callable[[], None]]) -> Future[None]:
-        """Copy to host memory what is being computed, then send it.
+        """Copy values that are being computed to host memory, then send them.
 
         Args:
             values: tensors on the device, and plain values.
-            send: sends the values, with tensors in host memory, and returns what waits until that memory is free.
+            send: sends the values, with tensors in host memory, and returns a function that waits until that memory may
+                be written again.
 
         Returns:
-            done when the device's tensors may be written again and all has been sent; it holds what went wrong.
+            a future that is done when the device's tensors may be written again and all has been sent.
         """
         arrived = self._api.Event()
         self._stream.wait_stream(self._api.current_stream())
@@ -47,25 +48,26 @@ class DeviceStaging:
             host = {name: self._to_host(value) for name, value in values.items()}
             arrived.record(self._stream)
 
-        def leave() -> None:
+        def send_when_copied() -> None:
             arrived.synchronize()
             send(host)()
 
-        return self._sender.submit(leave)
+        return self._sender.submit(send_when_copied)
 
     def receive(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """What was received, in host memory, on the device; the current stream waits for it, this thread does not."""
+        """Copy received values from host memory to the device. The current stream waits for the copy, this thread does
+        not."""
         with self._api.stream(self._stream):
-            there = {name: self._to_device(value) for name, value in values.items()}
+            on_device = {name: self._to_device(value) for name, value in values.items()}
         current = self._api.current_stream()
         current.wait_stream(self._stream)
-        for value in there.values():
+        for value in on_device.values():
             if isinstance(value, torch.Tensor) and self._pinned:
                 value.record_stream(current)
-        return there
+        return on_device
 
     def close(self) -> None:
-        """Send what is under way, and end the thread."""
+        """Complete pending sends, and end the thread."""
         self._sender.shutdown()
 
     def _to_host(self, value: Any) -> Any:
@@ -74,7 +76,7 @@ class DeviceStaging:
         host = torch.empty(value.shape, dtype=value.dtype, device="cpu", pin_memory=self._pinned)
         host.copy_(value, non_blocking=True)
         if self._pinned:
-            value.record_stream(self._stream)  # its memory is not given away before the copy
+            value.record_stream(self._stream)  # its memory is not reused before the copy
         return host
 
     def _to_device(self, value: Any) -> Any:

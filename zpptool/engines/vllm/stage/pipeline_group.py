@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pipeline group over the wire: what a vLLM worker talks to instead of NCCL or gloo.
+"""vLLM's pipeline group over zpptool's wire, in place of NCCL or gloo.
 
-A worker asks its pipeline group where it stands, sends the tensors of a step to the next stage and receives those of
-the stage before. Both return at once: the send keeps its buffers until its handle is waited for, and the receive is
-done when the worker first looks at the tensors, so that it prepares its inputs while the stage before still computes.
+A worker gets its place in the pipeline from its pipeline group, sends the tensors of a step to the next stage and
+receives those of the stage before. Both calls return at once. A send keeps its buffers until its handle is waited for.
+A receive takes place when the worker first reads the tensors, so that the worker prepares its inputs while the stage
+before still computes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 
 from zpptool.config.stage_spec import StageSpec
-from zpptool.engines.vllm.compat import access as hooks
+from zpptool.engines.vllm.compat.process_groups import tensor_parallel_group
 from zpptool.engines.vllm.stage.device_staging import DeviceStaging
 from zpptool.errors import ZppError
 from zpptool.ring.stage.node import StageNode
@@ -22,11 +23,11 @@ from zpptool.wire.message import tensors
 
 
 class PipelinePlace:
-    """Where a rank stands in the pipeline, in the shape of vLLM's `GroupCoordinator`.
+    """A rank's place in the pipeline, with the attributes of vLLM's `GroupCoordinator` that workers read.
 
     Args:
         spec: the stage.
-        rank: the tensor-parallel rank in it.
+        rank: its tensor-parallel rank.
     """
 
     def __init__(self, spec: StageSpec, rank: int) -> None:
@@ -45,8 +46,8 @@ class PipelinePlace:
         self.device: torch.device | None = None
 
     def adopt(self, alone: Any, device: torch.device | None) -> None:
-        """Take over the group of one that vLLM built: what is no business between stages (capturing a graph, say) is
-        asked of it."""
+        """Take over the group of one stage that vLLM built. Attributes that do not concern other stages (graph capture,
+        for example) are looked up there."""
         self._alone = alone
         self.device = device
 
@@ -56,7 +57,7 @@ class PipelinePlace:
         return getattr(self._alone, name)
 
     def destroy(self) -> None:
-        """The ring is closed by the worker's main loop, not by vLLM; the group of one goes."""
+        """Destroy the group of one stage. The ring is closed by the worker's main loop, not by vLLM."""
         if self._alone is not None:
             self._alone.destroy()
 
@@ -66,7 +67,7 @@ class PipelinePlace:
 
 
 class WirePipelineGroup(PipelinePlace):
-    """Rank 0 of a stage, which sends and receives; what it receives it shares with the other ranks.
+    """The group of rank 0 of a stage. It sends and receives, and broadcasts what it received to the other ranks.
 
     Args:
         node: this stage's place in the ring.
@@ -79,13 +80,13 @@ class WirePipelineGroup(PipelinePlace):
         self._staging: DeviceStaging | None = None
 
     def adopt(self, alone: Any, device: torch.device | None) -> None:
-        """As ever; a device with memory of its own gets a side stream."""
+        """Take over the group of one stage, and set up a side stream where the device has memory of its own."""
         super().adopt(alone, device)
         if device is not None and device.type != "cpu":
             self._staging = DeviceStaging(device)
 
     def destroy(self) -> None:
-        """As ever; what is being sent leaves."""
+        """Destroy the group after pending sends have completed."""
         if self._staging is not None:
             self._staging.close()
         super().destroy()
@@ -100,8 +101,8 @@ class WirePipelineGroup(PipelinePlace):
         """Send to the next stage.
 
         Returns:
-            two handles, as vLLM expects: it skips the first (of the metadata) and waits for the rest before the
-            tensors' memory is written again.
+            two handles: vLLM skips the first, which is that of the metadata, and waits for the others before it writes
+            to the tensors' memory again.
         """
         self._refuse_other(dst, (self.rank_in_group + 1) % self.world_size)
         handle = SendHandle(self._send(tensor_dict) if self._staging is None else self._stage(tensor_dict))
@@ -116,10 +117,10 @@ class WirePipelineGroup(PipelinePlace):
         return self._staging.send(values, self._send).result
 
     def take(self) -> dict[str, torch.Tensor | Any]:
-        """The tensors of the stage before, on this stage's device, when they are there.
+        """Wait for the tensors of the stage before, and return them on this stage's device.
 
         Raises:
-            ZppError: (STAGE) they did not come in time, or the stage before was lost.
+            ZppError: (STAGE) they did not arrive in time, or the stage before was lost.
         """
         received = self._node.unpack(self._node.receive_tensors())
         return received if self._staging is None else self._staging.receive(received)
@@ -133,7 +134,7 @@ class WirePipelineGroup(PipelinePlace):
         """Receive from the stage before.
 
         Returns:
-            a dict that is filled when its handle is waited for, that handle, and nothing to do afterwards.
+            a dict that is filled when its handle is waited for, that handle, and no postprocessing.
         """
         self._refuse_other(src, (self.rank_in_group - 1) % self.world_size)
         received: dict[str, torch.Tensor | Any] = {}
@@ -141,10 +142,11 @@ class WirePipelineGroup(PipelinePlace):
 
 
 class RankPipelineGroup(PipelinePlace):
-    """Another rank of a stage: it sends nothing, for rank 0 has the same, and receives what rank 0 shares."""
+    """The group of another rank of a stage. It sends nothing, because rank 0 sends the same tensors, and receives what
+    rank 0 broadcasts."""
 
     def isend_tensor_dict(self, tensor_dict: dict[str, torch.Tensor | Any], **_options: Any) -> list[SendHandle]:
-        """Nothing to do, and nothing to wait for."""
+        """Send nothing; returns no handles."""
         return []
 
     def irecv_tensor_dict(
@@ -156,18 +158,18 @@ class RankPipelineGroup(PipelinePlace):
 
 
 class SendHandle:
-    """A send under way."""
+    """A send in progress."""
 
     def __init__(self, wait: Callable[[], None]) -> None:
         self._wait = wait
 
     def wait(self) -> None:
-        """Return when the tensors' memory may be written again."""
+        """Wait until the tensors' memory may be written again."""
         self._wait()
 
 
 class ReceiveHandle:
-    """A receive that is done when somebody wants its tensors."""
+    """A receive that takes place when its tensors are needed."""
 
     def __init__(self, group: WirePipelineGroup, into: dict[str, torch.Tensor | Any]) -> None:
         self._group = group
@@ -177,20 +179,20 @@ class ReceiveHandle:
         """Wait for the tensors of the stage before.
 
         Raises:
-            ZppError: (STAGE) they did not come in time, or the stage before was lost.
+            ZppError: (STAGE) they did not arrive in time, or the stage before was lost.
         """
         received = self._group.take()
         if self._group.tensor_parallel_size > 1:
-            hooks.tensor_parallel_group().broadcast_tensor_dict(received, src=0)
+            tensor_parallel_group().broadcast_tensor_dict(received, src=0)
         self._into.update(received)
 
 
 class SharedHandle:
-    """A receive of another rank than the first."""
+    """A receive on another rank than rank 0."""
 
     def __init__(self, into: dict[str, torch.Tensor | Any]) -> None:
         self._into = into
 
     def wait(self) -> None:
-        """Wait for what rank 0 has received."""
-        self._into.update(hooks.tensor_parallel_group().broadcast_tensor_dict(src=0))
+        """Wait for the tensors that rank 0 has received."""
+        self._into.update(tensor_parallel_group().broadcast_tensor_dict(src=0))

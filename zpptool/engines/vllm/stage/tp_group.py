@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The other processes of a tensor-parallel stage, as its rank 0 sees them.
+"""Ranks 1 and up of a tensor-parallel stage, as its rank 0 starts and calls them.
 
-Rank 0 owns the links. It hands each call of the head on to the others, before it does it itself, and hears from them
-only where an answer is wanted. What fails or ends in one of them ends the stage, by name: the ranks compute together,
-and one that is missing leaves the others waiting for ever. Bytes go over a socket pair that only the two hold.
+Rank 0 owns the links. It forwards each call of the head to the other ranks before it does the call itself, and receives
+an answer only where one is wanted. A rank that fails or ends also ends the stage, with an error that names the rank:
+the ranks compute together, and without one of them the others would wait forever. Each connection is a socket pair that
+only the two processes hold.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from zpptool.errors import ExitCode, ZppError, stage_error
 from zpptool.process.child import PARENT_VARIABLE
 
 
-class Order(msgspec.Struct, frozen=True):
-    """A call of the head, handed on.
+class ForwardedCall(msgspec.Struct, frozen=True):
+    """A call of the head, as rank 0 forwards it.
 
     Attributes:
-        method: what to do.
-        answer: whether an answer is wanted.
+        method: its name.
+        answer: whether rank 0 wants an answer.
         payload: its arguments, in the engine's encoding.
     """
 
@@ -42,12 +43,12 @@ class Order(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What came of an order.
+    """The result of a forwarded call.
 
     Attributes:
         payload: the answer, in the engine's encoding.
-        fault: what went wrong; empty if nothing did.
-        fatal: whether the ranks may differ now, so that the stage cannot go on.
+        fault: the error in one line; empty for none.
+        fatal: whether the ranks may be in different states now, so that the stage cannot continue.
     """
 
     payload: bytes = b""
@@ -58,17 +59,17 @@ class Outcome(msgspec.Struct, frozen=True):
 class _Rank(NamedTuple):
     number: int
     process: subprocess.Popen[bytes]
-    line: Connection
+    connection: Connection
     answers: queue.SimpleQueue[Outcome]
 
 
-class Ranks:
+class TensorParallelRanks:
     """Ranks 1 and up of a stage, each in a process of its own.
 
     Args:
         spec: the stage.
-        store: where the ranks meet, for torch.distributed.
-        on_lost: told, from a thread of its own, what ended the stage; the process ends when it returns.
+        store: URL of the file through which torch.distributed of the ranks find each other.
+        on_lost: called with the error that ends the stage, from a thread of its own; the process exits when it returns.
     """
 
     def __init__(self, spec: StageSpec, store: str, on_lost: Callable[[ZppError], None]) -> None:
@@ -77,49 +78,50 @@ class Ranks:
         self._ending = threading.Lock()
         self._ranks = [_start(spec, number, store) for number in range(1, spec.tensor_parallel_size)]
         for rank in self._ranks:
-            threading.Thread(target=self._hear, args=(rank,), name=f"rank-{rank.number}", daemon=True).start()
+            threading.Thread(target=self._receive, args=(rank,), name=f"rank-{rank.number}", daemon=True).start()
 
-    def order(self, method: str, payload: bytes, *, answer: bool) -> None:
+    def forward(self, method: str, payload: bytes, *, answer: bool) -> None:
         """Have all ranks do a call of the head."""
-        order = msgspec.msgpack.encode(Order(method, answer, payload))
+        call = msgspec.msgpack.encode(ForwardedCall(method, answer, payload))
         for rank in self._ranks:
             try:
-                rank.line.send_bytes(order)
+                rank.connection.send_bytes(call)
             except OSError:
-                self._lose(rank, f"has gone ({_how_it_ended(rank.process)})")
+                self._lose(rank, f"has ended ({_how_it_ended(rank.process)})")
 
     def answers(self, timeout_s: float) -> list[Outcome]:
-        """What came of the last order, of each rank.
+        """The result of the last forwarded call, from each rank.
 
         Raises:
-            ZppError: (STAGE) one is silent.
+            ZppError: (STAGE) a rank has not answered in `timeout_s` seconds.
         """
         try:
             return [rank.answers.get(timeout=timeout_s) for rank in self._ranks]
         except queue.Empty:
-            raise stage_error(f"a tensor-parallel rank of stage {self._stage} is silent for {timeout_s:g} s") from None
+            silent = f"a tensor-parallel rank of stage {self._stage} has not answered for {timeout_s:g} s"
+            raise stage_error(silent) from None
 
-    def _hear(self, rank: _Rank) -> None:
+    def _receive(self, rank: _Rank) -> None:
         try:
             while True:
-                outcome = msgspec.msgpack.decode(rank.line.recv_bytes(), type=Outcome)
+                outcome = msgspec.msgpack.decode(rank.connection.recv_bytes(), type=Outcome)
                 if outcome.fatal:
                     self._lose(rank, outcome.fault)
                 rank.answers.put(outcome)
         except (EOFError, OSError):
-            self._lose(rank, f"has gone ({_how_it_ended(rank.process)})")
+            self._lose(rank, f"has ended ({_how_it_ended(rank.process)})")
 
     def _lose(self, rank: _Rank, why: str) -> None:
-        with self._ending:  # never given back: the first one ends the process
+        with self._ending:  # never released: the first loss ends the process
             self._on_lost(stage_error(f"tensor-parallel rank {rank.number} of stage {self._stage} {why}"))
             os._exit(ExitCode.STAGE)
 
 
 def _start(spec: StageSpec, number: int, store: str) -> _Rank:
     ours, theirs = Pipe()
-    words = [sys.executable, "-m", TP_RANK, spec.to_json(), str(number), store]
+    command = [sys.executable, "-m", TP_RANK, spec.to_json(), str(number), store]
     process = subprocess.Popen(
-        [*words, str(theirs.fileno())],
+        [*command, str(theirs.fileno())],
         env={
             **os.environ,
             **openmp_environment({}, number, spec.tensor_parallel_size),
@@ -136,5 +138,5 @@ def _how_it_ended(process: subprocess.Popen[bytes]) -> str:
     try:
         code = process.wait(2)
     except subprocess.TimeoutExpired:
-        return "it still runs"
+        return "it is still running"
     return f"killed by signal {-code}" if code < 0 else f"exit code {code}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The embedded engine's HTTP front, before a model that answers what it is told to: shapes, ends, refusals, faults."""
+"""The embedded engine's HTTP API in front of a scripted model: formats, ends of answers, refusals, errors."""
 
 from __future__ import annotations
 
@@ -32,13 +32,14 @@ TEMPLATE = (
 
 @dataclass
 class Scripted:
-    """Answers every prompt with `reply`, over and over where an answer may be longer, and notes what is asked.
+    """Answers every prompt with `reply`, repeated where an answer may be longer, and records its calls.
 
     Attributes:
         reply: token ids.
-        fails_after: how many tokens of an answer come before a fault; None for no fault.
-        parties: answers that must be under way at once before any of them goes on.
-        closed: how many sequences are at their end.
+        fails_after: the number of tokens of an answer before an error; None for no error.
+        parties: answers that must be in progress at once before any of them continues.
+        asked: the calls: prompt, greatest number of tokens, sampling.
+        closed: the number of sequences that have ended.
     """
 
     reply: list[int] = field(default_factory=list)
@@ -53,12 +54,12 @@ class Scripted:
     ) -> Generator[int, None, None]:
         self.asked.append((list(prompt_ids), max_new_tokens, sampling))
         try:
-            for place in range(max_new_tokens):
-                if place == self.fails_after:
+            for position in range(max_new_tokens):
+                if position == self.fails_after:
                     raise stage_error("stage 1: step failed: out of memory")
                 if self.parties is not None:
                     self.parties.wait(10)
-                token = self.reply[place % len(self.reply)]
+                token = self.reply[position % len(self.reply)]
                 yield token
                 if token in stop_ids:
                     return
@@ -107,7 +108,7 @@ def events(client: TestClient, path: str = "/v1/completions", **body: Any) -> li
     return [json.loads(line) for line in lines[:-1]]
 
 
-def test_the_models_own_ends_and_limits_are_found(served: ServedModel) -> None:
+def test_the_models_end_tokens_and_limits_are_found(served: ServedModel) -> None:
     assert served.eos_ids == {EOS}
     assert (served.max_model_len, served.vocab_size) == (512, 320)
 
@@ -122,7 +123,7 @@ def test_the_models_own_ends_and_limits_are_found(served: ServedModel) -> None:
         ({}, {"eos_token_id": None}, {EOS}),
     ],
 )
-def test_who_says_how_an_answer_ends(
+def test_where_the_end_tokens_are_found(
     tiny_model: Callable[..., Path],
     tmp_path: Path,
     generation: dict[str, Any] | None,
@@ -139,7 +140,7 @@ def test_who_says_how_an_answer_ends(
     assert served_model(tmp_path, Scripted().generate, lambda: True).eos_ids == expected
 
 
-def test_a_completion_has_openais_shape(client: TestClient, served: ServedModel, script: Scripted) -> None:
+def test_a_completion_has_openais_format(client: TestClient, served: ServedModel, script: Scripted) -> None:
     script.reply = [*served.encode("fine"), EOS]
     answer = complete(client, return_token_ids=True)
     assert answer["object"] == "text_completion"
@@ -149,7 +150,7 @@ def test_a_completion_has_openais_shape(client: TestClient, served: ServedModel,
     (choice,) = answer["choices"]
     assert (choice["index"], choice["text"]) == (0, "fine")
     assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", None)
-    assert choice["token_ids"] == script.reply, "the token that ends an answer is one of its tokens, as vLLM has it"
+    assert choice["token_ids"] == script.reply, "the token that ends an answer is one of its tokens, as in vLLM"
     assert choice["prompt_token_ids"] == served.encode("ask")
     assert complete(client)["choices"][0]["token_ids"] is None
 
@@ -189,13 +190,13 @@ def test_prompts_in_all_four_forms(client: TestClient, served: ServedModel, scri
         assert sorted(asked[0] for asked in script.asked) == sorted(expected)
 
 
-def test_several_prompts_are_under_way_at_once(client: TestClient, script: Scripted) -> None:
+def test_several_prompts_are_computed_at_once(client: TestClient, script: Scripted) -> None:
     script.reply = [50]
     script.parties = threading.Barrier(3)
     assert len(complete(client, prompt=["a", "b", "c"], max_tokens=2)["choices"]) == 3
 
 
-def test_eos_is_not_an_end_when_it_is_to_be_ignored(client: TestClient, served: ServedModel, script: Scripted) -> None:
+def test_eos_does_not_end_an_answer_with_ignore_eos(client: TestClient, served: ServedModel, script: Scripted) -> None:
     script.reply = [*served.encode("x"), EOS]
     (choice,) = complete(client, ignore_eos=True, max_tokens=4, return_token_ids=True)["choices"]
     assert choice["token_ids"] == script.reply * 2
@@ -210,10 +211,10 @@ def test_stop_strings_and_stop_tokens(client: TestClient, served: ServedModel, s
     (w,) = served.encode("w")
     (choice,) = complete(client, stop_token_ids=[w], return_token_ids=True)["choices"]
     assert (choice["text"], choice["finish_reason"], choice["stop_reason"]) == ("one t", "stop", w)
-    assert script.closed == 2, "a sequence is given up where its answer ends"
+    assert script.closed == 2, "a sequence is cancelled when its answer has ended"
 
 
-def test_streamed_pieces_are_whole_characters_and_make_the_answer(
+def test_streamed_pieces_are_whole_characters_and_add_up_to_the_answer(
     client: TestClient, served: ServedModel, script: Scripted
 ) -> None:
     text = "naïve 日本語 🙂!"
@@ -235,7 +236,7 @@ def test_streamed_pieces_are_whole_characters_and_make_the_answer(
     assert len({chunk["id"] for chunk in chunks}) == 1
 
 
-def test_an_answer_that_ends_in_the_middle_of_a_character_says_so(
+def test_an_answer_that_ends_in_the_middle_of_a_character_shows_it(
     client: TestClient, served: ServedModel, script: Scripted
 ) -> None:
     script.reply = served.encode("é")[:1]
@@ -250,7 +251,7 @@ def test_chats(client: TestClient, served: ServedModel, script: Scripted) -> Non
     assert answer["choices"][0]["message"] == {"role": "assistant", "content": "yes"}
     prompt, max_new_tokens, _ = script.asked[0]
     assert served.decode(prompt) == "[user]a\nb\n[a]"
-    assert max_new_tokens == served.max_model_len - len(prompt), "a chat may go on to the model's limit"
+    assert max_new_tokens == served.max_model_len - len(prompt), "a chat may continue up to the model's limit"
     chunks = events(client, "/v1/chat/completions", messages=messages, stream=True, max_completion_tokens=3)
     assert chunks[0]["object"] == "chat.completion.chunk"
     assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": "y"}
@@ -279,7 +280,7 @@ def test_tokenize(client: TestClient, served: ServedModel) -> None:
         ("beam_width", 4),
     ],
 )  # fmt: skip
-def test_what_cannot_be_honoured_is_refused_by_name(
+def test_what_is_not_supported_is_refused_by_name(
     client: TestClient, script: Scripted, field: str, value: object
 ) -> None:
     script.reply = [50]
@@ -290,7 +291,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(
     assert script.asked == []
 
 
-def test_what_asks_for_nothing_special_is_taken(client: TestClient, script: Scripted) -> None:
+def test_values_that_request_nothing_are_accepted(client: TestClient, script: Scripted) -> None:
     script.reply = [50]
     complete(
         client, n=1, best_of=1, echo=False, suffix=None, logprobs=None, frequency_penalty=0.0, presence_penalty=0,
@@ -300,7 +301,7 @@ def test_what_asks_for_nothing_special_is_taken(client: TestClient, script: Scri
 
 
 @pytest.mark.parametrize(
-    ("messages", "told"),
+    ("messages", "location"),
     [
         ([], "messages"),
         ([{"content": "x"}], "messages.0.role"),
@@ -308,10 +309,10 @@ def test_what_asks_for_nothing_special_is_taken(client: TestClient, script: Scri
         ([{"role": "assistant", "content": "x", "tool_calls": []}], "messages.0.tool_calls"),
     ],
 )
-def test_messages_that_cannot_be_read(client: TestClient, messages: list[Any], told: str) -> None:
+def test_messages_that_cannot_be_read(client: TestClient, messages: list[Any], location: str) -> None:
     error = refusal(client, "/v1/chat/completions", messages=messages)
     assert error["param"] == "messages"
-    assert told in error["message"]
+    assert location in error["message"]
 
 
 def test_a_model_without_a_chat_template_and_one_that_refuses(client: TestClient, served: ServedModel) -> None:
@@ -322,18 +323,18 @@ def test_a_model_without_a_chat_template_and_one_that_refuses(client: TestClient
     assert "no chat template" in refusal(client, "/v1/chat/completions", messages=messages)["message"]
 
 
-def test_bodies_that_are_no_requests(client: TestClient) -> None:
+def test_bodies_that_are_not_requests(client: TestClient) -> None:
     for body in (b"{", b"[]", b"\xff", b""):
         response = client.post("/v1/completions", content=body)
         assert (response.status_code, response.json()["error"]["type"]) == (400, "invalid_request_error")
 
 
-def test_another_model_is_not_here(client: TestClient) -> None:
+def test_another_model_is_refused(client: TestClient) -> None:
     assert refusal(client, status=404, prompt="x", model="huge")["param"] == "model"
     assert client.get("/v1/models").json()["data"][0]["id"] == "tiny"
 
 
-def test_a_fault_of_the_pipeline_is_an_error_of_the_server(client: TestClient, script: Scripted) -> None:
+def test_an_error_of_the_pipeline_is_a_server_error(client: TestClient, script: Scripted) -> None:
     script.reply, script.fails_after = [50], 2
     assert "stage 1: step failed" in refusal(client, status=500, prompt="ask")["message"]
     *pieces, fault = events(client)
