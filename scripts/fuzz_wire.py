@@ -73,7 +73,7 @@ def take_message(data: bytes) -> Any:
         return unpack(got.header, got.frames, limits=LIMITS)
     if got.kind is Kind.LINK:
         return words.decode_word(got.header)
-    return c.decode(got.header, got.frames, stage=HEAD, peer="stage 1", endpoint="here")
+    return c.decode_control(got.header, got.frames, stage=HEAD, peer="stage 1", endpoint="here")
 
 
 def take_tensors(data: bytes) -> Any:
@@ -115,11 +115,11 @@ def control_headers() -> list[bytes]:
         c.Reply(number=5, stage=2), c.Fault(stage=1, number=None, message="m", detail="d"),
         c.Stop(reason="over", broke=True),
     ]  # fmt: skip
-    return [c.encode(item) for item in said]
+    return [c.encode_control(item) for item in said]
 
 
 def control_target() -> Target:
-    return lambda data: c.decode(data, (), stage=HEAD, peer="stage 1", endpoint="here"), control_headers()
+    return lambda data: c.decode_control(data, (), stage=HEAD, peer="stage 1", endpoint="here"), control_headers()
 
 
 def word_headers() -> list[bytes]:

@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from toys import changed, ring_specs, stage_life
+from toys import changed, ring_specs, run_stage
 
 from zpptool.config.stage_spec import StageSpec
 from zpptool.engines.base import LOAD_MODEL
@@ -81,7 +81,7 @@ def ring(specs: list[StageSpec], full: int) -> Iterator[HeadNode]:
     kinds[full] = FullStage
     ThreadStage.made.clear()
     with ThreadPoolExecutor(len(specs)) as pool:
-        stages = [pool.submit(stage_life, spec, kind) for spec, kind in zip(specs, kinds, strict=True)]
+        stages = [pool.submit(run_stage, spec, kind) for spec, kind in zip(specs, kinds, strict=True)]
         head = open_head_node(specs[0])
         try:
             head.gather(agreed_facts(specs[0]))

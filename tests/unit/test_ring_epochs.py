@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The life of a ring: every event in every state, and the protocol of epochs against links that do their worst."""
+"""The epochs of a ring: every event in every state, and the protocol against links that delay and lose messages."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ STATES = [RingState(phase, EPOCH, may) for phase in Phase for may in (False, Tru
 
 
 def expected(state: RingState, event: Event) -> tuple[RingState, object]:
-    """The table of docs/recovery.md, written out."""
+    """The table of docs/recovery.md as code."""
     over = replace(state, phase=Phase.OVER)
     if state.phase is Phase.OVER:
         return state, None
@@ -68,7 +68,7 @@ def test_every_event_in_every_state(state: RingState, event: Event) -> None:
     assert react(state, event) == expected(state, event)
 
 
-def test_a_start_is_a_recovery_of_nothing() -> None:
+def test_a_start_takes_the_same_steps_as_a_recovery() -> None:
     state = begin(may_recover=False)
     actions = []
     for event in (Closed(1), Answered(1, None), Ready(1)):
@@ -82,16 +82,18 @@ STAGES = 3
 
 
 class Epochs(RuleBasedStateMachine):
-    """A ring of three stages whose links carry messages in order, hold them as long as they like, and lose all that
-    they hold when a stage dies. A step's message counts in a stage only if it bears the stage's own epoch."""
+    """A ring of three stages. Links deliver messages after any delay, and lose all of them when a stage dies.
+
+    A stage accepts a step's message only if it has the stage's own epoch.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.state = begin(may_recover=True)
         self.epochs = [0] * STAGES
         self.alive = [True] * STAGES
-        self.news: list[Event] = []
-        self.under_way: list[tuple[int, int, int]] = []  # epoch, step, the stage that it is on its way to
+        self.events: list[Event] = []
+        self.under_way: list[tuple[int, int, int]] = []  # epoch, step, the next stage
         self.applied: list[set[tuple[int, int]]] = [set() for _ in range(STAGES)]
         self.next_step = 0
 
@@ -101,36 +103,36 @@ class Epochs(RuleBasedStateMachine):
         assert self.state.epoch >= before.epoch
         match action:
             case CallTheRoll():
-                self.news.append(Answered(self.state.epoch, None))
+                self.events.append(Answered(self.state.epoch, None))
             case Admit():
-                self.news.append(Ready(self.state.epoch))
+                self.events.append(Ready(self.state.epoch))
 
     @rule(stage=st.integers(0, STAGES - 1))
     def die(self, stage: int) -> None:
         if self.alive[stage]:
             self.alive[stage] = False
             self.under_way = [item for item in self.under_way if item[2] != stage]
-            self.news.append(Lost(self.epochs[stage] or 1, FAULT))
+            self.events.append(Lost(self.epochs[stage] or 1, FAULT))
 
     @rule(stage=st.integers(0, STAGES - 1))
-    def be_born(self, stage: int) -> None:
+    def restart(self, stage: int) -> None:
         if not self.alive[stage]:
             self.alive[stage], self.epochs[stage], self.applied[stage] = True, 0, set()
 
     @rule(stage=st.integers(0, STAGES - 1))
-    def be_welcomed(self, stage: int) -> None:
-        """A link goes into the epoch of its sending end, when both of its ends live."""
+    def complete_handshake(self, stage: int) -> None:
+        """A link takes over the epoch of its sending end when both of its ends run."""
         before = self.state.epoch if stage == 0 else self.epochs[stage - 1] if self.alive[stage - 1] else 0
         if self.alive[stage] and self.epochs[stage] < before:
             self.epochs[stage] = before
             if stage == STAGES - 1:
-                self.news.append(Closed(before))
+                self.events.append(Closed(before))
 
-    @precondition(lambda self: self.news)
+    @precondition(lambda self: self.events)
     @rule(data=st.data())
-    def hear(self, data: st.DataObject) -> None:
-        """The head hears of things late, and in any order."""
-        self.take(self.news.pop(data.draw(st.integers(0, len(self.news) - 1))))
+    def deliver_event(self, data: st.DataObject) -> None:
+        """Events reach the head late, and in any order."""
+        self.take(self.events.pop(data.draw(st.integers(0, len(self.events) - 1))))
 
     @precondition(lambda self: self.state.phase is Phase.WHOLE)
     @rule()
@@ -154,29 +156,29 @@ class Epochs(RuleBasedStateMachine):
         assert max(self.epochs) <= self.state.epoch
 
     @invariant()
-    def whole_means_that_everybody_lives_or_news_of_it_is_on_its_way(self) -> None:
+    def whole_means_that_every_stage_runs_or_a_loss_is_about_to_be_reported(self) -> None:
         if self.state.phase is Phase.WHOLE:
             missing = [
                 stage for stage in range(STAGES) if self.epochs[stage] != self.state.epoch or not self.alive[stage]
             ]
-            told = any(isinstance(event, Lost) and event.epoch == self.state.epoch for event in self.news)
-            assert not missing or told
+            reported = any(isinstance(event, Lost) and event.epoch == self.state.epoch for event in self.events)
+            assert not missing or reported
 
     def teardown(self) -> None:
-        """From wherever it stands a ring becomes whole, if only everybody lives long enough: there is no deadlock."""
+        """From any state the ring becomes whole if every stage runs long enough: there is no deadlock."""
         for stage in range(STAGES):
             if not self.alive[stage]:
                 self.alive[stage], self.epochs[stage] = True, 0
         for _ in range(20):
-            while self.news:
-                self.take(self.news.pop(0))
+            while self.events:
+                self.take(self.events.pop(0))
             for stage in range(STAGES):
                 before = self.state.epoch if stage == 0 else self.epochs[stage - 1]
                 if self.epochs[stage] < before:
                     self.epochs[stage] = before
                     if stage == STAGES - 1:
-                        self.news.append(Closed(before))
-            if self.state.phase is Phase.WHOLE and not self.news:
+                        self.events.append(Closed(before))
+            if self.state.phase is Phase.WHOLE and not self.events:
                 break
         assert self.state.phase is Phase.WHOLE
 

@@ -13,8 +13,8 @@ AGREED = {"model digest": "abc", "dtype": "bfloat16"}
 
 
 def facts(stage: int, start: int, end: int, **changed: str | None) -> StageFacts:
-    told = {**AGREED, **{name.replace("_", " "): value for name, value in changed.items()}}
-    agreed = {name: value for name, value in told.items() if value is not None}
+    values = {**AGREED, **{name.replace("_", " "): value for name, value in changed.items()}}
+    agreed = {name: value for name, value in values.items() if value is not None}
     return StageFacts(stage, f"host{stage}", 100 + stage, 3, (start, end), agreed)
 
 
@@ -27,7 +27,7 @@ def test_stages_that_fit_give_no_reason() -> None:
 
 
 @pytest.mark.parametrize(
-    ("met", "told"),
+    ("answered", "text"),
     [
         ((), "met no stage"),
         ((0, 1), "met stages 0, 1,"),
@@ -37,15 +37,15 @@ def test_stages_that_fit_give_no_reason() -> None:
         ((1, 2), "met stages 1, 2,"),
     ],
 )
-def test_another_order_than_the_rings_is_the_one_reason(met: tuple[int, ...], told: str) -> None:
-    found = reasons(*(facts(stage, 0, 9, dtype="float16") for stage in met))
+def test_stages_in_the_wrong_order_are_the_only_reason(answered: tuple[int, ...], text: str) -> None:
+    found = reasons(*(facts(stage, 0, 9, dtype="float16") for stage in answered))
     assert len(found) == 1
-    assert told in found[0]
+    assert text in found[0]
     assert "the ring of 3 stages is 0 to 2" in found[0]
 
 
 @pytest.mark.parametrize(
-    ("ranges", "told"),
+    ("ranges", "texts"),
     [
         (((0, 2), (3, 5), (5, 6)), ["stage 1: no stage owns layer 2, between stage 0 and 3-5"]),
         (((0, 3), (2, 5), (5, 6)), ["stage 1: 2-5 overlaps stage 0's 0-3: both own layer 2"]),
@@ -58,10 +58,10 @@ def test_another_order_than_the_rings_is_the_one_reason(met: tuple[int, ...], to
         (((0, 1), (2, 3), (4, 6)), ["no stage owns layer 1,", "no stage owns layer 3,"]),
     ],
 )
-def test_ranges_that_do_not_join_are_named(ranges: tuple[tuple[int, int], ...], told: list[str]) -> None:
+def test_ranges_that_do_not_join_are_named(ranges: tuple[tuple[int, int], ...], texts: list[str]) -> None:
     found = reasons(*(facts(stage, *own) for stage, own in enumerate(ranges)))
-    for sentence in told:
-        assert any(sentence in reason for reason in found), found
+    for text in texts:
+        assert any(text in reason for reason in found), found
 
 
 def test_every_stage_that_differs_is_named_with_both_values() -> None:
@@ -73,7 +73,7 @@ def test_every_stage_that_differs_is_named_with_both_values() -> None:
     ]
 
 
-def test_what_only_one_side_says_is_a_difference_too() -> None:
+def test_a_value_that_only_one_side_has_is_a_difference_too() -> None:
     found = reasons(facts(0, 0, 2, dtype=None), facts(1, 2, 5, LoRA="True"), facts(2, 5, 6))
     assert found == [
         "stage 0 (host0, pid 100) has dtype nothing, the head has bfloat16",
@@ -81,11 +81,11 @@ def test_what_only_one_side_says_is_a_difference_too() -> None:
     ]
 
 
-def test_a_stage_that_counts_other_stages_is_named() -> None:
+def test_a_stage_with_another_number_of_stages_is_named() -> None:
     four = msgspec.structs.replace(facts(2, 5, 6), num_stages=4)
     assert reasons(facts(0, 0, 2), facts(1, 2, 5), four) == ["stage 2 (host2, pid 102) counts 4 stages, the head 3"]
 
 
-def test_reasons_of_both_kinds_come_together() -> None:
+def test_reasons_of_both_kinds_are_named_together() -> None:
     found = reasons(facts(0, 0, 2), facts(1, 3, 5, dtype="float16"), facts(2, 5, 6))
     assert len(found) == 2

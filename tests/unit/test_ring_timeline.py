@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The timeline: whole JSON at every moment, one file for all who name it, and what a ring writes into it."""
+"""The timeline: complete JSON at every moment, one file for several processes, and what a ring writes into it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from toys import changed, ring_specs, threads
 
 from zpptool.errors import ExitCode, ZppError
-from zpptool.ring.head.node import HeadNode
 from zpptool.ring.timeline import FLUSH_EVENTS, Timeline, check_trace_file
+from zpptool.wire.link import LinkSender
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -45,7 +45,7 @@ def test_times_are_microseconds(tmp_path: Path) -> None:
     assert (event["ts"], event["dur"]) == (2000.5, 0.5)
 
 
-def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_another_kind_of_file_is_refused_and_not_changed(tmp_path: Path) -> None:
     file = tmp_path / "notes.txt"
     file.write_text("precious")
     with pytest.raises(ZppError) as caught:
@@ -83,19 +83,20 @@ def test_a_ring_shows_each_step_at_each_place_in_the_order_of_the_ring(tmp_path:
 
 
 def test_what_was_done_is_written_before_the_links_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A head on a slow machine is killed while it closes them."""
+    """A process that takes long to close its links may be killed meanwhile."""
     file = tmp_path / "trace.json"
-    written: list[int] = []
-    close = HeadNode.close
+    written: dict[int, set[int]] = {}
+    close = LinkSender.close
 
-    def cut_short(head: HeadNode) -> None:
-        written.extend(event["pid"] for event in spans(file))
-        close(head)
+    def record_and_close(link: LinkSender, *linger_s: float) -> None:
+        written[link.stage] = {event["pid"] for event in spans(file)}
+        close(link, *linger_s)
 
-    monkeypatch.setattr(HeadNode, "close", cut_short)
+    monkeypatch.setattr(LinkSender, "close", record_and_close)
     with threads([changed(spec, trace=str(file)) for spec in ring_specs(2, tmp_path)]) as ring:
         ring.ask("step")
-    assert 0 in written
+    assert sorted(written) == [-1, 0, 1]
+    assert all(place + 1 in written[place] for place in written)
 
 
 def test_without_a_file_nothing_is_written(tmp_path: Path) -> None:

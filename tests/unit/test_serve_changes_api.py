@@ -17,7 +17,7 @@ pytest.importorskip("httpx")
 import httpx
 from starlette.applications import Starlette
 from starlette.routing import Route
-from test_admin_changes import Paper
+from test_admin_change_server import FakeRing as Paper
 
 from zpptool.admin.change_server import ChangeServer
 from zpptool.serve.changes_api import PlannedChanges

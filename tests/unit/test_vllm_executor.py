@@ -47,7 +47,7 @@ def executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RingEx
     """An executor on a ring of two stages, without the engine core around it."""
     RecordingEngine.calls = []
     monkeypatch.setattr(toys, "ToyEngine", RecordingEngine)
-    monkeypatch.setattr(toys.stage_life, "__defaults__", (RecordingEngine,))
+    monkeypatch.setattr(toys.run_stage, "__defaults__", (RecordingEngine,))
     with threads(ring_specs(2, tmp_path)) as ring:
         made = object.__new__(RingExecutor)
         made._survives, made._adapters = False, AdapterCalls()

@@ -38,7 +38,7 @@ def test_no_bytes_make_a_decoder_fail_otherwise_than_by_name(header: bytes, fram
     for take in (
         lambda: decode([header, *frames], Limits()),
         lambda: unpack(header, frames),
-        lambda: c.decode(header, frames, stage=HEAD, peer="stage 1", endpoint="here", epoch=0),
+        lambda: c.decode_control(header, frames, stage=HEAD, peer="stage 1", endpoint="here", epoch=0),
         lambda: words.decode_word(header),
     ):
         told = ""
@@ -77,7 +77,7 @@ def test_a_short_run_of_the_long_fuzz() -> None:
 )
 def test_control_that_cannot_be_is_refused(control: dict[str, object]) -> None:
     with pytest.raises(ZppError, match="cannot be read"):
-        c.decode(msgspec.msgpack.encode(control), (), stage=HEAD, peer="stage 1", endpoint="here")
+        c.decode_control(msgspec.msgpack.encode(control), (), stage=HEAD, peer="stage 1", endpoint="here")
 
 
 @pytest.mark.parametrize(

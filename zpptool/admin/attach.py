@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts the operator's two sockets, status and planned changes, beside the head of a running ring."""
+"""Attaches the operator's two sockets, for status and for planned changes, to the head of a running ring."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from typing import Protocol
 from zpptool.admin.change_server import ChangeServer
 from zpptool.admin.status_server import StatusServer
 from zpptool.config.stage_spec import StageSpec
-from zpptool.log import say
+from zpptool.log import place_logger
+from zpptool.places import HEAD
 from zpptool.ring.head.node import HeadNode
 from zpptool.ring.status import change_path, status_path
+
+_log = place_logger(__name__, HEAD)
 
 
 class _Server(Protocol):
@@ -43,4 +46,4 @@ def _open(stack: ExitStack, path: Path, server: Callable[[Path], _Server], what:
     try:
         stack.callback(server(path).close)
     except OSError as cause:
-        say("head", f"no {what} at {path}: {cause.strerror or cause}")
+        _log.warning(f"no {what} at {path}: {cause.strerror or cause}")

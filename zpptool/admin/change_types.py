@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an operator may ask of a running pipeline, and what is answered: typed, one JSON object a line, over the head's
-own socket or through a front.
+"""The requests for planned changes of a running pipeline and their answers, one JSON object a line.
 
-The invariant: a request is one bounded line, and nothing that is not one of the types below is acted on. Answers are
-`Accepted`, where something has to be prepared for it, and `Progress`, until the one `Outcome`; then nothing comes.
+They go over the head's own socket, or through a front server.
+
+The invariant: a request is one bounded line, and anything that is not one of the types below is refused. The answers
+are `Accepted`, if something has to be prepared first, then `Progress`, and one `Outcome` at the end.
 """
 
 from __future__ import annotations
@@ -20,74 +21,74 @@ import msgspec
 from zpptool.errors import ExitCode, ZppError, stage_error
 
 MOST_BYTES = 64 << 10
-"""No request, and no answer, is longer."""
-Words = Annotated[str, msgspec.Meta(max_length=200, pattern=r"^[\x20-\x7e]*$")]
-"""Text for logs, without what a terminal would obey."""
+"""The longest request or answer."""
+PlainText = Annotated[str, msgspec.Meta(max_length=200, pattern=r"^[\x20-\x7e]*$")]
+"""Printable ASCII, so that it can be logged."""
 
 
 class Rollout(msgspec.Struct, tag="rollout", frozen=True, forbid_unknown_fields=True):
-    """Every stage leaves and comes again, one after the other.
+    """Have every stage restart, one after the other.
 
     Attributes:
-        by: who asks.
+        by: the requester, for logs.
     """
 
-    by: Words
+    by: PlainText
 
 
 class Replace(msgspec.Struct, tag="replace", frozen=True, forbid_unknown_fields=True):
-    """A stage's place moves to another process, on another host perhaps, which has asked for it beforehand.
+    """Move a stage's place to another process, possibly on another host, which asks for the place.
 
     Attributes:
-        by: who asks.
+        by: the requester, for logs.
         stage: the stage.
-        address: where its place sends from then on.
+        address: from which the place sends after that.
         plan_digest: of the plan that the pipeline was started from.
-        wait_s: how long the other process is waited for.
+        wait_s: how long to wait for the other process, in seconds.
     """
 
-    by: Words
+    by: PlainText
     stage: Annotated[int, msgspec.Meta(ge=0, lt=2**15)]
-    address: Words
-    plan_digest: Words
+    address: PlainText
+    plan_digest: PlainText
     wait_s: Annotated[float, msgspec.Meta(ge=0, le=86400)]
 
 
 class Rebalance(msgspec.Struct, tag="rebalance", frozen=True, forbid_unknown_fields=True):
-    """Layers move between stages, all in one turn.
+    """Move layers between stages, all at once.
 
     Attributes:
-        by: who asks.
-        ranges: the layer ranges from then on, written `0-8`, one a stage.
+        by: the requester, for logs.
+        ranges: the new layer ranges, written `0-8`, one for each stage.
         plan_digest: of the plan that the pipeline was started from; empty for none.
     """
 
-    by: Words
-    ranges: Annotated[tuple[Words, ...], msgspec.Meta(max_length=2**15)]
-    plan_digest: Words = ""
+    by: PlainText
+    ranges: Annotated[tuple[PlainText, ...], msgspec.Meta(max_length=2**15)]
+    plan_digest: PlainText = ""
 
 
 Request = Rollout | Replace | Rebalance
 
 
 class Accepted(msgspec.Struct, tag="accepted", frozen=True, forbid_unknown_fields=True):
-    """The change can be made. Nothing is touched yet.
+    """The change can be made. Nothing has changed yet.
 
     Attributes:
-        text: what it waits for, in words.
+        text: what it waits for.
     """
 
     text: str
 
 
 class Progress(msgspec.Struct, tag="progress", frozen=True, forbid_unknown_fields=True):
-    """What comes about, from where there is no way back: said before it is done.
+    """A step of a change, sent before it is taken; from the first one on, the change cannot be undone.
 
     Attributes:
-        text: in words.
-        stage: the stage that has come again; None where it is about none.
-        pid: its process now.
-        took_s: since it was asked to leave.
+        text: what happens.
+        stage: the stage that has restarted; None if it is about none.
+        pid: its new process.
+        took_s: seconds since it was asked to leave.
     """
 
     text: str
@@ -100,8 +101,8 @@ class Outcome(msgspec.Struct, tag="outcome", frozen=True, forbid_unknown_fields=
     """The end of a change.
 
     Attributes:
-        text: what has become of it, in words.
-        exit_code: 0 where all was done that was asked for.
+        text: the result.
+        exit_code: 0 if the whole change was made.
         hint: what to do next.
     """
 
@@ -110,7 +111,7 @@ class Outcome(msgspec.Struct, tag="outcome", frozen=True, forbid_unknown_fields=
     hint: str = ""
 
     def raise_fault(self) -> None:
-        """Raise a `ZppError` where not all was done."""
+        """Raise a `ZppError` if not the whole change was made."""
         if self.exit_code:
             code = ExitCode(self.exit_code) if self.exit_code in set(ExitCode) else ExitCode.FAILURE
             raise ZppError(self.text, self.hint or None, code)
@@ -124,50 +125,52 @@ _answers = msgspec.json.Decoder(Answer)
 
 
 def whose(command: str) -> str:
-    """Who asks, for the logs of those who are asked: the command, its user and its process."""
+    """The requester as text for logs: the command, its user and its process."""
     try:
         user = getpass.getuser()
-    except (OSError, KeyError):  # nobody has that number
+    except (OSError, KeyError):  # the user id has no name
         user = str(os.getuid())
     return f"{command} of {user.encode('ascii', 'replace').decode()}, pid {os.getpid()}"
 
 
 def outcome_of(fault: ZppError) -> Outcome:
-    """The outcome that a fault is."""
+    """A fault as an outcome."""
     return Outcome(fault.message, int(fault.exit_code) or int(ExitCode.FAILURE), fault.hint or "")
 
 
-def encode_line(said: Request | Answer) -> bytes:
-    """A request or an answer as its line."""
-    return _encoder.encode(said) + b"\n"
+def encode_line(message: Request | Answer) -> bytes:
+    """A request or an answer as one line."""
+    return _encoder.encode(message) + b"\n"
 
 
 def decode_request(line: bytes) -> Request:
-    """The request in a line; raises `msgspec.DecodeError` where it is none."""
+    """The request in a line; raises `msgspec.DecodeError` if it is none."""
     request: Request = _requests.decode(line)
     return request
 
 
 def decode_answer(line: bytes) -> Answer:
-    """The answer in a line; raises `msgspec.DecodeError` where it is none."""
+    """The answer in a line; raises `msgspec.DecodeError` if it is none."""
     answer: Answer = _answers.decode(line)
     return answer
 
 
 def ask(path: Path, request: Request) -> Iterator[Answer]:
-    """Ask the head that listens at `path`; its answers as they come, the outcome last. Who stops listening wants no
-    more of it: what has begun is brought to its end, and nothing more is begun.
+    """Request a change from the head at this socket, and yield its answers as they arrive, the outcome last.
+
+    Closing the generator disconnects: the head completes the step that has begun, and begins no other.
 
     Raises:
-        ZppError: (ADDRESS) nobody listens there; (STAGE) it has gone before the outcome, or says what is no answer.
+        ZppError: (ADDRESS) no process accepts connections there; (STAGE) the head has ended before the outcome, or what
+            arrives is no answer.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
-            asking.connect(str(path))
-            asking.sendall(encode_line(request))
+            connection.connect(str(path))
+            connection.sendall(encode_line(request))
         except OSError as cause:
             raise no_head(path, cause) from cause
-        with asking.makefile("rb") as lines:
+        with connection.makefile("rb") as lines:
             while True:
                 try:
                     line = lines.readline(MOST_BYTES)
@@ -180,7 +183,7 @@ def ask(path: Path, request: Request) -> Iterator[Answer]:
 
 
 def no_head(path: Path, cause: OSError) -> ZppError:
-    """The error for a socket where nobody listens."""
+    """The error for a socket that accepts no connections."""
     return ZppError(
         f"no head takes a planned change at {path}: {cause.strerror or cause}",
         "Is stage 0 running on this machine, and are you its user?",
@@ -189,16 +192,14 @@ def no_head(path: Path, cause: OSError) -> ZppError:
 
 
 def read_answer(line: bytes) -> Answer:
-    """The answer in a line that was waited for.
+    """The answer in a line that has arrived.
 
     Raises:
-        ZppError: (STAGE) there is none, or it is none.
+        ZppError: (STAGE) the connection was closed instead, or it is no answer.
     """
     if not line:
-        raise stage_error(
-            "the head has gone before the change was over", "zpptool status, and the log of stage 0, say what goes on."
-        )
+        raise stage_error("the head has ended before the change was over", "See zpptool status and the log of stage 0.")
     try:
         return decode_answer(line)
     except msgspec.DecodeError as cause:
-        raise stage_error(f"what the head answers cannot be read: {cause}") from cause
+        raise stage_error(f"the answer of the head cannot be read: {cause}") from cause

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How stages leave a running ring in turn and are taken in again, as a pure function: where it stands and what is seen
-give where it stands then and what to do.
+"""The rolling restart of stages, as a pure function: a plan and a snapshot of the ring give a new plan and an action.
 
-The invariant: stages are asked to leave only while the ring is whole and has computed something since the last turn, or
-has nothing to compute; so at most one group of them is away, and requests move on between two turns. A group's turn is
-over when other processes hold all its seats. Who has asked may have it end between two turns, never within one.
+The invariant: stages are asked to leave only while the ring is whole and has computed something since the last restart,
+or has nothing to compute. So at most one group of stages is missing at a time, and requests make progress between two
+groups. A group is done when other processes hold all its seats. When the client disconnects, the rolling restart ends
+between two groups, never within one.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from zpptool.ring.messages import Seat
 
 @dataclass(frozen=True)
 class RollingPlan:
-    """Where the turns stand.
+    """What remains of a rolling restart.
 
     Attributes:
-        groups: the places that are still to leave, each group together.
-        leaving: the seats that were asked to leave, of the first group; empty between two turns.
+        groups: the places that have yet to restart; each group restarts together.
+        leaving: the seats of the first group, if they were asked to leave; empty between two groups.
         asked_in: the epoch in which they were asked.
     """
 
@@ -33,14 +33,14 @@ class RollingPlan:
 
 @dataclass(frozen=True)
 class Ask:
-    """Ask who holds these seats to leave."""
+    """Ask the processes with these seats to leave."""
 
     seats: tuple[Seat, ...]
 
 
 @dataclass(frozen=True)
 class Came:
-    """A turn is over: these have come in the place of those who left."""
+    """A group is done: these seats have replaced those that left."""
 
     left: tuple[Seat, ...]
     now: tuple[Seat, ...]
@@ -48,7 +48,7 @@ class Came:
 
 @dataclass(frozen=True)
 class Over:
-    """There is no further turn: because of a fault; or because none is left, or none is wanted."""
+    """The rolling restart ends: with a fault; or because no group is left, or the client has disconnected."""
 
     fault: ZppError | None = None
 
@@ -56,21 +56,21 @@ class Over:
 Action = Ask | Came | Over
 
 
-def react(turns: RollingPlan, look: RingSnapshot) -> tuple[RollingPlan, Action | None]:
-    """Where the turns stand after a look, and the one thing to do about it; None is to look again later."""
-    if look.fault is not None:
-        return turns, Over(look.fault)
-    if look.settled is None:
-        return turns, None
-    if not turns.leaving:
-        if not turns.groups or not look.wanted:
-            return turns, Over()
-        leaving = tuple(look.seats[place] for place in turns.groups[0])
-        return replace(turns, leaving=leaving, asked_in=look.settled), Ask(leaving)
-    stayed = tuple(seat for seat in turns.leaving if look.seats[seat.stage] == seat)
+def react(plan: RollingPlan, ring: RingSnapshot) -> tuple[RollingPlan, Action | None]:
+    """The plan after a snapshot of the ring, and the action that follows; None means to look again later."""
+    if ring.fault is not None:
+        return plan, Over(ring.fault)
+    if ring.settled is None:
+        return plan, None
+    if not plan.leaving:
+        if not plan.groups or not ring.client_connected:
+            return plan, Over()
+        leaving = tuple(ring.seats[place] for place in plan.groups[0])
+        return replace(plan, leaving=leaving, asked_in=ring.settled), Ask(leaving)
+    stayed = tuple(seat for seat in plan.leaving if ring.seats[seat.stage] == seat)
     if not stayed:
-        now = tuple(look.seats[seat.stage] for seat in turns.leaving)
-        return RollingPlan(turns.groups[1:]), Came(turns.leaving, now)
-    if look.settled == turns.asked_in:
-        return turns, None
-    return replace(turns, asked_in=look.settled), Ask(stayed)  # the word was lost with an epoch
+        now = tuple(ring.seats[seat.stage] for seat in plan.leaving)
+        return RollingPlan(plan.groups[1:]), Came(plan.leaving, now)
+    if ring.settled == plan.asked_in:
+        return plan, None
+    return replace(plan, asked_in=ring.settled), Ask(stayed)  # an epoch ended before the request arrived

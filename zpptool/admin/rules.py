@@ -1,34 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may be asked of a running ring: pure rules, each of which refuses in words and names the nearest thing."""
+"""Which planned changes are possible: pure rules, each of which refuses with a reason and names an alternative."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from zpptool.admin import change_types as ch
+from zpptool.admin.change_types import Replace
 from zpptool.errors import invalid_error, usage_error
 from zpptool.partition import LayerRange, Partition, check_ranges
 from zpptool.ring.messages import StageFacts
 
 
 def refuse_where_nothing_recovers(may_recover: bool) -> None:
-    """Refuse a change of a ring that does not outlive that a stage leaves.
+    """Refuse a change of a ring that does not survive a stage's leaving.
 
     Raises:
-        ZppError: (USAGE) it is one.
+        ZppError: (USAGE) it does not.
     """
     if not may_recover:
         raise usage_error(
-            "this pipeline runs with --recovery-deadline 0: no stage can leave it and come again",
-            "Stop it, which answers what is under way, and start it anew; with --recovery-deadline S next time.",
+            "this pipeline runs with --recovery-deadline 0: no stage can leave it and restart",
+            "Stop it, which completes the requests under way, and start it anew, with --recovery-deadline S.",
         )
 
 
-def refuse_what_cannot_move(request: ch.Replace, num_stages: int, plan_digest: str) -> None:
-    """Refuse to move what cannot be moved, before anything is touched.
+def refuse_what_cannot_move(request: Replace, num_stages: int, plan_digest: str) -> None:
+    """Refuse to move a place that cannot move, before anything is changed.
 
     Raises:
-        ZppError: (USAGE) or (INVALID) it cannot be.
+        ZppError: (USAGE) there is no such stage, or it is stage 0; (INVALID) the plan is another.
     """
     if not 0 < request.stage < num_stages:
         raise usage_error(f"stage {request.stage} of {num_stages} cannot be moved", "Stage 0 stays with the head.")
@@ -36,10 +36,14 @@ def refuse_what_cannot_move(request: ch.Replace, num_stages: int, plan_digest: s
 
 
 def refuse_another_plan(named: str, plan_digest: str) -> None:
-    """Refuse a change that is asked for with another plan than the pipeline's, or without it.
+    """Refuse a change that is requested with another plan than the pipeline's, or without it.
+
+    Args:
+        named: the digest of the plan in the request; empty for none.
+        plan_digest: of the plan that the pipeline was started from; empty for none.
 
     Raises:
-        ZppError: (INVALID) it is.
+        ZppError: (INVALID) they differ.
     """
     if named != plan_digest:
         started = f"from a plan with the digest {plan_digest}" if plan_digest else "without a plan"
@@ -50,16 +54,20 @@ def refuse_another_plan(named: str, plan_digest: str) -> None:
 
 
 def new_partition(ranges: Sequence[str], facts: Sequence[StageFacts]) -> Partition:
-    """The layer ranges that a pipeline of these stages is to have.
+    """The requested layer ranges, checked.
+
+    Args:
+        ranges: written `0-8`, one for each stage.
+        facts: of the stages that run now.
 
     Raises:
-        ZppError: (INVALID) they are none, every fault told, or no change; (USAGE) their number is another, or stages
-            have no other layers than their own.
+        ZppError: (INVALID) they are malformed or do not cover the model (all faults are named), or change nothing;
+            (USAGE) their number is not that of the stages, or a stage cannot load other layers.
     """
     if len(ranges) != len(facts):
         raise usage_error(
             f"{len(ranges)} ranges are given for {len(facts)} stages: the number of stages cannot change while it runs",
-            "Stop the pipeline, which answers what is under way, and start it anew with other stages.",
+            "Stop the pipeline, which completes the requests under way, and start it anew with other stages.",
         )
     read, faults = check_ranges(list(ranges), facts[-1].layers[1], len(facts))
     if faults:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""admin/status_client."""
+"""Finds the heads that run on this machine, and reads the status of one."""
 
 from __future__ import annotations
 
@@ -11,24 +11,29 @@ from pathlib import Path
 import msgspec
 
 from zpptool.deadline import Deadline
-from zpptool.errors import ExitCode, ZppError, usage_error
-from zpptool.ring.status import _MOST_BYTES, SUFFIX, RingStatus
+from zpptool.errors import ExitCode, ZppError, stage_error, usage_error
+from zpptool.ring.status import SUFFIX, RingStatus
+
+_MOST_BYTES = 16 << 20
+"""The longest status that is read."""
 
 
 def find_status_paths() -> list[Path]:
-    """The sockets of this user's pipelines whose heads run on this machine, newest first."""
-    places = {Path(tempfile.gettempdir()), *(Path(place) for place in [environ.get("XDG_RUNTIME_DIR", "")] if place)}
-    found = {path for place in places for path in place.glob(f"zpp-*/*{SUFFIX}") if _listens(path)}
+    """The status sockets of this user's pipelines whose heads run on this machine, newest first."""
+    directories = {Path(tempfile.gettempdir())}
+    if runtime := environ.get("XDG_RUNTIME_DIR"):
+        directories.add(Path(runtime))
+    found = {path for directory in directories for path in directory.glob(f"zpp-*/*{SUFFIX}") if _accepts(path)}
     return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
-def _listens(path: Path) -> bool:
-    """Whether somebody is behind a unix socket: a head that was killed has left its own."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
-        asking.setblocking(False)
+def _accepts(path: Path) -> bool:
+    """Whether a process accepts connections there: a head that was killed leaves its socket behind."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.setblocking(False)
         try:
-            asking.connect(str(path))
-        except BlockingIOError:  # a queue of others is before us
+            connection.connect(str(path))
+        except BlockingIOError:  # other clients are waiting to be accepted
             return True
         except OSError:
             return False
@@ -36,10 +41,10 @@ def _listens(path: Path) -> bool:
 
 
 def the_status_path(run_dir: Path | None) -> Path:
-    """The status socket in a directory, or that path itself; without one that of the only pipeline there is.
+    """The status socket in a directory, or that path itself; without one, the socket of the only running pipeline.
 
     Raises:
-        ZppError: (ADDRESS) none is there; (USAGE) several are.
+        ZppError: (ADDRESS) there is none; (USAGE) there are several.
     """
     if run_dir is not None:
         found = sorted(run_dir.glob(f"*{SUFFIX}")) if run_dir.is_dir() else [run_dir]
@@ -47,7 +52,7 @@ def the_status_path(run_dir: Path | None) -> Path:
         found = find_status_paths()
     if not found:
         raise ZppError(
-            f"no head tells its status {f'in {run_dir}' if run_dir else 'on this machine'}",
+            f"no head reports its status {f'in {run_dir}' if run_dir else 'on this machine'}",
             "Is stage 0 running here, and are you its user?",
             ExitCode.ADDRESS,
         )
@@ -60,31 +65,31 @@ def the_status_path(run_dir: Path | None) -> Path:
 
 
 def read_status(path: Path, timeout_s: float = 2.0) -> RingStatus:
-    """What the head that listens there tells.
+    """The status that the head at this socket reports.
 
     Raises:
-        ZppError: (ADDRESS) nobody answers there; (STAGE) not in time, or not with a status.
+        ZppError: (ADDRESS) no process accepts connections there; (STAGE) no status arrives in time.
     """
     deadline = Deadline(timeout_s)
-    told = bytearray()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
-        asking.settimeout(timeout_s)
+    answer = bytearray()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(timeout_s)
         try:
-            asking.connect(str(path))
-            while piece := asking.recv(1 << 16):
-                told += piece
-                asking.settimeout(max(deadline.remaining_s(), 0.001))
-                if len(told) > _MOST_BYTES:
-                    raise ZppError(f"{path} tells more than {_MOST_BYTES} bytes", exit_code=ExitCode.STAGE)
+            connection.connect(str(path))
+            while piece := connection.recv(1 << 16):
+                answer += piece
+                connection.settimeout(max(deadline.remaining_s(), 0.001))
+                if len(answer) > _MOST_BYTES:
+                    raise stage_error(f"the status at {path} is longer than {_MOST_BYTES} bytes")
         except TimeoutError as late:
-            raise ZppError(f"{path} has told nothing whole in {timeout_s:g} s", exit_code=ExitCode.STAGE) from late
+            raise stage_error(f"no complete status has arrived from {path} in {timeout_s:g} s") from late
         except OSError as cause:
             raise ZppError(
-                f"no head tells its status at {path}: {cause.strerror or cause}",
+                f"no head reports its status at {path}: {cause.strerror or cause}",
                 "Is stage 0 running on this machine, and are you its user?",
                 ExitCode.ADDRESS,
             ) from cause
     try:
-        return msgspec.json.decode(bytes(told), type=RingStatus)
+        return msgspec.json.decode(bytes(answer), type=RingStatus)
     except msgspec.DecodeError as cause:
-        raise ZppError(f"what {path} tells is no status: {cause}", exit_code=ExitCode.STAGE) from cause
+        raise stage_error(f"what arrived from {path} is no status: {cause}") from cause

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers each connection to a unix socket with the ring's status, as one JSON object, and hangs up."""
+"""Answers each connection to a unix socket with the ring's status, as one JSON object, and closes it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import msgspec
 from zpptool.admin.unix_server import UnixServer
 from zpptool.ring.status import RingStatus
 
-_READ_WITHIN_S = 1.0
+_SEND_TIMEOUT_S = 1.0
 
 
 class StatusServer:
     """Serves the status at `path` until it is closed.
 
-    Nothing that a client sends is read; one that does not read its answer delays the next client by a second at most.
+    Nothing is read from a client. One that does not read its answer delays the next by `_SEND_TIMEOUT_S` at most.
 
     Args:
         path: the socket's file.
@@ -33,10 +33,10 @@ class StatusServer:
         self._server = UnixServer(path, self._answer, "status")
 
     def close(self) -> None:
-        """End it, and remove the file."""
+        """Accept no more connections, and remove the file."""
         self._server.close()
 
     def _answer(self, client: socket.socket) -> None:
         with client:
-            client.settimeout(_READ_WITHIN_S)
+            client.settimeout(_SEND_TIMEOUT_S)
             client.sendall(msgspec.json.encode(self._status()))

@@ -28,8 +28,9 @@ from zpptool.process.child import end_before_long, end_on_sigterm, run_child
 from zpptool.process.respawn import leave_spec
 from zpptool.ring.membership import open_stage_node, stage_facts
 from zpptool.ring.messages import Call, StageFacts
-from zpptool.ring.stage.node import AskedToLeave, RingBroken, RingOver, StageNode
-from zpptool.ring.stage.setup_history import History, SetUpOtherwise
+from zpptool.ring.stage.endings import AskedToLeave, RingBroken, RingOver
+from zpptool.ring.stage.node import StageNode
+from zpptool.ring.stage.setup_history import SetupHistory, SetupMismatch
 from zpptool.ring.status import COMPUTING, LOADING, WARMING_UP
 from zpptool.wire.link_errors import StaleEpoch, WireFault
 
@@ -143,7 +144,7 @@ def serve_calls(spec: StageSpec, node: StageNode, do: Callable[[Call, bytes], by
         WireFault: (STAGE) the stage before was lost, or did not send what a call needs.
         ZppError: (FAILURE) likewise, where this stage is to be restarted; or the head sets it up in another way.
     """
-    history = History()
+    history = SetupHistory()
     try:
         for received in node.calls():
             call = received.control
@@ -167,7 +168,7 @@ def _serve_call(spec: StageSpec, node: StageNode, call: Call, do: Callable[[], b
             answer = do()
     except (RingOver, StaleEpoch):
         raise
-    except (WireFault, SetUpOtherwise) as cause:
+    except (WireFault, SetupMismatch) as cause:
         node.fail(None, f"{call.method} failed: {cause.message}")
         if spec.recovery_deadline_s and not isinstance(cause, RingBroken):
             raise ZppError(cause.message, cause.hint) from cause  # FAILURE: the supervisor restarts this stage

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ring: head, stages, and what they say to each other."""
+"""The ring: one head and its stages, connected in a circle, and the protocol between them."""

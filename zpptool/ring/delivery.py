@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sending to the next place of the ring, in pieces of a wait that look around.
+"""Sending to the next place of the ring, with a check between short waits whether the run is over.
 
-A link notices by itself that the process at its other end has gone; what it cannot know is that the run is over, and
-that there is nothing to wait for any more.
+A link notices by itself that the process at its other end has ended. It cannot know that the run is over, after which
+there is no reason to wait for that process.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from zpptool.wire.link import LinkSender, LinkTimeout, Sent
 from zpptool.wire.message.framing import Buffer, Kind
 
 POLL_S = 0.2
-"""How long a wait goes on before it looks around."""
+"""The longest wait, in seconds, before checking whether the run is over."""
 
 
 class Delivery:
-    """Sends on one link, and gives up when the run is over.
+    """Sends on one link until the run is over.
 
     Args:
         link: the link.
-        over: asked while waiting; may raise to end the wait.
+        raise_if_over: called between waits; raises to end them.
     """
 
-    def __init__(self, link: LinkSender, over: Callable[[], None]) -> None:
+    def __init__(self, link: LinkSender, raise_if_over: Callable[[], None]) -> None:
         self._link = link
-        self._over = over
+        self._raise_if_over = raise_if_over
 
     def send(
         self,
@@ -40,12 +40,12 @@ class Delivery:
         run_id: str | None = None,
         timeout_s: float,
     ) -> Sent:
-        """As `LinkSender.send`.
+        """Send one message; see `LinkSender.send` for the arguments.
 
         Raises:
-            LinkTimeout: it did not take the message in time.
+            LinkTimeout: the peer did not accept the message in time.
             LinkError: what `LinkSender.send` raises.
-            ZppError: what `over` raised.
+            ZppError: what `raise_if_over` raised.
         """
         deadline = Deadline(timeout_s)
         while True:
@@ -55,6 +55,6 @@ class Delivery:
                     kind, header, frames, source=source, epoch=epoch, run_id=run_id, timeout_s=part_s
                 )
             except LinkTimeout:
-                self._over()
+                self._raise_if_over()
                 if not deadline.remaining_s():
                     raise self._link.timed_out(deadline, f"take message {self._link.sequence + 1}") from None

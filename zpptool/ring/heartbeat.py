@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sign of life of a stage's main loop, and the thread that carries it to the head.
+"""Progress of a stage's main loop, and the thread that reports it.
 
-The invariant: the sign comes from the main loop itself, never from the thread that carries it: a process whose threads
-all run and whose main loop stands still is told apart from one that works.
+The invariant: progress is recorded by the main loop itself, never by the thread that reports it. So a process whose
+main loop hangs can be distinguished from one that works, even while its other threads run.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from zpptool.wire.link import LinkSender
 
 
 class Pulse:
-    """What a main loop does, written by itself and read by any thread.
+    """What a main loop is doing. Written by the main loop, read by any thread.
 
     Attributes:
-        phase: in a word of `zpptool.ring.status`.
-        steps: calls done.
-        receive_s: time waited for tensors.
+        phase: one of the phases of `zpptool.ring.status`.
+        steps: how many calls were completed.
+        receive_s: how long it has waited for tensors in all, in seconds.
     """
 
     def __init__(self) -> None:
@@ -38,16 +38,16 @@ class Pulse:
 
     @property
     def age_s(self) -> float:
-        """How long the main loop has been at work without moving; 0 where it waits for others."""
+        """Seconds since the last progress of a main loop that works; 0 while it waits for others."""
         return time.monotonic() - self._moved if self._at_work else 0.0
 
     def progress(self) -> None:
-        """The main loop moves. Cheap: to be called for every layer."""
+        """Record progress. Cheap enough to call for every layer."""
         self._moved = time.monotonic()
 
     @contextmanager
     def at_work(self, phase: str) -> Iterator[None]:
-        """The main loop does one call."""
+        """The main loop works on one call within this context."""
         self.phase = phase
         self.progress()
         self._at_work = True
@@ -60,7 +60,7 @@ class Pulse:
 
     @contextmanager
     def at_rest(self) -> Iterator[None]:
-        """The main loop waits for another place, in the middle of a call; that is no standstill of its own."""
+        """Within this context the main loop waits for another place in the middle of a call: no hang of its own."""
         was, self._at_work = self._at_work, False
         try:
             yield
@@ -69,8 +69,13 @@ class Pulse:
             self._at_work = was
 
 
-class Beat:
-    """Calls `beat` from a thread of its own until it is stopped: when it is asked to, and twice a second at least."""
+class Heartbeat:
+    """Calls a function from a thread of its own, every `BEAT_S` seconds and on request.
+
+    Args:
+        beat: the function; it must not block for long.
+        name: of the thread.
+    """
 
     def __init__(self, beat: Callable[[], None], name: str) -> None:
         self._beat = beat
@@ -79,15 +84,15 @@ class Beat:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def soon(self) -> None:
-        """Have the next beat now. A stage beats when the one after it does, so that news goes round without a rest."""
+        """Beat now. A stage does so when the next one has reported, so that a report is not delayed at each stage."""
         self._due.set()
 
     def stop(self) -> None:
-        """End; waits for a beat under way."""
+        """End the thread, after a beat under way."""
         self._stopped = True
         self._due.set()
         if self._thread.is_alive():
@@ -101,8 +106,15 @@ class Beat:
 
 
 def own_status(stage: int, layers: tuple[int, int] | None, pulse: Pulse, link: LinkSender) -> StageStatus:
-    """How this process fares now."""
-    told = link_status(link)
+    """The status of this process now.
+
+    Args:
+        stage: its place.
+        layers: the half-open layer range that it owns; None for the head.
+        pulse: of its main loop.
+        link: the one that it sends on.
+    """
+    downstream = link_status(link)
     return StageStatus(
         stage=stage,
         host=socket.gethostname(),
@@ -115,13 +127,13 @@ def own_status(stage: int, layers: tuple[int, int] | None, pulse: Pulse, link: L
         heard_age_s=0.0,
         steps=pulse.steps,
         receive_s=pulse.receive_s,
-        rtt_ms=told.rtt_ms,
-        link=told,
+        rtt_ms=downstream.rtt_ms,
+        link=downstream,
     )
 
 
 def link_status(link: LinkSender) -> LinkStatus:
-    """How the link fares that this process sends on."""
+    """The status of a link, as its sender sees it."""
     tally = link.tally
     return LinkStatus(
         peer=link.peer,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Taking one's place in the ring: a spec becomes the two links of a stage or of the head."""
+"""Opening a place in the ring: from a spec to the node of a stage or of the head, with its two links."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pathlib import Path
 from zpptool.checkpoint.manifest import is_stage_directory
 from zpptool.config.stage_spec import StageSpec
 from zpptool.errors import ZppError
-from zpptool.log import say
+from zpptool.log import PlaceLogger, place_logger
 from zpptool.process.respawn import leave_spec
 from zpptool.ring.head.epochs import FIRST_EPOCH
 from zpptool.ring.head.node import HeadNode
 from zpptool.ring.messages import StageFacts
 from zpptool.ring.stage.node import StageNode
 from zpptool.ring.timeline import Timeline
-from zpptool.ring.traced_nodes import TracedHeadNode, TracedStageNode
+from zpptool.ring.timeouts import RingTimeouts
 from zpptool.wire.link import LinkReceiver, LinkSender, Party
 from zpptool.wire.message.framing import HEAD
 from zpptool.wire.security.exposure import LinkSecurity
@@ -28,7 +28,7 @@ from zpptool.wire.security.key_files import link_keys, read_key_file
 
 
 def open_stage_node(spec: StageSpec) -> StageNode:
-    """Open the links of a stage's worker.
+    """The node of a stage, with its links open.
 
     Raises:
         ZppError: (ADDRESS) an endpoint cannot be used.
@@ -36,7 +36,8 @@ def open_stage_node(spec: StageSpec) -> StageNode:
     downstream = HEAD if spec.is_last else spec.stage + 1
     upstream = HEAD if spec.is_first else spec.stage - 1
     party = Party(spec.stage, spec.num_stages, spec.plan_digest)
-    note = partial(say, f"stage {spec.stage}")
+    log = place_logger(__name__, spec.stage)
+    note = log.info
     survives = spec.recovery_deadline_s > 0
     before = None if spec.is_first else link_safety(spec, spec.stage, upstream)
     push, pull = _open_links(
@@ -62,33 +63,31 @@ def open_stage_node(spec: StageSpec) -> StageNode:
             follows=survives,
         ),
     )
-    kind = TracedStageNode if spec.trace else StageNode
-    node = kind(
+    node = StageNode(
         spec.stage,
         pull,
         push,
+        _timeouts(spec),
         is_last=spec.is_last,
-        start_timeout_s=spec.start_timeout_s,
-        step_timeout_s=spec.step_timeout_s,
-        note=note,
         layers=(spec.layers.start, spec.layers.end),
-        recovery_s=spec.recovery_deadline_s,
-        beat_timeout_s=spec.beat_timeout_s,
+        timeline=_timeline(spec, spec.stage, f"stage {spec.stage}, layers {spec.layers}"),
     )
-    node.on_moved(partial(_look_there_again, spec, note))
-    if isinstance(node, TracedStageNode):
-        node.timeline = Timeline(Path(spec.trace), spec.stage, f"stage {spec.stage}, layers {spec.layers}")
+    node.on_moved(partial(_remember_address, spec, log))
     return node
 
 
 def open_head_node(spec: StageSpec) -> HeadNode:
-    """Open the links of the head, which stands beside stage 0 and is told stage 0's spec. It begins a new run.
+    """The head's node, with its links open. It begins a new run.
+
+    Args:
+        spec: of stage 0, on whose machine the head runs.
 
     Raises:
         ZppError: (ADDRESS) an endpoint cannot be used.
     """
     party = Party(HEAD, spec.num_stages, spec.plan_digest, run_id=secrets.token_hex(8), epoch=FIRST_EPOCH)
-    note = partial(say, "head")
+    log = place_logger(__name__, HEAD)
+    note = log.info
     survives = spec.recovery_deadline_s > 0
     last = spec.num_stages - 1
     homeward = link_safety(spec, HEAD, last)
@@ -98,34 +97,36 @@ def open_head_node(spec: StageSpec) -> HeadNode:
             LinkReceiver, spec.connect, stage=HEAD, peer=last, party=party, note=note, safety=homeward, follows=survives
         ),
     )
-    kind = TracedHeadNode if spec.trace else HeadNode
-    node = kind(
-        spec.num_stages,
-        spec.num_layers,
-        push,
-        pull,
-        start_timeout_s=spec.start_timeout_s,
-        step_timeout_s=spec.step_timeout_s,
-        note=note,
-        beat_timeout_s=spec.beat_timeout_s,
-        recovery_s=spec.recovery_deadline_s,
+    node = HeadNode(
+        spec.num_stages, spec.num_layers, push, pull, _timeouts(spec), timeline=_timeline(spec, HEAD, "head")
     )
-    node.on_moved(partial(_look_there_again, spec, note))
-    if isinstance(node, TracedHeadNode):
-        node.timeline = Timeline(Path(spec.trace), HEAD, "head")
+    node.on_moved(partial(_remember_address, spec, log))
     return node
 
 
-def _look_there_again(spec: StageSpec, note: Callable[[str], None], address: str) -> None:
-    """Have the next life of this process receive from that address too."""
+def _timeouts(spec: StageSpec) -> RingTimeouts:
+    return RingTimeouts(
+        start_s=spec.start_timeout_s,
+        step_s=spec.step_timeout_s,
+        beat_s=spec.beat_timeout_s,
+        recovery_s=spec.recovery_deadline_s,
+    )
+
+
+def _timeline(spec: StageSpec, place: int, title: str) -> Timeline | None:
+    return Timeline(Path(spec.trace), place, title) if spec.trace else None
+
+
+def _remember_address(spec: StageSpec, log: PlaceLogger, address: str) -> None:
+    """Have this process receive from that address after a restart too."""
     try:
         leave_spec(spec, connect=address)
     except (OSError, ZppError) as cause:
-        note(f"a next life of this process would look for it where it was: {cause}")
+        log.warning(f"after a restart this process would connect to the old address: {cause}")
 
 
 def link_safety(spec: StageSpec, place: int, peer: int) -> LinkSecurity:
-    """What a place demands of one neighbour: the keys of the spec's key file, if it has one.
+    """What a place requires of the link to one neighbour: the keys of the spec's key file, if it has one.
 
     Raises:
         ZppError: (INVALID) the key file cannot be used, or has no keys for these two.
@@ -137,7 +138,7 @@ def link_safety(spec: StageSpec, place: int, peer: int) -> LinkSecurity:
 def _open_links(
     open_push: Callable[[], LinkSender], open_pull: Callable[[], LinkReceiver]
 ) -> tuple[LinkSender, LinkReceiver]:
-    """Both links of a place, or none."""
+    """Open both links of a place, or neither."""
     push = open_push()
     try:
         return push, open_pull()
@@ -147,7 +148,12 @@ def _open_links(
 
 
 def stage_facts(spec: StageSpec, agreed: Mapping[str, str]) -> StageFacts:
-    """What a stage says about itself in the roll call."""
+    """What a stage reports about itself in the roll call.
+
+    Args:
+        spec: of the stage.
+        agreed: what has to be the same in the whole pipeline, by name.
+    """
     return StageFacts(
         stage=spec.stage,
         host=socket.gethostname(),
@@ -157,5 +163,3 @@ def stage_facts(spec: StageSpec, agreed: Mapping[str, str]) -> StageFacts:
         agreed=dict(agreed),
         movable=not is_stage_directory(spec.directory),
     )
-
-

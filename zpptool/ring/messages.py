@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the head and the stages say to each other, as typed messages.
+"""The control messages between the head and the stages.
 
 A control message is one msgpack map with a tag, decoded into exactly one of the structs below: an unknown tag, a
-missing field or a field of another type is an error, never a guess. What a `Call` or a `Reply` carries for the engine
-(its payload) rides beside it as a frame of its own and is opaque here.
+missing field or a field of another type is an error, never a guess. The payload of a `Call` or a `Reply` is the
+engine's; it is a frame of its own after the control message, and opaque here.
 """
 
 from __future__ import annotations
@@ -19,26 +19,24 @@ from zpptool.wire.link import LinkError
 from zpptool.wire.message.framing import Buffer
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-"""What is counted is never negative."""
+"""A number that is never negative."""
 Place = Annotated[int, msgspec.Meta(ge=0, lt=2**15)]
-"""A stage, or how many there are: as many as the preamble of a message can name."""
-
-
+"""A stage index, or a number of stages: as large as the preamble of a message can hold."""
 Ranges = Annotated[tuple[tuple[Count, Count], ...], msgspec.Meta(max_length=2**15)]
 """A half-open layer range for each stage."""
 
 
 class StageFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What one process of the ring says about itself in the roll call.
+    """What a stage reports about itself in the roll call.
 
     Attributes:
         stage: its place.
         host: the name of its machine.
         pid: its process id there.
-        num_stages: how many stages it was told that there are.
+        num_stages: how many stages it was configured with.
         layers: the half-open layer range that it owns.
         agreed: what has to be the same in the whole pipeline (model digest, dtype, versions, ...), by name.
-        movable: whether it can load other layers than its own, as one can that reads the full checkpoint.
+        movable: whether it can load other layers than its own, because it reads the full checkpoint.
     """
 
     stage: Place
@@ -51,18 +49,18 @@ class StageFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def seat(self) -> Seat:
-        """Its place, and who holds it."""
+        """Its place, and the process that holds it."""
         return Seat(self.stage, self.host, self.pid)
 
 
 class RollCall(msgspec.Struct, tag="roll-call", frozen=True, forbid_unknown_fields=True):
-    """Goes once round the ring before anything is loaded; every stage adds itself."""
+    """Passes once round the ring before anything is loaded; every stage adds its facts."""
 
     stages: tuple[StageFacts, ...]
 
 
 class Verdict(msgspec.Struct, tag="verdict", frozen=True, forbid_unknown_fields=True):
-    """The head's word on the stages that answered the roll call: why they do not fit together; no reason, they do."""
+    """The head's decision on a roll call: why the stages do not fit together; without reasons, they are admitted."""
 
     reasons: tuple[str, ...]
 
@@ -71,11 +69,11 @@ class Call(msgspec.Struct, tag="call", frozen=True, forbid_unknown_fields=True):
     """The head asks every stage to do something.
 
     Attributes:
-        number: counts the calls of a run; a reply bears the number of its call.
-        method: what to do, in the engine's words.
+        number: counts the calls of a run; a reply has the number of its call.
+        method: what to do, named by the engine.
         from_all: every stage replies; otherwise only the last one does, and any stage that fails.
-        long: it may take minutes, as loading does; otherwise it is a step, and a stage that stands still at it hangs.
-        setup: its place among the calls that set a stage up, which are repeated in every epoch; None for any other.
+        long: it may take minutes, as loading does; otherwise it is a step, and a stage without progress at it hangs.
+        setup: its index among the set-up calls, which are repeated in every epoch; None for any other call.
     """
 
     number: Count
@@ -96,11 +94,11 @@ class Fault(msgspec.Struct, tag="fault", frozen=True, forbid_unknown_fields=True
     """A stage cannot go on, on its way to the head.
 
     Attributes:
-        stage: whose word it is.
-        number: the call that failed; None where it is more than a call.
+        stage: the stage that reports it.
+        number: the call that failed; None if more than a call is affected.
         message, detail: what happened.
-        code: what the head should leave with.
-        lost: the epoch that came to an end with it; None where that is not told.
+        code: the exit code for the head.
+        lost: the epoch that ended with it; None if it ended none.
     """
 
     stage: Place
@@ -117,14 +115,14 @@ class Fault(msgspec.Struct, tag="fault", frozen=True, forbid_unknown_fields=True
 
 
 class Stop(msgspec.Struct, tag="stop", frozen=True, forbid_unknown_fields=True):
-    """The run is over; goes once round the ring, and every stage ends: in good order, unless the pipeline `broke`."""
+    """The run is over. Passes once round the ring; every stage ends, without an error unless the pipeline `broke`."""
 
     reason: str
     broke: bool
 
 
 class Seat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Who holds a place: the process of that id on that machine."""
+    """A place and the process that holds it."""
 
     stage: Place
     host: str
@@ -132,14 +130,14 @@ class Seat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Leave(msgspec.Struct, tag="leave", frozen=True, forbid_unknown_fields=True):
-    """Whoever holds one of these seats is to leave between two calls, and to come again; goes once round the ring.
+    """Asks the processes with these seats to leave between two calls, and to restart. Passes once round the ring.
 
     Attributes:
-        seats: whose end is wanted; whoever has come in their place meanwhile is not meant.
+        seats: the processes that are to leave; one that has taken such a place since is not asked.
         why: for their logs.
-        moved_to: where another process will send from in the place of the one that leaves, which does not come again;
-            empty where it does.
-        partition: every stage's half-open layer range from then on; empty where they stay what they are.
+        moved_to: the address from which another process will send in place of the one that leaves, which then does not
+            restart; empty where it restarts.
+        partition: every stage's half-open layer range after that; empty if they do not change.
     """
 
     seats: tuple[Seat, ...]
@@ -149,13 +147,13 @@ class Leave(msgspec.Struct, tag="leave", frozen=True, forbid_unknown_fields=True
 
 
 class Moved(msgspec.Struct, tag="moved", frozen=True, forbid_unknown_fields=True):
-    """The last word of a stage that does not come again, to whoever receives from it: where to find its place."""
+    """The last message of a stage that does not restart, to the next place: the new address of its place."""
 
     address: str
 
 
 class Report(msgspec.Struct, tag="report", frozen=True, forbid_unknown_fields=True):
-    """How a stage and those after it fare, told against the direction of the ring twice a second."""
+    """The status of a stage and of those after it, sent upstream every `BEAT_S` seconds."""
 
     stages: tuple[StageStatus, ...]
 
@@ -167,20 +165,20 @@ _decoder = msgspec.msgpack.Decoder(Control)
 
 
 class Received(NamedTuple):
-    """A control message, the payload that rode beside it (empty for none), and the epoch it came in."""
+    """A control message, its payload (empty for none), and the epoch that it was sent in."""
 
     control: Control
     payload: bytes
     epoch: int = 0
 
 
-def encode(control: Control) -> bytes:
+def encode_control(control: Control) -> bytes:
     """The header bytes of a control message."""
     return _encoder.encode(control)
 
 
-def decode_told(payload: bytes) -> Control:
-    """A control message that was told against the direction of the ring.
+def decode_upstream(payload: bytes) -> Control:
+    """A control message that was sent upstream, against the direction of the ring.
 
     Raises:
         msgspec.DecodeError: it is not one.
@@ -192,13 +190,13 @@ def decode_told(payload: bytes) -> Control:
     return control
 
 
-def decode(
+def decode_control(
     header: bytes, frames: Sequence[Buffer], *, stage: int, peer: str, endpoint: str, epoch: int = 0
 ) -> Received:
-    """A control message from the header and frames that came from `peer`.
+    """A control message from the header and frames that `peer` sent.
 
     Raises:
-        LinkError: the bytes are not one of the messages above, or more than one frame rides beside it.
+        LinkError: the bytes are not one of the messages above, or more than one frame comes with it.
     """
     try:
         control = _decoder.decode(header)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a ring fares: typed, the same on its way round the ring, on the head's socket, and in a front.
+"""The status of a ring, as typed values: the same within the ring, on the head's socket, and behind the front server.
 
-A stage says what it knows of itself and of the link that it sends on. Ages are in seconds as of the moment of writing,
-so that no two clocks are ever compared.
+A stage reports about itself and about the link that it sends on. Ages are in seconds at the time of writing, so clocks
+of different hosts are never compared.
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ from pathlib import Path
 import msgspec
 
 BEAT_S = 0.5
-"""How often each place tells how it fares, and looks for its neighbour."""
+"""How often each place reports its status and checks its neighbour, in seconds."""
 UNHEARD = "unheard"
-"""The phase of a stage that has not said anything yet."""
+"""The phase of a stage that has not reported yet."""
 WAITING, LOADING, WARMING_UP, READY, COMPUTING = "waiting", "loading", "warming-up", "ready", "computing"
+"""Phases of a stage."""
 RECOVERING, BROKEN, STOPPED = "recovering", "broken", "stopped"
 """Phases that only the whole ring has."""
 STEADY_PHASES = frozenset({UNHEARD, WAITING, READY, COMPUTING})
-"""Phases in which a stage that is well is never silent for long; the others take what time the weights take."""
+"""Phases in which a healthy stage is never silent for long. The others last as long as loading the weights takes."""
 SUFFIX = ".status"
+"""Of the head's status socket."""
 CHANGE_SUFFIX = ".change"
-_MOST_BYTES = 16 << 20
+"""Of the head's socket for planned changes."""
 
 
 class LinkStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -34,17 +36,17 @@ class LinkStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         endpoint: the address between them.
         state: `waiting`, `connected`, `lost` or `refused`.
         epoch: the link's.
-        rtt_ms: how long a word last took there and back; None before the first.
-        queue: messages sent that the receiver has not handed on, as far as it said.
-        bytes_sent, messages_sent: all that was sent.
-        bytes_received, messages_received: of these, what the receiver said to have handed on.
-        refused: greetings and connections that were turned away.
-        last_error: the last thing that went wrong, in words; empty for nothing.
-        sessions: how often a peer was welcomed.
-        wait_s: time that senders have waited for the peer.
-        send_s: time that handing over has taken.
+        rtt_ms: the last round trip time; None before the first.
+        queue: messages sent that the receiver has not reported as taken.
+        bytes_sent, messages_sent: all messages sent.
+        bytes_received, messages_received: of these, the ones that the receiver has reported as taken.
+        refused: handshakes and connections that were refused.
+        last_error: the last error as text; empty for none.
+        sessions: how often a peer was accepted.
+        wait_s: time that senders have waited for the peer, in seconds.
+        send_s: time that handing messages to the socket has taken, in seconds.
         rtt_counts, rtt_sum_s: all round trips, as `zpptool.wire.link.counters.Tally` counts them.
-        knocks: greetings that were turned away only because another process has the place.
+        knocks: handshakes that were refused only because another process has the place.
     """
 
     peer: str
@@ -72,17 +74,17 @@ class StageStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         stage: its place.
-        host, pid: its process; empty and 0 before it was heard of.
-        layers: the half-open range that it owns; None for the head, and before the stage was heard of.
-        phase: what it does.
-        epoch: the highest that it knows of.
+        host, pid: its process; empty and 0 before its first report.
+        layers: the half-open layer range that it owns; None for the head, and before the first report.
+        phase: what it is doing.
+        epoch: the highest that it knows.
         memory_bytes: resident memory of its process.
-        beat_age_s: how long its main loop has been at one thing without a sign of progress; 0 where it waits for work.
-        heard_age_s: how old all this is; for a stage that was never heard, how long it has been waited for.
-        steps: calls that it has done.
-        receive_s: time that its main loop has waited for the tensors of the stage before.
+        beat_age_s: how long its main loop has made no progress, in seconds; 0 where it waits for work.
+        heard_age_s: the age of this report in seconds; without one, how long the head has waited for it.
+        steps: calls that it has completed.
+        receive_s: how long its main loop has waited for the tensors of the stage before, in seconds.
         rtt_ms: of its link.
-        link: the one that it sends on; None before it was heard of.
+        link: the one that it sends on; None before the first report.
     """
 
     stage: int
@@ -101,8 +103,8 @@ class StageStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def process(self) -> str:
-        """Which process it is, in words."""
-        return f"{self.host}, pid {self.pid}" if self.pid else "never heard of"
+        """Its process as text."""
+        return f"{self.host}, pid {self.pid}" if self.pid else "no report from it yet"
 
 
 class RingStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -115,10 +117,10 @@ class RingStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         fault: what broke it; empty for nothing.
         stages: each of them, in order.
         head: the head's own process and the link to stage 0.
-        recoveries: how often it became whole again after a loss.
-        stall_s: how long it was not whole because of losses and planned changes.
+        recoveries: how often the ring became whole again after a loss.
+        stall_s: how long it was not whole because of losses and planned changes, in seconds.
         recomputed_tokens: tokens that had to be computed again because of them.
-        planned: how often it became whole again after stages had left because they were asked to.
+        planned: how often it became whole again after a planned change.
     """
 
     run_id: str
@@ -134,20 +136,28 @@ class RingStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def unheard(stage: int, epoch: int, age_s: float) -> StageStatus:
-    """What is known of a stage that has not said anything for `age_s` seconds."""
+    """The status of a stage that the head has waited `age_s` seconds for, without a report."""
     return StageStatus(stage, "", 0, None, UNHEARD, epoch, 0, 0.0, age_s, 0, 0.0, None, None)
 
 
 def aged(status: StageStatus, seconds: float) -> StageStatus:
-    """A status that was written so many seconds ago. A main loop that stood still then is taken to stand still."""
+    """A status that is `seconds` old. A main loop without progress then is taken to have made none since."""
     still = status.beat_age_s + seconds if status.beat_age_s else 0.0
     return msgspec.structs.replace(status, heard_age_s=status.heard_age_s + seconds, beat_age_s=still)
 
 
 def hung(stages: Iterable[StageStatus], limit_s: float) -> StageStatus | None:
-    """The first stage that gives no sign of life, None when all are well: its main loop computes and has not moved for
-    the limit, or nothing was heard of it for so long. A stage that stands still silences those behind it, a moment
-    before itself; one that loads weights or warms up may take its time."""
+    """The first stage that hangs, or None: its main loop computes without progress, or it has not reported, for longer
+    than the limit.
+
+    A stage that hangs stops relaying the reports of those after it, so they become silent a moment before it does: a
+    stage that is silent for almost the limit counts if a later one is silent for all of it. Stages that load weights or
+    warm up are not judged.
+
+    Args:
+        stages: their last reports, in order.
+        limit_s: in seconds.
+    """
     silent = None
     for status in stages:
         if status.phase not in STEADY_PHASES:
@@ -162,7 +172,13 @@ def hung(stages: Iterable[StageStatus], limit_s: float) -> StageStatus | None:
 
 
 def phase_of(stages: Iterable[StageStatus], *, gathered: bool, busy: bool) -> str:
-    """What the ring as a whole does, if it is whole."""
+    """The phase of a ring without faults.
+
+    Args:
+        stages: their last reports.
+        gathered: whether the stages have been admitted.
+        busy: whether a call is open.
+    """
     if not gathered:
         return WAITING
     phases = {status.phase for status in stages}
@@ -173,18 +189,10 @@ def phase_of(stages: Iterable[StageStatus], *, gathered: bool, busy: bool) -> st
 
 
 def status_path(local: str) -> Path:
-    """Where the head tells its status: beside the ipc endpoint between it and the worker of stage 0."""
+    """The head's status socket: beside the ipc endpoint `local` between it and stage 0."""
     return Path(local.removeprefix("ipc://") + SUFFIX)
 
 
 def change_path(local: str) -> Path:
-    """Where the head takes planned changes: beside its status."""
+    """The head's socket for planned changes, beside its status socket."""
     return Path(local.removeprefix("ipc://") + CHANGE_SUFFIX)
-
-
-
-
-
-
-
-

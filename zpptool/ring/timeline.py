@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A timeline in the Chrome trace format, one file for all processes of one host that name the same one.
+"""A timeline in the Chrome trace format, shared by all processes of a host that are given the same file.
 
-The invariant: between two writes the file is whole JSON, whoever wrote last: a process adds its events under the file's
-lock, in place of the closing bracket. Times are microseconds of CLOCK_MONOTONIC, which all processes of a host share.
+The invariant: between two writes the file is complete JSON. A process appends its events under the file's lock, in
+place of the closing bracket. Times are microseconds of CLOCK_MONOTONIC, which all processes of a host share.
 Open it at https://ui.perfetto.dev or in chrome://tracing.
 """
 
@@ -21,7 +21,7 @@ from zpptool.errors import usage_error
 
 FLUSH_EVENTS = 4096
 FLUSH_S = 1.0
-"""What is older is written with the next event, so that a process that is killed loses little."""
+"""Events older than this, in seconds, are written with the next one, so that a killed process loses few."""
 _END = b"\n]\n"
 
 
@@ -29,12 +29,12 @@ class Timeline:
     """The events of one process.
 
     Args:
-        file: where they go; it is made, or added to.
-        place: this process's number in the picture: its stage, or -1 for the head.
-        name: what it is called there.
+        file: created, or appended to.
+        place: this process's row in the picture: its stage, or -1 for the head.
+        name: the title of the row.
 
     Raises:
-        ZppError: (USAGE) the file cannot be written, or holds something else.
+        ZppError: (USAGE) the file cannot be written, or is no timeline.
     """
 
     def __init__(self, file: Path, place: int, name: str) -> None:
@@ -49,21 +49,25 @@ class Timeline:
         self._add({"name": "process_sort_index", "ph": "M", "args": {"sort_index": self._place}})
         self.flush()
 
-    def span(self, what: str, began_ns: int, ended_ns: int, *, lane: int = 0, **about: Any) -> None:
-        """Something that this process did.
+    def span(self, what: str, began_ns: int, ended_ns: int, *, lane: int = 0, **about: str | int | float) -> None:
+        """Record something that this process did.
 
         Args:
             what: its name.
             began_ns: on the clock of `time.monotonic_ns`.
-            ended_ns: likewise.
-            lane: what overlaps without one being part of the other goes into lanes of its own.
-            about: shown beside it.
+            ended_ns: on the same clock.
+            lane: spans that overlap without being nested need different lanes.
+            about: details that are shown with it.
         """
         times = {"ts": began_ns / 1000, "dur": (ended_ns - began_ns) / 1000}
         self._add({"name": what, "ph": "X", "tid": lane, "args": about, **times})
 
     def flush(self) -> None:
-        """Write what is not written yet."""
+        """Write the events that are not written yet.
+
+        Raises:
+            ZppError: (USAGE) the file cannot be written.
+        """
         with self._lock:
             events, self._events = self._events, []
             self._flushed = time.monotonic()
@@ -89,7 +93,7 @@ class Timeline:
 
 
 def check_trace_file(file: Path) -> None:
-    """Refuse a file that is no timeline, before anything is started that would write into it.
+    """Refuse a file that is no timeline, before starting anything that would write into it.
 
     Raises:
         ZppError: (USAGE) it holds something else, or cannot be written.

@@ -43,7 +43,7 @@ class ChangeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """
 
     replica: Annotated[str, msgspec.Meta(max_length=200)] | None = None
-    by: ch.Words = ""
+    by: ch.PlainText = ""
 
     def request(self, by: str) -> ch.Request:
         """What is asked of each pipeline."""
@@ -57,8 +57,8 @@ class RebalanceRequest(ChangeRequest, frozen=True, forbid_unknown_fields=True, k
         ranges, plan_digest: as in `changes.Rebalance`.
     """
 
-    ranges: tuple[ch.Words, ...]
-    plan_digest: ch.Words = ""
+    ranges: tuple[ch.PlainText, ...]
+    plan_digest: ch.PlainText = ""
 
     def request(self, by: str) -> ch.Request:
         """As ever."""

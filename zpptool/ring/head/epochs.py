@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The life of a ring, as a pure function: where it stands and what happened give where it stands then and what to do.
+"""The epochs of a ring as a pure function: a state and an event give the next state and an action.
 
-The invariant: every loss begins a new epoch, what belongs to an older one changes nothing, and calls are let in only
-when every stage of the present epoch has been set up. A ring that is over stays over.
+The invariant: every loss begins a new epoch, events of an older one change nothing, and calls are admitted only when
+every stage of the present epoch has been set up. A run that is over stays over.
 
-            Closed: call the roll          Answered: replay the set-up            Ready: let calls in
+            Closed: call the roll          Answered: replay the set-up            Ready: admit calls
     GATHERING ------------------> GATHERING ---------------------------> SETTING_UP -----------------> WHOLE
         ^                                                                    |                           |
         '------------------ Lost: begin the next epoch ----------------------'---------------------------'
 
-Whatever stops it, a deadline, stages that do not fit, a set-up that fails, or the user, leads to OVER.
+A deadline, stages that do not fit together, a set-up call that fails, or a stop by the user leads to OVER.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from zpptool.errors import ZppError
 
 
 class Phase(enum.Enum):
-    """Where a ring stands."""
+    """What a ring waits for."""
 
     GATHERING = "gathering"
     SETTING_UP = "setting up"
@@ -31,7 +31,13 @@ class Phase(enum.Enum):
 
 @dataclass(frozen=True)
 class RingState:
-    """Where a ring stands, and in which epoch. `may_recover` is whether a loss is survived."""
+    """The state of a ring.
+
+    Attributes:
+        phase: what it waits for.
+        epoch: the present epoch.
+        may_recover: whether a loss begins a new epoch; otherwise it ends the run.
+    """
 
     phase: Phase
     epoch: int
@@ -40,14 +46,14 @@ class RingState:
 
 @dataclass(frozen=True)
 class Closed:
-    """The head was welcomed by the last stage, so every link of this epoch is there."""
+    """The last stage has accepted the head's link, so every link of the ring is up in this epoch."""
 
     epoch: int
 
 
 @dataclass(frozen=True)
 class Answered:
-    """The roll call of this epoch came home; `fault` says why these stages make no pipeline, None that they do."""
+    """The roll call of this epoch has come back; `fault` is why these stages make no pipeline, None if they do."""
 
     epoch: int
     fault: ZppError | None
@@ -62,7 +68,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Lost:
-    """A stage, or the way to it, was lost in this epoch."""
+    """A stage, or the connection to it, was lost in this epoch."""
 
     epoch: int
     fault: ZppError
@@ -70,7 +76,7 @@ class Lost:
 
 @dataclass(frozen=True)
 class Failed:
-    """Something that no new epoch would mend: a deadline passed, a set-up call failed, a message could not be read."""
+    """A fault that a new epoch would not remove: a missed deadline, a failed set-up call, an unreadable message."""
 
     fault: ZppError
 
@@ -85,12 +91,12 @@ Event = Closed | Answered | Ready | Lost | Failed | Stopped
 
 @dataclass(frozen=True)
 class CallTheRoll:
-    """Ask every stage who it is."""
+    """Ask every stage to identify itself."""
 
 
 @dataclass(frozen=True)
 class BeginEpoch:
-    """Let the calls under way come to nothing, and welcome everybody anew, in this epoch."""
+    """Drop the calls under way and open every link anew, in this epoch."""
 
     epoch: int
     why: ZppError
@@ -98,17 +104,17 @@ class BeginEpoch:
 
 @dataclass(frozen=True)
 class Admit:
-    """Tell every stage that it is in, and repeat the set-up calls."""
+    """Send the stages the verdict that admits them, and repeat the set-up calls."""
 
 
 @dataclass(frozen=True)
 class LetIn:
-    """Let calls in: the ring is whole."""
+    """Admit calls: the ring is whole."""
 
 
 @dataclass(frozen=True)
 class GiveUp:
-    """Fail every call, now and later, with this, and tell every stage that is still reached."""
+    """Fail every call, present and later ones, with this fault."""
 
     why: ZppError
 
@@ -117,15 +123,16 @@ Action = CallTheRoll | BeginEpoch | Admit | LetIn | GiveUp
 
 
 FIRST_EPOCH = 1
+"""The epoch of a run before any loss."""
 
 
 def begin(epoch: int = FIRST_EPOCH, *, may_recover: bool) -> RingState:
-    """A ring of which nothing is known yet. Its links are opened in this epoch."""
+    """The state of a ring before any event. Its links are opened in this epoch."""
     return RingState(Phase.GATHERING, epoch, may_recover)
 
 
 def react(state: RingState, event: Event) -> tuple[RingState, Action | None]:
-    """Where the ring stands after an event, and the one thing to do about it."""
+    """The state after an event, and the one action that follows; None for no action."""
     if state.phase is Phase.OVER:
         return state, None
     if isinstance(event, Stopped):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Do these stages make one pipeline? A pure question, asked before anything is loaded."""
+"""Whether the stages of a roll call make one pipeline: a pure function, called before anything is loaded."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from zpptool.ring.messages import StageFacts
 def disagreements(
     num_stages: int, num_layers: int, agreed: Mapping[str, str], stages: Sequence[StageFacts]
 ) -> list[str]:
-    """Why the stages that answered the roll call cannot run together: every reason, none when they can.
+    """Every reason why the stages that answered the roll call cannot run together; empty if they can.
 
     Args:
-        num_stages: how many stages the head was told of.
+        num_stages: how many stages the head was configured with.
         num_layers: how many layers the model has.
-        agreed: what the head says has to be the same everywhere, by name.
-        stages: what the stages said of themselves, in the order in which the roll call met them.
+        agreed: the head's values of what has to be the same everywhere, by name.
+        stages: what the stages reported about themselves, in the order in which the roll call reached them.
     """
-    met = [facts.stage for facts in stages]
-    if met != list(range(num_stages)):
+    answered = [facts.stage for facts in stages]
+    if answered != list(range(num_stages)):
         return [
-            f"the roll call met {_listed(met)}, but the ring of {num_stages} stages is 0 to {num_stages - 1}:"
+            f"the roll call met {_listed(answered)}, but the ring of {num_stages} stages is 0 to {num_stages - 1}:"
             " a stage connects to the wrong one, or two stages were given the same place"
         ]
     _ranges, faults = check_ranges([str(LayerRange(*facts.layers)) for facts in stages], num_layers, num_stages)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the head knows of the ring: what the stages told last, aged since then."""
+"""What the head knows of the ring: the last reports of the stages, with their ages."""
 
 from __future__ import annotations
 
@@ -17,43 +17,46 @@ from zpptool.wire.link import LinkSender
 
 
 class RingView:
-    """The stages as they were last heard, and the head's own link.
+    """The last reports of the stages, and the head's own link.
 
     Args:
-        num_stages: how many there are.
-        outward: the link to stage 0.
+        num_stages: how many stages there are.
+        downstream: the link to stage 0.
+
+    Attributes:
+        num_stages: how many stages there are.
     """
 
-    def __init__(self, num_stages: int, outward: LinkSender) -> None:
-        self._num_stages = num_stages
-        self._outward = outward
+    def __init__(self, num_stages: int, downstream: LinkSender) -> None:
+        self.num_stages = num_stages
+        self._downstream = downstream
         self._pulse = Pulse()
         self._awaited_at = time.monotonic()
-        self._heard: tuple[float, tuple[StageStatus, ...]] = (self._awaited_at, ())
+        self._reported: tuple[float, tuple[StageStatus, ...]] = (self._awaited_at, ())
 
-    def hear(self, stages: tuple[StageStatus, ...]) -> None:
-        """Take in a report; called where nothing may wait."""
-        self._heard = time.monotonic(), stages
+    def update(self, stages: tuple[StageStatus, ...]) -> None:
+        """Take in a report of stages, which replaces the one before. Does not wait."""
+        self._reported = time.monotonic(), stages
 
-    def rest(self) -> None:
-        """Nothing is asked of the stages now: one that was never heard is not waited for."""
+    def expect_reports_from_now(self) -> None:
+        """No step is under way: the age of a stage that has never reported counts from now."""
         self._awaited_at = time.monotonic()
 
     def stages(self) -> tuple[StageStatus, ...]:
-        """Every stage, in order, as it was last heard of."""
+        """Every stage, in order, by its last report."""
         now = time.monotonic()
-        heard_at, reported = self._heard
-        known = {told.stage: aged(told, now - heard_at) for told in reported}
-        epoch = self._outward.party.epoch
+        reported_at, reported = self._reported
+        known = {status.stage: aged(status, now - reported_at) for status in reported}
+        epoch = self._downstream.party.epoch
         return tuple(
-            known.get(stage) or unheard(stage, epoch, now - self._awaited_at) for stage in range(self._num_stages)
+            known.get(stage) or unheard(stage, epoch, now - self._awaited_at) for stage in range(self.num_stages)
         )
 
     def status(self, *, gathered: bool, busy: bool, stopped: bool, fault: str) -> RingStatus:
         """The whole ring.
 
         Args:
-            gathered: whether the stages have been let in.
+            gathered: whether the stages have been admitted.
             busy: whether a call is open.
             stopped: whether the run is over.
             fault: what broke it; empty for nothing.
@@ -64,10 +67,10 @@ class RingView:
             phase = STOPPED
         if fault:
             phase = BROKEN
-        head = own_status(HEAD, None, self._pulse, self._outward)
+        head = own_status(HEAD, None, self._pulse, self._downstream)
         return RingStatus(
-            run_id=self._outward.party.run_id,
-            epoch=self._outward.party.epoch,
+            run_id=self._downstream.party.run_id,
+            epoch=self._downstream.party.epoch,
             phase=phase,
             fault=fault,
             stages=stages,
@@ -80,13 +83,13 @@ class RingSnapshot:
     """A ring at one moment.
 
     Attributes:
-        seats: who held each place when the roll was called last, in order.
-        settled: the epoch, if the ring is whole in it and has since answered a call or had nothing to do; else None.
+        seats: which process held each place in the last roll call, in order.
+        settled: the epoch, if the ring is whole in it and has since answered a call or been idle; else None.
         fault: what broke it; None for nothing.
-        wanted: whether whoever asked for the turns still wants more of them.
+        client_connected: whether the client of a planned change is still connected; set by the change server.
     """
 
     seats: tuple[Seat, ...]
     settled: int | None
     fault: ZppError | None = None
-    wanted: bool = True
+    client_connected: bool = True

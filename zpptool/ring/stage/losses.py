@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a stage knows of the loss of others: pure bookkeeping, asked from several threads.
+"""A stage's record of lost neighbours. Any thread may use it.
 
-The invariant: of each epoch of each run the first loss is told, once; until the next welcome nothing of that epoch is
-of use to anybody.
+The invariant: of each epoch of each run, only the first loss is reported. After it, messages of that epoch are useless.
 """
 
 from __future__ import annotations
@@ -15,14 +14,18 @@ from zpptool.errors import ZppError
 
 
 class RunEpoch(NamedTuple):
-    """A run and an epoch of it."""
+    """A run and one of its epochs."""
 
     run_id: str
     epoch: int
 
 
 class Losses:
-    """The losses that one stage has met."""
+    """The losses that one stage has noticed.
+
+    Attributes:
+        cause: why this stage waits for another epoch; None if it does not.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -30,26 +33,26 @@ class Losses:
         self._since = 0.0
         self.cause: ZppError | None = None
 
-    def meet(self, standing: RunEpoch, cause: ZppError) -> bool:
-        """Something was lost in this epoch; False when that is known."""
+    def record(self, epoch: RunEpoch, cause: ZppError) -> bool:
+        """Record a loss in this epoch; False if one is recorded already."""
         with self._lock:
-            if self._lost == standing:
+            if self._lost == epoch:
                 return False
             if self.cause is None:
                 self._since = time.monotonic()
-            self._lost, self.cause = standing, cause
+            self._lost, self.cause = epoch, cause
             return True
 
-    def is_lost(self, standing: RunEpoch) -> bool:
+    def is_lost(self, epoch: RunEpoch) -> bool:
         """Whether something was lost in this epoch."""
-        return self._lost == standing
+        return self._lost == epoch
 
-    def begun_anew(self) -> None:
-        """Another epoch has begun here."""
+    def epoch_began(self) -> None:
+        """Another epoch has begun at this stage."""
         with self._lock:
             self.cause = None
 
     @property
     def waited_s(self) -> float:
-        """How long this stage has waited for another epoch; 0 where it does not wait."""
+        """How long this stage has waited for another epoch, in seconds; 0 if it does not wait."""
         return time.monotonic() - self._since if self.cause is not None else 0.0

@@ -1,80 +1,68 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The receiving half of a stage's place: the thread that relays and sorts, and what it makes of losses.
+"""A stage's receiving thread: it relays what goes round the ring, fills the inbox, and reacts to losses.
 
-The invariant: this thread never waits for another place. What cannot be passed on at once waits aside, so that it hears
-of a new epoch whatever becomes of the stages behind it.
+Calls and stops are relayed onward, replies and faults towards the head, before anything else: a stage that computes
+delays no other one.
+
+The invariant: this thread never waits for another place. What cannot be passed on at once goes into the backlog, so
+that a new epoch is noticed whatever happens to the stages after this one.
 """
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
 
 import msgspec
 
 from zpptool.errors import ExitCode, ZppError, stage_error
-from zpptool.ring import messages as c
-from zpptool.ring.delivery import POLL_S, Delivery
-from zpptool.ring.heartbeat import Beat, Pulse, own_status
+from zpptool.log import PlaceLogger
+from zpptool.ring.delivery import POLL_S
+from zpptool.ring.messages import (
+    Fault,
+    Leave,
+    Moved,
+    Reply,
+    RollCall,
+    StageFacts,
+    Stop,
+    decode_control,
+    encode_control,
+)
+from zpptool.ring.stage.backlog import RELAY_S, Backlog
+from zpptool.ring.stage.callbacks import StageCallbacks
+from zpptool.ring.stage.endings import AskedToLeave, RingBroken, RingOver, with_hint
+from zpptool.ring.stage.inbox import StageInbox
 from zpptool.ring.stage.losses import Losses, RunEpoch
-from zpptool.ring.status import COMPUTING, StageStatus, aged
-from zpptool.wire.link import LinkError, LinkReceiver, LinkRefused, LinkSender, LinkTimeout, PeerLost, StaleEpoch
+from zpptool.ring.timeouts import RingTimeouts
+from zpptool.wire.link import LinkReceiver, LinkRefused, LinkSender, LinkTimeout, PeerLost, StaleEpoch
 from zpptool.wire.link_errors import WireError, WireFault
 from zpptool.wire.message.framing import Kind, Message
 from zpptool.wire.protocol.sequence import SequenceError
 
 PATIENCE_S = 10.0
-"""How much longer than the head a stage waits for a ring that is not whole: the head knows more of why it is not."""
-REGREET_S = 0.3
-"""How long a stage that was refused waits before it greets again: the one before it may still hold on to another."""
-RELAY_S = 0.005
-"""How long a relayed message may wait for room at once; after that it waits aside, and nobody for it."""
+"""A stage waits this much longer than the head, in seconds, for a ring that is not whole: the head knows the cause."""
+RETRY_S = 0.3
+"""The pause before another handshake after a refusal: the stage before may still be connected to another process."""
 
 
-class RingOver(ZppError):
-    """The head has stopped the run, so what was being waited for will not come."""
-
-
-class AskedToLeave(ZppError):
-    """The head has asked this stage to leave; it does so between two calls, in whichever epoch.
-
-    Attributes:
-        moved_to: where another process has its place from then on; empty where it comes again itself.
-        partition: the layer ranges of its next life; empty where they stay what they are.
-    """
-
-    def __init__(self, leave: c.Leave) -> None:
-        told = f"its place moves to {leave.moved_to}, and it ends" if leave.moved_to else "it leaves, and comes again"
-        super().__init__(f"{told}: {leave.why}", exit_code=ExitCode.OK if leave.moved_to else ExitCode.AGAIN)
-        self.moved_to = leave.moved_to
-        self.partition = leave.partition
-
-
-class RingBroken(LinkError):
-    """The head has stopped the run because the pipeline is broken."""
-
-
-class StageListener:
-    """One stage's two links, the thread that serves them, and the queues that it fills.
+class StageRelay:
+    """One thread, which alone receives from the stage before.
 
     Args:
-        stage: this stage's place.
+        stage: the stage's place.
         upstream: receives from the stage before (from the head, on stage 0).
         downstream: sends to the next stage (to the head, on the last one).
         is_last: whether `downstream` leads to the head.
-        start_timeout_s: how long to wait for the neighbours and for the head's verdict.
-        step_timeout_s: how long to wait for the tensors of a step, and for a neighbour to take a message.
-        note: is told, in words, what this stage waits for.
-        layers: the half-open range that it owns.
-        recovery_s: how long the head waits for a lost stage; 0 where a loss ends the run.
-        beat_timeout_s: how long the main loop may stand still at a call of an epoch that is over.
+        inbox: filled for the main loop.
+        losses: the record of lost neighbours.
+        callbacks: of the stage's process.
+        timeouts: of the stage.
+        log: of the stage.
 
     Attributes:
-        stage: its place.
-        pulse: what its main loop does; whoever runs it keeps that up.
+        joined: set once the stage has been admitted or refused; from then on this thread answers roll calls.
+        closing: set when the node closes.
     """
 
     def __init__(
@@ -84,289 +72,248 @@ class StageListener:
         downstream: LinkSender,
         *,
         is_last: bool,
-        start_timeout_s: float,
-        step_timeout_s: float,
-        note: Callable[[str], None],
-        layers: tuple[int, int] | None = None,
-        recovery_s: float = 0.0,
-        beat_timeout_s: float = 60.0,
+        inbox: StageInbox,
+        losses: Losses,
+        callbacks: StageCallbacks,
+        timeouts: RingTimeouts,
+        log: PlaceLogger,
     ) -> None:
-        self.stage = stage
-        self.pulse = Pulse()
-        self._layers = layers
-        self._heard: tuple[float, tuple[StageStatus, ...]] = (0.0, ())
-        self._beat = Beat(self._tell_how_it_fares, f"stage-{stage}-beat")
+        self._stage = stage
         self._upstream = upstream
         self._downstream = downstream
-        self._outbox = Delivery(downstream, self._raise_if_over)
         self._is_last = is_last
-        self._start_timeout_s = start_timeout_s
-        self._step_timeout_s = step_timeout_s
-        self._note = note
-        self._recovery_s = recovery_s
-        self._beat_timeout_s = beat_timeout_s
-        self._losses = Losses()
-        self._backlog: deque[tuple[RunEpoch, int, Message]] = deque()
-        self._facts: c.StageFacts | None = None
-        self._refused_since: float | None = None
-        self._control: queue.SimpleQueue[tuple[RunEpoch, c.Received] | ZppError] = queue.SimpleQueue()
-        self._tensors: queue.SimpleQueue[tuple[RunEpoch, Message] | ZppError | None] = queue.SimpleQueue()
-        self._doing = RunEpoch("", 0)
+        self._inbox = inbox
+        self._losses = losses
+        self._callbacks = callbacks
+        self._timeouts = timeouts
+        self._log = log
+        self._backlog = Backlog(downstream)
+        self._facts: StageFacts | None = None
         self._over: ZppError | None = None
-        self._on_over: Callable[[ZppError], None] = lambda _why: None
-        self._on_stuck: Callable[[], None] = lambda: None
-        self._on_moved: Callable[[str], None] = lambda _address: None
-        self._rumour: str | None = None
-        self._joined = threading.Event()
-        self._closing = threading.Event()
-        upstream.on_welcome(self._begin)
-        downstream.on_told(self._hear_told)
+        self._relayed_fault: str | None = None
+        self._refused_since: float | None = None
+        self.joined = threading.Event()
+        self.closing = threading.Event()
+        upstream.on_welcome(self._begin_epoch)
         downstream.on_lost(upstream.interrupt)
-        self._thread = threading.Thread(target=self._serve, name=f"stage-{stage}-receive", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"stage-{stage}-receive", daemon=True)
 
-    def _begin(self, run_id: str, epoch: int) -> None:
-        """This stage was welcomed, to a new run or to a new epoch: so is the next one, and so both go round the ring.
-        Whoever waits for tensors of an older epoch is woken. Called where nothing may wait."""
-        self._downstream.begin(run_id, epoch)
-        self._losses.begun_anew()
-        self._rumour = None
-        self._refused_since = None
-        self._tensors.put(None)
+    def start(self, facts: StageFacts) -> None:
+        """Start the thread.
 
-    @property
-    def _standing(self) -> RunEpoch:
-        """The run and the epoch that this stage was welcomed to last."""
-        party = self._upstream.party
-        return RunEpoch(party.run_id, party.epoch)
+        Args:
+            facts: what the stage adds to roll calls.
+        """
+        self._facts = facts
+        self._thread.start()
 
-    def _raise_if_over(self) -> None:
+    def join(self) -> None:
+        """Wait for the thread to end, which it does after `closing` is set."""
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def raise_if_over(self) -> None:
+        """Raise the reason if the run is over or the node has closed."""
         if self._over is not None:
             raise self._over
-        if self._closing.is_set():
-            raise RingOver(f"stage {self.stage} has closed its links", exit_code=ExitCode.STAGE)
+        if self.closing.is_set():
+            raise RingOver(f"stage {self._stage} has closed its links", exit_code=ExitCode.STAGE)
 
-    def _serve(self) -> None:
-        """The receiving thread: relay, then sort into the queues; of a fault, tell the head and both readers."""
+    def lose(self, fault: WireFault) -> None:
+        """A neighbour was lost: report it to the head, once an epoch, and end waits for messages of that epoch."""
+        link = self._downstream if fault.endpoint == self._downstream.endpoint else self._upstream
+        epoch = RunEpoch(link.party.run_id, link.party.epoch if fault.epoch is None else fault.epoch)
+        if self._losses.record(epoch, fault):
+            self._log.warning(f"epoch {epoch.epoch} is over: {fault.message}", extra={"epoch": epoch.epoch})
+            self._report_fault(fault, lost=epoch.epoch)
+            self._inbox.recheck_epoch()
+
+    def _begin_epoch(self, run_id: str, epoch: int) -> None:
+        """The stage before has accepted the link, in a new run or epoch: open the next link for it.
+
+        So a new epoch goes round the ring. Waits for tensors of an older one end. Called by the link, so it must not
+        wait.
+        """
+        self._downstream.begin(run_id, epoch)
+        self._losses.epoch_began()
+        self._relayed_fault = None
+        self._refused_since = None
+        self._inbox.recheck_epoch()
+
+    def _run(self) -> None:
         try:
             self._receive_all()
         except ZppError as fault:
             self._give_up(fault)
-        except Exception as cause:  # whatever it is, nobody may go on waiting for this thread
-            broken = stage_error(f"stage {self.stage} cannot receive any more: {type(cause).__name__}: {cause}")
-            if self._recovery_s:
-                broken.exit_code = ExitCode.FAILURE  # whoever keeps this stage up starts it anew
-            self._give_up(broken)
+        except Exception as cause:  # the main loop waits for this thread, so any error has to end its waits
+            # With FAILURE, the supervisor restarts this stage instead of taking it for the end of the run.
+            code = ExitCode.FAILURE if self._timeouts.survives_losses else ExitCode.STAGE
+            text = f"stage {self._stage} cannot receive any more: {type(cause).__name__}: {cause}"
+            self._give_up(ZppError(text, exit_code=code))
 
     def _receive_all(self) -> None:
-        while not self._closing.is_set() and self._over is None:
+        while not self.closing.is_set() and self._over is None:
             try:
-                self._flush()
+                self._backlog.flush()
                 if self._upstream.poll(RELAY_S if self._backlog else POLL_S):
                     self._sort(self._upstream.recv(POLL_S))
                 else:
-                    self._look_around()
+                    self._check_downstream()
             except WireFault as fault:
                 if not self._survives(fault):
                     raise
 
-    def _look_around(self) -> None:
-        """Whether the next place is still there, and the time to wait for a ring that is not whole not over.
+    def _check_downstream(self) -> None:
+        """Check that the next place is connected and that a recovery is not overdue.
 
         Raises:
-            PeerLost: it is not there.
-            ZppError: (STAGE) the time is over.
+            PeerLost: the next place was lost.
+            ZppError: (STAGE) the recovery is overdue.
         """
-        self._check_patience()
-        if self._losses.is_lost(self._sending):
+        self._check_recovery()
+        party = self._downstream.party
+        epoch = RunEpoch(party.run_id, party.epoch)
+        if self._losses.is_lost(epoch):
             return
         try:
             self._downstream.check()
         except PeerLost as lost:
-            if self._recovery_s or not self._joined.is_set():
+            if self._timeouts.survives_losses or not self.joined.is_set():
                 raise
-            self._losses.meet(self._sending, lost)
-            self._tell_head(lost)  # who says what becomes of the run
+            self._losses.record(epoch, lost)
+            self._report_fault(lost)  # the head decides what follows for the run
 
-    def _check_patience(self) -> None:
+    def _check_recovery(self) -> None:
         waited_s, cause = self._losses.waited_s, self._losses.cause
-        if self._recovery_s and waited_s > self._recovery_s + PATIENCE_S:
+        if self._timeouts.survives_losses and waited_s > self._timeouts.recovery_s + PATIENCE_S:
             raise stage_error(
-                f"stage {self.stage} has waited {waited_s:.0f} s for the ring to become whole again",
+                f"stage {self._stage} has waited {waited_s:.0f} s for the ring to become whole again",
                 cause.message if cause else None,
             )
 
-    @property
-    def _sending(self) -> RunEpoch:
-        party = self._downstream.party
-        return RunEpoch(party.run_id, party.epoch)
-
     def _survives(self, fault: WireFault) -> bool:
-        """Whether the stage goes on, in another epoch."""
-        if isinstance(fault, StaleEpoch | LinkTimeout):  # what had come was no message, or is none any more
+        """Whether the stage goes on after this fault, perhaps in another epoch."""
+        if isinstance(fault, StaleEpoch | LinkTimeout):  # a message of an epoch that is over, or an incomplete one
             return True
-        if not self._recovery_s:
+        if not self._timeouts.survives_losses:
             return False
         if isinstance(fault, LinkRefused) and fault.exit_code is ExitCode.STAGE:
-            return self._greet_again()
+            return self._retry_handshake()
         if isinstance(fault, PeerLost | SequenceError | WireError):
-            self._lose(fault)
-            self._check_patience()
+            self.lose(fault)
+            self._check_recovery()
             return True
         return False
 
-    def _greet_again(self) -> bool:
-        """One that was refused its place greets again: another one, who is gone or will be, may hold it still."""
+    def _retry_handshake(self) -> bool:
+        """Repeat a handshake that was refused, as a process that has ended, or is about to, may still hold the place.
+
+        Returns:
+            False if the time for that is over.
+        """
         now = time.monotonic()
         self._refused_since = self._refused_since or now
-        patience_s = self._recovery_s if self._joined.is_set() else max(self._recovery_s, self._start_timeout_s)
+        recovery_s, start_s = self._timeouts.recovery_s, self._timeouts.start_s
+        patience_s = recovery_s if self.joined.is_set() else max(recovery_s, start_s)
         if now - self._refused_since > patience_s:
             return False
-        self._closing.wait(REGREET_S)
+        self.closing.wait(RETRY_S)
         self._upstream.greet_again()
         return True
 
-    def _lose(self, fault: WireFault) -> None:
-        """A neighbour was lost: tell the head, once an epoch, and wake whoever waits for something of that epoch."""
-        link = self._downstream if fault.endpoint == self._downstream.endpoint else self._upstream
-        standing = RunEpoch(link.party.run_id, link.party.epoch if fault.epoch is None else fault.epoch)
-        if self._losses.meet(standing, fault):
-            self._note(f"epoch {standing.epoch} is over: {fault.message}")
-            self._tell_head(fault, lost=standing.epoch)
-            self._tensors.put(None)
-
     def _give_up(self, fault: ZppError) -> None:
-        if self._closing.is_set():
+        if self.closing.is_set():
             return
-        if self._rumour is not None:
-            fault.hint = f"It began elsewhere: {self._rumour}."
-        self._tell_head(fault, lost=self._standing.epoch if fault.exit_code is ExitCode.FAILURE else None)
+        if self._relayed_fault is not None:
+            fault = with_hint(fault, f"It began elsewhere: {self._relayed_fault}.")
+        self._report_fault(fault, lost=self._inbox.epoch.epoch if fault.exit_code is ExitCode.FAILURE else None)
         self._end(fault)
 
-    def _tell_head(self, fault: ZppError, lost: int | None = None) -> None:
-        """Tell the head by both ways round the ring, one of which may be cut."""
+    def _report_fault(self, fault: ZppError, lost: int | None = None) -> None:
+        """Send a fault to the head in both directions of the ring, one of which may be cut.
+
+        Args:
+            fault: the fault.
+            lost: the epoch that ended with it; None for none.
+        """
         detail, code = fault.hint or "", fault.exit_code
-        told = c.encode(
-            c.Fault(stage=self.stage, number=None, message=fault.message, detail=detail, code=code, lost=lost)
+        message = encode_control(
+            Fault(stage=self._stage, number=None, message=fault.message, detail=detail, code=code, lost=lost)
         )
-        self._upstream.tell(told)
-        self._last_word(told)
-
-    def _tell_how_it_fares(self) -> None:
-        """Tell the head of this stage and of those after it, as far as they were heard."""
-        self._end_if_stuck()
-        self._downstream.ping()
-        heard_at, others = self._heard
-        own = own_status(self.stage, self._layers, self.pulse, self._downstream)
-        since_s = time.monotonic() - heard_at
-        self._upstream.tell(c.encode(c.Report(stages=(own, *(aged(other, since_s) for other in others)))))
-
-    def _end_if_stuck(self) -> None:
-        """A main loop that stands still at a step of an epoch that is over keeps the ring from becoming whole."""
-        over = self._doing != self._standing
-        if self._recovery_s and over and self.pulse.phase == COMPUTING and self.pulse.age_s > self._beat_timeout_s:
-            self._note(f"it has stood still for {self.pulse.age_s:.0f} s at a step of an epoch that is over: it ends")
-            self._on_stuck()
-
-    def _hear_told(self, payload: bytes) -> None:
-        """Take in what the next place tells; called where nothing may wait."""
-        try:
-            told = c.decode_told(payload)
-        except msgspec.DecodeError as cause:
-            self._note(f"{self._downstream.peer} told something that cannot be read ({cause})")
-            return
-        if isinstance(told, c.Report):
-            self._heard = time.monotonic(), told.stages
-            self._beat.soon()
-        elif isinstance(told, c.Fault):
-            self._upstream.tell(payload)
+        self._upstream.tell(message)
+        self._send_last(message)
 
     def _sort(self, message: Message) -> None:
+        """Relay a message, or put it into the inbox, or both."""
         if message.kind is Kind.TENSORS:
-            self._tensors.put((self._standing, message))
+            self._inbox.put_tensors(message)
             return
-        received = c.decode(
+        received = decode_control(
             message.header, message.frames,
-            stage=self.stage, peer=self._upstream.peer, endpoint=self._upstream.endpoint, epoch=message.epoch,
+            stage=self._stage, peer=self._upstream.peer, endpoint=self._upstream.endpoint, epoch=message.epoch,
         )  # fmt: skip
         match received.control:
-            case c.Reply():
+            case Reply():
                 self._relay(message)
-            case c.Fault(number=number, message=told, lost=lost):
+            case Fault(number=number, message=text, lost=lost):
                 if number is None:
-                    self._rumour = told
-                if lost == self._standing.epoch and self._losses.meet(self._standing, received.control.as_error()):
-                    self._tensors.put(None)
+                    self._relayed_fault = text
+                epoch = self._inbox.epoch
+                if lost == epoch.epoch and self._losses.record(epoch, received.control.as_error()):
+                    self._inbox.recheck_epoch()
                 self._relay(message)
-            case c.RollCall() as roll if self._joined.is_set():
+            case RollCall() as roll if self.joined.is_set():
                 assert self._facts is not None
-                answered = c.encode(c.RollCall(stages=(*roll.stages, self._facts)))
-                self._relay(msgspec.structs.replace(message, header=answered), source=self.stage)
-            case c.RollCall():
-                self._control.put((self._standing, received))
-            case c.Stop(reason=reason, broke=broke):
-                self._last_word(message.header)
-                told = f"the head has stopped the run: {reason}"
-                self._end(RingBroken(told) if broke else RingOver(told, exit_code=ExitCode.STAGE))
-            case c.Leave():
+                answered = encode_control(RollCall(stages=(*roll.stages, self._facts)))
+                self._relay(msgspec.structs.replace(message, header=answered), source=self._stage)
+            case RollCall():
+                self._inbox.put_control(received)
+            case Stop(reason=reason, broke=broke):
+                self._send_last(message.header)
+                text = f"the head has stopped the run: {reason}"
+                self._end(RingBroken(text) if broke else RingOver(text, exit_code=ExitCode.STAGE))
+            case Leave() as leave:
                 if not self._is_last:
                     self._relay(message)
-                self._hear_leave(received.control)
-            case c.Moved(address=address):
+                self._take_leave(leave)
+            case Moved(address=address):
                 self._follow(address)
             case _:
                 if not self._is_last:
                     self._relay(message)
-                self._control.put((self._standing, received))
+                self._inbox.put_control(received)
 
-    def _hear_leave(self, leave: c.Leave) -> None:
+    def _take_leave(self, leave: Leave) -> None:
+        """Have the main loop leave if this process is asked to."""
         if self._facts is not None and self._facts.seat in leave.seats:
-            self._control.put(AskedToLeave(leave))
+            self._inbox.interrupt_calls(AskedToLeave(leave))
         else:
-            self._note(f"stage {', '.join(str(seat.stage) for seat in leave.seats)} is asked to leave: {leave.why}")
+            stages = ", ".join(str(seat.stage) for seat in leave.seats)
+            self._log.info(f"stage {stages} is asked to leave: {leave.why}")
 
     def _follow(self, address: str) -> None:
-        """Receive from where the place of the stage before is from now on."""
-        self._note(f"{self._upstream.peer} has moved to {address}")
+        """Receive from the new address of the stage before."""
+        self._log.info(f"{self._upstream.peer} has moved to {address}")
         try:
             self._upstream.move(address)
         except ZppError as fault:
-            self._note(f"it cannot be followed there: {fault.message}")
+            self._log.warning(f"{self._upstream.peer} cannot be followed to {address}: {fault.message}")
             return
-        self._on_moved(address)
+        self._callbacks.on_moved(address)
 
     def _end(self, why: ZppError) -> None:
-        """Let whoever waits on this node know that nothing more will come."""
+        """End every wait of the main loop: nothing more will arrive."""
         self._over = why
-        self._control.put(why)
-        self._tensors.put(why)
-        self._on_over(why)
+        self._inbox.end(why)
+        self._callbacks.on_over(why)
 
     def _relay(self, message: Message, source: int | None = None) -> None:
-        """Pass a message on, behind those that wait aside; one whose epoch is over goes no further."""
-        self._backlog.append((self._standing, message.source if source is None else source, message))
-        self._flush()
+        place = message.source if source is None else source
+        self._backlog.relay(message, epoch=self._inbox.epoch, source=place)
 
-    def _flush(self) -> None:
-        """Pass on what waits aside, as far as there is room: this thread has to hear on."""
-        while self._backlog and self._over is None:
-            standing, source, message = self._backlog[0]
-            try:
-                self._downstream.send(
-                    message.kind, message.header, message.frames,
-                    source=source, epoch=standing.epoch, run_id=standing.run_id, timeout_s=RELAY_S,
-                )  # fmt: skip
-            except LinkTimeout:
-                return
-            except StaleEpoch:
-                pass
-            except PeerLost:
-                self._backlog.clear()
-                raise
-            self._backlog.popleft()
-
-    def _last_word(self, header: bytes) -> None:
-        """Send what ends the run; whoever it is for may be gone already, which is no fault when all is ending."""
+    def _send_last(self, header: bytes) -> None:
+        """Send a control message that ends an epoch or the run; a next place that has ended already is no fault."""
         try:
-            self._downstream.send(Kind.CONTROL, header, source=self.stage, timeout_s=POLL_S)
-        except WireFault as silent:
-            self._note(f"{self._downstream.peer} could not be told of the end: {silent.message}")
+            self._downstream.send(Kind.CONTROL, header, source=self._stage, timeout_s=POLL_S)
+        except WireFault as undelivered:
+            self._log.info(f"{self._downstream.peer} could not be informed of the end: {undelivered.message}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ring/stage/setup_history."""
+"""The set-up calls that one stage process has done, with their answers, for the epochs in which they are repeated."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from zpptool.ring.messages import Call
 from zpptool.wire.link_errors import StaleEpoch, WireFault
 
 
-class SetUpOtherwise(ZppError):
-    """A stage is asked to be set up in another way than it was. Only a newborn one can do that."""
+class SetupMismatch(ZppError):
+    """A stage is asked for another set-up than the one it has. Only a restarted process can do that."""
 
 
 class _Done(NamedTuple):
@@ -22,24 +22,29 @@ class _Done(NamedTuple):
     fault: Exception | None
 
 
-class History:
-    """What one stage was set up with, in its life."""
+class SetupHistory:
+    """The set-up calls of one stage process, in order."""
 
     def __init__(self) -> None:
         self._done: list[_Done] = []
 
     def answer(self, call: Call, payload: bytes, do: Callable[[], bytes | None]) -> bytes | None:
-        """The answer to a set-up call: remembered, or by doing it.
+        """The answer to a set-up call: the recorded one, or that of executing it now.
+
+        Args:
+            call: with its index among the set-up calls in `setup`.
+            payload: its arguments.
+            do: executes it.
 
         Raises:
-            SetUpOtherwise: (FAILURE) it is not the call that was done in its place.
-            Exception: what doing it raised, now or then.
+            SetupMismatch: (FAILURE) another call was executed at this index, or an earlier one is missing.
+            Exception: what executing it raised, now or the first time.
         """
         assert call.setup is not None
         if call.setup < len(self._done):
             done = self._done[call.setup]
             if (done.method, done.payload) != (call.method, payload):
-                raise SetUpOtherwise(
+                raise SetupMismatch(
                     f"this stage was set up with another {done.method} than the {call.method} that the head asks for",
                     "It ends, to be started anew.",
                     ExitCode.FAILURE,
@@ -48,7 +53,7 @@ class History:
                 raise done.fault
             return done.answer
         if call.setup > len(self._done):
-            raise SetUpOtherwise(
+            raise SetupMismatch(
                 f"{call.method} is set-up call {call.setup}, and this stage has done {len(self._done)} of them",
                 "It ends, to be started anew.",
                 ExitCode.FAILURE,
