@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from zpptool.net.http_server import FrontServer
+from zpptool.net.http_server import HttpServer
 from zpptool.ring.status import RingStatus
 from zpptool.serve.gateway import Front, FrontParts
 from zpptool.serve.load_balancing import BackendState
@@ -112,7 +112,7 @@ class RunningFront:
         url: where it listens.
     """
 
-    def __init__(self, server: FrontServer, pool: Pool) -> None:
+    def __init__(self, server: HttpServer, pool: Pool) -> None:
         self.url, self.pool, self._loop = server.url, pool, server.loop
 
     def update(self, number: int, standing: BackendState) -> None:
@@ -145,7 +145,7 @@ def front_of(
     rings: Mapping[str, RingStatus] | None = None,
 ) -> Iterator[RunningFront]:
     """A front before these servers; they are ready from the beginning unless told otherwise."""
-    with FrontServer("127.0.0.1", 0, *(tls or ())) as server:
+    with HttpServer("127.0.0.1", 0, *(tls or ())) as server:
         pool = Pool([f"pipeline {number}" for number in range(len(upstreams))], deadline_s)
 
         def describer(number: int) -> Callable[[], Awaitable[dict[str, Any]]]:
@@ -167,5 +167,5 @@ def front_of(
         front = RunningFront(server, pool)
         if ready:
             for number, upstream in enumerate(upstreams):
-                front.update(number, BackendState(upstream.url, ready=True, phase="ready", epoch=1))
+                front.update(number, BackendState(upstream.url, ready=True, phase="ready", generation=1))
         yield front

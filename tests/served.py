@@ -71,8 +71,8 @@ class Served:
                     found[f"stage {place}"] = process
         return found
 
-    def until_ready(self, epoch: int = 1, within_s: float = READY_S) -> None:
-        self.find("ready after" if epoch == 1 else f"ready again, epoch {epoch}", within_s)
+    def until_ready(self, generation: int = 1, within_s: float = READY_S) -> None:
+        self.find("ready after" if generation == 1 else f"ready again, generation {generation}", within_s)
         self.look()
 
     def left_behind(self) -> list[psutil.Process]:

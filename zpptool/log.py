@@ -26,8 +26,8 @@ FORMAT_VARIABLE = "ZPP_LOG_FORMAT"
 ROOT = "zpptool"
 Choice = TypeVar("Choice", bound=StrEnum)
 CONTEXT_FIELDS = ("stage", "epoch", "request_id", "hint", "exit_code")
-"""What a record may carry beside its message: the place in the ring by name, the ring's epoch, the request's id; and an
-error's hint and exit code."""
+"""What a record may carry beside its message: the place in the ring by name, the ring's epoch, the request's id; and of
+the error that ends a process, its hint and exit code."""
 
 
 class LogLevel(StrEnum):
@@ -49,6 +49,8 @@ class LogFormat(StrEnum):
 class TextFormatter(logging.Formatter):
     """One line for a person: `zpptool stage 1: waiting for stage 0`. Any level but information is named.
 
+    The error that ends a process is the one record with an exit code, and begins with its level: `error: stage 1: ...`.
+
     Args:
         place: the process's place in the ring by name, for records that carry none; empty for none.
     """
@@ -60,9 +62,12 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The record as text."""
         place = getattr(record, "stage", None) or self._place
-        where = f"{ROOT} {place}: " if place else ""
         level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
-        text = f"{where}{level}{record.getMessage()}"
+        if getattr(record, "exit_code", None) is not None:
+            prefix = f"{level}{place}: " if place else level
+        else:
+            prefix = f"{ROOT} {place}: {level}" if place else level
+        text = f"{prefix}{record.getMessage()}"
         if hint := getattr(record, "hint", None):
             text += f"\n  hint: {hint}"
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
@@ -97,8 +102,8 @@ class JsonFormatter(logging.Formatter):
 
 
 class StderrHandler(logging.Handler):
-    """Writes to whatever `sys.stderr` is at that moment. A log that cannot be written (a full disk, a closed terminal)
-    is no reason to fail."""
+    """Writes to the current `sys.stderr`. A record that cannot be written (a full disk, a closed terminal) is dropped:
+    that is no reason to fail."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""
@@ -110,7 +115,7 @@ class StderrHandler(logging.Handler):
 
 
 class PlaceLogger(logging.LoggerAdapter[logging.Logger]):
-    """Adds the context fields it was made with to each record; those given with a record win."""
+    """Adds its own context fields to each record; fields that are given with a record take precedence."""
 
     def process(self, msg: object, kwargs: MutableMapping[str, Any]) -> tuple[object, MutableMapping[str, Any]]:
         """The message, and keyword arguments with the context in `extra`."""
@@ -132,12 +137,12 @@ def configure(level: LogLevel | None = None, form: LogFormat | None = None, *, p
     """Show the records of `zpptool` loggers on stderr, in this process and in those that it starts.
 
     Args:
-        level: the lowest level that is shown; None for what the environment says, or information.
-        form: how they are shown; None for what the environment says, or text.
+        level: the lowest level that is shown; None for the environment's, or information.
+        form: how they are shown; None for the environment's, or text.
         place: the place of this process in the ring by name, for records that carry none; empty for none.
 
     Raises:
-        ZppError: (USAGE) the environment holds another word.
+        ZppError: (USAGE) the environment holds an unknown level or format.
     """
     level = level or _from_environment(LEVEL_VARIABLE, LogLevel.INFO)
     form = form or _from_environment(FORMAT_VARIABLE, LogFormat.TEXT)
@@ -151,12 +156,12 @@ def configure(level: LogLevel | None = None, form: LogFormat | None = None, *, p
 
 
 def _from_environment(variable: str, default: Choice) -> Choice:
-    word = os.environ.get(variable) or default
+    value = os.environ.get(variable) or default
     try:
-        return type(default)(word.lower())
+        return type(default)(value.lower())
     except ValueError:
         choices = ", ".join(type(default))
-        raise usage_error(f"{variable} is {word!r}", f"Set it to one of: {choices}.") from None
+        raise usage_error(f"{variable} is {value!r}", f"Set it to one of: {choices}.") from None
 
 
 def say(who: str, text: str) -> None:

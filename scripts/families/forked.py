@@ -15,7 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
-from zpptool.process.child import PARENT_VARIABLE, die_with_parent
+from zpptool.process.child import die_with_parent
+from zpptool.process.environment import PARENT_VARIABLE
 
 _POLL_S = 0.05
 

@@ -8,7 +8,6 @@ There is no API server: the engine core is driven directly, with prompts of toke
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,9 @@ from zpptool.engines.vllm.compat.arguments import serve_arguments
 from zpptool.engines.vllm.compat.control_objects import SamplingParams
 from zpptool.engines.vllm.compat.engine_config import engine_config
 from zpptool.engines.vllm.compat.environment import set_layer_partition
-from zpptool.engines.vllm.core.executor import SPEC_VARIABLE, RingExecutor
+from zpptool.engines.vllm.core.executor import RingExecutor
 from zpptool.engines.vllm.worker import StageWorker
+from zpptool.process.environment import set_head_spec
 
 NEW_TOKENS = 8
 PROMPTS = [[(11 * index + 29 * length) % 250 + 2 for index in range(length)] for length in (5, 21, 70)]
@@ -52,7 +52,7 @@ def run_unsplit(spec: StageSpec, output: Path) -> None:
 def run_head(spec: StageSpec, output: Path) -> None:
     """Write the answers of the pipeline, all prompts at once."""
     set_layer_partition(spec)
-    os.environ[SPEC_VARIABLE] = spec.to_json()
+    set_head_spec(spec)
     config = engine_config(serve_arguments(spec, RingExecutor))
     core = EngineCore(config, RingExecutor, log_stats=False)
     answers = _answers(core, {str(number): prompt for number, prompt in enumerate(PROMPTS)})

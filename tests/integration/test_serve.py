@@ -65,7 +65,7 @@ def full_disk(logs: Path) -> None:
 def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A pipeline of two stages that several tests look at, and kill parts of."""
     directory = tmp_path_factory.mktemp("serve")
-    full_disk(directory / "logs" / "epoch-2")
+    full_disk(directory / "logs" / "generation-2")
     one = Served(
         directory, model, "--num-stages", 2, "--log-dir", directory / "logs", "--served-model-name", "tiny",
         "--recovery-deadline", 200, "--drain-timeout", 200,
@@ -95,7 +95,7 @@ def test_what_it_prints_tells_all_phases(served: Served) -> None:
         phases = re.findall(rf"pipeline, stage {stage} \(layers \d-\d, pid \d+\): (.*)", served.text())
         assert (phases[0], phases[-1]) == ("starting", "ready")
     assert served.output.read_text() == f"serving tiny at {served.url}\n"
-    assert {path.name for path in (served.errors.parent / "logs/epoch-1").iterdir()} == {
+    assert {path.name for path in (served.errors.parent / "logs/generation-1").iterdir()} == {
         "head.log", "stage-0.log", "stage-1.log"
     }  # fmt: skip
 
@@ -181,12 +181,13 @@ def in_background(what: Callable[[], object]) -> list[object]:
     return results
 
 
-@pytest.mark.parametrize(("victim", "epoch"), [("stage 1", 2), ("head", 3)])
+@pytest.mark.parametrize(("victim", "generation"), [("stage 1", 2), ("head", 3)])
 def test_a_process_that_is_killed_is_started_again_alone(
-    victim: str, epoch: int, served: Served, client: httpx.Client
+    victim: str, generation: int, served: Served, client: httpx.Client
 ) -> None:
     """A stage's loss is a pause. With the head's, a stream that has begun ends with OpenAI's error; a request without a
-    byte, and one that comes meanwhile, are answered. The second epoch finds the disk full: its logs cannot be written.
+    byte, and one that comes meanwhile, are answered. The disk is full for the second generation, so its logs cannot be
+    written.
     """
     expected = text_of(client.post("/v1/completions", json=SHORT))
     before = served.look()
@@ -205,15 +206,16 @@ def test_a_process_that_is_killed_is_started_again_alone(
         assert isinstance(waited[0], httpx.Response), waited
     assert text_of(meanwhile[0]) == expected
     assert text_of(unbegun[0])
-    served.until_ready(epoch)
+    served.until_ready(generation)
     after = served.look()
     for name, process in before.items():
         assert process.is_running() == (name != victim), name
         assert after[name].is_running(), name
     assert f"pipeline: {victim} was killed by SIGKILL; it is started again in 0 s" in served.text()
     status = client.get("/pipeline/status").json()
-    assert [stage["epoch"] for stage in status["stages"]] == [epoch, epoch]
-    assert status["replicas"][0]["restarts"] == epoch - 1
+    counts = [(stage["generation"], stage["epoch"]) for stage in status["stages"]]
+    assert counts == [(generation, generation)] * 2
+    assert status["replicas"][0]["restarts"] == generation - 1
 
 
 def test_ctrl_c_lets_answers_end_and_then_ends_everything(served: Served, client: httpx.Client) -> None:
@@ -286,7 +288,7 @@ def test_what_was_started_does_not_outlive_a_killed_parent(model: Path, serve: C
 
 
 def test_a_crash_loop_is_given_up_and_says_why(model: Path, serve: Callable[..., Served]) -> None:
-    one = serve(model, "--num-stages", 2, "--max-restarts", 1)
+    one = serve(model, "--num-stages", 2, "--max-restarts", 2)
     killed: set[int] = set()
     wait_for(lambda: one.look())
     while one.process.poll() is None and len(killed) < 2:

@@ -41,7 +41,8 @@ def stage(number: int, phase: str = "ready") -> dict[str, Any]:
     """A stage as a supervisor describes it."""
     return {
         "stage": number, "host": "alpha", "pid": 4100 + number, "layers": list(LAYERS[number]), "phase": phase,
-        "epoch": 1, "memory": (300 + 40 * number) << 20, "steps": 7, "rtt_ms": 0.41, "link": link(number),
+        "epoch": 1, "generation": 1, "memory": (300 + 40 * number) << 20, "steps": 7, "rtt_ms": 0.41,
+        "link": link(number),
     }  # fmt: skip
 
 
@@ -145,7 +146,7 @@ def test_it_follows_what_happens(browser: Any, front: RunningFront, described: l
     page, _ = opened(browser, front.url)
     described[0]["stages"] = [stage(0), stage(1, "not running"), *(stage(number) for number in (2, 3))]
     described[0]["stages"][0]["link"] |= {"state": "lost", "last_error": "<i>stage 1 is gone</i>"}
-    front.update(0, BackendState("", phase="waiting to restart", epoch=1, why="stage 1 was killed by SIGKILL"))
+    front.update(0, BackendState("", phase="waiting to restart", generation=1, why="stage 1 was killed by SIGKILL"))
     page.wait_for_function("() => document.querySelector('#phase').textContent === 'waiting to restart'")
     assert page.inner_text("#why") == "pipeline 0: stage 1 was killed by SIGKILL"
     assert page.locator("#links tr").nth(1).locator("td").last.inner_text() == "<i>stage 1 is gone</i>"

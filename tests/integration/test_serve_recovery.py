@@ -132,7 +132,7 @@ def test_a_stage_that_cannot_come_back_ends_it_and_says_why(
 ) -> None:
     stages = tmp_path / "stages"
     assert zpptool("split", model, "--num-stages", 2, "-o", stages).code == 0
-    one = Served(tmp_path, "--pipeline-dir", stages, "--max-restarts", 1)
+    one = Served(tmp_path, "--pipeline-dir", stages, "--max-restarts", 2)
     try:
         one.until_ready()
         shutil.rmtree(stages / "stage_1")

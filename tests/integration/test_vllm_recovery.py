@@ -225,7 +225,7 @@ def test_a_compiled_stage_restarts_without_compiling_again(
             before = completion(client, prompt=PROMPT, max_tokens=64)
             one.look()["stage 1"].kill()
             assert completion(client, prompt=PROMPT, max_tokens=64) == before
-        first, second = ((logs / f"epoch-{epoch}/stage-1.log").read_text() for epoch in (1, 2))
+        first, second = ((logs / f"generation-{number}/stage-1.log").read_text() for number in (1, 2))
         assert "for the compilation" in first
         assert "for the compilation" in second
         assert "Compiling model again" not in second

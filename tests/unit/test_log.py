@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Log lines as people and programs read them."""
+"""Log lines in both formats, and how they are configured."""
 
 from __future__ import annotations
 
@@ -24,6 +24,17 @@ def test_text_names_the_place_and_any_level_but_information(capsys: pytest.Captu
     log.debug("not shown")
     logging.getLogger("zpptool.cli").info("no place")
     expected = "zpptool stage 1: waiting for stage 0\nzpptool stage 1: warning: slow\nno place\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_the_error_that_ends_a_process_begins_with_its_level(capsys: pytest.CaptureFixture[str]) -> None:
+    configure(place="stage 2")
+    log = logging.getLogger("zpptool.x")
+    log.error("lost a message")
+    log.error("it broke", extra={"hint": "Mend it.", "exit_code": 6})
+    configure()
+    log.error("it broke", extra={"hint": None, "exit_code": 6})
+    expected = "zpptool stage 2: error: lost a message\nerror: stage 2: it broke\n  hint: Mend it.\nerror: it broke\n"
     assert capsys.readouterr().err == expected
 
 
@@ -59,7 +70,7 @@ def test_children_inherit_level_and_format(monkeypatch: pytest.MonkeyPatch, caps
     assert [json.loads(line)["message"] for line in capsys.readouterr().err.splitlines()] == ["shown"]
 
 
-def test_another_word_in_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_level_in_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(LEVEL_VARIABLE, "loud")
     with pytest.raises(ZppError, match="ZPP_LOG_LEVEL is 'loud'") as refused:
         configure()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The client of a trial, against a small real server: what it asks, in which order it answers, and how it gives up."""
+"""The client of a trial against a small real server: its requests, the order of its results, and its errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(20)
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Completes [n] with [n + 1] after n hundredths of a second; 666 is a fault, 777 an answer that never comes."""
+    """Completes [n] with [n + 1] after n hundredths of a second; 666 is an error, 777 is never answered."""
 
     server: Server
 
@@ -30,7 +30,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append((self.path, body))
+        self.server.requests.append((self.path, body))
         if self.path == "/tokenize":
             text = body["prompt"] if "prompt" in body else body["messages"][0]["content"]
             self.answer(200, {"tokens": list(text.encode())})
@@ -51,20 +51,20 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(raw)
 
-    def log_message(self, *_words: object) -> None:
+    def log_message(self, *_args: object) -> None:
         pass
 
 
 class Server(ThreadingHTTPServer):
-    """Keeps what it is asked."""
+    """Records its requests."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.asked: list[tuple[str, dict[str, object]]] = []
+        self.requests: list[tuple[str, dict[str, object]]] = []
         self.ended = threading.Event()
 
-    def handle_error(self, *_who: object) -> None:
-        """A client that has hung up is what some tests are about."""
+    def handle_error(self, *_args: object) -> None:
+        """Ignore clients that disconnect: some tests do that on purpose."""
 
 
 @pytest.fixture
@@ -82,9 +82,9 @@ def client(server: Server) -> Iterator[ApiClient]:
         yield client
 
 
-def test_a_prompt_goes_and_an_answer_comes_as_token_ids(server: Server, client: ApiClient) -> None:
+def test_prompts_and_completions_are_token_ids(server: Server, client: ApiClient) -> None:
     assert client.complete([4], 7, {"seed": 3}) == Generation((5,), "<5>")
-    assert server.asked == [
+    assert server.requests == [
         ("/v1/completions",
          {"prompt": [4], "max_tokens": 7, "temperature": 0.0, "return_token_ids": True, "seed": 3}),
     ]  # fmt: skip
@@ -93,13 +93,13 @@ def test_a_prompt_goes_and_an_answer_comes_as_token_ids(server: Server, client: 
 def test_a_prompt_is_tokenized_alone_or_as_a_chat(server: Server, client: ApiClient) -> None:
     assert client.tokenize("ab", as_chat=False) == [97, 98]
     assert client.tokenize("ab", as_chat=True) == [97, 98]
-    assert [body for _path, body in server.asked] == [
+    assert [body for _path, body in server.requests] == [
         {"prompt": "ab"},
         {"messages": [{"role": "user", "content": "ab"}], "add_generation_prompt": True},
     ]
 
 
-def test_answers_come_in_the_order_of_the_prompts(client: ApiClient) -> None:
+def test_completions_are_in_the_order_of_the_prompts(client: ApiClient) -> None:
     prompts = [[30], [0], [20], [10]]
     began = time.monotonic()
     together = client.complete_all(prompts, 1, {}, at_once=4)
@@ -110,34 +110,34 @@ def test_answers_come_in_the_order_of_the_prompts(client: ApiClient) -> None:
     assert client.complete_all([], 1, {}, at_once=0) == []
 
 
-def test_a_server_is_ready_when_it_says_so(server: Server, client: ApiClient) -> None:
+def test_a_server_is_ready_when_its_health_check_succeeds(server: Server, client: ApiClient) -> None:
     assert client.is_ready()
-    with ApiClient("http://127.0.0.1:1", 1.0) as nobody:
-        assert not nobody.is_ready()
+    with ApiClient("http://127.0.0.1:1", 1.0) as unreachable:
+        assert not unreachable.is_ready()
     with ApiClient(f"http://127.0.0.1:{server.server_port}/elsewhere", 1.0) as elsewhere:
         assert not elsewhere.is_ready()
 
 
-def test_a_fault_of_the_server_is_shown(client: ApiClient) -> None:
+def test_an_error_of_the_server_is_shown(client: ApiClient) -> None:
     with pytest.raises(ZppError, match="answered /v1/completions with 500") as failed:
         client.complete([666], 1, {})
     assert failed.value.exit_code is ExitCode.STAGE
     assert "the pipeline is broken" in (failed.value.hint or "")
 
 
-def test_a_server_that_is_gone_is_named() -> None:
-    with ApiClient("http://127.0.0.1:1", 1.0) as nobody, pytest.raises(ZppError, match=r"127\.0\.0\.1:1 did not"):
-        nobody.complete([1], 1, {})
+def test_a_server_that_cannot_be_reached_is_named() -> None:
+    with ApiClient("http://127.0.0.1:1", 1.0) as unreachable, pytest.raises(ZppError, match=r"127\.0\.0\.1:1 did not"):
+        unreachable.complete([1], 1, {})
 
 
-def test_a_fault_does_not_wait_for_the_other_answers(client: ApiClient) -> None:
+def test_an_error_does_not_wait_for_the_other_requests(client: ApiClient) -> None:
     began = time.monotonic()
     with pytest.raises(ZppError):
         client.complete_all([[666], [777], [777]], 1, {}, at_once=3)
     assert time.monotonic() - began < 5
 
 
-def test_a_ctrl_c_does_not_wait_for_the_answers(client: ApiClient) -> None:
+def test_a_ctrl_c_does_not_wait_for_the_requests(client: ApiClient) -> None:
     main = threading.main_thread().ident
     assert main is not None
     threading.Timer(0.3, signal.pthread_kill, (main, signal.SIGINT)).start()

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every started process does: die with its parent, leave in good order on SIGTERM, and say what was wrong."""
+"""What every child process does: end with its parent, clean up on SIGTERM, and log the error that ends it."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -23,7 +24,7 @@ LIVE = "print(os.getpid(), flush=True)\ntime.sleep(60)\n"
 def until(true: Callable[[], object], within_s: float) -> None:
     deadline = time.monotonic() + within_s
     while not true():
-        assert time.monotonic() < deadline, "it did not come about in time"
+        assert time.monotonic() < deadline, "it did not become true in time"
         time.sleep(0.02)
 
 
@@ -34,11 +35,12 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-def run(script: str, *, signal_when_ready: list[int] | None = None) -> subprocess.CompletedProcess[str]:
+def run(script: str, *, signal_when_ready: list[int] | None = None, **env: str) -> subprocess.CompletedProcess[str]:
     """Run a script to its end; once it has printed a line, send it these signals."""
     process = subprocess.Popen(
-        [sys.executable, "-c", CHILD + script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-c", CHILD + script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, **env},
+    )  # fmt: skip
     assert process.stdout is not None
     ready = process.stdout.readline() if signal_when_ready else ""
     for number in signal_when_ready or ():
@@ -49,7 +51,7 @@ def run(script: str, *, signal_when_ready: list[int] | None = None) -> subproces
 
 
 def orphan(child: str, log: Path) -> tuple[subprocess.Popen[bytes], int]:
-    """A parent that starts this script as a group does, and the pid of the child, once that has printed it."""
+    """A parent that starts this script as a group does, and the pid that the child has printed."""
     argv = [sys.executable, "-c", CHILD + child]
     parent = (
         "import time\nfrom pathlib import Path\nfrom zpptool.process.group import ProcessGroup\n"
@@ -79,7 +81,7 @@ def test_a_child_whose_parent_died_while_it_was_starting_dies_too(tmp_path: Path
 
 
 def test_the_child_of_a_child_watches_its_own_parent(tmp_path: Path) -> None:
-    """Whom to watch is said to a child, not to what the child starts."""
+    """The parent to watch is passed to a child, and not to what the child starts."""
     grandchild = CHILD + "child.die_with_parent()\ntime.sleep(1)\nprint('still here', flush=True)\n"
     child = (
         "import subprocess\nprint(os.getpid(), flush=True)\nchild.die_with_parent()\n"
@@ -94,47 +96,52 @@ def test_the_child_of_a_child_watches_its_own_parent(tmp_path: Path) -> None:
         parent.wait()
 
 
-def test_a_child_that_does_not_hear_sigterm_dies_with_its_parent_all_the_same(tmp_path: Path) -> None:
-    deaf = (
+def test_a_child_that_ignores_sigterm_dies_with_its_parent_too(tmp_path: Path) -> None:
+    ignoring = (
         "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nchild.EXIT_GRACE_S = 0.3\n"
         "child.die_with_parent()\n" + LIVE
     )
-    parent, pid = orphan(deaf, tmp_path / "log")
+    parent, pid = orphan(ignoring, tmp_path / "log")
     parent.kill()
     parent.wait()
     until(lambda: is_gone(pid), 2)
 
 
-TIDY = (
-    "try:\n    print('ready', flush=True)\n    time.sleep(30)\nfinally:\n    {tidy}\n    print('tidied', flush=True)\n"
+CLEANUP = (
+    "try:\n    print('ready', flush=True)\n    time.sleep(30)\n"
+    "finally:\n    {cleanup}\n    print('cleaned', flush=True)\n"
 )
 
 
-def test_sigterm_lets_a_process_tidy_up() -> None:
-    ran = run("child.end_on_sigterm()\n" + TIDY.format(tidy="pass"), signal_when_ready=[signal.SIGTERM])
+def test_sigterm_lets_a_process_clean_up() -> None:
+    ran = run("child.end_on_sigterm()\n" + CLEANUP.format(cleanup="pass"), signal_when_ready=[signal.SIGTERM])
     assert ran.returncode == 128 + signal.SIGTERM
-    assert ran.stdout == "ready\ntidied\n"
+    assert ran.stdout == "ready\ncleaned\n"
     assert ran.stderr == ""
 
 
-def test_a_second_sigterm_does_not_disturb_the_tidying() -> None:
-    script = "child.end_on_sigterm()\n" + TIDY.format(tidy="time.sleep(0.5)")
+def test_a_second_sigterm_does_not_disturb_the_cleanup() -> None:
+    script = "child.end_on_sigterm()\n" + CLEANUP.format(cleanup="time.sleep(0.5)")
     ran = run(script, signal_when_ready=[signal.SIGTERM, signal.SIGTERM])
     assert ran.returncode == 128 + signal.SIGTERM
-    assert ran.stdout == "ready\ntidied\n"
+    assert ran.stdout == "ready\ncleaned\n"
 
 
-def test_tidying_that_hangs_is_cut_short() -> None:
-    script = "child.EXIT_GRACE_S = 0.3\nchild.end_on_sigterm()\n" + TIDY.format(tidy="time.sleep(30)")
+def test_a_cleanup_that_hangs_is_ended_by_force() -> None:
+    script = "child.EXIT_GRACE_S = 0.3\nchild.end_on_sigterm()\n" + CLEANUP.format(cleanup="time.sleep(30)")
     began = time.monotonic()
     ran = run(script, signal_when_ready=[signal.SIGTERM])
     assert ran.returncode == 128 + signal.SIGTERM
-    assert "tidied" not in ran.stdout
+    assert "cleaned" not in ran.stdout
+    assert "still busy 0.3 s after it was to end: ended by force" in ran.stderr
     assert time.monotonic() - began < 5
 
 
+FAIL = "from zpptool import errors\ndef fail(error):\n    def body():\n        raise error\n    return body\n"
+
+
 @pytest.mark.parametrize(
-    ("body", "code", "told"),
+    ("body", "code", "shown"),
     [
         ("lambda: None", 0, ""),
         ("lambda: sys.exit(5)", 5, ""),
@@ -143,14 +150,40 @@ def test_tidying_that_hangs_is_cut_short() -> None:
         ("fail(KeyboardInterrupt())", 130, ""),
     ],
 )
-def test_a_child_ends_with_one_readable_error(body: str, code: int, told: str) -> None:
-    fail = "from zpptool import errors\ndef fail(error):\n    def body():\n        raise error\n    return body\n"
-    ran = run(f"{fail}child.run_child('stage 7', {body})\n")
-    assert (ran.returncode, ran.stderr) == (code, told)
+def test_a_child_ends_with_one_readable_error(body: str, code: int, shown: str) -> None:
+    ran = run(f"{FAIL}child.run_child('stage 7', {body})\n")
+    assert (ran.returncode, ran.stderr) == (code, shown)
 
 
-def test_a_fault_of_ours_is_shown_in_full() -> None:
+def test_the_error_is_one_json_object_where_the_log_is_json() -> None:
+    ran = run(
+        f"{FAIL}child.run_child('stage 7', fail(errors.stage_error('it broke', 'Mend it.')))\n", ZPP_LOG_FORMAT="json"
+    )
+    entry = json.loads(ran.stderr)
+    assert entry.pop("time")
+    assert entry == {
+        "level": "error", "logger": "zpptool.process.child", "stage": "stage 7", "hint": "Mend it.", "exit_code": 6,
+        "message": "it broke",
+    }  # fmt: skip
+
+
+def test_an_unexpected_exception_is_one_json_object_with_its_traceback() -> None:
+    ran = run("child.run_child('stage 7', lambda: 1 / 0)\n", ZPP_LOG_FORMAT="json")
+    assert ran.returncode == 1
+    entry = json.loads(ran.stderr)
+    assert (entry["level"], entry["stage"], entry["exit_code"]) == ("critical", "stage 7", 1)
+    assert "ZeroDivisionError" in entry["traceback"]
+
+
+def test_an_unknown_log_format_is_refused_in_the_log() -> None:
+    ran = run("child.run_child('stage 7', lambda: None)\n", ZPP_LOG_FORMAT="xml")
+    assert ran.returncode == 2
+    assert ran.stderr.startswith("error: stage 7: ZPP_LOG_FORMAT is 'xml'\n  hint: Set it to one of: ")
+
+
+def test_an_unexpected_exception_is_shown_with_its_traceback() -> None:
     ran = run("child.run_child('stage 7', lambda: 1 / 0)\n")
     assert ran.returncode == 1
+    assert ran.stderr.startswith("critical: stage 7: ended by an unexpected error\nTraceback ")
     assert "ZeroDivisionError" in ran.stderr
     assert str(os.getpid()) not in ran.stderr

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real child processes: the one to blame is named, and nothing that a group has started outlives it."""
+"""Real child processes: the one to blame is found, and nothing that a group has started keeps running after it."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -15,13 +16,13 @@ import psutil
 import pytest
 
 from zpptool.errors import ExitCode
-from zpptool.process import group as process
-from zpptool.process.group import Child, ProcessGroup
+from zpptool.process import group as process_group
+from zpptool.process.group import Child, ProcessGroup, is_final_error
 
 pytestmark = pytest.mark.timeout(20)
 
 SLEEP = "import time; time.sleep(60)"
-DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); " + SLEEP
+STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('stubborn', flush=True); " + SLEEP
 PARENT = (
     "import subprocess, sys, signal\n"
     "grandchild = subprocess.Popen([sys.executable, '-c', {grandchild!r}], stdout=sys.stdout)\n"
@@ -46,7 +47,7 @@ def start(group: ProcessGroup, tmp_path: Path) -> Callable[..., Child]:
 def until(true: Callable[[], object], within_s: float = 10.0) -> None:
     deadline = time.monotonic() + within_s
     while not true():
-        assert time.monotonic() < deadline, "it did not come about in time"
+        assert time.monotonic() < deadline, "it did not become true in time"
         time.sleep(0.01)
 
 
@@ -57,7 +58,7 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-def test_how_a_child_ended_in_words(start: Callable[..., Child]) -> None:
+def test_how_a_child_ended_as_text(start: Callable[..., Child]) -> None:
     running, failing = start(SLEEP), start("raise SystemExit(3)")
     killed, real_time = start("import os; os.kill(os.getpid(), 9)"), start("import os; os.kill(os.getpid(), 40)")
     assert running.how_it_ended() == "is running"
@@ -74,14 +75,49 @@ def test_the_end_of_a_log_is_its_last_lines(start: Callable[..., Child]) -> None
     assert len(child.tail().splitlines()) == 20
 
 
-def test_the_last_word_of_a_child_is_shown_whatever_libraries_say_after_it(start: Callable[..., Child]) -> None:
-    said = "print('error: ' + {name!r} + ': no'); print('  hint: yes'); [print('leaked', n) for n in range({count})]"
-    name = start("pass").name
-    for count, last in ((100, "  hint: yes"), (5, "leaked 4")):
-        child = start(said.format(name=name, count=count))
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_the_final_error_of_a_child_is_shown_whatever_libraries_write_after_it(
+    start: Callable[..., Child], form: str
+) -> None:
+    """The child is a real `run_child`, in either log format."""
+    script = (
+        "import atexit\n"
+        "from zpptool.errors import stage_error\n"
+        "from zpptool.process.child import run_child\n"
+        "def body():\n    raise stage_error('no', 'yes')\n"
+        "atexit.register(lambda: [print('leaked', n) for n in range({count})])\n"
+        "run_child('stage 0', body)\n"
+    )
+    for count in (100, 5):
+        child = start(script.format(count=count), ZPP_LOG_FORMAT=form)
         until(lambda child=child: child.ended)
         lines = child.tail().splitlines()
-        assert (f"error: {name}: no" in lines, lines[-1]) == (True, last)
+        (number,) = (number for number, line in enumerate(lines) if is_final_error("stage 0", line))
+        if form == "text":
+            assert lines[number : number + 2] == ["error: stage 0: no", "  hint: yes"]
+        else:
+            entry = json.loads(lines[number])
+            assert (entry["message"], entry["hint"]) == ("no", "yes")
+        assert (lines[-1] == "leaked 4") == (count == 5)
+        assert len(lines) <= 20
+
+
+@pytest.mark.parametrize(
+    ("line", "final"),
+    [
+        ("error: stage 0: no", True),
+        ("error: stage 1: no", False),
+        ("zpptool stage 0: error: lost a message", False),
+        ('{"level": "error", "stage": "stage 0", "message": "no", "exit_code": 6}', True),
+        ('{"level": "error", "stage": "stage 0", "message": "no"}', False),
+        ('{"level": "error", "stage": "stage 1", "message": "no", "exit_code": 6}', False),
+        ('{"level": "info", "stage": "stage 0", "message": "no", "exit_code": 6}', False),
+        ('{"level": ', False),
+        ("{}", False),
+    ],
+)
+def test_which_line_is_the_final_error(line: str, final: bool) -> None:
+    assert is_final_error("stage 0", line) is final
 
 
 def test_a_log_that_is_not_text_is_shown_as_far_as_it_goes(start: Callable[..., Child]) -> None:
@@ -95,7 +131,7 @@ def test_a_child_without_a_log_has_no_tail(group: ProcessGroup) -> None:
     assert child.tail() == ""
 
 
-def test_a_log_is_begun_anew(start: Callable[..., Child]) -> None:
+def test_a_log_is_overwritten(start: Callable[..., Child]) -> None:
     for word in ("first", "second"):
         child = start(f"print({word!r})")
         until(lambda child=child: child.ended)
@@ -145,10 +181,10 @@ def test_the_one_to_blame_may_end_after_those_that_noticed(start: Callable[..., 
     assert group.culprit().name == "stage 1"
 
 
-def test_one_that_goes_on_is_not_waited_for_for_ever(
+def test_a_child_that_keeps_running_is_not_waited_for_without_end(
     start: Callable[..., Child], group: ProcessGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "SETTLE_S", 0.5)
+    monkeypatch.setattr(process_group, "SETTLE_S", 0.5)
     start(SLEEP, "stage 0")
     start("raise SystemExit(6)", "stage 1")
     began = time.monotonic()
@@ -156,55 +192,57 @@ def test_one_that_goes_on_is_not_waited_for_for_ever(
     assert time.monotonic() - began < 2
 
 
-def test_a_child_that_does_not_hear_is_killed_after_its_grace(start: Callable[..., Child], group: ProcessGroup) -> None:
-    deaf, hearing = start(DEAF, log="deaf.log"), start(SLEEP, log="hearing.log")
-    until(lambda: "deaf" in deaf.tail())
+def test_a_child_that_ignores_sigterm_is_killed_after_its_grace(
+    start: Callable[..., Child], group: ProcessGroup
+) -> None:
+    stubborn, obeying = start(STUBBORN, log="stubborn.log"), start(SLEEP, log="obeying.log")
+    until(lambda: "stubborn" in stubborn.tail())
     began = time.monotonic()
     group.stop(grace_s=1.0)
     assert 0.5 <= time.monotonic() - began < 2
-    assert deaf.how_it_ended() == "was killed by SIGKILL"
-    assert hearing.how_it_ended() == "was killed by SIGTERM"
+    assert stubborn.how_it_ended() == "was killed by SIGKILL"
+    assert obeying.how_it_ended() == "was killed by SIGTERM"
 
 
-@pytest.mark.parametrize("then", ["grandchild.wait()", "pass"], ids=["parent lives", "parent has ended"])
+@pytest.mark.parametrize("then", ["grandchild.wait()", "pass"], ids=["parent runs", "parent has ended"])
 def test_what_a_child_has_started_ends_with_it(start: Callable[..., Child], group: ProcessGroup, then: str) -> None:
-    grandchild = "import os; print(os.getpid(), flush=True); " + DEAF
+    grandchild = "import os; print(os.getpid(), flush=True); " + STUBBORN
     child = start(PARENT.format(grandchild=grandchild, then=then))
-    until(lambda: "deaf" in child.tail())
+    until(lambda: "stubborn" in child.tail())
     pid = int(child.tail().split()[0])
     assert not is_gone(pid)
     group.stop(grace_s=0.2)
     until(lambda: is_gone(pid), within_s=1)
 
 
-def test_the_head_ends_first_for_it_tells_the_stages(
+def test_the_head_ends_first_since_it_informs_the_stages(
     start: Callable[..., Child], group: ProcessGroup, tmp_path: Path
 ) -> None:
-    told = "import pathlib, sys, time\ntry:\n    print('ready', flush=True)\n    time.sleep(60)\nfinally:\n    "
-    told = "from zpptool.process.child import end_on_sigterm\nend_on_sigterm()\n" + told
-    stage = start(f"{told}print('head', pathlib.Path({str(tmp_path / 'head')!r}).exists())", "stage 0", "stage.log")
-    head = start(f"{told}time.sleep(0.3); pathlib.Path({str(tmp_path / 'head')!r}).touch()", "head", "head.log")
+    prefix = "import pathlib, sys, time\ntry:\n    print('ready', flush=True)\n    time.sleep(60)\nfinally:\n    "
+    prefix = "from zpptool.process.child import end_on_sigterm\nend_on_sigterm()\n" + prefix
+    stage = start(f"{prefix}print('head', pathlib.Path({str(tmp_path / 'head')!r}).exists())", "stage 0", "stage.log")
+    head = start(f"{prefix}time.sleep(0.3); pathlib.Path({str(tmp_path / 'head')!r}).touch()", "head", "head.log")
     until(lambda: "ready" in stage.tail() and "ready" in head.tail())
     group.stop()
     assert stage.tail() == "ready\nhead True"
 
 
 def test_a_second_ctrl_c_ends_all_at_once(start: Callable[..., Child], group: ProcessGroup) -> None:
-    deaf = start(DEAF)
-    until(lambda: "deaf" in deaf.tail())
-    impatient = threading.Timer(0.3, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
-    impatient.start()
+    stubborn = start(STUBBORN)
+    until(lambda: "stubborn" in stubborn.tail())
+    second = threading.Timer(0.3, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
+    second.start()
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         group.stop(grace_s=15)
     assert time.monotonic() - began < 3
-    assert deaf.how_it_ended() == "was killed by SIGKILL"
+    assert stubborn.how_it_ended() == "was killed by SIGKILL"
 
 
-def test_whatever_ends_the_block_ends_the_children(tmp_path: Path) -> None:
+def test_an_exception_in_the_block_ends_the_children(tmp_path: Path) -> None:
     group = ProcessGroup()
     child = group.start("stage 0", [sys.executable, "-c", SLEEP], {}, tmp_path / "log")
     with pytest.raises(ZeroDivisionError), group:
         1 / 0  # noqa: B018
     assert child.how_it_ended() == "was killed by SIGTERM"
-    group.stop()  # a second time is no fault
+    group.stop()  # a second call does nothing

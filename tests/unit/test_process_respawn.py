@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a process leaves for its next life: it is started so, alone, and nothing else of its spec can be changed."""
+"""The spec that a process saves for its restart: it is used, and nothing but a planned change can alter it."""
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from pathlib import Path
@@ -13,14 +14,9 @@ import pytest
 from zpptool.config.engine_kind import Engine
 from zpptool.config.stage_spec import StageSpec
 from zpptool.errors import ExitCode, ZppError
+from zpptool.process.environment import NEXT_SPEC_VARIABLE
 from zpptool.process.group import ProcessGroup
-from zpptool.process.respawn import (
-    NEXT_SPEC_VARIABLE,
-    common_partition,
-    leave_spec,
-    next_spec,
-    next_words,
-)
+from zpptool.process.respawn import common_partition, leave_spec, next_argv, next_spec
 from zpptool.supervisor.restarter import Restarter
 
 SPEC = StageSpec(
@@ -40,12 +36,12 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("fields", [{}, {"connect": "tcp://127.0.0.2:1"}, {"partition": ((0, 1), (1, 4))}], ids=str)
-def test_what_was_left_is_what_is_started(path: Path, fields: dict[str, object]) -> None:
+def test_the_saved_spec_is_used_for_the_restart(path: Path, fields: dict[str, object]) -> None:
     assert next_spec(path, SPEC) == SPEC
     leave_spec(SPEC, **fields)
     assert next_spec(path, SPEC) == changed(**fields)
-    words = ["python", "worker", SPEC.to_json()]
-    assert list(next_words(path, words)) == ["python", "worker", changed(**fields).to_json()]
+    argv = ["python", "worker", SPEC.to_json()]
+    assert list(next_argv(path, argv)) == ["python", "worker", changed(**fields).to_json()]
     assert [one.name for one in path.parent.iterdir()] == ["stage-1.spec"]
 
 
@@ -58,20 +54,20 @@ def test_one_change_keeps_the_one_before(path: Path) -> None:
 @pytest.mark.parametrize(
     "fields", [{"stage": 0}, {"model": "other"}, {"engine_args": ("--x",)}, {"bind": "ipc:///x"}], ids=str
 )
-def test_nothing_else_can_be_changed_so(path: Path, fields: dict[str, object]) -> None:
+def test_no_other_field_can_be_altered(path: Path, fields: dict[str, object]) -> None:
     path.write_text(changed(**fields).to_json())
     with pytest.raises(ZppError, match="another stage's"):
         next_spec(path, SPEC)
 
 
-@pytest.mark.parametrize("said", [b"", b"{", b"{}", b"\xff", b"[" * 5000])
-def test_what_is_no_spec_is_said_to_be_none(path: Path, said: bytes) -> None:
-    path.write_bytes(said)
+@pytest.mark.parametrize("content", [b"", b"{", b"{}", b"\xff", b"[" * 5000])
+def test_a_file_that_is_no_spec_is_refused(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
     with pytest.raises(ZppError, match="cannot be read"):
         next_spec(path, SPEC)
 
 
-def test_where_nobody_looks_for_it_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_saved_where_no_parent_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(NEXT_SPEC_VARIABLE, raising=False)
     monkeypatch.chdir(tmp_path)
     leave_spec(SPEC, connect="tcp://127.0.0.2:1")
@@ -79,34 +75,36 @@ def test_where_nobody_looks_for_it_nothing_is_left(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.timeout(60)
-def test_a_process_that_leaves_is_started_with_what_it_has_left(tmp_path: Path) -> None:
-    """As `run-stage` does it: the command line of the next life has the other spec."""
+def test_a_process_that_leaves_is_restarted_with_the_spec_it_has_saved(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As `run-stage` does it: the command line of the restart has the other spec."""
     script = f"import sys; print(sys.argv[-1]); sys.exit({int(ExitCode.AGAIN)})"
-    words = [sys.executable, "-uc", script, SPEC.to_json()]
-    losses: list[str] = []
-    told: list[str] = []
+    caplog.set_level(logging.INFO, "zpptool")
+    argv = [sys.executable, "-uc", script, SPEC.to_json()]
     log = tmp_path / "log"
     (tmp_path / "stage-1.spec").write_text(changed(connect="tcp://127.0.0.2:1").to_json())
     with ProcessGroup() as group:
-        group.start("stage 1", words, {}, log)
-        revival = Restarter(group, tmp_path, losses.append, told.append)
+        group.start("stage 1", argv, {}, log)
+        restarter = Restarter(group, tmp_path)
         end = time.monotonic() + 30
         while log.read_text().count("\n") < 3:
-            assert not revival.look()
+            assert not restarter.poll()
             assert time.monotonic() < end
             time.sleep(0.02)
     first, *others = log.read_text().splitlines()
     assert first == SPEC.to_json()
     assert set(others) == {changed(connect="tcp://127.0.0.2:1").to_json()}
-    assert losses == []
-    assert set(told) == {"stage 1 has left, as it was asked to; it is started again"}
+    assert {(record.levelname, record.message) for record in caplog.records} == {
+        ("INFO", "stage 1 has left, as it was asked to; it is started again")
+    }
 
 
 def stages(*partitions: tuple[tuple[int, int], ...]) -> list[StageSpec]:
     return [changed(stage=stage, partition=partition) for stage, partition in enumerate(partitions)]
 
 
-def test_the_partition_of_all_is_made_of_the_layers_of_each() -> None:
+def test_the_common_partition_has_the_layers_of_each_stage() -> None:
     old, new = ((0, 2), (2, 4), (4, 6)), ((0, 2), (2, 3), (3, 6))
     assert common_partition(stages(old, old, old)) == old
     assert common_partition(stages(old, new, new)) == new  # of stage 0 nothing has changed

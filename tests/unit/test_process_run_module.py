@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A child that is still importing when its parent is killed."""
+"""A module run as a child, also one that is still importing when its parent is killed."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ SLOW = "import time\nfrom pathlib import Path\nPath(__file__ + '.begun').touch()
 PARENT = (
     "import sys, time\n"
     "from zpptool.process.group import ProcessGroup\n"
-    "words = [sys.executable, '-m', 'zpptool.process.run_module', 'slow_module', 'x']\n"
-    "child = ProcessGroup().start('stage 0', words, {})\n"
+    "argv = [sys.executable, '-m', 'zpptool.process.run_module', 'slow_module', 'x']\n"
+    "child = ProcessGroup().start('stage 0', argv, {})\n"
     "print(child.popen.pid, flush=True)\n"
     "time.sleep(600)\n"
 )
@@ -38,9 +38,12 @@ def test_a_child_that_imports_does_not_outlive_its_parent(tmp_path: Path, monkey
 
 
 def test_the_module_sees_its_own_name_and_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "told.py").write_text("import sys\nprint(__name__, __spec__.name, sys.argv[1:])\n")
+    (tmp_path / "shown.py").write_text("import sys\nprint(__name__, __spec__.name, sys.argv[1:])\n")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parents[2]}")
     ran = subprocess.run(
-        [sys.executable, "-m", "zpptool.process.run_module", "told", "spec"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "zpptool.process.run_module", "shown", "spec"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    assert ran.stdout == "__main__ told ['spec']\n"
+    assert ran.stdout == "__main__ shown ['spec']\n"

@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.fronts import ToyServer, front_of
 from tests.rings import LINK, ring, stage
 from zpptool.errors import ExitCode, ZppError
-from zpptool.net.http_server import FrontServer
+from zpptool.net.http_server import HttpServer
 from zpptool.serve.load_balancing import BackendState
 from zpptool.serve.pipeline_status import describe_link
 from zpptool.serve.status_view import fetch_status, link_rows, stage_rows, summary
@@ -32,8 +32,8 @@ from zpptool.serve.status_view import fetch_status, link_rows, stage_rows, summa
 pytestmark = pytest.mark.timeout(60)
 
 STAGE = {
-    "stage": 1, "host": "a", "pid": 7, "layers": [2, 4], "phase": "ready", "epoch": 3, "memory": 1 << 20,
-    "rtt_ms": 0.5, "link": describe_link(LINK),
+    "stage": 1, "host": "a", "pid": 7, "layers": [2, 4], "phase": "ready", "epoch": 3, "generation": 3,
+    "memory": 1 << 20, "rtt_ms": 0.5, "link": describe_link(LINK),
 }  # fmt: skip
 
 
@@ -230,17 +230,17 @@ def test_a_certificate_that_is_none_is_refused_before_anything_starts(tmp_path: 
     broken = tmp_path / "cert.pem"
     broken.write_text("no certificate")
     with pytest.raises(ZppError, match="cannot be used") as refused:
-        FrontServer("127.0.0.1", 0, broken, broken)
+        HttpServer("127.0.0.1", 0, broken, broken)
     assert refused.value.exit_code == ExitCode.USAGE
     with pytest.raises(ZppError, match="both a certificate and its key"):
-        FrontServer("127.0.0.1", 0, broken, None)
+        HttpServer("127.0.0.1", 0, broken, None)
 
 
 def test_a_taken_port_is_named() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,
         pytest.raises(ZppError, match="cannot listen") as refused,
-        FrontServer("127.0.0.1", taken.getsockname()[1]) as front,
+        HttpServer("127.0.0.1", taken.getsockname()[1]) as front,
     ):
         front.start(lambda: pytest.fail("nobody asks for the application"))
     assert refused.value.exit_code == ExitCode.ADDRESS

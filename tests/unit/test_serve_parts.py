@@ -24,6 +24,7 @@ from zpptool.console import Console
 from zpptool.errors import ExitCode, ZppError
 from zpptool.log import LogFormat, LogLevel, configure
 from zpptool.process import progress as phases
+from zpptool.process.environment import PHASE_VARIABLE
 from zpptool.serve.display import PlainDisplay, Row
 from zpptool.serve.gpus import refuse_full, refuse_unseen
 from zpptool.serve.http_exchange import Asked, tells_of_a_fault
@@ -35,7 +36,8 @@ from zpptool.serve.throughput import WINDOW_S, add_sample, rate_of
 
 
 def upstream(name: str, *, ready: bool = True, in_flight: int = 0, last: int = 0, suspect: float = 0.0) -> Upstream:
-    return Upstream(name, BackendState("http://x", ready, epoch=1), in_flight, last_taken=last, suspect_until=suspect)
+    state = BackendState("http://x", ready, generation=1)
+    return Upstream(name, state, in_flight, last_taken=last, suspect_until=suspect)
 
 
 def test_the_one_that_does_least_is_asked_and_of_equals_the_one_that_rested_longest() -> None:
@@ -46,7 +48,7 @@ def test_the_one_that_does_least_is_asked_and_of_equals_the_one_that_rested_long
 def test_where_a_request_has_failed_it_goes_last() -> None:
     both = [upstream("a"), upstream("b", in_flight=9)]
     assert choose(both, {("a", 1): 1}, 0.0).name == "b"
-    assert choose(both, {("a", 0): 1}, 0.0).name == "a", "that was in another epoch"
+    assert choose(both, {("a", 0): 1}, 0.0).name == "a", "that was in another generation"
 
 
 @given(
@@ -145,14 +147,14 @@ def test_a_phase_is_told_in_a_file_and_never_fails(tmp_path: Path, monkeypatch: 
     path = tmp_path / "stage-0"
     assert phases.read_phase(path) == phases.STARTING
     phases.report_phase("nobody asked")
-    monkeypatch.setenv(phases.PHASE_VARIABLE, str(path))
-    read = phases.loading_teller(1000)
+    monkeypatch.setenv(PHASE_VARIABLE, str(path))
+    read = phases.loading_progress(1000)
     assert phases.read_phase(path) == "loading 0%"
     read(430)
     assert phases.read_phase(path) == "loading 43%"
     phases.report_phase("ready")
     assert phases.read_phase(path) == "ready"
-    monkeypatch.setenv(phases.PHASE_VARIABLE, str(tmp_path / "no" / "such"))
+    monkeypatch.setenv(PHASE_VARIABLE, str(tmp_path / "no" / "such"))
     phases.report_phase("lost")
 
 

@@ -28,7 +28,7 @@ from zpptool.serve.backends import standing_of
 from zpptool.serve.display import rows_of
 from zpptool.serve.pipeline_status import describe_pipeline, stage_phase
 from zpptool.supervisor.lifecycle import Phase, State
-from zpptool.supervisor.supervisor import PipelineView, ProcessView
+from zpptool.supervisor.pipeline_view import PipelineView, ProcessView
 
 SPECS = tuple(
     StageSpec(Engine.TRANSFORMERS, "/m", ((0, 2), (2, 4)), number, "ipc:///b", "ipc:///c", served_name="tiny")
@@ -42,7 +42,7 @@ def view(phase: Phase, said: str, told: RingStatus | None = None, *, running: bo
         ProcessView(name, os.getpid(), said, running if name == "stage 1" else True)
         for name in ("stage 0", "head", "stage 1")
     )
-    state = State(phase, epoch=2, ever_ready=True, places=(HEAD, 0, 1))
+    state = State(phase, generation=2, ever_ready=True, places=(HEAD, 0, 1))
     return PipelineView(state, SPECS, processes, 1, told)
 
 
@@ -97,7 +97,8 @@ def test_the_status_holds_what_the_ring_tells() -> None:
     described = describe_pipeline(view(Phase.READY, "loading 100%", ring(stage(0), last)))
     first, second = described["stages"]
     assert (second["phase"], second["steps"], second["still_s"], second["rtt_ms"]) == ("computing", 9, 0.25, 1.5)
-    assert (second["layers"], second["epoch"], second["pid"]) == ([2, 4], 2, os.getpid())
+    assert (second["layers"], second["pid"]) == ([2, 4], os.getpid())
+    assert (second["generation"], second["epoch"]) == (2, 2)
     assert second["memory"] > 1 << 20
     for name, value in {
         "peer": "stage 2", "state": "connected", "epoch": 3, "rtt_ms": 1.5, "queue": 4, "bytes_sent": 1000,

@@ -223,7 +223,7 @@ def test_a_request_that_ends_every_start_of_a_pipeline_is_given_up_before_the_pi
     server, _ = servers
 
     async def is_ended_by_it(_heard: Heard, writer: asyncio.StreamWriter) -> None:
-        front.update(0, BackendState(server.url, ready=True, phase="ready", epoch=len(server.heard) + 1))
+        front.update(0, BackendState(server.url, ready=True, phase="ready", generation=len(server.heard) + 1))
         writer.close()
 
     server.behave = is_ended_by_it
@@ -241,14 +241,14 @@ def test_requests_wait_until_a_pipeline_is_ready(servers) -> None:
         front.until(lambda: front.pool.waiting == 8)
         ready = httpx.get(front.url + "/readyz", trust_env=False)
         assert (ready.status_code, ready.json()["phase"]) == (503, "new")
-        front.update(0, BackendState(server.url, ready=True, phase="ready", epoch=1))
+        front.update(0, BackendState(server.url, ready=True, phase="ready", generation=1))
         assert [answer.result(30).status_code for answer in answers] == [200] * 8
 
 
 def test_a_request_that_has_waited_too_long_is_told_why(servers) -> None:
     server, _ = servers
     with front_of([server], ready=False, deadline_s=0.3) as front:
-        front.update(0, BackendState("", phase="waiting to restart", epoch=2, why="stage 1 was killed by SIGKILL"))
+        front.update(0, BackendState("", phase="waiting to restart", generation=2, why="stage 1 was killed by SIGKILL"))
         answer = post(front.url)
     assert answer.status_code == 503
     assert answer.headers["retry-after"]

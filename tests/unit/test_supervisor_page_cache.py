@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which bytes are asked of the disk ahead of time."""
+"""Which tensors are read ahead."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def specs(model: Path) -> list[StageSpec]:
     ]
 
 
-def test_each_tensor_of_all_stages_is_asked_for_once(tmp_path: Path) -> None:
+def test_each_tensor_of_all_stages_is_read_once(tmp_path: Path) -> None:
     tensors = llama(4)
     write_checkpoint(tmp_path, tensors, llama_config(4))
     first, second = specs(tmp_path)
@@ -27,5 +27,5 @@ def test_each_tensor_of_all_stages_is_asked_for_once(tmp_path: Path) -> None:
     assert read_ahead(both)
 
 
-def test_a_model_that_cannot_be_read_is_let_be(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_read_is_skipped(tmp_path: Path) -> None:
     assert weights_of(specs(tmp_path / "gone")) == []

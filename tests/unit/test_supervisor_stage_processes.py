@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is started for a stage and where, and how a child's end becomes a user's error."""
+"""The directories of a run and its logs, and how the end of a child becomes an error for the user."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.timeout(20)
 def test_an_engine_that_is_not_installed_is_refused_with_its_extra(
     monkeypatch: pytest.MonkeyPatch, engine: Engine, module: str, extra: str
 ) -> None:
-    monkeypatch.setitem(sys.modules, module, None)  # what Python itself keeps of a module that cannot be imported
+    monkeypatch.setitem(sys.modules, module, None)  # Python's own mark for a module that cannot be imported
     with pytest.raises(ZppError, match=f"needs {module}, which is not installed") as refused:
         check_engine(engine)
     assert refused.value.exit_code is ExitCode.USAGE
@@ -35,7 +35,7 @@ def test_an_engine_that_is_not_installed_is_refused_with_its_extra(
 
 
 @pytest.mark.parametrize("runtime", ["there", "not there", "", "relative", None])
-def test_a_private_directory_is_private_and_goes(
+def test_a_private_directory_is_private_and_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str | None
 ) -> None:
     (tmp_path / "there").mkdir()
@@ -54,7 +54,7 @@ def test_a_private_directory_is_private_and_goes(
     assert list((tmp_path / "relative").iterdir()) == []
 
 
-def test_what_a_killed_run_has_left_goes_with_the_next_and_nothing_else_does(
+def test_the_directory_of_a_killed_run_is_removed_by_the_next_and_nothing_else_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
@@ -82,7 +82,7 @@ with private_directory() as directory:
             other.wait()
 
 
-def test_logs_are_kept_where_one_says(tmp_path: Path) -> None:
+def test_logs_are_kept_in_the_given_directory(tmp_path: Path) -> None:
     with log_directory(tmp_path / "new/logs") as logs:
         assert logs == tmp_path / "new/logs"
         (logs / "stage-0.log").touch()
@@ -99,7 +99,7 @@ def test_logs_that_cannot_be_kept_are_refused(tmp_path: Path) -> None:
     assert refused.value.exit_code is ExitCode.USAGE
 
 
-def test_logs_nobody_asked_for_stay_only_when_they_are_needed() -> None:
+def test_logs_without_a_given_directory_are_kept_only_after_an_error() -> None:
     with log_directory(None) as fine:
         (fine / "stage-0.log").touch()
     assert not fine.exists()
@@ -132,7 +132,7 @@ def ended(group: ProcessGroup, script: str, log: Path | None) -> Child:
         (143, ExitCode.STAGE),
     ],
 )
-def test_a_childs_end_is_named_with_the_end_of_its_log(tmp_path: Path, code: int, exit_code: ExitCode) -> None:
+def test_the_error_for_a_child_has_the_end_of_its_log(tmp_path: Path, code: int, exit_code: ExitCode) -> None:
     with ProcessGroup() as group:
         child = ended(group, f"print('why'); raise SystemExit({code})", tmp_path / "stage-1.log")
         fault = process_fault(child)
@@ -143,7 +143,7 @@ def test_a_childs_end_is_named_with_the_end_of_its_log(tmp_path: Path, code: int
             raise_if_ended(group)
 
 
-def test_nothing_is_raised_while_all_live(tmp_path: Path) -> None:
+def test_nothing_is_raised_while_all_children_run(tmp_path: Path) -> None:
     with ProcessGroup() as group:
         group.start("stage 1", [sys.executable, "-c", "import time; time.sleep(60)"], {}, tmp_path / "log")
         raise_if_ended(group)

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When a spare process may be started, and which part it may take."""
+"""When a spare process may be started, and which assignment it may take."""
 
 from __future__ import annotations
 
 import pytest
 
-from zpptool.process.progress import PHASE_VARIABLE
+from zpptool.process.environment import PHASE_VARIABLE
 from zpptool.supervisor.standby.page_cache import has_room
-from zpptool.supervisor.standby.policy import CALM_S, FIRST_REST_S, MOST_IN_A_ROW, STOOD_S, Patience, common, fits
+from zpptool.supervisor.standby.policy import BACKOFF, LONG_READY_S, STABLE_S, StartPolicy, early_variables, fits
 
 THREADS = {"OMP_NUM_THREADS": "1"}
 
 
 @pytest.mark.parametrize(
-    ("own", "wanted", "may"),
+    ("own", "required", "may"),
     [
         (THREADS, THREADS, True),
         (THREADS, {**THREADS, "CUDA_VISIBLE_DEVICES": "3"}, True),
@@ -23,54 +23,54 @@ THREADS = {"OMP_NUM_THREADS": "1"}
         ({}, THREADS, False),
     ],
 )
-def test_a_spare_takes_a_part_only_where_what_is_read_early_is_the_same(
-    own: dict[str, str], wanted: dict[str, str], may: bool
+def test_a_spare_takes_an_assignment_only_if_what_is_read_early_is_the_same(
+    own: dict[str, str], required: dict[str, str], may: bool
 ) -> None:
-    assert fits(own, wanted) is may
+    assert fits(own, required) is may
 
 
-def test_a_spare_is_started_with_what_all_parts_have() -> None:
-    wanted = {**THREADS, "CUDA_VISIBLE_DEVICES": "3", PHASE_VARIABLE: "/run/stage-1"}
-    assert common(wanted) == THREADS
-    assert fits(common(wanted), wanted)
+def test_a_spare_is_started_with_what_all_assignments_have() -> None:
+    required = {**THREADS, "CUDA_VISIBLE_DEVICES": "3", PHASE_VARIABLE: "/run/stage-1"}
+    assert early_variables(required) == THREADS
+    assert fits(early_variables(required), required)
 
 
-def test_a_spare_is_started_only_after_a_while_of_calm() -> None:
-    patience = Patience()
-    assert not patience.look(0.0, calm=True)
-    assert not patience.look(CALM_S - 0.1, calm=True)
-    assert patience.look(CALM_S, calm=True)
-    assert not patience.look(CALM_S + 1, calm=False)
-    assert not patience.look(CALM_S + 2, calm=True)
-    assert patience.look(2 * CALM_S + 2, calm=True)
+def test_a_spare_is_started_only_once_the_pipeline_is_stable() -> None:
+    policy = StartPolicy()
+    assert not policy.may_start(0.0, stable=True)
+    assert not policy.may_start(STABLE_S - 0.1, stable=True)
+    assert policy.may_start(STABLE_S, stable=True)
+    assert not policy.may_start(STABLE_S + 1, stable=False)
+    assert not policy.may_start(STABLE_S + 2, stable=True)
+    assert policy.may_start(2 * STABLE_S + 2, stable=True)
 
 
-def first_allowed(patience: Patience, now: float) -> float:
-    """How long it takes from then, in calm, until a spare may be started."""
+def first_allowed(policy: StartPolicy, now: float) -> float:
+    """Seconds from `now` in a stable pipeline until a spare may be started."""
     for tenths in range(10_000):
-        if patience.look(now + tenths / 10, calm=True):
+        if policy.may_start(now + tenths / 10, stable=True):
             return tenths / 10
     return float("inf")
 
 
-def test_spares_that_end_unused_are_replaced_less_and_less_often_and_then_not_at_all() -> None:
-    patience, now = Patience(), 1000.0
-    patience.look(0.0, calm=True)
-    for number in range(MOST_IN_A_ROW - 1):
-        patience.lost(now, 1.0)
-        rest = first_allowed(patience, now)
-        assert rest == FIRST_REST_S * 2**number
-        now += rest
-    patience.lost(now, 1.0)
-    assert patience.at_its_end
-    assert first_allowed(patience, now) == float("inf")
+def test_spares_that_end_unused_are_replaced_ever_later_and_then_not_at_all() -> None:
+    policy, now = StartPolicy(), 1000.0
+    policy.may_start(0.0, stable=True)
+    for number in range(BACKOFF.max_failures - 1):
+        policy.record_failure(now, 1.0)
+        delay_s = first_allowed(policy, now)
+        assert delay_s == BACKOFF.first_s * 2**number
+        now += delay_s
+    policy.record_failure(now, 1.0)
+    assert policy.is_exhausted
+    assert first_allowed(policy, now) == float("inf")
 
 
-def test_a_spare_that_was_ready_for_long_has_not_ended_in_vain() -> None:
-    patience = Patience()
-    for _ in range(2 * MOST_IN_A_ROW):
-        patience.lost(0.0, STOOD_S)
-    assert not patience.at_its_end
+def test_a_spare_that_was_ready_for_long_begins_a_new_row_of_failures() -> None:
+    policy = StartPolicy()
+    for _ in range(2 * BACKOFF.max_failures):
+        policy.record_failure(0.0, LONG_READY_S)
+    assert not policy.is_exhausted
 
 
 @pytest.mark.parametrize(("nbytes", "available", "room"), [(0, 0, True), (50, 100, True), (51, 100, False)])

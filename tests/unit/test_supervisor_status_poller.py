@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of a ring whose head comes, is too busy, breaks, and goes."""
+"""The status of a ring whose head starts, is too busy, breaks, and ends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.rings import ring, stage
 from zpptool.admin.status_client import read_status
 from zpptool.admin.status_server import StatusServer
 from zpptool.ring.status import RingStatus
-from zpptool.supervisor import status_poller as ringwatch
+from zpptool.supervisor import status_poller
 from zpptool.supervisor.status_poller import StatusPoller
 
 pytestmark = pytest.mark.timeout(60)
@@ -23,35 +23,33 @@ pytestmark = pytest.mark.timeout(60)
 def until(true: Callable[[], object]) -> None:
     deadline = time.monotonic() + 30
     while not true():
-        assert time.monotonic() < deadline, "it did not come about in time"
+        assert time.monotonic() < deadline, "it did not become true in time"
         time.sleep(0.02)
 
 
-def test_what_the_head_said_last_is_known_as_long_as_there_is_a_head(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ringwatch, "read_status", lambda path: read_status(path, 0.2))
-    well, busy, asked = ring(stage(0)), False, 0
+def test_the_last_status_is_kept_as_long_as_there_is_a_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status_poller, "read_status", lambda path: read_status(path, 0.2))
+    healthy, busy, reads = ring(stage(0)), False, 0
 
     def status() -> RingStatus:
-        nonlocal asked
-        asked += 1
+        nonlocal reads
+        reads += 1
         if busy:
             time.sleep(0.5)
-        return well
+        return healthy
 
-    watch = StatusPoller(tmp_path / "head.status")
-    assert watch.told is None
+    poller = StatusPoller(tmp_path / "head.status")
+    assert poller.status is None
     socket = StatusServer(tmp_path / "head.status", status)
     try:
-        until(lambda: watch.told == well)
-        busy, before = True, asked
-        until(lambda: asked >= before + 2)
-        assert watch.told is not None
-        busy, well = False, msgspec.structs.replace(well, phase="broken", fault="stage 0 hangs")
-        until(lambda: watch.fault == "stage 0 hangs")
+        until(lambda: poller.status == healthy)
+        busy, before = True, reads
+        until(lambda: reads >= before + 2)
+        assert poller.status is not None
+        busy, healthy = False, msgspec.structs.replace(healthy, phase="broken", fault="stage 0 hangs")
+        until(lambda: poller.fault == "stage 0 hangs")
     finally:
         socket.close()
-    until(lambda: watch.told is None)
-    assert watch.fault == "stage 0 hangs"
-    watch.stop()
+    until(lambda: poller.status is None)
+    assert poller.fault == "stage 0 hangs"
+    poller.stop()

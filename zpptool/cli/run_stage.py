@@ -243,7 +243,7 @@ def run_stage(
         console.warn(warning)
     refuse_idle_standby(standby, spec.recovery_deadline_s)
     check_engine(spec.engine)
-    run_in_foreground(spec, environment_of_one(spec, parse_gpu_ids(gpu_ids)), console, standby)
+    run_in_foreground(spec, environment_of_one(spec, parse_gpu_ids(gpu_ids)), standby)
 
 
 def _refuse_beside_plan(ctx: typer.Context) -> None:

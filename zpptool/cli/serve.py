@@ -108,7 +108,10 @@ def serve(
         float, typer.Option("--drain-timeout", metavar="S", min=0, help="Seconds that answers have to end at Ctrl-C.")
     ] = 30.0,
     max_restarts: Annotated[
-        int, typer.Option("--max-restarts", metavar="N", min=0, help="Failed starts in a row before it gives up.")
+        int,
+        typer.Option(
+            "--max-restarts", metavar="N", min=0, help="Give up after N failures in a row; 0 and 1 restart nothing."
+        ),
     ] = 5,
     log_dir: Annotated[
         Path | None, typer.Option("--log-dir", metavar="DIR", help="Keep the logs of all processes here.")

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from zpptool.errors import address_error, usage_error
 from zpptool.file_names import holds_control
-from zpptool.net.addresses import DEFAULT_HOST, _is_address, _machine, is_loopback
+from zpptool.net.addresses import DEFAULT_HOST, is_ip_address, is_loopback, machine_of
 
 DEFAULT_BASE_PORT = 15550
 DEFAULT_API_PORT = 8000
@@ -108,13 +108,13 @@ def plan_endpoints(
             f"choose a base port from 1 to {HIGHEST_PORT - num_stages}",
         )
     stage_hosts = _stage_hosts(num_stages, hosts or [DEFAULT_HOST])
-    stages_of = Counter(map(_machine, stage_hosts))
+    stages_of = Counter(map(machine_of, stage_hosts))
     if transport == "ipc" and len(stages_of) > 1:
         raise usage_error("ipc links stages on one host, and several hosts are given", "use --transport tcp")
 
     binds = []
     for stage, host in enumerate(stage_hosts):
-        alone = stages_of[_machine(host)] == 1
+        alone = stages_of[machine_of(host)] == 1
         last = stage == num_stages - 1
         port = return_port if last else base_port if alone else base_port + stage
         binds.append(_address(transport, host, port, ipc_dir))
@@ -144,7 +144,7 @@ def open_ports(endpoints: Sequence[StageEndpoints], api_port: int) -> dict[str, 
     if not 1 <= api_port <= HIGHEST_PORT:
         raise address_error(f"API port {api_port} does not lie between 1 and {HIGHEST_PORT}")
     for endpoint in endpoints:
-        if _machine(endpoint.host) == _machine(api_host) and urlsplit(endpoint.bind).port == api_port:
+        if machine_of(endpoint.host) == machine_of(api_host) and urlsplit(endpoint.bind).port == api_port:
             raise address_error(
                 f"the API port {api_port} is also the port that stage {endpoint.stage} binds on host {api_host}",
                 "choose another --api-port or --base-port",
@@ -158,7 +158,7 @@ def firewall_rules(endpoints: Sequence[StageEndpoints], api_port: int) -> list[F
     rules = []
     for sender, receiver in zip(endpoints, [*endpoints[1:], endpoints[0]], strict=True):
         port = urlsplit(sender.bind).port
-        if port is not None and _machine(sender.host) != _machine(receiver.host):
+        if port is not None and machine_of(sender.host) != machine_of(receiver.host):
             rules.append(FirewallRule(sender.host, port, receiver.host))
     if not is_loopback(endpoints[0].host):
         rules.append(FirewallRule(endpoints[0].host, api_port, None))
@@ -254,7 +254,7 @@ def _address(transport: Transport, host: str, port: int, ipc_dir: Path | None) -
 
 def is_host(text: str) -> bool:
     """Whether `text` is a host name or an IP address, and nothing that means more in a path or on a command line."""
-    return _HOST_NAME.fullmatch(text) is not None or (_is_address(text) and _SCOPE.search(text) is not None)
+    return _HOST_NAME.fullmatch(text) is not None or (is_ip_address(text) and _SCOPE.search(text) is not None)
 
 
 def is_link(text: str) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""net/addresses."""
+"""What a host name is, by its text alone: nothing is resolved."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import ipaddress
 DEFAULT_HOST = "127.0.0.1"
 
 
-def _machine(host: str) -> str:
-    """The name under which stages of one host are counted."""
+def machine_of(host: str) -> str:
+    """The machine that a host name stands for: `localhost` and the loopback address are the same one."""
     return DEFAULT_HOST if host.lower() == "localhost" else host.lower()
 
 
-def _is_address(host: str) -> bool:
+def is_ip_address(host: str) -> bool:
+    """Whether a host is an IP address, not a name."""
     try:
         ipaddress.ip_address(host)
     except ValueError:
@@ -22,6 +23,6 @@ def _is_address(host: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host, by its text alone, is this machine's own loopback."""
-    machine = _machine(host)
-    return _is_address(machine) and ipaddress.ip_address(machine).is_loopback
+    """Whether a host is a loopback address or `localhost`."""
+    machine = machine_of(host)
+    return is_ip_address(machine) and ipaddress.ip_address(machine).is_loopback

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The front's HTTP server: an event loop on a thread of its own; the main thread is left to signals and terminal.
+"""An HTTP server on an event loop in a thread of its own; the main thread is left to signals and the terminal.
 
-The address is bound, and certificate and key are read, when the object is made: before anything is started.
+The address is bound, and certificate and key are read, when the object is made. So a port that is taken is reported
+before any process is started or any weights are loaded.
 """
 
 from __future__ import annotations
@@ -19,66 +20,95 @@ from typing import Self
 import uvicorn
 from starlette.applications import Starlette
 
-from zpptool.errors import address_error, usage_error
+from zpptool.errors import ZppError, address_error, usage_error
 from zpptool.regular_file import open_regular
 
 STOP_GRACE_S = 2
-WANTED_FILES = 65536
-"""Two sockets for every request in flight, and some room."""
+"""Seconds that responses in progress may take when the server is stopped."""
+STARTED_POLL_S = 0.01
+MAX_OPEN_FILES = 65536
+"""Two sockets for every request in progress, with a margin."""
 BACKLOG = 2048
 
 
-class FrontServer:
+class HttpServer:
     """A server of one application. Use it as a context manager: leaving it stops the server.
+
+    Attributes:
+        url: where it listens; the base of its URLs.
+        loop: the event loop of the server's thread.
 
     Args:
         host: the name or address to listen at.
         port: the port; 0 for any that is free.
-        certificate: a PEM file; None speaks plain HTTP.
+        certificate: a PEM file; None for plain HTTP.
         key: the PEM file of its key.
+        name: what the server is called in errors.
+        port_option: the command-line option that chooses another port.
 
     Raises:
         ZppError: (ADDRESS) host and port cannot be used; (USAGE) certificate or key cannot.
     """
 
-    def __init__(self, host: str, port: int, certificate: Path | None = None, key: Path | None = None) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        certificate: Path | None = None,
+        key: Path | None = None,
+        *,
+        name: str = "the API",
+        port_option: str = "--api-port",
+    ) -> None:
         _check_certificate(certificate, key)
         self._tls = {"ssl_certfile": certificate, "ssl_keyfile": key} if certificate else {}
-        self._socket = bound_socket("the front", host, port, "--port")
-        self._host = host
+        self._name, self._port_option = name, port_option
+        self._socket = _bound_socket(name, host, port, port_option)
+        shown = f"[{host}]" if ":" in host else host
+        self.url = f"{'https' if self._tls else 'http'}://{shown}:{self._socket.getsockname()[1]}"
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
-        self._up = threading.Event()
+        self._started = threading.Event()
+        self._over = threading.Event()
         self._fault: BaseException | None = None
         self.loop = asyncio.new_event_loop()
 
-    @property
-    def url(self) -> str:
-        """Where it listens."""
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"{'https' if self._tls else 'http'}://{host}:{self._socket.getsockname()[1]}"
-
-    def start(self, make_app: Callable[[], Starlette]) -> None:
-        """Begin to answer.
+    def start(self, app: Starlette | Callable[[], Starlette]) -> None:
+        """Start the thread, and return when the server accepts connections.
 
         Args:
-            make_app: makes the application, on the server's thread and loop.
+            app: the application, or a function that makes it, which is called in the server's thread and loop.
 
         Raises:
-            ZppError: (ADDRESS) another process listens there.
+            ZppError: (ADDRESS) another process listens at the address.
         """
-        self._thread = threading.Thread(target=self._run, args=(make_app,), name="front", daemon=True)
+        make_app = (lambda: app) if isinstance(app, Starlette) else app
+        self._thread = threading.Thread(target=self._run, args=(make_app,), name="http-server", daemon=True)
         self._thread.start()
-        self._up.wait()
+        self._started.wait()
         if self._fault is not None:
-            raise address_error(f"the front cannot listen at {self.url}: {self._fault}", "Choose another with --port.")
+            raise self._ended_by(self._fault)
 
     def is_running(self) -> bool:
-        """Whether it answers."""
+        """Whether its thread runs."""
         return self._thread is not None and self._thread.is_alive()
 
+    def interrupt(self) -> None:
+        """Make `wait` return. May be called from any thread."""
+        self._over.set()
+
+    def wait(self) -> None:
+        """Block until `interrupt` is called or the server has ended.
+
+        Raises:
+            ZppError: (ADDRESS) the server has failed.
+        """
+        self._over.wait()
+        if self._fault is not None:
+            raise self._ended_by(self._fault)
+
     def stop(self) -> None:
-        """Take no more connections, give what is under way a moment, and end."""
+        """Accept no more connections, give responses in progress `STOP_GRACE_S` seconds, and end."""
         if self._server is not None and self._thread is not None:
             self._server.should_exit = True
             self._thread.join(STOP_GRACE_S + 2)
@@ -96,16 +126,17 @@ class FrontServer:
         asyncio.set_event_loop(self.loop)
         try:
             self.loop.run_until_complete(self._serve(make_app))
-        except BaseException as fault:  # a listener that another process has taken, for one
+        except BaseException as fault:  # such as an address at which another process listens by now
             self._fault = fault
         finally:
-            self._up.set()
+            self._started.set()
+            self._over.set()
             self.loop.close()
 
     async def _serve(self, make_app: Callable[[], Starlette]) -> None:
         config = uvicorn.Config(
             make_app(),
-            log_level="error",  # a stranger's bytes that are no HTTP are no news
+            log_level="error",  # bytes that are no HTTP request are not worth a line
             access_log=False,
             lifespan="on",
             ws="none",
@@ -117,16 +148,21 @@ class FrontServer:
         self._server = uvicorn.Server(config)
         serving = asyncio.ensure_future(self._server.serve(sockets=[self._socket]))
         while not self._server.started and not serving.done():
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(STARTED_POLL_S)
         if self._server.started:
-            self._up.set()
+            self._started.set()
         await serving
+
+    def _ended_by(self, fault: BaseException) -> ZppError:
+        return address_error(
+            f"{self._name} cannot listen at {self.url}: {fault}", f"Choose another port with {self._port_option}."
+        )
 
 
 def raise_file_limit() -> None:
-    """Allow this process, and those that it starts, as many open files as the system lets it."""
+    """Raise the limit of open files of this process and its children as far as the system allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = WANTED_FILES if hard == resource.RLIM_INFINITY else min(hard, WANTED_FILES)
+    most = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
@@ -144,18 +180,8 @@ def _check_certificate(certificate: Path | None, key: Path | None) -> None:
         raise usage_error(f"{certificate} and {key} cannot be used: {cause}", "Both are PEM files.") from cause
 
 
-def bound_socket(server: str, host: str, port: int, option: str) -> socket.socket:
-    """A socket that is bound and does not listen yet.
-
-    Args:
-        server: whose it is, for people.
-        host: the name or address to listen at.
-        port: its port; 0 for any that is free.
-        option: of the command line, that chooses another port.
-
-    Raises:
-        ZppError: (ADDRESS) host and port cannot be used.
-    """
+def _bound_socket(name: str, host: str, port: int, port_option: str) -> socket.socket:
+    """A socket that is bound and does not listen yet; the arguments are those of `HttpServer`."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -168,6 +194,6 @@ def bound_socket(server: str, host: str, port: int, option: str) -> socket.socke
             bound.close()
             raise
     except OSError as cause:
-        fault = f"{server} cannot listen at {host}:{port}: {cause.strerror}"
-        raise address_error(fault, f"Choose another with {option}.") from cause
+        fault = f"{name} cannot listen at {host}:{port}: {cause.strerror}"
+        raise address_error(fault, f"Choose another port with {port_option}.") from cause
     return bound

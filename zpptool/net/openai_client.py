@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The part of the OpenAI API that a trial needs, asked of any server that speaks it: stock vLLM's, or the embedded one.
+"""A client for the part of the OpenAI API that a trial needs; the server is stock vLLM's or the embedded engine's.
 
-Prompts go as token ids and answers come back as token ids (`return_token_ids`), so that no tokenizer stands between
-the two sides of a comparison.
+Prompts are sent as token ids and completions are returned as token ids (`return_token_ids`), so no tokenizer can make
+the two sides of a comparison differ.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class ApiClient:
 
     Args:
         base_url: `http://host:port`.
-        timeout_s: how long one answer may take.
+        timeout_s: how long one response may take, in seconds.
     """
 
     def __init__(self, base_url: str, timeout_s: float) -> None:
@@ -31,20 +31,33 @@ class ApiClient:
         self._http = httpx.Client(base_url=base_url, timeout=timeout_s, trust_env=False)
 
     def is_ready(self) -> bool:
-        """Whether the server says that it can answer."""
+        """Whether the server reports that it can serve requests."""
         try:
             return self._http.get("/health", timeout=5.0).status_code == httpx.codes.OK
         except httpx.TransportError:
             return False
 
     def tokenize(self, text: str, *, as_chat: bool) -> list[int]:
-        """The token ids of a prompt, or of a chat that holds it as the user's one message."""
+        """The token ids of a prompt, or of a chat whose only message, the user's, is that prompt.
+
+        Raises:
+            ZppError: (STAGE) the server does not answer, or answers with an error.
+        """
         chat = {"messages": [{"role": "user", "content": text}], "add_generation_prompt": True}
         answer = self._post("/tokenize", chat if as_chat else {"prompt": text})
         return list(answer["tokens"])
 
     def complete(self, prompt: Sequence[int], max_tokens: int, sampling: dict[str, Any]) -> Generation:
-        """Complete one prompt, given as token ids; greedily, unless `sampling` says otherwise."""
+        """Complete one prompt.
+
+        Args:
+            prompt: token ids.
+            max_tokens: the most tokens to generate.
+            sampling: fields of the request; without `temperature` decoding is greedy.
+
+        Raises:
+            ZppError: (STAGE) the server does not answer, or answers with an error.
+        """
         answer = self._post(
             "/v1/completions",
             {
@@ -61,9 +74,16 @@ class ApiClient:
     def complete_all(
         self, prompts: Sequence[Sequence[int]], max_tokens: int, sampling: dict[str, Any], *, at_once: int
     ) -> list[Generation]:
-        """Complete several prompts, up to `at_once` of them in flight together; the answers in the prompts' order.
+        """Complete several prompts, and return the completions in the order of the prompts.
 
-        A fault and a Ctrl-C do not wait for the other answers: those break with the server.
+        An error or a Ctrl-C does not wait for the other requests: those end with the server.
+
+        Args:
+            prompts, max_tokens, sampling: as for `complete`.
+            at_once: the most requests in progress at a time.
+
+        Raises:
+            ZppError: (STAGE) the server does not answer, or answers with an error.
         """
         pool = ThreadPoolExecutor(max(at_once, 1))
         try:
@@ -94,11 +114,11 @@ class ApiClient:
 
 @dataclass(frozen=True)
 class Generation:
-    """What a model made of one prompt.
+    """A model's completion of one prompt.
 
     Attributes:
         token_ids: the new tokens.
-        text: the same, decoded.
+        text: the same tokens, decoded.
     """
 
     token_ids: tuple[int, ...]

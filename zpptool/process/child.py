@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every process that zpptool starts does first and last: die with its parent, and end with one readable error."""
+"""What every child process of zpptool does at its start and its end: it ends with its parent, and logs one error."""
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -14,25 +15,25 @@ from types import FrameType
 from typing import NoReturn
 
 from zpptool.errors import ExitCode, ZppError
-from zpptool.log import configure
+from zpptool.log import LogFormat, LogLevel, configure
+from zpptool.process.environment import take_parent_pid
 
 PARENT_POLL_S = 0.5
 EXIT_GRACE_S = 6.0
-PARENT_VARIABLE = "ZPP_PARENT_PID"
-"""Tells a child whose child it is, for the parent may have ended before the child can ask."""
+_logger = logging.getLogger(__name__)
 
 
 @cache
 def die_with_parent(*, at_once: bool = False) -> None:
-    """End this process soon after its parent has ended, however and whenever it ended. Asked twice, it is done once.
+    """End this process soon after its parent has ended, for any reason and at any time. A second call does nothing.
+
+    A process whose parent dies is adopted by another process, so its parent id changes. A thread checks for that every
+    `PARENT_POLL_S` seconds. It sends SIGTERM first, and ends the process `EXIT_GRACE_S` seconds later.
 
     Args:
-        at_once: end it without any order, like a crash.
-
-    A process whose parent dies is adopted by another one, so its parent id changes: that is looked at from a thread of
-    its own, twice a second. It is asked to end with SIGTERM first.
+        at_once: end without any cleanup, as a crash does.
     """
-    parent = int(os.environ.pop(PARENT_VARIABLE, os.getppid()))  # popped: it is not for the children of this one
+    parent = take_parent_pid()
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -47,7 +48,7 @@ def die_with_parent(*, at_once: bool = False) -> None:
 
 
 def end_on_sigterm() -> None:
-    """Leave in good order on the first SIGTERM, and at the latest after `EXIT_GRACE_S` seconds in any order."""
+    """On the first SIGTERM raise SystemExit, so that cleanup runs; after `EXIT_GRACE_S` seconds end without it."""
 
     def leave(_number: int, _frame: FrameType | None) -> NoReturn:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -58,32 +59,49 @@ def end_on_sigterm() -> None:
 
 
 def end_before_long(code: int) -> None:
-    """End this process with that code after `EXIT_GRACE_S` seconds, if it has not ended by itself: whatever it does."""
+    """End this process with an exit code in `EXIT_GRACE_S` seconds, unless it has ended by then."""
 
     def watch() -> None:
         time.sleep(EXIT_GRACE_S)
-        print(f"error: still busy {EXIT_GRACE_S:g} s after it was to end: ended by force", file=sys.stderr, flush=True)
+        _logger.error("still busy %g s after it was to end: ended by force", EXIT_GRACE_S)
         os._exit(code)
 
     threading.Thread(target=watch, name="exit-watch", daemon=True).start()
 
 
-def run_child(who: str, body: Callable[[], None]) -> NoReturn:
-    """Run a child process's body; whatever ends it, say so in one line and exit with its code.
+def run_child(name: str, body: Callable[[], None]) -> NoReturn:
+    """Run a child process's body, log the error that ends it, and exit with that error's code.
+
+    The parent finds the error in the child's log by its form (`process.group.Child.tail`). An exception that is no
+    `ZppError` is logged as critical, with its traceback.
 
     Args:
-        who: what this process is, for its log (`stage 1`, `head`).
+        name: what this process is, for its log (`stage 1`, `head`).
         body: does the work and returns when it is done.
     """
     die_with_parent()
     try:
-        configure(place=who)
+        _configure(name)
         body()
     except ZppError as fault:
-        print(f"error: {who}: {fault.message}", file=sys.stderr)
-        if fault.hint:
-            print(f"  hint: {fault.hint}", file=sys.stderr)
+        _logger.error("%s", fault.message, extra={"hint": fault.hint, "exit_code": int(fault.exit_code)})
         sys.exit(fault.exit_code)
     except KeyboardInterrupt:
         sys.exit(ExitCode.INTERRUPTED)
+    except Exception:
+        _logger.critical("ended by an unexpected error", exc_info=True, extra={"exit_code": int(ExitCode.FAILURE)})
+        sys.exit(ExitCode.FAILURE)
     sys.exit(ExitCode.OK)
+
+
+def _configure(name: str) -> None:
+    """Set up logging from the environment.
+
+    Raises:
+        ZppError: (USAGE) the environment asks for an unknown level or format; it is logged with the defaults.
+    """
+    try:
+        configure(place=name)
+    except ZppError:
+        configure(LogLevel.INFO, LogFormat.TEXT, place=name)
+        raise

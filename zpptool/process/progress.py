@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a process of a pipeline is doing that its ring does not know, for whoever has started it: one small file each.
+"""A process's phase while the ring does not know it yet: one small file for each process, read by its parent.
 
-That is what comes before the ring, and how much of the weights is loaded; all else the ring tells (`ring.status`). A
-process that nobody asked to tell says nothing, and one that cannot write goes on: a phase is news, never a reason to
-fail. The words have a fixed width and are written at once, so a reader never meets half of them.
+Phases cover what precedes the ring, and how much of the weights is loaded; the ring reports everything else
+(`ring.status`). A process without a phase file reports nothing, and one that cannot write to it continues: a phase is
+information, never a reason to fail. A phase has a fixed width and is written in one call, so a reader never sees a
+part of one.
 """
 
 from __future__ import annotations
@@ -13,21 +14,22 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-PHASE_VARIABLE = "ZPP_PHASE_FILE"
-"""Names the file that a process, and those that it starts in turn, tell their phase in."""
+from zpptool.process.environment import phase_file
+
 WIDTH = 64
+"""Bytes of a phase, padded with spaces."""
 
 STARTING = "starting"
 WAITING = "waiting for the other stages"
 LOADING = "loading"
 LOADED = "loaded"
-"""The phase of a process that has come as far as doing its work."""
+"""The phase of a process that is able to do its work."""
 
 
 def report_phase(phase: str) -> None:
-    """Say what this process is doing now."""
-    path = os.environ.get(PHASE_VARIABLE)
-    if not path:
+    """Write this process's phase to its phase file, if it has one."""
+    path = phase_file()
+    if path is None:
         return
     with suppress(OSError):
         file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
@@ -37,16 +39,20 @@ def report_phase(phase: str) -> None:
             os.close(file)
 
 
-def loading_teller(total_bytes: int) -> Callable[[int], None]:
-    """A function that is told of every tensor's bytes as they are read, and says `loading 43%` when that changes."""
-    done, told = 0, -1
+def loading_progress(total_bytes: int) -> Callable[[int], None]:
+    """A function that takes the size of each tensor as it is read, and reports `loading 43%` when that changes.
+
+    Args:
+        total_bytes: of all tensors to read.
+    """
+    done, reported = 0, -1
 
     def read(more: int) -> None:
-        nonlocal done, told
+        nonlocal done, reported
         done += more
         percent = 100 * done // max(total_bytes, 1)
-        if percent != told:
-            told = percent
+        if percent != reported:
+            reported = percent
             report_phase(f"{LOADING} {min(percent, 100)}%")
 
     read(0)
@@ -54,7 +60,7 @@ def loading_teller(total_bytes: int) -> Callable[[int], None]:
 
 
 def read_phase(path: Path) -> str:
-    """What the process that tells its phase in `path` said last; `STARTING` if nothing yet."""
+    """The phase that a process last wrote to this file; `STARTING` if it has written none."""
     try:
         return path.read_bytes().decode(errors="replace").strip() or STARTING
     except OSError:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run's directory for its sockets and small files, which no other user can enter, gone with the run.
+"""A run's directory for its sockets and small files. Other users cannot enter it, and it is removed with the run.
 
-The invariant: a directory that its run has locked is in use. One whose run was killed is not locked any more, and is
-taken away by the next run of the same user.
+The invariant: a directory that its run has locked is in use. One whose run was killed is no longer locked, and the
+same user's next run removes it.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ _LOCK = "run.lock"
 
 @contextmanager
 def private_directory() -> Iterator[Path]:
-    """A directory of this run's own. Its path is short: the address of a unix socket has at most 107 bytes."""
+    """A directory for this run. Its path is short: the address of a unix socket has at most 107 bytes."""
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    usable = os.path.isabs(runtime) and os.access(runtime, os.W_OK | os.X_OK)  # it outlives its session in the variable
+    usable = os.path.isabs(runtime) and os.access(runtime, os.W_OK | os.X_OK)  # the variable may outlive its session
     parent = Path(runtime if usable else tempfile.gettempdir())
-    _sweep(parent)
+    _remove_abandoned(parent)
     path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
     try:
         unready = path / f"{_LOCK}.new"
         with unready.open("w") as lock:
-            with suppress(OSError):  # where files cannot be locked, nothing is swept
+            with suppress(OSError):  # where files cannot be locked, no directory is removed
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                unready.rename(path / _LOCK)  # locked before anybody may look whether it is
+                unready.rename(path / _LOCK)  # locked before another run can check it
             yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _sweep(parent: Path) -> None:
-    """Take away what killed runs of this user have left."""
+def _remove_abandoned(parent: Path) -> None:
+    """Remove the directories of this user's killed runs."""
     for lock in parent.glob(f"{PREFIX}*/{_LOCK}"):
-        with suppress(OSError):  # in use, or gone just now
-            _take_away(lock)
+        with suppress(OSError):  # in use, or removed meanwhile
+            _remove_unlocked(lock)
 
 
-def _take_away(lock: Path) -> None:
+def _remove_unlocked(lock: Path) -> None:
     if lock.parent.lstat().st_uid == os.getuid():
         with lock.open("r+") as held:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)

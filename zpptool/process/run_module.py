@@ -3,8 +3,8 @@
 
 Usage: `python -m zpptool.process.run_module MODULE ARGUMENT...`.
 
-The invariant: the parent is watched from the beginning. An engine takes many seconds to be imported, and a parent that
-is killed meanwhile must not leave a child that has yet to learn of it.
+The invariant: the parent is watched from the beginning. Importing an engine takes many seconds, and a child whose
+parent is killed meanwhile has to end too.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 
-from zpptool.net.http_server import FrontServer
+from zpptool.net.http_server import HttpServer
 from zpptool.places import place_name
 from zpptool.ring.status import RECOVERING, RingStatus, change_path
 from zpptool.serve.gateway import Front, FrontParts
@@ -26,7 +26,8 @@ from zpptool.serve.pool import Pool
 from zpptool.serve.proxy import open_client
 from zpptool.serve.remote import RemotePipeline
 from zpptool.supervisor import lifecycle as lc
-from zpptool.supervisor.supervisor import PipelineView, Supervisor
+from zpptool.supervisor.pipeline_view import PipelineView
+from zpptool.supervisor.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from zpptool.serve.serve_options import ServeSettings
@@ -43,7 +44,7 @@ class Backend:
     """
 
     def __init__(
-        self, serving: ServeSettings, names: Sequence[str], supervisors: Sequence[Supervisor], server: FrontServer
+        self, serving: ServeSettings, names: Sequence[str], supervisors: Sequence[Supervisor], server: HttpServer
     ) -> None:
         self._serving, self._supervisors, self._server = serving, supervisors, server
         self._names = tuple(names)
@@ -127,7 +128,7 @@ def standing_of(view: PipelineView) -> BackendState:
         url=view.url,
         ready=view.is_ready,
         phase=phase,
-        epoch=state.epoch,
+        generation=state.generation,
         hopeless=state.phase is lc.Phase.ENDED or state.giving_up,
         why=state.cause.message if state.cause is not None and not view.is_ready else None,
     )

@@ -16,7 +16,7 @@ from zpptool.console import Console
 from zpptool.places import place_name
 from zpptool.ring.status import COMPUTING, READY
 from zpptool.serve.pipeline_status import stage_phase
-from zpptool.supervisor.supervisor import PipelineView
+from zpptool.supervisor.pipeline_view import PipelineView
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -114,7 +114,7 @@ class LiveDisplay:
         self._console = console
         self._rich = rich.console.Console(stderr=True, highlight=False)
         self._live = rich.live.Live(
-            console=self._rich, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
+            console=self._rich, auto_refresh=False, redirect_stdout=False, redirect_stderr=True
         )
         self._shown: tuple[Row, ...] = ()
         self._open = False

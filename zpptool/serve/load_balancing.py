@@ -15,7 +15,7 @@ class BackendState:
         url: the base of its API; empty while it has none.
         ready: whether it takes requests.
         phase: what it is doing, in words.
-        epoch: changes whenever it was started anew: what failed in one epoch may work in the next.
+        generation: changes whenever it was started again: what failed in one generation may work in the next.
         hopeless: whether it will never be ready again.
         why: what keeps it from being ready; None for nothing known.
     """
@@ -23,7 +23,7 @@ class BackendState:
     url: str = ""
     ready: bool = False
     phase: str = "new"
-    epoch: int = 0
+    generation: int = 0
     hopeless: bool = False
     why: str | None = None
 
@@ -50,7 +50,7 @@ class Upstream:
 
 
 Failures = Mapping[tuple[str, int], int]
-"""How often one request has failed at a pipeline's epoch."""
+"""How often one request has failed at a pipeline's generation."""
 
 
 def choose(upstreams: Sequence[Upstream], failures: Failures, now: float) -> Upstream | None:
@@ -65,7 +65,7 @@ def choose(upstreams: Sequence[Upstream], failures: Failures, now: float) -> Ups
     if not able:
         return None
     return min(
-        able, key=lambda each: (failures.get((each.name, each.standing.epoch), 0), each.in_flight, each.last_taken)
+        able, key=lambda each: (failures.get((each.name, each.standing.generation), 0), each.in_flight, each.last_taken)
     )
 
 

@@ -23,7 +23,7 @@ from zpptool.serve.load_balancing import Upstream
 from zpptool.serve.metrics import FrontMetrics
 from zpptool.serve.pool import Pool
 from zpptool.supervisor.lifecycle import Phase
-from zpptool.supervisor.supervisor import PipelineView
+from zpptool.supervisor.pipeline_view import PipelineView
 
 LOADED = "loaded"
 """A stage that could compute, of a pipeline that is not known to be whole."""
@@ -70,7 +70,8 @@ def _replica(upstream: Upstream, own: Mapping[str, Any], tokens_per_s: float | N
         "url": standing.url,
         "phase": standing.phase,
         "ready": standing.ready,
-        "epoch": standing.epoch,
+        "epoch": standing.generation,
+        "generation": standing.generation,
         "restarts": own.get("restarts", 0),
         "recoveries": own.get("recoveries", 0),
         "planned": own.get("planned", 0),
@@ -116,7 +117,8 @@ def describe_pipeline(view: PipelineView) -> dict[str, Any]:
                 "stage": spec.stage,
                 "layers": [spec.layers.start, spec.layers.end],
                 "phase": stage_phase(view, spec.stage, running=own["pid"] is not None),
-                "epoch": view.state.epoch,
+                "epoch": view.state.generation,
+                "generation": view.state.generation,
                 **own,
             }
         )

@@ -124,19 +124,19 @@ class Proxy:
         deadline = time.monotonic() + self._pool.deadline_s
         while True:
             upstream = await self._pool.take(failures, deadline)
-            epoch = upstream.standing.epoch
+            generation = upstream.standing.generation
             try:
                 with self._pool.answering(upstream):
                     await self._pass_on(upstream, asked, answer)
                 return
             except Broken as broken:
                 self._pool.suspect(upstream)
-                failures[upstream.name, epoch] += 1
+                failures[upstream.name, generation] += 1
                 told = f"{upstream.name} was lost: {broken}"
                 if answer.begun or (broken.sent and not asked.may_be_repeated):
                     raise broken_off(told) from broken
                 if broken.sent:
-                    lost_with.add((upstream.name, epoch))
+                    lost_with.add((upstream.name, generation))
                 if len(lost_with) >= MOST_LOST:
                     raise broken_off(f"lost {len(lost_with)} times with this request; last: {told}") from broken
                 if failures.total() >= MOST_ATTEMPTS or time.monotonic() >= deadline:

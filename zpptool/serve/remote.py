@@ -45,12 +45,12 @@ class RemotePipeline:
 
     async def watch(self) -> None:
         """Keep the pool told until cancelled."""
-        epoch, was_ready = 0, False
+        generation, was_ready = 0, False
         while True:
             ready, phase, why = await self._ask()
-            epoch += ready and not was_ready
+            generation += ready and not was_ready
             was_ready = ready
-            self._pool.update(self._number, BackendState(self._url, ready, phase, epoch, why=why))
+            self._pool.update(self._number, BackendState(self._url, ready, phase, generation, why=why))
             await asyncio.sleep(ASK_EVERY_S)
 
     async def describe(self) -> dict[str, Any]:

@@ -2,19 +2,21 @@
 """Serving: pipelines kept up, the front before them, signals and the display, until all is over.
 
 The main thread only looks and listens: each pipeline has its supervisor's thread, and the front has one of its own.
-Nothing that was started here outlives `serve`, however it ends; what outlives a kill ends by itself (`pipeline.child`).
+Nothing that was started here outlives `serve`, however it ends; what outlives a kill ends by itself (`process.child`).
 """
 
 from __future__ import annotations
 
+import logging
 import queue
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from zpptool.console import Console
 from zpptool.engines.registry import check_engine
 from zpptool.errors import ExitCode, ZppError, stage_error
-from zpptool.net.http_server import FrontServer, raise_file_limit
+from zpptool.net.http_server import HttpServer, raise_file_limit
 from zpptool.places import HEAD
 from zpptool.serve.backends import Backend
 from zpptool.serve.display import Display, display_for, rows_of
@@ -22,8 +24,10 @@ from zpptool.serve.launch_plan import PipelineLaunchPlan
 from zpptool.serve.serve_options import ServeSettings
 from zpptool.serve.signals import stop_requests
 from zpptool.supervisor import lifecycle as lc
+from zpptool.supervisor.pipeline_processes import PipelineConfig
+from zpptool.supervisor.pipeline_view import PipelineView
 from zpptool.supervisor.stage_processes import log_directory
-from zpptool.supervisor.supervisor import PipelineView, Supervisor, Upkeep
+from zpptool.supervisor.supervisor import Supervisor
 
 LOOK_S = 0.1
 
@@ -40,8 +44,12 @@ def serve(serving: ServeSettings, console: Console) -> None:
     for order in serving.orders:
         check_engine(order.specs[0].engine)
     raise_file_limit()
+    if console.quiet:  # what the supervisors log about spare processes are notes too
+        logging.getLogger("zpptool.supervisor").setLevel(logging.WARNING)
     display = display_for(console)
-    with FrontServer(serving.host, serving.port, serving.certificate, serving.key) as server:
+    with HttpServer(
+        serving.host, serving.port, serving.certificate, serving.key, name="the front", port_option="--port"
+    ) as server:
         try:
             with stop_requests() as stops, log_directory(serving.log_dir) as logs:
                 ServeApp(serving, display, server, logs).run(stops)
@@ -53,14 +61,14 @@ def serve(serving: ServeSettings, console: Console) -> None:
 class ServeApp:
     """Everything that runs, and what ties it together."""
 
-    def __init__(self, serving: ServeSettings, display: Display, server: FrontServer, logs: Path) -> None:
+    def __init__(self, serving: ServeSettings, display: Display, server: HttpServer, logs: Path) -> None:
         self._serving, self._display, self._server, self._logs = serving, display, server, logs
         count = len(serving.orders)
         self._names = [f"pipeline {number}" if count > 1 else "pipeline" for number in range(count)]
         self._supervisors: list[Supervisor] = []
         self._behind = Backend(serving, self._names, self._supervisors, server)
         self._supervisors += [self._supervisor(number, order) for number, order in enumerate(serving.orders)]
-        self._ready_epochs = [0] * count
+        self._ready_generations = [0] * count
         self._began = time.monotonic()
 
     def run(self, stops: queue.SimpleQueue[int]) -> None:
@@ -111,14 +119,14 @@ class ServeApp:
             self._behind.refresh(number)
             view = supervisor.view()
             rows += rows_of(name, view)
-            if view.is_ready and view.state.epoch != self._ready_epochs[number]:
-                self._ready_epochs[number] = view.state.epoch
+            if view.is_ready and view.state.generation != self._ready_generations[number]:
+                self._ready_generations[number] = view.state.generation
                 self._say_ready(name, view)
         self._display.show(rows)
 
     def _say_ready(self, name: str, view: PipelineView) -> None:
-        if view.state.epoch > 1:
-            self._display.say(f"{name}: ready again, epoch {view.state.epoch}")
+        if view.state.generation > 1:
+            self._display.say(f"{name}: ready again, generation {view.state.generation}")
             return
         took = time.monotonic() - self._began
         self._display.say(f"{name}: ready after {took:.1f} s, a token has gone round all {len(view.specs)} stages")
@@ -158,17 +166,16 @@ class ServeApp:
         rules = lc.Rules(
             places=(HEAD, *range(len(order.specs))),
             recovery_s=order.specs[0].recovery_deadline_s,
-            max_restarts=serving.max_restarts,
+            backoff=replace(lc.BACKOFF, max_failures=serving.max_restarts),
             start_timeout_s=order.specs[0].start_timeout_s,
             drain_timeout_s=serving.drain_timeout_s,
         )
         logs = self._logs / name.replace(" ", "-") if len(serving.orders) > 1 else self._logs
         return Supervisor(
-            Upkeep(order.at, order.env, logs, rules, serving.spares),
+            PipelineConfig(name, order.at, order.env, logs, rules, serving.spares),
             on_change=lambda _state: self._behind.refresh(number),
             on_report=lambda cause, rest_s: self._report(name, cause, rest_s),
             on_drain=lambda: self._behind.tell_when_empty(self._supervisors[number].drained),
-            on_note=lambda text: self._display.say(f"{name}: {text}"),
         )
 
     def _report(self, name: str, cause: lc.Cause, rest_s: float | None) -> None:

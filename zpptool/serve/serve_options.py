@@ -25,7 +25,7 @@ class ServeSettings:
         limits: what one request may take.
         recovery_deadline_s: how long a request waits for a pipeline to be ready.
         drain_timeout_s: how long answers under way are waited for at the end.
-        max_restarts: how many starts in a row may fail after the first.
+        max_restarts: a pipeline is given up after this many failures in a row; 0 counts as 1.
         log_dir: where logs are kept; None keeps them only if something went wrong.
         spares: how many processes each pipeline keeps ready to take the place of one that is lost.
     """

@@ -12,9 +12,9 @@ from zpptool.console import human_bytes
 from zpptool.errors import ZppError, address_error
 
 ASK_S = 10.0
-STAGE_COLUMNS = ("pipeline", "stage", "phase", "layers", "host", "pid", "epoch", "memory", "rtt", "requests")
+STAGE_COLUMNS = ("pipeline", "stage", "phase", "layers", "host", "pid", "generation", "memory", "rtt", "requests")
 LINK_COLUMNS = ("pipeline", "link", "state", "epoch", "rtt", "queue", "sent", "received", "refused", "last error")
-RIGHT = ("stage", "pid", "epoch", "memory", "rtt", "requests", "queue", "sent", "received", "refused")
+RIGHT = ("stage", "pid", "generation", "epoch", "memory", "rtt", "requests", "queue", "sent", "received", "refused")
 
 WELL = frozenset({"ready", "computing", "connected"})
 """Phases and states that need no attention."""
@@ -69,7 +69,7 @@ def stage_rows(status: Mapping[str, Any]) -> list[tuple[str, ...]]:
             "-".join(map(str, stage["layers"] or ())),
             str(stage["host"]),
             _or_dash(stage["pid"]),
-            str(stage["epoch"]),
+            str(stage.get("generation", stage["epoch"])),  # a front of an earlier version has only the epoch
             human_bytes(stage["memory"]) if stage["memory"] is not None else "-",
             _milliseconds(stage["rtt_ms"]),
             str(stage["requests"]),

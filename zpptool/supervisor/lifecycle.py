@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""The life of a pipeline that is kept up, as a pure function: state and event give the next state and the actions.
+r"""The lifecycle of a supervised pipeline, as a pure function: state and event give the next state and the actions.
 
     new -> starting -> ready -> draining -> ending -> ended
              ^   \      |                     ^
@@ -8,11 +8,11 @@ r"""The life of a pipeline that is kept up, as a pure function: state and event 
              |           |                    |
           resting <-- clearing --(stopped)----'
 
-Nothing here starts, waits or looks at a clock: `pipeline.supervisor` does what is decided here, and tells what happens.
-What is ended in `clearing` and started after `resting` is what was lost, where the ring outlives that: the others stay
-as they are, whatever the phase is called. There is one alarm; setting it again forgets the one before. An event that
-means nothing in a state changes nothing. Actions name the places that they are about. Which places a loss costs is
-decided by `restarted`, and nowhere else.
+Nothing here starts, waits or reads a clock: `supervisor.supervisor` carries out what is decided here, and reports what
+happens. What is ended in `clearing` and started after `resting` is what was lost, where the ring recovers from that:
+the other processes keep running, whatever the phase is called. There is one alarm; setting it again cancels the former
+one. An event that has no meaning in a state changes nothing. Actions name the places that they apply to. Which places
+are restarted after a loss is decided by `restarted`, and nowhere else.
 """
 
 from __future__ import annotations
@@ -22,18 +22,21 @@ from enum import StrEnum
 
 from zpptool.errors import ExitCode
 from zpptool.places import HEAD
+from zpptool.supervisor.backoff import Backoff
+
+BACKOFF = Backoff(max_failures=5, first_s=1.0, longest_s=30.0)
 
 
 class Phase(StrEnum):
-    """Where a pipeline stands."""
+    """The phase of a pipeline."""
 
     NEW = "new"
     STARTING = "starting"
     READY = "ready"
     BROKEN = "broken"
-    """A process has ended by itself; whose end is to blame is being found out."""
+    """A process has ended by itself; which one is to blame is being determined."""
     CLEARING = "clearing"
-    """What is to be started anew, all or a part, is being ended."""
+    """What is to be restarted, all of the pipeline or a part, is being ended."""
     RESTING = "waiting to restart"
     DRAINING = "draining"
     ENDING = "ending"
@@ -45,11 +48,11 @@ class Cause:
     """Why a pipeline is not whole.
 
     Attributes:
-        message: what happened to whom, one sentence.
+        message: what happened to which process, one sentence.
         detail: more to read, such as the end of a log; None for nothing.
-        exit_code: what it would make a command exit with.
-        own_reason: the process ended with a reason of its own, which a second start would meet again.
-        planned: it has left because it was asked to, and nothing has failed.
+        exit_code: what a command that ends for this cause exits with.
+        own_reason: the process exited for a reason that a second start would meet again.
+        planned: the process has left because it was asked to, and nothing has failed.
     """
 
     message: str
@@ -61,56 +64,48 @@ class Cause:
 
 @dataclass(frozen=True)
 class Rules:
-    """What does not change in the life of a pipeline; times in seconds.
+    """What stays the same for as long as a pipeline is supervised; times in seconds.
 
     Attributes:
         places: all of them: `HEAD`, and the numbers of its stages.
-        recovery_s: how long the ring waits for what it has lost, so that this alone has to be started again; 0 where
-            the ring does not outlive a loss.
-        max_restarts: how many starts in a row may fail after the first.
-        first_rest_s: how long to wait before the first restart; doubled for each that follows.
-        longest_rest_s: the longest such wait.
-        stable_s: a pipeline that has been whole for so long has its failures forgotten; one that was mended, at once.
-        start_timeout_s: how long a start may take. A mend may take `recovery_s` more: its ring gives up before that.
-        drain_timeout_s: how long answers under way are waited for when the pipeline is to stop.
+        recovery_s: how long the ring waits for what it has lost, so that only this has to be restarted; 0 where the
+            ring does not recover from a loss.
+        backoff: how long to wait before a restart, and after how many failures in a row to give up.
+        stable_s: after being whole for this long, the failures of a pipeline no longer count; those of a repaired one
+            no longer count at once.
+        start_timeout_s: how long a start may take. A repair may take `recovery_s` more: its ring gives up before that.
+        drain_timeout_s: how long requests in progress are waited for when the pipeline is to stop.
     """
 
     places: tuple[int, ...]
     recovery_s: float = 0.0
-    max_restarts: int = 5
-    first_rest_s: float = 1.0
-    longest_rest_s: float = 30.0
+    backoff: Backoff = BACKOFF
     stable_s: float = 60.0
     start_timeout_s: float = 600.0
     drain_timeout_s: float = 30.0
 
     @property
     def recovers(self) -> bool:
-        """Whether the ring outlives the loss of a stage."""
+        """Whether the ring recovers from the loss of a stage."""
         return self.recovery_s > 0
-
-    def rest_s(self, failures: int) -> float:
-        """The wait after that many failures in a row, at least one."""
-        doubled: float = self.first_rest_s * 2 ** min(failures - 1, 32)
-        return min(doubled, self.longest_rest_s)
 
 
 @dataclass(frozen=True)
 class State:
-    """Where a pipeline stands, and what of its past still matters.
+    """The state of a pipeline, and what of its past is still relevant.
 
     Attributes:
-        phase: where it stands.
-        epoch: how many times it, or a part of it, was started.
+        phase: its phase.
+        generation: how many times the pipeline, or a part of it, was started. (The ring's `epoch` is another count.)
         failures: how many starts or runs have failed in a row.
         ever_ready: whether it has been whole since the command began.
         cause: why it is not whole; in `ENDED` why it was given up, None where it was told to stop.
-        giving_up: what is being ended will not be started again, because of `cause`.
+        giving_up: what is being ended will not be restarted, because of `cause`.
         places: what is started next, or was started last.
     """
 
     phase: Phase = Phase.NEW
-    epoch: int = 0
+    generation: int = 0
     failures: int = 0
     ever_ready: bool = False
     cause: Cause | None = None
@@ -125,14 +120,14 @@ class Event(StrEnum):
     WHOLE = "a token has gone round"
     BREAK = "a process has ended by itself"
     ALARM = "the alarm has gone off"
-    GONE = "every process has ended"
+    CLEARED = "every process has ended"
     STOP = "told to stop"
-    DRAINED = "no request is under way"
+    DRAINED = "no request is in progress"
 
 
 @dataclass(frozen=True)
 class Lost:
-    """Why processes of the pipeline have ended by themselves, once that is known, and of which places they were."""
+    """Why processes of the pipeline have ended by themselves, once that is known, and their places."""
 
     cause: Cause
     places: tuple[int, ...] = ()
@@ -147,7 +142,7 @@ class Start:
 
 @dataclass(frozen=True)
 class End:
-    """End the processes of these places, and tell when they are gone; `at_once` without a grace."""
+    """End the processes of these places, and report when they have ended; `at_once` without a grace."""
 
     places: tuple[int, ...]
     at_once: bool = False
@@ -155,22 +150,22 @@ class End:
 
 @dataclass(frozen=True)
 class SetAlarm:
-    """Tell when so much time has passed."""
+    """Report when this many seconds have passed."""
 
     after_s: float
 
 
 @dataclass(frozen=True)
 class Report:
-    """Tell the user what was lost. `rest_s` is how long it is until the next start; None if there is none."""
+    """Report to the user what was lost. `delay_s` is the time until the restart in seconds; None for no restart."""
 
     cause: Cause
-    rest_s: float | None
+    delay_s: float | None
 
 
 @dataclass(frozen=True)
 class Drain:
-    """Let no new request in, and tell when none is under way."""
+    """Admit no new request, and report when none is in progress."""
 
 
 Action = Start | End | SetAlarm | Report | Drain
@@ -178,14 +173,14 @@ Decision = tuple[State, tuple[Action, ...]]
 
 
 def decide(state: State, event: Event | Lost, rules: Rules) -> Decision:
-    """What follows from an event in a state."""
+    """The next state and the actions that follow from an event in a state."""
     if isinstance(event, Lost):
         return _lost(state, event, rules)
     match state.phase, event:
         case Phase.NEW, Event.BEGIN:
             return _start(replace(state, places=rules.places), rules)
         case Phase.STARTING, Event.WHOLE:
-            failures = 0 if is_mend(state, rules) else state.failures
+            failures = 0 if is_repair(state, rules) else state.failures
             whole = replace(state, phase=Phase.READY, ever_ready=True, failures=failures, cause=None)
             return whole, (SetAlarm(rules.stable_s),)
         case Phase.STARTING | Phase.READY, Event.BREAK:
@@ -197,11 +192,11 @@ def decide(state: State, event: Event | Lost, rules: Rules) -> Decision:
             return replace(state, failures=0), ()
         case Phase.RESTING, Event.ALARM:
             return _start(state, rules)
-        case Phase.CLEARING, Event.GONE:
-            return replace(state, phase=Phase.RESTING), (SetAlarm(rest_s(state, rules)),)
+        case Phase.CLEARING, Event.CLEARED:
+            return replace(state, phase=Phase.RESTING), (SetAlarm(restart_delay_s(state, rules)),)
         case Phase.DRAINING, Event.DRAINED | Event.ALARM:
             return _end(state, rules)
-        case Phase.ENDING, Event.GONE:
+        case Phase.ENDING, Event.CLEARED:
             return replace(state, phase=Phase.ENDED, cause=state.cause if state.giving_up else None), ()
         case _, Event.STOP:
             return _stop(state, rules)
@@ -209,65 +204,65 @@ def decide(state: State, event: Event | Lost, rules: Rules) -> Decision:
 
 
 def restarted(state: State, lost: tuple[int, ...], rules: Rules) -> tuple[int, ...]:
-    """Which places are ended, and started again, when those were lost. This is the only place that decides it.
+    """The places that are ended, and started again, when `lost` were lost. Only this function decides it.
 
-    Everything; but where the ring recovers and has been whole once, only what was lost: stages that stay keep their
-    weights, the requests of those that are lost are computed again, and a new head is served by the old stages.
+    All of them; but where the ring recovers and has been whole once, only what was lost: the other stages keep their
+    weights, the requests of the lost stages are computed again, and a new head uses the old stages.
     """
     alone = rules.recovers and state.ever_ready and lost
     return lost if alone else rules.places
 
 
-def rest_s(state: State, rules: Rules) -> float:
-    """How long to wait before what was lost is started again: not at all where a ring waits for it the first time, or
-    has asked it to leave."""
+def restart_delay_s(state: State, rules: Rules) -> float:
+    """Seconds to wait before what was lost is restarted: 0 where a ring waits for it the first time, or has asked it to
+    leave."""
     planned = state.cause is not None and state.cause.planned
-    waited_for = planned or (state.failures == 1 and is_mend(state, rules))
-    return 0.0 if waited_for else rules.rest_s(state.failures)
+    waited_for = planned or (state.failures == 1 and is_repair(state, rules))
+    return 0.0 if waited_for else rules.backoff.delay_s(state.failures)
 
 
-def is_mend(state: State, rules: Rules) -> bool:
-    """Whether what is started is a part, which a ring waits for."""
+def is_repair(state: State, rules: Rules) -> bool:
+    """Whether what is started is a part of the pipeline, for which a ring waits."""
     return state.places != rules.places
 
 
 def start_allowed_s(state: State, rules: Rules) -> float:
-    """How long a start may take."""
-    return rules.start_timeout_s + (rules.recovery_s if is_mend(state, rules) else 0.0)
+    """How long a start may take, in seconds."""
+    return rules.start_timeout_s + (rules.recovery_s if is_repair(state, rules) else 0.0)
 
 
 def _start(state: State, rules: Rules) -> Decision:
-    started = replace(state, phase=Phase.STARTING, epoch=state.epoch + 1)
+    started = replace(state, phase=Phase.STARTING, generation=state.generation + 1)
     return started, (Start(state.places), SetAlarm(start_allowed_s(started, rules)))
 
 
 def _lost(state: State, lost: Lost, rules: Rules) -> Decision:
     if state.phase in (Phase.STARTING, Phase.READY, Phase.BROKEN):
         return _fail(state, lost, rules)
-    if state.phase is Phase.DRAINING and (lost.cause.planned or _answers_wait_for(state, lost.places, rules)):
+    if state.phase is Phase.DRAINING and (lost.cause.planned or _requests_wait_for(state, lost.places, rules)):
         again = End(lost.places), Start(lost.places)
-        return replace(state, epoch=state.epoch + 1), (Report(lost.cause, 0.0), *again)
-    if state.phase is Phase.DRAINING:  # no answer can come any more, and none is begun
+        return replace(state, generation=state.generation + 1), (Report(lost.cause, 0.0), *again)
+    if state.phase is Phase.DRAINING:  # no request can complete, and no new one is admitted
         ended, actions = _end(state, rules)
         return replace(ended, cause=lost.cause), (Report(lost.cause, None), *actions)
     return state, ()
 
 
-def _answers_wait_for(state: State, lost: tuple[int, ...], rules: Rules) -> bool:
-    """Whether the answers under way go on once these places are there again: the ring waits for them, and its head,
-    which has the answers, stands. How often they may be lost while it drains is bounded by the time for draining."""
+def _requests_wait_for(state: State, lost: tuple[int, ...], rules: Rules) -> bool:
+    """Whether the requests in progress continue once these places are restarted: the ring waits for them, and its head,
+    which holds the requests, still runs. The time for draining bounds how often they may be lost."""
     return HEAD not in lost and restarted(state, lost, rules) == lost
 
 
 def _fail(state: State, lost: Lost, rules: Rules) -> Decision:
-    """End what is to be started again; then start it, unless it is hopeless. What was asked to leave comes again alone:
-    the ring has asked for it, so it was whole."""
+    """End what is to be restarted, or give up. A place that was asked to leave is restarted alone: the ring has asked
+    for it, so the ring was whole."""
     cause, failures = lost.cause, state.failures + (not lost.cause.planned)
     places = lost.places if cause.planned else restarted(state, lost.places, rules)
     failed = replace(state, phase=Phase.CLEARING, failures=failures, cause=cause, places=places)
-    if (cause.own_reason and not state.ever_ready) or failures > rules.max_restarts:
+    if (cause.own_reason and not state.ever_ready) or rules.backoff.is_exhausted(failures):
         return replace(failed, phase=Phase.ENDING, giving_up=True), (Report(cause, None), End(rules.places))
-    return failed, (Report(cause, rest_s(failed, rules)), End(places))
+    return failed, (Report(cause, restart_delay_s(failed, rules)), End(places))
 
 
 def _end(state: State, rules: Rules, *, at_once: bool = False) -> Decision:

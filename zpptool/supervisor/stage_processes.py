@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processes of a stage: its worker, and beside stage 0 the head. Which ones there are is decided here, once.
+"""The processes of a stage: its worker, and for stage 0 also the head. Which ones there are is decided here, once.
 
 A run of one stage (`run-stage`) and of a whole pipeline on this machine (`test-pipeline`) start the same processes.
 """
@@ -19,19 +19,17 @@ from zpptool.config.model_runner import runner_environment
 from zpptool.config.stage_spec import StageSpec
 from zpptool.errors import ExitCode, ZppError, stage_error, usage_error
 from zpptool.places import HEAD, place_name
-from zpptool.process.group import Child, ProcessGroup
-from zpptool.process.progress import PHASE_VARIABLE
-from zpptool.process.respawn import NEXT_SPEC_VARIABLE, SUFFIX, next_spec
-from zpptool.supervisor.standby.standby import STARTER
+from zpptool.process.environment import file_variables
+from zpptool.process.group import STARTER, Child, ProcessGroup
+from zpptool.process.respawn import SUFFIX, next_spec
 
-LARGE_BLOCKS_STAY = {
+MALLOC_VARIABLES = {
     name: os.environ.get(name, value)
     for name, value in (("MALLOC_TRIM_THRESHOLD_", str(256 << 20)), ("MALLOC_MMAP_THRESHOLD_", str(32 << 20)))
 }
-"""Has glibc keep the memory of large activations between steps. Giving it back and faulting it in again made a round
-trip of two [2048, 4096] bf16 tensors 1.85 times as long as bare ZeroMQ's, against 1.17 times (`benchmarks/wire.py`)."""
-
-
+"""Has glibc keep the memory of large activations between steps. Returning it to the kernel and faulting it in again
+made a round trip of two [2048, 4096] bf16 tensors 1.85 times as long as bare ZeroMQ's, against 1.17 times
+(`benchmarks/wire.py`)."""
 
 
 def start_stage(
@@ -48,13 +46,13 @@ def start_stage(
         group: holds the processes.
         spec: the stage.
         env: added to this process's environment.
-        log_dir: where each process's log goes; None lets them share this process's output.
-        phase_dir: where each process tells what it is doing (`phases.read_phase`), and leaves the spec of its next
-            life where a planned change has changed it; None if nobody asks.
-        places: of which alone processes are started (`HEAD` for the head); None for all.
+        log_dir: where each process's log goes; None to share this process's output.
+        phase_dir: where each process reports its phase (`progress.read_phase`), and saves the spec for its restart
+            where a planned change has altered it; None for neither.
+        places: start only the processes of these places (`HEAD` for the head); None for all.
 
     Raises:
-        ZppError: (USAGE) the stage is bound to cores in a way that cannot be.
+        ZppError: (USAGE) the stage's CPU binding is not possible.
     """
     modules = ENGINES[spec.engine]
     env = child_environment(env)
@@ -66,31 +64,35 @@ def start_stage(
             continue
         name = place_name(place)
         log = log_dir / f"{file_name(name)}.log" if log_dir else None
-        told, own = {}, spec
+        files, own = {}, spec
         if phase_dir:
-            left = phase_dir / f"{file_name(name)}{SUFFIX}"
-            told = {PHASE_VARIABLE: str(phase_dir / file_name(name)), NEXT_SPEC_VARIABLE: str(left)}
-            own = next_spec(left, spec)
-        group.start(name, [*STARTER, module, own.to_json()], env | told | bound, log)
+            saved = phase_dir / f"{file_name(name)}{SUFFIX}"
+            files = file_variables(phase_dir / file_name(name), saved)
+            own = next_spec(saved, spec)
+        group.start(name, [*STARTER, module, own.to_json()], env | files | bound, log)
 
 
-def of_next_life(phase_dir: Path, spec: StageSpec) -> StageSpec:
-    """A stage's spec, with what a planned change has changed for the next life of its worker."""
+def saved_spec(phase_dir: Path, spec: StageSpec) -> StageSpec:
+    """A stage's spec for the restart of its worker: with what a planned change has altered.
+
+    Raises:
+        ZppError: what the worker has saved cannot be read.
+    """
     return next_spec(phase_dir / f"{file_name(place_name(spec.stage))}{SUFFIX}", spec)
 
 
 def child_environment(env: Mapping[str, str]) -> dict[str, str]:
-    """What is added to the environment of a stage's processes, whose own additions are `env`."""
-    return {"PYTHONUNBUFFERED": "1", **LARGE_BLOCKS_STAY, **runner_environment({**os.environ, **env}), **env}
+    """What is added to the environment of a stage's processes: `env`, and what all processes have."""
+    return {"PYTHONUNBUFFERED": "1", **MALLOC_VARIABLES, **runner_environment({**os.environ, **env}), **env}
 
 
 def file_name(process: str) -> str:
-    """What the files of a process are called: `stage-1` for `stage 1`."""
+    """The name of a process's files: `stage-1` for `stage 1`."""
     return process.replace(" ", "-")
 
 
 def raise_if_ended(group: ProcessGroup) -> None:
-    """Raise what a user should read when a process of the pipeline has ended.
+    """Raise the error to show when a process of the pipeline has ended.
 
     Raises:
         ZppError: names the process, how it ended, and the end of its log.
@@ -100,7 +102,7 @@ def raise_if_ended(group: ProcessGroup) -> None:
 
 
 def process_fault(child: Child) -> ZppError:
-    """One process's end as an error: its own exit code where that says what was wrong, else `STAGE`."""
+    """The end of a process as an error, with its own exit code where that names the fault, and `STAGE` otherwise."""
     tail = child.tail()
     shown = f"the end of its log, {child.log}:\n{tail}" if tail else None
     fault = stage_error(f"{child.name} {child.how_it_ended()}", shown)
@@ -111,7 +113,7 @@ def process_fault(child: Child) -> ZppError:
 
 @contextmanager
 def log_directory(kept: Path | None) -> Iterator[Path]:
-    """Where logs go: `kept`, made if it is not there; otherwise one that stays only if something went wrong."""
+    """A directory for logs: `kept`, created if need be; for None one that is removed unless an error occurs."""
     if kept is not None:
         try:
             kept.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a head tells of its ring, asked again and again, so that whoever looks at it never waits.
+"""Reads the status that a head reports of its ring, again and again, so that readers of the status never wait.
 
-The asking is done by a thread of its own. What it was told last is what there is: nothing, as long as there is no head.
-One that is there and too busy to answer in time is taken to fare as before.
+A thread does it. Its last result is kept, or none while there is no head. A head that is there and too busy to answer
+in time is taken to be as it was.
 """
 
 from __future__ import annotations
@@ -17,42 +17,42 @@ from zpptool.ring.status import BEAT_S, RingStatus
 
 
 class StatusPoller:
-    """Looks at one head's status socket until it is told to stop.
+    """Polls one head's status socket until it is stopped.
 
     Args:
-        path: the socket; it need not be there yet.
+        path: the socket; it need not exist yet.
 
     Attributes:
-        told: what the head told last; None as long as there is none.
-        fault: what has broken the ring, as the head said; empty for nothing.
+        status: the head's last status; None while there is no head.
+        fault: what has broken the ring, as the head has reported it; empty for nothing.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._over = threading.Event()
+        self._stopped = threading.Event()
         self._answered_at = time.monotonic()
-        self.told: RingStatus | None = None
+        self.status: RingStatus | None = None
         self.fault = ""
-        threading.Thread(target=self._look, name="ring-watch", daemon=True).start()
+        threading.Thread(target=self._run, name="status-poller", daemon=True).start()
 
     @property
     def unanswered_s(self) -> float:
-        """For how long a head that is there has not answered."""
+        """Seconds for which a head that is there has not answered."""
         return time.monotonic() - self._answered_at
 
     def stop(self) -> None:
-        """Look no more; nothing is known from now on."""
-        self._over.set()
+        """Stop polling; the status becomes None."""
+        self._stopped.set()
 
-    def _look(self) -> None:
-        while not self._over.is_set():
+    def _run(self) -> None:
+        while not self._stopped.is_set():
             try:
-                self.told = read_status(self._path)
+                self.status = read_status(self._path)
                 self._answered_at = time.monotonic()
-                self.fault = self.told.fault or self.fault
-            except ZppError as unheard:
-                if unheard.exit_code is ExitCode.ADDRESS:
-                    self.told = None
+                self.fault = self.status.fault or self.fault
+            except ZppError as cause:
+                if cause.exit_code is ExitCode.ADDRESS:
+                    self.status = None
                     self._answered_at = time.monotonic()
-            self._over.wait(BEAT_S)
-        self.told = None
+            self._stopped.wait(BEAT_S)
+        self.status = None

@@ -22,7 +22,6 @@ from zpptool.config.stage_spec import StageSpec, spec_from_argv
 from zpptool.engines.base import LOAD_MODEL, prepare_partition
 from zpptool.engines.transformers.api.front import Front
 from zpptool.engines.transformers.api.served import served_model
-from zpptool.engines.transformers.api.server import HttpServer
 from zpptool.engines.transformers.calls import (
     FREE,
     STEP,
@@ -35,6 +34,7 @@ from zpptool.engines.transformers.calls import (
 )
 from zpptool.engines.transformers.sampling import SamplingParams
 from zpptool.log import place_logger
+from zpptool.net.http_server import HttpServer
 from zpptool.places import HEAD
 from zpptool.process import progress as phases
 from zpptool.process.child import end_on_sigterm, run_child

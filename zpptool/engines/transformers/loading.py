@@ -24,7 +24,7 @@ from zpptool.engines.transformers.surgery import Passage, cut_layers, stand_in_f
 from zpptool.engines.weights import DTYPES, read_tensor
 from zpptool.errors import invalid_error
 from zpptool.partition import LayerRange
-from zpptool.process.progress import loading_teller
+from zpptool.process.progress import loading_progress
 
 
 class StoredTensor:
@@ -98,7 +98,7 @@ def load_cut_model(
     model_class, config = _causal_model(config)
     part = _part_of(model_class, owned, passage)
     stored = list(tensors)
-    report_read = loading_teller(sum(info.nbytes for info in stored))
+    report_read = loading_progress(sum(info.nbytes for info in stored))
     state = {info.name: StoredTensor(info, report_read) for info in stored}
     try:
         with no_progress_bars():

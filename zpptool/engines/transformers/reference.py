@@ -15,10 +15,10 @@ from transformers import PreTrainedModel
 from zpptool.config.stage_spec import spec_from_argv
 from zpptool.engines.transformers.api.front import Front
 from zpptool.engines.transformers.api.served import served_model
-from zpptool.engines.transformers.api.server import HttpServer
 from zpptool.engines.transformers.calls import check_arguments, device_of
 from zpptool.engines.transformers.sampling import SamplingParams
 from zpptool.engines.transformers.unsplit import generate, load_unsplit
+from zpptool.net.http_server import HttpServer
 from zpptool.process.child import end_on_sigterm, run_child
 
 

@@ -6,7 +6,6 @@ Started beside stage 0 as `python -m zpptool.engines.vllm.head SPEC`.
 
 from __future__ import annotations
 
-import os
 import sys
 
 import vllm
@@ -17,11 +16,12 @@ from zpptool.engines.vllm.compat.environment import set_layer_partition
 from zpptool.engines.vllm.compat.server import serve_openai_api
 from zpptool.engines.vllm.compat.source_check import version_warning
 from zpptool.engines.vllm.compat.unsupported import vllms_refusal
-from zpptool.engines.vllm.core.executor import SPEC_VARIABLE, RingExecutor, end_file, fault_file
+from zpptool.engines.vllm.core.executor import RingExecutor, end_file, fault_file
 from zpptool.errors import ZppError, stage_error
 from zpptool.log import place_logger
 from zpptool.places import HEAD
 from zpptool.process.child import run_child
+from zpptool.process.environment import set_head_spec
 
 _log = place_logger(__name__, HEAD)
 
@@ -40,7 +40,7 @@ def main() -> None:
     warning = version_warning(vllm.__version__)
     if warning:
         _log.warning(warning)
-    os.environ[SPEC_VARIABLE] = spec.to_json()
+    set_head_spec(spec)
     end_file(spec).unlink(missing_ok=True)
     try:
         serve_openai_api(serve_arguments(spec, RingExecutor))

@@ -24,7 +24,7 @@ from zpptool.engines.vllm.stage.pipeline_group import WirePipelineGroup
 from zpptool.engines.vllm.stage.tp_group import TensorParallelRanks
 from zpptool.errors import ExitCode, ZppError, in_words
 from zpptool.log import place_logger
-from zpptool.process.progress import PHASE_VARIABLE
+from zpptool.process.environment import phase_file
 from zpptool.ring.messages import Call
 from zpptool.ring.stage.node import StageNode
 from zpptool.wire.link_errors import LinkError
@@ -116,8 +116,8 @@ class StageWorker:
 def _new_store() -> str:
     """URL of the file through which torch.distributed of this stage's ranks find each other. It is in the run's
     directory and is removed with that."""
-    phase_file = os.environ.get(PHASE_VARIABLE)
-    directory = Path(phase_file).parent if phase_file else Path(tempfile.gettempdir())
+    phases = phase_file()
+    directory = phases.parent if phases else Path(tempfile.gettempdir())
     return f"file://{directory}/zpp_dist_{secrets.token_hex(16)}"
 
 

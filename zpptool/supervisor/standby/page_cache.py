@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Has the kernel read files into its cache before they are wanted, where there is room.
+"""Has the kernel read weights into its page cache before they are needed, if memory has room.
 
-Nothing waits here, and nothing is taken: cached pages are the first that the kernel gives to whoever needs memory.
+Nothing here waits, and no process owns the memory: cached pages are the first that the kernel reclaims.
 """
 
 from __future__ import annotations
@@ -17,17 +17,22 @@ from zpptool.checkpoint.stage_tensors import load_plan
 from zpptool.config.stage_spec import StageSpec
 from zpptool.errors import ZppError
 
-MOST_OF_AVAILABLE = 0.5
-"""The weights may take so much of the memory that is available, or they are not read ahead."""
+MAX_SHARE = 0.5
+"""Weights are read ahead if they take at most this share of the available memory."""
 
 
 def has_room(nbytes: int, available: int) -> bool:
-    """Whether so many bytes may be read ahead."""
-    return nbytes <= available * MOST_OF_AVAILABLE
+    """Whether this many bytes may be read ahead.
+
+    Args:
+        nbytes: of the weights.
+        available: bytes of memory that are available.
+    """
+    return nbytes <= available * MAX_SHARE
 
 
 def weights_of(specs: Iterable[StageSpec]) -> list[TensorInfo]:
-    """The tensors of all these stages, each once; of one whose directory cannot be read, none."""
+    """The tensors of all these stages, each once; none of a stage whose directory cannot be read."""
     found: dict[tuple[str, int], TensorInfo] = {}
     for spec in specs:
         with suppress(ZppError):
@@ -37,7 +42,7 @@ def weights_of(specs: Iterable[StageSpec]) -> list[TensorInfo]:
 
 
 def read_ahead(tensors: Sequence[TensorInfo]) -> bool:
-    """Ask for the bytes of these tensors, unless memory is short; whether they were asked for."""
+    """Ask the kernel to read these tensors, unless memory is short; return whether it was asked."""
     if not has_room(sum(tensor.nbytes for tensor in tensors), psutil.virtual_memory().available):
         return False
     for path in {tensor.file for tensor in tensors}:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A spare process: it has imported an engine, waits for a part, and then runs it as if it had been started for it.
+"""A spare process: it has imported an engine, waits for an assignment, and then runs as if it was started for it.
 
-Started as `python -m zpptool.process.run_module zpptool.supervisor.standby.process FD`.
-Over a socket pair that only the two hold its
-parent says what it may become, hears that it is ready, and hands it its part. It ends when the parent has gone.
+Started as `python -m zpptool.process.run_module zpptool.supervisor.standby.process FD`. FD is one end of a socket pair;
+the parent has the other. The parent sends the specs of the stages, receives `READY`, and sends the assignment. The
+process ends when the parent closes its end.
 """
 
 from __future__ import annotations
@@ -27,70 +27,70 @@ from zpptool.supervisor.standby.page_cache import read_ahead, weights_of
 READY, TAKEN = b"ready", b"taken"
 
 
-class Part(msgspec.Struct, frozen=True):
+class Assignment(msgspec.Struct, frozen=True):
     """What a spare becomes.
 
     Attributes:
-        words: the module to run, and its arguments.
+        argv: the module to run, and its arguments.
         env: added to the environment.
-        log: the file that its output goes on in; empty where it stays as it is.
+        log: the file to which its output is appended; empty to leave its output as it is.
     """
 
-    words: tuple[str, ...]
+    argv: tuple[str, ...]
     env: dict[str, str]
     log: str = ""
 
 
 def main() -> None:
-    """Wait for a part, and play it."""
-    with Connection(int(sys.argv[1])) as line:
-        os.set_inheritable(line.fileno(), False)
+    """Wait for an assignment, and run it."""
+    with Connection(int(sys.argv[1])) as connection:
+        os.set_inheritable(connection.fileno(), False)
         try:
-            part = _wait(line)
+            assignment = _wait(connection)
         except EOFError:
             return
-    os.environ.update(part.env)
-    if part.log:
-        _go_on_in(part.log)
-    sys.argv[:] = list(part.words)
-    runpy.run_module(part.words[0], run_name="__main__", alter_sys=True)
+    os.environ.update(assignment.env)
+    if assignment.log:
+        _redirect_output(assignment.log)
+    sys.argv[:] = list(assignment.argv)
+    runpy.run_module(assignment.argv[0], run_name="__main__", alter_sys=True)
 
 
-def _wait(line: Connection) -> Part:
-    """Get ready, say so, and return the part when it comes.
+def _wait(connection: Connection) -> Assignment:
+    """Prepare, report that, and return the assignment when it arrives.
 
     Raises:
-        EOFError: the parent has gone.
+        EOFError: the parent has closed its end.
     """
-    specs = msgspec.msgpack.decode(line.recv_bytes(), type=tuple[StageSpec, ...])
+    specs = msgspec.msgpack.decode(connection.recv_bytes(), type=tuple[StageSpec, ...])
     read_ahead(weights_of(specs))
-    _import(specs[-1])
-    line.send_bytes(READY)
-    part = msgspec.msgpack.decode(line.recv_bytes(), type=Part)
-    line.send_bytes(TAKEN)
-    return part
+    _import_engine(specs[-1])
+    connection.send_bytes(READY)
+    assignment = msgspec.msgpack.decode(connection.recv_bytes(), type=Assignment)
+    connection.send_bytes(TAKEN)
+    return assignment
 
 
-def _import(like: StageSpec) -> None:
-    """Import what any stage of this engine needs, and the head.
+def _import_engine(spec: StageSpec) -> None:
+    """Import what any stage of this spec's engine needs, and what the head needs.
 
     Raises:
-        ZppError: a device was set up meanwhile; which one the part may see is not known yet.
+        ZppError: the imports have initialized a GPU; which one the assignment may use is not known yet.
     """
-    modules = ENGINES[like.engine]
+    modules = ENGINES[spec.engine]
     for module in (modules.worker, modules.head):
         importlib.import_module(module)
         del sys.modules[module]  # one of them is run later, as the main module
-    importlib.import_module(modules.preload).preload(like)
+    importlib.import_module(modules.preload).preload(spec)
     torch: Any = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
-        raise ZppError("the imports have set up a GPU, so this process can take no part")
+        raise ZppError("the imports have initialized a GPU, so this process can take no assignment")
     gc.collect()
-    gc.freeze()  # vLLM collects twice when it loads, and every object of its modules was looked at: 0.8 s
+    gc.freeze()  # vLLM collects twice when it loads; that took 0.8 s with every object of its modules
 
 
-def _go_on_in(log: str) -> None:
-    """Have all output go to the end of that file."""
+def _redirect_output(log: str) -> None:
+    """Append all output to a file from now on."""
     sys.stdout.flush()
     sys.stderr.flush()
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)

@@ -10,7 +10,6 @@ last. A step that was in flight when that epoch ended returns `LOST`, and so doe
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -18,8 +17,6 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-
-import msgspec
 
 from zpptool.admin.attach import admin_servers
 from zpptool.config.stage_spec import StageSpec
@@ -39,6 +36,7 @@ from zpptool.log import ROOT, configure, place_logger
 from zpptool.places import HEAD, place_name
 from zpptool.process import progress as phases
 from zpptool.process.child import die_with_parent
+from zpptool.process.environment import head_fault_file, head_spec
 from zpptool.ring.membership import open_head_node
 from zpptool.wire.link_errors import StaleEpoch
 
@@ -47,16 +45,11 @@ _RING_ATTRIBUTE = "zpptool_ring"
 """The attribute of vLLM's configuration that holds the executor: the engine core gives one configuration to its
 executor and to its scheduler, and nothing else to both."""
 
-SPEC_VARIABLE = "ZPP_HEAD_SPEC"
-"""Holds the head's spec as JSON. vLLM hashes its own configuration into cache keys, so ports are kept out of it."""
-FAULT_VARIABLE = "ZPP_HEAD_FAULT"
-"""Names the file for the error that broke the pipeline, where none can be written beside the local endpoint."""
-
 
 def fault_file(spec: StageSpec) -> Path:
     """The file into which the engine core writes the error that broke the pipeline, for the process that takes the
-    requests: beside the local endpoint, or where `FAULT_VARIABLE` says."""
-    return Path(os.environ.get(FAULT_VARIABLE) or spec.local.removeprefix("ipc://") + ".fault")
+    requests: beside the local endpoint, or where its parent says."""
+    return head_fault_file() or Path(spec.local.removeprefix("ipc://") + ".fault")
 
 
 def end_file(spec: StageSpec) -> Path:
@@ -74,7 +67,7 @@ class RingExecutor(Executor):
             configure(place=place_name(HEAD))
         self._failure_callback: Callable[[], None] | None = None
         skip_sleep_after_answers(RingExecutor)
-        spec = msgspec.json.decode(os.environ[SPEC_VARIABLE], type=StageSpec)
+        spec = head_spec()
         self._spec = spec
         scheduler = self.vllm_config.scheduler_config.get_scheduler_cls()
         self._survives = spec.recovery_deadline_s > 0 and getattr(scheduler, "outlives_losses", False)

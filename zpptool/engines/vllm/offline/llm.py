@@ -33,10 +33,11 @@ from zpptool.engines.vllm.compat.arguments import serve_arguments, serve_parser
 from zpptool.engines.vllm.compat.engine_config import engine_config
 from zpptool.engines.vllm.compat.source_check import require_hooks, version_warning
 from zpptool.engines.vllm.compat.unsupported import vllms_refusal
-from zpptool.engines.vllm.core.executor import FAULT_VARIABLE, SPEC_VARIABLE, RingExecutor, fault_file
+from zpptool.engines.vllm.core.executor import RingExecutor, fault_file
 from zpptool.engines.vllm.offline.engine_args import command_line
 from zpptool.engines.vllm.offline.stage_watchdog import StageWatchdog
 from zpptool.errors import ZppError, stage_error, usage_error
+from zpptool.process.environment import head_variables
 from zpptool.process.group import ProcessGroup
 from zpptool.process.run_dir import private_directory
 from zpptool.supervisor.restarter import Restarter
@@ -128,8 +129,8 @@ class LLM(vllm.LLM):
                 specs = list(placed.specs)
                 for spec, env in zip(specs, stage_environments([1] * len(specs), placed.env), strict=True):
                     start_stage(group, spec, env, log_dir, phases)
-            restarter = Restarter(group, phases, _log.warning)
-            watchdog = started.enter_context(StageWatchdog(restarter.look if recovery_deadline_s else group.any_ended))
+            restarter = Restarter(group, phases)
+            watchdog = started.enter_context(StageWatchdog(restarter.poll if recovery_deadline_s else group.any_ended))
             self._start_head(specs[0], watchdog, group, scratch, engine_arguments)
             self.close = weakref.finalize(self, _end, self.llm_engine.engine_core, watchdog, group, started.pop_all())
             """Ends the engine and the stages that were started here. Called automatically at exit at the latest."""
@@ -228,12 +229,10 @@ def _head_environment(spec: StageSpec, scratch: Path) -> Iterator[None]:
             "Leave it out: the engine core runs in a process of its own.",
         )
     environment.set_layer_partition(spec)
-    os.environ[SPEC_VARIABLE] = spec.to_json()
-    os.environ[FAULT_VARIABLE] = str(scratch / "fault")
     try:
-        yield
+        with head_variables(spec, scratch / "fault"):
+            yield
     finally:
-        del os.environ[SPEC_VARIABLE], os.environ[FAULT_VARIABLE]
         environment.clear_layer_partition()
 
 

@@ -25,7 +25,7 @@ from zpptool.engines.vllm.compat.model_loader import DefaultModelLoader, registe
 from zpptool.engines.vllm.compat.transformers_backend import changes_hidden_states
 from zpptool.engines.weights import read_tensors
 from zpptool.errors import ZppError, invalid_error
-from zpptool.process.progress import loading_teller
+from zpptool.process.progress import loading_progress
 
 LOAD_FORMAT = "zpptool"
 _REPLACED_FORMATS = ("auto", "hf", "safetensors")
@@ -45,7 +45,7 @@ class OwnTensorsLoader(DefaultModelLoader):
         """The stage's tensors by their names in the checkpoint."""
         self.counter_before_loading_weights = time.perf_counter()
         tensors = load_plan(self.spec.directory, self.spec.stage, self.spec.ranges)
-        report_read = loading_teller(sum(tensor.nbytes for tensor in tensors))
+        report_read = loading_progress(sum(tensor.nbytes for tensor in tensors))
         for name, tensor in read_tensors(tensors):
             yield name, tensor
             report_read(tensor.nbytes)

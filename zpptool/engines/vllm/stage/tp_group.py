@@ -25,7 +25,7 @@ from zpptool.config.cpu_binding import openmp_environment
 from zpptool.config.engine_kind import TP_RANK
 from zpptool.config.stage_spec import StageSpec
 from zpptool.errors import ExitCode, ZppError, stage_error
-from zpptool.process.child import PARENT_VARIABLE
+from zpptool.process.environment import parent_variables
 
 
 class ForwardedCall(msgspec.Struct, frozen=True):
@@ -125,7 +125,7 @@ def _start(spec: StageSpec, number: int, store: str) -> _Rank:
         env={
             **os.environ,
             **openmp_environment({}, number, spec.tensor_parallel_size),
-            PARENT_VARIABLE: str(os.getpid()),
+            **parent_variables(),
         },
         stdin=subprocess.DEVNULL,
         pass_fds=(theirs.fileno(),),

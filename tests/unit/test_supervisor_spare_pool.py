@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real spare processes of an engine that is imported in no time: handed their part, replaced, and ended."""
+"""Real spare processes of an engine that is imported in no time: assigned, replaced, and ended."""
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -16,24 +17,24 @@ import pytest
 
 from zpptool.config.engine_kind import Engine
 from zpptool.config.stage_spec import StageSpec
-from zpptool.process.group import ProcessGroup
-from zpptool.supervisor.standby.policy import CALM_S, MOST_IN_A_ROW
-from zpptool.supervisor.standby.standby import STARTER, Standby
+from zpptool.process.group import STARTER, ProcessGroup
+from zpptool.supervisor.standby.policy import BACKOFF, STABLE_S
+from zpptool.supervisor.standby.spare_pool import SparePool
 
 pytestmark = pytest.mark.timeout(60)
 
 ROOT = Path(__file__).parents[2]
 SPEC = StageSpec(Engine.TRANSFORMERS, "/no/model", ((0, 2), (2, 4)), 1, "ipc:///b", "ipc:///c")
 ENV = {"PYTHONUNBUFFERED": "1", "ZPP_EARLY": "1"}
-PLAYED = (
+ASSIGNED = (
     "import os, sys\n"
-    "told = os.environ['CUDA_VISIBLE_DEVICES'], os.environ['ZPP_EARLY'], os.getpid()\n"
-    "print(__name__, sys.argv[1:], *told, flush=True)\n"
+    "shown = os.environ['CUDA_VISIBLE_DEVICES'], os.environ['ZPP_EARLY'], os.getpid()\n"
+    "print(__name__, sys.argv[1:], *shown, flush=True)\n"
     "import time; time.sleep(60)\n"
 )
 PARENT = (
     "import sys, time\n"
-    "from tests.unit.test_supervisor_standby import SPEC, ENV, Fixture\n"
+    "from tests.unit.test_supervisor_spare_pool import SPEC, ENV, Fixture\n"
     "one = Fixture(1)\n"
     "one.until_ready()\n"
     "print(*one.pids(), flush=True)\n"
@@ -42,44 +43,43 @@ PARENT = (
 
 
 class Fixture:
-    """A group with spares, whose clock runs ahead so that calm need not be waited for."""
+    """A group with spares, whose clock is ahead so that tests need not wait until it is stable."""
 
     def __init__(self, count: int, log_dir: Path | None = None) -> None:
-        self.told: list[str] = []
         self.ahead = 0.0
         self.log_dir = log_dir
-        self.standby = Standby(count, self.told.append, lambda: time.monotonic() + self.ahead)
-        self.group = ProcessGroup(self.standby)
+        self.pool = SparePool(count, "pipeline", lambda: time.monotonic() + self.ahead)
+        self.group = ProcessGroup(self.pool)
 
-    def keep(self, *, calm: bool = True) -> None:
-        self.standby.keep((SPEC,), ENV, calm=calm, log_dir=self.log_dir)
+    def maintain(self, *, stable: bool = True) -> None:
+        self.pool.maintain((SPEC,), ENV, stable=stable, log_dir=self.log_dir)
 
-    def until(self, true: Callable[[], object], *, calm: bool = True) -> None:
+    def until(self, true: Callable[[], object]) -> None:
         deadline = time.monotonic() + 50
         while not true():
-            assert time.monotonic() < deadline, self.told
-            self.keep(calm=calm)
-            self.ahead += CALM_S
+            assert time.monotonic() < deadline, "it did not become true in time"
+            self.maintain()
+            self.ahead += STABLE_S
             time.sleep(0.02)
 
     def until_ready(self, count: int = 1) -> None:
-        self.until(lambda: self.standby.ready == count)
+        self.until(lambda: self.pool.ready == count)
 
     def pids(self) -> list[int]:
-        return [spare.popen.pid for spare in self.standby._spares]
+        return [spare.popen.pid for spare in self.pool._spares]
 
 
 @pytest.fixture(autouse=True)
 def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the processes that are started, the engine and what is played are small modules."""
+    """In the processes that are started, the engine and the assigned module are small modules."""
     package = tmp_path / "code"
     package.mkdir()
-    (package / "played.py").write_text(PLAYED)
+    (package / "assigned.py").write_text(ASSIGNED)
     (package / "sitecustomize.py").write_text(
         "import sys, types\n"
         "for name in ('worker', 'head', 'preload'):\n"
         "    module = types.ModuleType(f'zpptool.engines.transformers.{name}')\n"
-        "    module.preload = lambda like: print('preloaded', like.stage, flush=True)\n"
+        "    module.preload = lambda spec: print('preloaded', spec.stage, flush=True)\n"
         "    sys.modules[module.__name__] = module\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{package}:{ROOT}")
@@ -100,7 +100,7 @@ def make(tmp_path: Path) -> Iterator[Callable[[int], Fixture]]:
 
 def start(one: Fixture, log: Path, early: str = "1") -> psutil.Process:
     env = {**ENV, "ZPP_EARLY": early, "CUDA_VISIBLE_DEVICES": "7"}
-    child = one.group.start("stage 1", [*STARTER, "played", "the spec"], env, log)
+    child = one.group.start("stage 1", [*STARTER, "assigned", "the spec"], env, log)
     deadline = time.monotonic() + 30
     while "the spec" not in log.read_text():
         assert time.monotonic() < deadline, log.read_text()
@@ -108,7 +108,10 @@ def start(one: Fixture, log: Path, early: str = "1") -> psutil.Process:
     return psutil.Process(child.popen.pid)
 
 
-def test_a_spare_plays_its_part_as_if_it_had_been_started_for_it(make: Callable[..., Fixture], tmp_path: Path) -> None:
+def test_a_spare_runs_its_assignment_as_if_it_was_started_for_it(
+    make: Callable[..., Fixture], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "zpptool")
     one, log = make(1), tmp_path / "stage-1.log"
     one.until_ready()
     (spare,) = one.pids()
@@ -116,12 +119,15 @@ def test_a_spare_plays_its_part_as_if_it_had_been_started_for_it(make: Callable[
     assert log.read_text() == f"__main__ ['the spec'] 7 1 {spare}\n"
     assert (tmp_path / "spare.log").read_text() == "preloaded 1\n"
     assert [child.popen.pid for child in one.group.children] == [spare]
-    assert one.standby.ready == 0
+    assert one.pool.ready == 0
+    assert caplog.messages == [
+        f"pipeline: a spare process is ready (pid {spare})", f"pipeline: a spare process becomes stage 1 (pid {spare})"
+    ]  # fmt: skip
     one.until_ready()
     assert one.pids() != [spare]
 
 
-def test_one_is_started_afresh_where_no_spare_is_ready_or_fits(make: Callable[..., Fixture], tmp_path: Path) -> None:
+def test_a_process_is_started_where_no_spare_is_ready_or_fits(make: Callable[..., Fixture], tmp_path: Path) -> None:
     one = make(1)
     one.until(one.pids)
     (spare,) = one.pids()
@@ -140,42 +146,46 @@ def test_a_spare_that_has_stopped_is_not_waited_for(make: Callable[..., Fixture]
     assert not psutil.pid_exists(spare)
 
 
-def test_spares_are_no_loss_and_are_replaced(make: Callable[..., Fixture]) -> None:
+def test_a_spare_that_ends_is_no_loss_and_is_replaced(make: Callable[..., Fixture]) -> None:
     one = make(2)
     one.until_ready(2)
     first = one.pids()
     os.kill(first[0], signal.SIGKILL)
-    one.until(lambda: one.standby.ready == 2 and first[0] not in one.pids())
+    one.until(lambda: one.pool.ready == 2 and first[0] not in one.pids())
     assert first[1] in one.pids()
     assert not one.group.any_ended()
 
 
 def test_none_is_started_while_the_pipeline_is_not_whole(make: Callable[..., Fixture]) -> None:
     one = make(1)
-    one.ahead += 10 * CALM_S
-    one.keep(calm=False)
-    one.ahead += 10 * CALM_S
-    one.keep(calm=False)
+    one.ahead += 10 * STABLE_S
+    one.maintain(stable=False)
+    one.ahead += 10 * STABLE_S
+    one.maintain(stable=False)
     assert one.pids() == []
 
 
-def test_one_that_cannot_be_started_is_told_and_tried_again(make: Callable[..., Fixture], tmp_path: Path) -> None:
+def test_a_spare_that_cannot_be_started_is_logged_and_retried(
+    make: Callable[..., Fixture], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     one = make(1)
     one.log_dir = tmp_path / "not" / "there"
-    one.until(lambda: one.told)
-    assert one.told[0].startswith("no spare process can be started: ")
+    one.until(lambda: caplog.messages)
+    assert caplog.messages[0].startswith("pipeline: no spare process can be started: ")
     one.log_dir = tmp_path
     one.until_ready()
 
 
-def test_one_whose_imports_fail_is_given_up_after_a_few(make: Callable[..., Fixture], tmp_path: Path) -> None:
+def test_spares_whose_imports_fail_are_given_up_after_five(
+    make: Callable[..., Fixture], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "code" / "sitecustomize.py").unlink()
     (tmp_path / "code" / "torch.py").write_text("raise ImportError('no torch here')\n")
     one = make(1)
-    one.until(lambda: one.told)
+    one.until(lambda: caplog.messages)
     log = tmp_path / "spare.log"
-    assert one.told == [f"spare processes end again and again: no more are started (see {log})"]
-    assert log.read_text().count("ImportError: no torch here") == MOST_IN_A_ROW
+    assert caplog.messages == [f"pipeline: spare processes end again and again: no more are started (see {log})"]
+    assert log.read_text().count("ImportError: no torch here") == BACKOFF.max_failures == 5
 
 
 def test_they_end_with_the_group(make: Callable[..., Fixture]) -> None:
