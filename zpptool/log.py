@@ -155,6 +155,13 @@ def configure(level: LogLevel | None = None, form: LogFormat | None = None, *, p
     logger.propagate = False
 
 
+def hide_information() -> None:
+    """Show no records below warnings in this process, until `configure` is called again (`--quiet`). The processes that
+    it starts keep their level: their records go to log files."""
+    logger = logging.getLogger(ROOT)
+    logger.setLevel(max(logger.getEffectiveLevel(), logging.WARNING))
+
+
 def _from_environment(variable: str, default: Choice) -> Choice:
     value = os.environ.get(variable) or default
     try:

@@ -55,3 +55,9 @@ def test_stages_that_share_a_cpu_are_told_their_share_unless_the_user_says_it(
     monkeypatch.setattr(llm, "free_memory", lambda: sum(needed) - 1)
     with pytest.raises(ZppError, match="of memory are free"):
         llm._share_of_memory(specs(model), {"kv_cache_memory_bytes": 7})
+
+
+def test_the_refusal_names_both_sizes() -> None:
+    refuse_too_much([10, 20], 30)
+    with pytest.raises(ZppError, match="take 31 B, and 30 B of memory"):
+        refuse_too_much([10, 21], 30)

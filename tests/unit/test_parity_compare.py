@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parity: a verdict of `identical` is given for equal tokens and for nothing else."""
+"""Parity: the verdict is `identical` for equal tokens and for nothing else."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def parity(expected: Sequence[int], got: Sequence[int], text: str = "") -> Promp
 
 
 @given(tokens, tokens)
-def test_the_first_difference_ends_the_common_beginning(expected: list[int], got: list[int]) -> None:
-    place = first_difference(expected, got)
-    if place is None:
+def test_the_first_difference_ends_the_common_prefix(expected: list[int], got: list[int]) -> None:
+    index = first_difference(expected, got)
+    if index is None:
         assert expected == got
     else:
-        assert expected[:place] == got[:place]
-        assert expected[place : place + 1] != got[place : place + 1]
+        assert expected[:index] == got[:index]
+        assert expected[index : index + 1] != got[index : index + 1]
 
 
 @given(tokens, st.lists(st.integers(0, 3), min_size=1))
-def test_an_answer_that_only_goes_on_is_different(tokens: list[int], more: list[int]) -> None:
+def test_a_longer_answer_is_different(tokens: list[int], more: list[int]) -> None:
     assert first_difference(tokens, tokens + more) == len(tokens)
     assert first_difference(tokens + more, tokens) == len(tokens)
 
@@ -44,6 +44,6 @@ def test_the_verdict_is_identical_only_when_every_prompt_is(pairs: list[tuple[li
         assert verdict is not Verdict.ERROR
 
 
-def test_the_tokens_decide_and_not_their_text() -> None:
+def test_token_ids_are_compared_and_not_texts() -> None:
     assert parity([1, 2], [1, 2], text="same ids, another text").identical
     assert not parity([1, 2], [1, 3]).identical

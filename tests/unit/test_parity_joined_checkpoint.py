@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The unsplit model seen through its stages: every tensor once, with the bytes of the source, and nothing copied."""
+"""The unsplit model as links into its stages: every tensor once, with the bytes of the source, and nothing copied."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from zpptool.parity.joined_checkpoint import join_stages
 
 
 def bytes_of(directory: Path) -> dict[str, bytes]:
-    """The bytes of every tensor, read where the index says that they lie."""
+    """The bytes of every tensor, read from the position in the index."""
     found = {}
     for name, tensor in read_index(directory).tensors.items():
         with tensor.file.open("rb") as stream:
@@ -33,7 +33,7 @@ def joined(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("shards", [1, 3])
-def test_every_tensor_is_there_once_with_the_bytes_of_the_source(
+def test_every_tensor_exists_once_with_the_bytes_of_the_source(
     tmp_path: Path, joined: Path, tied: bool, shards: int
 ) -> None:
     config = llama_config(tie_word_embeddings=tied)
@@ -46,7 +46,7 @@ def test_every_tensor_is_there_once_with_the_bytes_of_the_source(
         assert (joined / name).read_bytes() == (source / name).read_bytes()
 
 
-def test_nothing_is_copied_and_links_hold_from_anywhere(
+def test_nothing_is_copied_and_links_work_from_any_directory(
     tmp_path: Path, joined: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write_checkpoint(tmp_path / "model")
@@ -60,7 +60,7 @@ def test_nothing_is_copied_and_links_hold_from_anywhere(
     assert bytes_of(joined) == bytes_of(source)
 
 
-def test_a_directory_that_is_no_stage(tmp_path: Path, joined: Path) -> None:
+def test_a_directory_without_a_manifest_is_refused(tmp_path: Path, joined: Path) -> None:
     with pytest.raises(ZppError, match="is not a stage directory") as refused:
         join_stages([tmp_path], joined)
     assert refused.value.exit_code is ExitCode.INVALID

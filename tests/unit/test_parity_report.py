@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trial's outcome for machines: the keys that scripts rely on, and XML that every reader takes."""
+"""A trial's outcome for programs: the JSON keys that scripts use, and well-formed JUnit XML."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def result(prompt: str, expected: tuple[int, ...], got: tuple[int, ...]) -> Prom
     return PromptParity(prompt, 3, Generation(expected, "unsplit"), Generation(got, "pipeline"))
 
 
-def test_the_json_has_the_keys_that_scripts_rely_on() -> None:
+def test_the_json_has_the_documented_keys() -> None:
     outcome = payload(SPECS, [result("one", (1, 2), (1, 2)), result("two", (1, 2), (1, 3))], 1.26)
     assert json.loads(json.dumps(outcome)) == {
         "verdict": "different",
@@ -41,14 +41,14 @@ def test_the_json_has_the_keys_that_scripts_rely_on() -> None:
         "prompts": [
             {
                 "prompt": prompt, "prompt_tokens": 3, "text": "pipeline", "reference_text": "unsplit",
-                "token_ids": got, "reference_token_ids": [1, 2], "identical": identical, "first_difference": place,
+                "token_ids": got, "reference_token_ids": [1, 2], "identical": identical, "first_difference": index,
             }
-            for prompt, got, identical, place in (("one", [1, 2], True, None), ("two", [1, 3], False, 1))
+            for prompt, got, identical, index in (("one", [1, 2], True, None), ("two", [1, 3], False, 1))
         ],
     }  # fmt: skip
 
 
-def test_a_trial_without_a_verdict_has_the_same_keys() -> None:
+def test_a_failed_trial_has_the_same_keys() -> None:
     fault = stage_error("stage 1 was killed by SIGKILL", "See its log.")
     outcome = json.loads(json.dumps(error_payload(Engine.VLLM, 2, fault)))
     assert outcome["verdict"] == "error"
@@ -57,7 +57,7 @@ def test_a_trial_without_a_verdict_has_the_same_keys() -> None:
 
 
 @given(st.lists(st.tuples(any_text, st.booleans()), max_size=4))
-def test_junit_is_well_formed_and_counts_right_whatever_the_prompts_are(prompts: list[tuple[str, bool]]) -> None:
+def test_junit_is_well_formed_and_counts_any_prompts(prompts: list[tuple[str, bool]]) -> None:
     results = [result(text, (1, 2), (1, 2) if same else (1, 4)) for text, same in prompts]
     suite = ElementTree.fromstring(junit(payload(SPECS, results, 1.0)).encode())
     cases = suite.findall("testcase")
@@ -69,13 +69,13 @@ def test_junit_is_well_formed_and_counts_right_whatever_the_prompts_are(prompts:
 
 
 @given(any_text)
-def test_junit_is_well_formed_whatever_went_wrong(message: str) -> None:
+def test_junit_is_well_formed_for_any_error(message: str) -> None:
     suite = ElementTree.fromstring(junit(error_payload(Engine.TRANSFORMERS, None, stage_error(message))).encode())
     assert (suite.attrib["tests"], suite.attrib["failures"], suite.attrib["errors"]) == ("1", "0", "1")
     assert suite.find("testcase/error") is not None
 
 
-def test_junit_tells_both_answers_and_the_place_of_the_difference() -> None:
+def test_junit_has_both_answers_and_the_index_of_the_difference() -> None:
     suite = ElementTree.fromstring(junit(payload(SPECS, [result("a prompt", (1, 2), (1, 3))], 1.0)))
     case = suite.find("testcase")
     assert case is not None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Planned changes through a front: who is let ask, what is refused, and that heads are asked one after the other."""
+"""Planned changes over HTTP: which requests are refused, and that heads are asked one after the other."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ pytestmark = pytest.mark.timeout(60)
 
 @pytest.fixture
 def rings(tmp_path: Path) -> Iterator[dict[str, Paper]]:
-    """Two rings on paper, whose heads listen."""
-    made = {name: Paper() for name in ("one", "two")}
-    changers = [ChangeServer(tmp_path / f"{name}.change", ring) for name, ring in made.items()]
-    yield made
-    for changer in changers:
-        changer.close()
+    """Two simulated rings whose heads accept changes."""
+    simulated = {name: Paper() for name in ("one", "two")}
+    change_servers = [ChangeServer(tmp_path / f"{name}.change", ring) for name, ring in simulated.items()]
+    yield simulated
+    for change_server in change_servers:
+        change_server.close()
 
 
 @pytest.fixture
@@ -41,31 +41,33 @@ def planned(tmp_path: Path, rings: dict[str, Paper]) -> PlannedChanges:
 
 
 def post(planned: PlannedChanges, path: str, *bodies: Any, **options: Any) -> list[httpx.Response]:
-    """The answers to requests that are made at once."""
+    """The answers to requests that are sent at the same time."""
     routes = [Route(f"/pipeline/{name}", getattr(planned, name), methods=["POST"]) for name in ("rollout", "rebalance")]
 
     async def ask() -> list[httpx.Response]:
         transport = httpx.ASGITransport(Starlette(routes=routes))
         async with httpx.AsyncClient(transport=transport, base_url="http://front") as client:
             options.setdefault("headers", {"content-type": "application/json"})
-            asked = [client.post(f"/pipeline/{path}", content=body, timeout=30, **options) for body in bodies]
-            return await asyncio.gather(*asked)
+            requests = [client.post(f"/pipeline/{path}", content=body, timeout=30, **options) for body in bodies]
+            return await asyncio.gather(*requests)
 
     return asyncio.run(ask())
 
 
-def test_one_pipeline_after_the_other_and_the_outcome_last(planned: PlannedChanges, rings: dict[str, Paper]) -> None:
+def test_pipelines_change_one_after_the_other_and_the_outcome_comes_last(
+    planned: PlannedChanges, rings: dict[str, Paper]
+) -> None:
     (answer,) = post(planned, "rollout", b'{"by":"me"}')
     lines = [json.loads(line) for line in answer.text.splitlines()]
-    came = [(line["replica"], line["answer"]["stage"]) for line in lines if line["answer"].get("stage") is not None]
-    assert came == [(name, stage) for name in ("one", "two") for stage in range(3)]
+    back = [(line["replica"], line["answer"]["stage"]) for line in lines if line["answer"].get("stage") is not None]
+    assert back == [(name, stage) for name in ("one", "two") for stage in range(3)]
     assert lines[-1]["answer"] == {
         "type": "outcome", "text": "every stage has come again", "exit_code": 0, "hint": ""
     }  # fmt: skip
     assert rings["two"].asked == [(0, "me"), (1, "me"), (2, "me")]
 
 
-def test_one_pipeline_alone_where_it_is_named(planned: PlannedChanges, rings: dict[str, Paper]) -> None:
+def test_only_the_named_pipeline_changes(planned: PlannedChanges, rings: dict[str, Paper]) -> None:
     body = b'{"replica":"two","ranges":["0-1","1-4","4-6"],"plan_digest":"d"}'
     (answer,) = post(planned, "rebalance", body)
     assert "the layers are now 0-1 1-4 4-6" in answer.text
@@ -73,7 +75,7 @@ def test_one_pipeline_alone_where_it_is_named(planned: PlannedChanges, rings: di
     assert [why for _, why in rings["two"].asked] == ["POST /pipeline/rebalance from 127.0.0.1"] * 2
 
 
-def test_the_first_that_does_not_do_all_is_the_last(planned: PlannedChanges, rings: dict[str, Paper]) -> None:
+def test_after_a_pipeline_that_refuses_no_other_is_asked(planned: PlannedChanges, rings: dict[str, Paper]) -> None:
     rings["one"].may_recover = False
     (answer,) = post(planned, "rollout", b"{}")
     (only,) = [json.loads(line) for line in answer.text.splitlines()]
@@ -81,7 +83,7 @@ def test_the_first_that_does_not_do_all_is_the_last(planned: PlannedChanges, rin
     assert rings["two"].asked == []
 
 
-def test_of_two_at_once_one_is_refused_and_later_it_is_taken(planned: PlannedChanges, rings: dict[str, Paper]) -> None:
+def test_a_second_change_is_refused_until_the_first_is_over(planned: PlannedChanges, rings: dict[str, Paper]) -> None:
     answers = post(planned, "rollout", b'{"by":"a"}', b'{"by":"b"}')
     assert sum("another planned change is under way" in answer.text for answer in answers) == 1
     (answer,) = post(planned, "rollout", b'{"by":"c"}')
@@ -91,7 +93,7 @@ def test_of_two_at_once_one_is_refused_and_later_it_is_taken(planned: PlannedCha
 @pytest.mark.parametrize(
     ("path", "body", "kind", "status"),
     [
-        ("rollout", b"{}", "text/plain", 415),  # what a page of another site may send unasked
+        ("rollout", b"{}", "text/plain", 415),  # a page of another site can send this without permission
         ("rollout", b"{}", "application/x-www-form-urlencoded", 415),
         ("rollout", b"", "application/json", 400),
         ("rollout", b"[", "application/json", 400),
@@ -103,7 +105,7 @@ def test_of_two_at_once_one_is_refused_and_later_it_is_taken(planned: PlannedCha
         ("rebalance", b'{"ranges":"0-1"}', "application/json", 400),
     ],
 )
-def test_what_is_no_request_changes_nothing(
+def test_an_invalid_request_changes_nothing(
     planned: PlannedChanges, rings: dict[str, Paper], path: str, body: bytes, kind: str, status: int
 ) -> None:
     (answer,) = post(planned, path, body, headers={"content-type": kind})
@@ -112,9 +114,9 @@ def test_what_is_no_request_changes_nothing(
     assert rings["one"].asked == rings["two"].asked == []
 
 
-def test_a_head_that_is_not_there_is_an_outcome_with_its_reason(tmp_path: Path) -> None:
-    nobody = PlannedChanges(lambda: {"one": tmp_path / "none"})
-    (answer,) = post(nobody, "rollout", b"{}")
+def test_a_missing_head_is_an_outcome_with_the_reason(tmp_path: Path) -> None:
+    headless = PlannedChanges(lambda: {"one": tmp_path / "none"})
+    (answer,) = post(headless, "rollout", b"{}")
     assert "no head takes a planned change" in answer.text
     (answer,) = post(PlannedChanges(dict), "rollout", b"{}")
     assert answer.status_code == 404

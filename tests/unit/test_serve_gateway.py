@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The front's own routes: who is let in, what probes, Prometheus and the page are told."""
+"""The gateway's own routes: API keys, probes, metrics, status and the page."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytest.importorskip("httpx")
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.fronts import ToyServer, front_of
+from tests.fronts import Behave, ReceivedRequest, ToyServer, gateway_of
 from tests.rings import LINK, ring, stage
 from zpptool.errors import ExitCode, ZppError
 from zpptool.net.http_server import HttpServer
@@ -50,37 +50,37 @@ def get(url: str, key: str | None = None, scheme: str = "Bearer") -> httpx.Respo
 
 
 def test_with_keys_only_probes_and_the_empty_page_are_open(server: ToyServer) -> None:
-    with front_of([server], keys=["first", "second"]) as front:
+    with gateway_of([server], keys=["first", "second"]) as gateway:
         for path in ("/", "/health", "/livez", "/readyz"):
-            assert get(front.url + path).status_code == 200
+            assert get(gateway.url + path).status_code == 200
         for path in ("/v1/models", "/metrics", "/pipeline/status", "/anything"):
             for key in (None, "third", "firs", "first1", ""):
-                refused = get(front.url + path, key)
+                refused = get(gateway.url + path, key)
                 assert refused.status_code == 401
                 assert refused.json()["error"]["code"] == "invalid_api_key"
                 assert refused.headers["www-authenticate"] == "Bearer"
-            assert get(front.url + path, "first", "Basic").status_code == 401
-            assert get(front.url + path, "first").status_code == 200
-            assert get(front.url + path, "second", "bearer").status_code == 200
-    assert server.heard
-    assert not any(line.lower().startswith("authorization") for heard in server.heard for line in heard.headers)
+            assert get(gateway.url + path, "first", "Basic").status_code == 401
+            assert get(gateway.url + path, "first").status_code == 200
+            assert get(gateway.url + path, "second", "bearer").status_code == 200
+    assert server.received
+    assert not any(line.lower().startswith("authorization") for request in server.received for line in request.headers)
 
 
-def test_probes_tell_the_phase_before_anything_is_loaded() -> None:
-    with ToyPair() as servers, front_of(servers, ready=False) as front:
-        assert get(front.url + "/livez").json() == {"alive": True}
-        assert get(front.url + "/health").status_code == 503
-        front.update(0, BackendState(phase="starting: stage 0 loading 43%"))
-        told = get(front.url + "/readyz")
-        assert told.status_code == 503
-        assert told.json()["phase"] == "pipeline 0: starting: stage 0 loading 43%; pipeline 1: new"
-        front.update(1, BackendState(servers[1].url, ready=True, phase="ready"))
-        assert get(front.url + "/health").status_code == 200
-        assert get(front.url + "/readyz").json()["phase"] == "ready"
+def test_probes_report_the_phase_before_anything_is_loaded() -> None:
+    with ToyPair() as servers, gateway_of(servers, ready=False) as gateway:
+        assert get(gateway.url + "/livez").json() == {"alive": True}
+        assert get(gateway.url + "/health").status_code == 503
+        gateway.update(0, BackendState(phase="starting: stage 0 loading 43%"))
+        ready = get(gateway.url + "/readyz")
+        assert ready.status_code == 503
+        assert ready.json()["phase"] == "pipeline 0: starting: stage 0 loading 43%; pipeline 1: new"
+        gateway.update(1, BackendState(servers[1].url, ready=True, phase="ready"))
+        assert get(gateway.url + "/health").status_code == 200
+        assert get(gateway.url + "/readyz").json()["phase"] == "ready"
 
 
 class ToyPair:
-    """Two toy servers that are closed again."""
+    """Two toy servers, closed at the end of the block."""
 
     def __enter__(self) -> list[ToyServer]:
         self.servers = [ToyServer(), ToyServer()]
@@ -91,8 +91,8 @@ class ToyPair:
             server.close()
 
 
-def says(text: str):
-    async def behave(_heard: object, writer: asyncio.StreamWriter) -> None:
+def answers_with(text: str) -> Behave:
+    async def behave(_request: ReceivedRequest, writer: asyncio.StreamWriter) -> None:
         body = text.encode()
         writer.write(f"HTTP/1.1 200 OK\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
 
@@ -109,11 +109,11 @@ VLLM = (
 )
 
 
-def test_stock_metrics_pass_and_the_stages_are_told_of(server: ToyServer) -> None:
-    server.behave = says(VLLM)
+def test_engine_metrics_are_forwarded_and_the_stages_have_their_own(server: ToyServer) -> None:
+    server.behave = answers_with(VLLM)
     rings = {"pipeline 0": ring(stage(0), stage(1, memory_bytes=5))}
-    with front_of([server], described=[{"stages": [STAGE]}], rings=rings) as front:
-        text = get(front.url + "/metrics").text
+    with gateway_of([server], described=[{"stages": [STAGE]}], rings=rings) as gateway:
+        text = get(gateway.url + "/metrics").text
     assert text.startswith(VLLM)
     families = {family.name: family for family in text_string_to_metric_families(text)}
     memory = {each.labels["stage"]: each.value for each in families["zpp:stage_memory_bytes"].samples}
@@ -126,11 +126,11 @@ def test_stock_metrics_pass_and_the_stages_are_told_of(server: ToyServer) -> Non
     assert families["zpp:pipeline_ready"].samples[0].value == 1.0
 
 
-def test_metrics_of_several_pipelines_are_told_apart() -> None:
-    with ToyPair() as servers, front_of(servers) as front:
+def test_metrics_of_several_pipelines_are_labelled() -> None:
+    with ToyPair() as servers, gateway_of(servers) as gateway:
         for server in servers:
-            server.behave = says(VLLM)
-        text = get(front.url + "/metrics").text
+            server.behave = answers_with(VLLM)
+        text = get(gateway.url + "/metrics").text
     assert text.count("# TYPE vllm:generation_tokens_total") == 1
     families = {family.name: family for family in text_string_to_metric_families(text)}
     tokens = families["vllm:generation_tokens"].samples
@@ -139,12 +139,12 @@ def test_metrics_of_several_pipelines_are_told_apart() -> None:
     assert len(buckets) == 4
 
 
-def test_the_status_is_what_the_terminal_shows(server: ToyServer) -> None:
+def test_the_terminal_shows_the_status(server: ToyServer) -> None:
     with (
-        front_of([server], described=[{"model": "m", "head": STAGE, "stages": [STAGE], "restarts": 2}]) as front,
+        gateway_of([server], described=[{"model": "m", "head": STAGE, "stages": [STAGE], "restarts": 2}]) as gateway,
         httpx.Client(trust_env=False) as client,
     ):
-        status = fetch_status(client, front.url, None)
+        status = fetch_status(client, gateway.url, None)
     assert stage_rows(status) == [("pipeline 0", "1", "ready", "2-4", "a", "7", "3", "1.0 MiB", "0.50 ms", "0")]
     shown = ("connected", "3", "1.50 ms", "4", "10 (1000 B)", "6 (900 B)", "2", "-")
     assert link_rows(status) == [("pipeline 0", f"{sender} -> stage 2", *shown) for sender in ("head", "stage 1")]
@@ -154,7 +154,7 @@ def test_the_status_is_what_the_terminal_shows(server: ToyServer) -> None:
     assert status["replicas"][0]["restarts"] == 2
 
 
-def test_a_server_that_is_no_front_has_no_status(server: ToyServer) -> None:
+def test_a_server_without_a_status_is_refused(server: ToyServer) -> None:
     with httpx.Client(trust_env=False) as client:
         with pytest.raises(ZppError, match="not with a status") as refused:
             fetch_status(client, server.url, None)
@@ -163,9 +163,9 @@ def test_a_server_that_is_no_front_has_no_status(server: ToyServer) -> None:
             fetch_status(client, "http://127.0.0.1:1", None)
 
 
-def test_the_page_needs_nothing_from_elsewhere(server: ToyServer) -> None:
-    with front_of([server]) as front:
-        page = get(front.url + "/")
+def test_the_page_loads_no_external_resources(server: ToyServer) -> None:
+    with gateway_of([server]) as gateway:
+        page = get(gateway.url + "/")
     assert page.headers["content-type"].startswith("text/html")
     policy = page.headers["content-security-policy"]
     assert "default-src 'none'" in policy
@@ -174,11 +174,11 @@ def test_the_page_needs_nothing_from_elsewhere(server: ToyServer) -> None:
     assert not re.findall(r"https?://(?!www\.w3\.org/2000/svg)", page.text)
 
 
-def test_what_the_page_reads_is_in_the_status(server: ToyServer) -> None:
-    """Every field that the page's script takes from the status, a pipeline or a stage is one that is there."""
+def test_the_status_has_every_field_that_the_page_reads(server: ToyServer) -> None:
+    """Checks every field of the status, a pipeline, a stage and a link that the page's script uses."""
     script = files("zpptool.serve").joinpath("page.html").read_text().partition("<script>")[2]
-    with front_of([server], described=[{"stages": [{**STAGE, "steps": 3}]}]) as front:
-        status = get(front.url + "/pipeline/status").json()
+    with gateway_of([server], described=[{"stages": [{**STAGE, "steps": 3}]}]) as gateway:
+        status = get(gateway.url + "/pipeline/status").json()
     [replica], [stage] = status["replicas"], status["stages"]
     for name, object_ in (("status", status), ("replica", replica), ("s", stage), ("l", stage["link"])):
         read = set(re.findall(rf"\b{name}\.(\w+)", script))
@@ -188,7 +188,7 @@ def test_what_the_page_reads_is_in_the_status(server: ToyServer) -> None:
 
 
 def certificate(directory: Path) -> tuple[Path, Path]:
-    """A certificate of 127.0.0.1 that it has signed itself, and its key."""
+    """A self-signed certificate of 127.0.0.1, and its key."""
     x509 = pytest.importorskip("cryptography.x509")
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -196,7 +196,7 @@ def certificate(directory: Path) -> tuple[Path, Path]:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "zpptool test")])
     now = datetime.datetime.now(datetime.UTC)
-    made = (
+    signed = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
@@ -208,25 +208,25 @@ def certificate(directory: Path) -> tuple[Path, Path]:
         .sign(key, hashes.SHA256())
     )
     files = directory / "cert.pem", directory / "key.pem"
-    files[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    files[0].write_bytes(signed.public_bytes(serialization.Encoding.PEM))
     files[1].write_bytes(
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return files
 
 
-def test_it_speaks_tls(server: ToyServer, tmp_path: Path) -> None:
+def test_the_gateway_serves_tls(server: ToyServer, tmp_path: Path) -> None:
     files = certificate(tmp_path)
     trusted = ssl.create_default_context(cafile=str(files[0]))
-    with front_of([server], tls=files) as front:
-        assert front.url.startswith("https://")
+    with gateway_of([server], tls=files) as gateway:
+        assert gateway.url.startswith("https://")
         with httpx.Client(verify=trusted, trust_env=False) as client:
-            assert client.get(front.url + "/v1/models", timeout=30).status_code == 200
+            assert client.get(gateway.url + "/v1/models", timeout=30).status_code == 200
         with pytest.raises(httpx.ConnectError):
-            httpx.get(front.url, trust_env=False, timeout=30)
+            httpx.get(gateway.url, trust_env=False, timeout=30)
 
 
-def test_a_certificate_that_is_none_is_refused_before_anything_starts(tmp_path: Path) -> None:
+def test_an_invalid_certificate_is_refused_before_anything_starts(tmp_path: Path) -> None:
     broken = tmp_path / "cert.pem"
     broken.write_text("no certificate")
     with pytest.raises(ZppError, match="cannot be used") as refused:
@@ -236,11 +236,11 @@ def test_a_certificate_that_is_none_is_refused_before_anything_starts(tmp_path: 
         HttpServer("127.0.0.1", 0, broken, None)
 
 
-def test_a_taken_port_is_named() -> None:
+def test_a_port_in_use_is_named() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,
         pytest.raises(ZppError, match="cannot listen") as refused,
-        HttpServer("127.0.0.1", taken.getsockname()[1]) as front,
+        HttpServer("127.0.0.1", taken.getsockname()[1]) as server,
     ):
-        front.start(lambda: pytest.fail("nobody asks for the application"))
+        server.start(lambda: pytest.fail("the application is not built"))
     assert refused.value.exit_code == ExitCode.ADDRESS

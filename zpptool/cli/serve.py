@@ -110,7 +110,7 @@ def serve(
     max_restarts: Annotated[
         int,
         typer.Option(
-            "--max-restarts", metavar="N", min=0, help="Give up after N failures in a row; 0 and 1 restart nothing."
+            "--max-restarts", metavar="N", min=0, help="Restart a pipeline N times in a row; after another failure, give up."
         ),
     ] = 5,
     log_dir: Annotated[
@@ -173,7 +173,7 @@ def serve(
             )
         )
     serving = ServeSettings(
-        orders=orders,
+        launch_plans=orders,
         upstreams=tuple(checked_address(text) for text in upstream or ()),
         host=host,
         port=port,

@@ -32,6 +32,7 @@ from zpptool.cli.options import (
 from zpptool.config.engine_kind import Engine
 from zpptool.console import SCHEMA_VERSION, Console
 from zpptool.errors import ExitCode, ZppError, usage_error
+from zpptool.log import hide_information
 from zpptool.parity.compare import Verdict
 from zpptool.wire.compression.adaptive import WireCodec
 
@@ -103,6 +104,8 @@ def test_pipeline(
     from zpptool.supervisor.stage_processes import log_directory
 
     console = Console(as_json=as_json, quiet=quiet or as_json)
+    if console.quiet:
+        hide_information()
     check_engine(engine)
 
     from zpptool.config.gpu_pool import parse_gpu_ids
@@ -144,7 +147,7 @@ def test_pipeline(
             order = plan_trial(wish, scratch, logs)
             told_stages = len(order.stages)
             began = time.monotonic()
-            results = run_trial(order, console.note)
+            results = run_trial(order)
     except ZppError as fault:
         fault.beside = error_payload(engine, told_stages, fault)
         _write(fault.beside, report, junit)

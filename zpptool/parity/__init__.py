@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trial: a pipeline held against the unsplit model."""
+"""`zpptool test-pipeline`: a trial compares the tokens of a pipeline with those of the unsplit model."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parity: are the pipeline's tokens the unsplit model's? Pure; who generated them is asked elsewhere."""
+"""Parity: compares the tokens of the pipeline with those of the unsplit model. Pure functions on finished answers."""
 
 from __future__ import annotations
 
@@ -14,21 +14,19 @@ if TYPE_CHECKING:
 
 
 class Verdict(StrEnum):
-    """What a trial found."""
+    """The outcome of a trial."""
 
     IDENTICAL = "identical"
     DIFFERENT = "different"
     ERROR = "error"
 
 
-
-
 @dataclass(frozen=True)
 class PromptParity:
-    """One prompt, answered twice.
+    """The two answers to one prompt.
 
     Attributes:
-        prompt: its text.
+        prompt: its text, shortened if it is a long one.
         prompt_tokens: how many tokens it has.
         reference: the unsplit model's answer.
         pipeline: the pipeline's answer.
@@ -41,24 +39,26 @@ class PromptParity:
 
     @property
     def first_difference(self) -> int | None:
-        """The place of the first token that differs, or that only one of the two has, from 0; None for none."""
+        """The index of the first token that differs or that only one answer has; None where they are equal."""
         return first_difference(self.reference.token_ids, self.pipeline.token_ids)
 
     @property
     def identical(self) -> bool:
+        """Whether both answers have the same tokens."""
         return self.first_difference is None
 
 
 def first_difference(expected: Sequence[int], got: Sequence[int]) -> int | None:
-    """The first place at which two sequences differ, the end of the shorter one included; None if they are equal."""
-    for place, (ours, theirs) in enumerate(zip_longest(expected, got)):
-        if ours != theirs:
-            return place
+    """The index of the first difference; the length of the shorter sequence if it is a prefix of the other; None if
+    they are equal."""
+    for index, (expected_token, token) in enumerate(zip_longest(expected, got)):
+        if expected_token != token:
+            return index
     return None
 
 
 def verdict_of(results: Sequence[PromptParity]) -> Verdict:
-    """`identical` only when there is at least one prompt and every one's tokens are."""
+    """`identical` only if there is at least one prompt and all have identical tokens; `error` for no prompt."""
     if results and all(result.identical for result in results):
         return Verdict.IDENTICAL
     return Verdict.DIFFERENT if results else Verdict.ERROR

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The unsplit model seen through its stage directories: one directory of links in which every tensor lies once.
+"""The unsplit model as a directory of symbolic links into its stage directories, with every tensor once.
 
-For a trial of a split whose source is no longer at hand. Nothing is copied. Whether the stages hold the source's bytes
-is what `validate` proves; here they are taken as they are.
+For a trial of a split without its source checkpoint. Nothing is copied. The stages' bytes are not verified here: that
+is the task of `validate`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ from zpptool.checkpoint.manifest import load_manifest
 def join_stages(stages: list[Path], into: Path) -> None:
     """Fill the empty directory `into` with links to the weights and small files of all stages, and one index.
 
-    A tensor that several stages hold (a tied embedding) is named once, in the first that holds it.
+    For a tensor that several stages hold (a tied embedding) the index names the first of them.
+
+    Args:
+        stages: the stage directories.
+        into: an empty directory.
 
     Raises:
         ZppError: (INVALID) a stage directory has no readable manifest.

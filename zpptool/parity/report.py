@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trial's outcome for machines: one JSON object, and a JUnit file in which every prompt is a test case."""
+"""A trial's outcome for programs: one JSON object, and a JUnit file with a test case a prompt."""
 
 from __future__ import annotations
 
@@ -11,11 +11,17 @@ from zpptool.config.stage_spec import StageSpec
 from zpptool.errors import ZppError
 from zpptool.parity.compare import PromptParity, Verdict, verdict_of
 
-_NOTHING_ASKED = {"message": "no prompt was asked"}
+_NO_PROMPT = {"message": "there was no prompt"}
 
 
 def payload(specs: Sequence[StageSpec], results: Sequence[PromptParity], seconds: float) -> dict[str, Any]:
-    """The trial as the one object that `--json` prints and `--report` writes."""
+    """The object that `--json` prints and `--report` writes.
+
+    Args:
+        specs: the stages.
+        results: one a prompt.
+        seconds: the trial's duration.
+    """
     return {
         "verdict": verdict_of(results),
         "engine": specs[0].engine,
@@ -41,14 +47,14 @@ def payload(specs: Sequence[StageSpec], results: Sequence[PromptParity], seconds
 
 
 def error_payload(engine: str, num_stages: int | None, fault: ZppError) -> dict[str, Any]:
-    """A trial that came to no verdict, in the same shape; `num_stages` is None where it was not found out."""
+    """The same object for a trial that failed with an error; `num_stages` is None where it is unknown."""
     return {
         "verdict": Verdict.ERROR, "engine": engine, "num_stages": num_stages, "prompts": [], "error": fault.as_json()
     }  # fmt: skip
 
 
 def junit(outcome: Mapping[str, Any]) -> str:
-    """The payload as JUnit XML: a failure where tokens differ, an error where there was no verdict."""
+    """The payload as JUnit XML: a failure for each prompt whose tokens differ, an error for a trial that failed."""
     prompts = outcome["prompts"]
     different = [prompt for prompt in prompts if not prompt["identical"]]
     broken = outcome["verdict"] == Verdict.ERROR
@@ -72,11 +78,11 @@ def junit(outcome: Mapping[str, Any]) -> str:
             failure.text = f"expected {prompt['reference_token_ids']}\ngot      {prompt['token_ids']}"
     if broken:
         case = ElementTree.SubElement(suite, "testcase", classname=classname, name="the pipeline runs")
-        ElementTree.SubElement(case, "error", message=_printable(outcome.get("error", _NOTHING_ASKED)["message"]))
+        ElementTree.SubElement(case, "error", message=_printable(outcome.get("error", _NO_PROMPT)["message"]))
     ElementTree.indent(suite)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(suite, encoding="unicode") + "\n"
 
 
 def _printable(text: str) -> str:
-    """Without the control characters that XML cannot hold."""
+    """The text with a space for each character that is not printable, because XML allows few control characters."""
     return "".join(letter if letter.isprintable() else " " for letter in text)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From what a user wants tried to a trial's order: which directories, which addresses, which limits. Starts nothing."""
+"""Turns the options of `zpptool test-pipeline` into the launch plan of a trial: directories, addresses and limits. It
+starts nothing."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ KV_BLOCK_TOKENS = 128
 
 @dataclass(frozen=True)
 class TrialOptions:
-    """What a user asked for; see `zpptool test-pipeline --help`."""
+    """The options of a trial; see `zpptool test-pipeline --help`. Names ending in `_s` are in seconds."""
 
     engine: Engine
     model: Path | None
@@ -58,83 +59,85 @@ class TrialOptions:
     wire_codec: WireCodec = WireCodec.NONE
 
 
-def plan_trial(wish: TrialOptions, scratch: Path, log_dir: Path) -> TrialLaunchPlan:
-    """Everything a trial needs to know.
+def plan_trial(options: TrialOptions, scratch: Path, log_dir: Path) -> TrialLaunchPlan:
+    """The launch plan of a trial.
 
     Args:
-        wish: what the user asked for.
-        scratch: a private directory that lives as long as the trial.
-        log_dir: where the logs go.
+        options: of the command.
+        scratch: a private directory that exists as long as the trial.
+        log_dir: the directory of the processes' logs.
 
     Raises:
-        ZppError: (USAGE), (INVALID) or (ADDRESS): what was asked for cannot be.
+        ZppError: (USAGE), (INVALID) or (ADDRESS): the options cannot be carried out.
     """
-    refuse_unwritable_prompts(wish.prompts)
-    if wish.pipeline_dir is not None:
-        directories, manifests = split_stages(wish.pipeline_dir)
+    refuse_unwritable_prompts(options.prompts)
+    if options.pipeline_dir is not None:
+        directories, manifests = split_stages(options.pipeline_dir)
         partition = manifests[0].ranges
-        if wish.num_stages not in (None, len(partition)):
-            raise invalid_error(f"{wish.pipeline_dir} holds {len(partition)} stages, not {wish.num_stages}")
-        whole = whole_model(wish.model, directories, manifests, scratch)
+        if options.num_stages not in (None, len(partition)):
+            raise invalid_error(f"{options.pipeline_dir} holds {len(partition)} stages, not {options.num_stages}")
+        whole = whole_model(options.model, directories, manifests, scratch)
     else:
-        assert wish.model is not None
-        whole = wish.model
-        partition = dynamic_partition(whole, wish.num_stages, wish.ranges)
+        assert options.model is not None
+        whole = options.model
+        partition = dynamic_partition(whole, options.num_stages, options.ranges)
         directories = [whole] * len(partition)
-    longest = given_length(wish.engine, wish.engine_args) or longest_sequence(whole)
-    common = engine_arguments(wish.engine, wish.engine_args, longest)
+    longest = given_length(options.engine, options.engine_args) or longest_sequence(whole)
+    common = engine_arguments(options.engine, options.engine_args, longest)
     unsplit = StageSpec(
-        engine=wish.engine,
+        engine=options.engine,
         model=str(whole),
         partition=((0, partition[-1].end),),
         stage=0,
         bind="",
         connect="",
-        dtype=wish.dtype,
-        device=wish.device,
-        api_port=wish.api_port or free_port(),
+        dtype=options.dtype,
+        device=options.device,
+        api_port=options.api_port or free_port(),
         engine_args=common,
-        start_timeout_s=wish.start_timeout_s,
-        step_timeout_s=wish.step_timeout_s,
-        wire_codec=wish.wire_codec,
+        start_timeout_s=options.start_timeout_s,
+        step_timeout_s=options.step_timeout_s,
+        wire_codec=options.wire_codec,
     )
-    sizes = sizes_of_stages(wish.tensor_parallel_sizes, len(partition))
-    endpoints = trial_endpoints(len(partition), wish.base_port, unsplit.api_port, scratch)
+    sizes = sizes_of_stages(options.tensor_parallel_sizes, len(partition))
+    endpoints = trial_endpoints(len(partition), options.base_port, unsplit.api_port, scratch)
     stages = tuple(
         msgspec.structs.replace(
             unsplit,
             model=str(directory),
-            partition=tuple((own.start, own.end) for own in partition),
+            partition=tuple((layers.start, layers.end) for layers in partition),
             stage=link.stage,
             bind=link.bind,
             connect=link.connect,
             local=f"ipc://{scratch / 'head'}",
             tensor_parallel_size=sizes[link.stage],
-            trace=str(wish.trace.resolve()) if wish.trace is not None else "",
-            engine_args=common if wish.batched else (*common, *ENGINES[wish.engine].single_sequence_args),
+            trace=str(options.trace.resolve()) if options.trace is not None else "",
+            engine_args=common if options.batched else (*common, *ENGINES[options.engine].single_sequence_args),
         )
         for directory, link in zip(directories, endpoints, strict=True)
     )
-    placed = place_on_gpus(stages, wish.gpu_ids)
+    placed = place_on_gpus(stages, options.gpu_ids)
     return TrialLaunchPlan(
         unsplit=unsplit,
         stages=placed.specs,
-        prompts=wish.prompts,
-        long_prompts=long_prompts(longest, wish.max_new_tokens) if wish.with_long_prompts else (),
-        as_chat=wish.as_chat,
-        batched=wish.batched,
-        max_new_tokens=wish.max_new_tokens,
+        prompts=options.prompts,
+        long_prompts=long_prompts(longest, options.max_new_tokens) if options.with_long_prompts else (),
+        as_chat=options.as_chat,
+        batched=options.batched,
+        max_new_tokens=options.max_new_tokens,
         log_dir=log_dir,
         env=stage_environments(sizes, placed.env),
     )
 
 
-
-
-
-
 def whole_model(model: Path | None, directories: Sequence[Path], manifests: Sequence[Manifest], scratch: Path) -> Path:
-    """The unsplit model that a split is compared with: `model`, or else the stages seen as one.
+    """The unsplit model that a split is compared with.
+
+    Args:
+        model: the checkpoint that was split; None to join the stages' own tensors by links instead.
+        directories: the stages.
+        manifests: of the stages.
+        scratch: where the links are made.
 
     Raises:
         ZppError: (INVALID) `model` is not what the stages were split from.
@@ -149,12 +152,8 @@ def whole_model(model: Path | None, directories: Sequence[Path], manifests: Sequ
     return model
 
 
-
-
-
-
 def refuse_unwritable_prompts(prompts: Sequence[str]) -> None:
-    """Refuse what no request can carry.
+    """Refuse prompts that JSON cannot carry.
 
     Raises:
         ZppError: (USAGE) a prompt is not UTF-8.
@@ -167,23 +166,23 @@ def refuse_unwritable_prompts(prompts: Sequence[str]) -> None:
 
 
 def given_length(engine: Engine, given: Sequence[str]) -> int | None:
-    """The model length that the user tells vLLM, where that is a plain number."""
+    """The value of `--max-model-len` in the user's arguments for vLLM; None where there is none, or no plain number."""
     if engine is not Engine.VLLM:
         return None
-    for word, following in zip_longest(given, given[1:], fillvalue=""):
-        if _flag_name(word) == "--max-model-len":
-            value = word.partition("=")[2] or following
+    for argument, following in zip_longest(given, given[1:], fillvalue=""):
+        if _flag_name(argument) == "--max-model-len":
+            value = argument.partition("=")[2] or following
             return int(value) if value.isdecimal() else None
     return None
 
 
 def longest_sequence(model: Path) -> int:
-    """How many tokens prompt and answer may have together in a trial of this model."""
+    """The most tokens of prompt and answer together in a trial of this model."""
     return min(context_length(read_config(model)) or TRIAL_MODEL_LEN, TRIAL_MODEL_LEN)
 
 
 def long_prompts(longest: int, max_new_tokens: int) -> tuple[int, ...]:
-    """Lengths that cross what a server cuts a prompt by: a KV block, and the tokens of one step.
+    """Prompt lengths, in tokens, that exceed the units into which a server divides a prompt: a KV block, and one step.
 
     Raises:
         ZppError: (USAGE) answers of `max_new_tokens` leave no room for a prompt.
@@ -194,31 +193,36 @@ def long_prompts(longest: int, max_new_tokens: int) -> tuple[int, ...]:
             f"answers of {max_new_tokens} tokens leave no room for a prompt: a trial has {longest} tokens for both",
             "Give a smaller --max-new-tokens.",
         )
-    return tuple(dict.fromkeys(min(wanted, room) for wanted in (KV_BLOCK_TOKENS + 22, TRIAL_BATCHED_TOKENS + 44)))
+    return tuple(dict.fromkeys(min(length, room) for length in (KV_BLOCK_TOKENS + 22, TRIAL_BATCHED_TOKENS + 44)))
 
 
 def engine_arguments(engine: Engine, given: Sequence[str], longest: int) -> tuple[str, ...]:
-    """What both sides of a trial tell the engine: what the user gave and, for vLLM, what he left open.
+    """The engine arguments of both sides of a trial: the user's and, for vLLM, defaults for those not given.
 
-    No compilation, a small KV cache, steps so small that a prompt of moderate length takes several, and no prefix
-    cache: with it, what one prompt leaves behind changes the steps of another.
+    The defaults: no compilation, a small KV cache, steps so small that a prompt of moderate length takes several, and
+    no prefix cache, because with it a prompt's cached blocks change the steps of later prompts.
+
+    Args:
+        engine: of both sides.
+        given: the user's arguments.
+        longest: the most tokens of prompt and answer together.
     """
     if engine is not Engine.VLLM:
         return tuple(given)
-    wanted = {
+    defaults = {
         "--enforce-eager": None,
         "--kv-cache-memory-bytes": str(256 << 20),
         "--max-num-batched-tokens": str(TRIAL_BATCHED_TOKENS),
         "--max-model-len": str(longest),
         "--no-enable-prefix-caching": None,
     }
-    names = {_flag_name(word) for word in given}
-    chosen = [
-        [flag] if value is None else [flag, value] for flag, value in wanted.items() if _flag_name(flag) not in names
+    names = {_flag_name(argument) for argument in given}
+    added = [
+        [flag] if value is None else [flag, value] for flag, value in defaults.items() if _flag_name(flag) not in names
     ]
-    return (*(word for words in chosen for word in words), *given)
+    return (*(argument for arguments in added for argument in arguments), *given)
 
 
-def _flag_name(word: str) -> str:
-    """A flag's name, however it is spelled: `--no-enforce_eager=...` is `--enforce-eager`."""
-    return word.split("=")[0].replace("_", "-").replace("--no-", "--", 1)
+def _flag_name(argument: str) -> str:
+    """A flag's canonical name: `--no-enforce_eager=...` is `--enforce-eager`."""
+    return argument.split("=")[0].replace("_", "-").replace("--no-", "--", 1)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The HTTP front: its own few routes, and every other path passed on to a pipeline.
+"""The HTTP gateway: a few routes of its own; every other path is forwarded to a pipeline.
 
-It is there from the beginning: before anything is loaded the probes and the page answer, and requests wait.
+It listens from the start: before anything is loaded the probes and the page answer, and other requests wait.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from zpptool.admin.prometheus import metrics_text
 from zpptool.ring.status import RingStatus
 from zpptool.serve.api_keys import KeyGuard
 from zpptool.serve.changes_api import PlannedChanges
-from zpptool.serve.metrics import FrontMetrics, merged, status_metrics
+from zpptool.serve.metrics import GatewayMetrics, merged, status_metrics
 from zpptool.serve.pipeline_status import whole_status
 from zpptool.serve.pool import Pool
 from zpptool.serve.proxy import Proxy, ProxyLimits
@@ -38,24 +38,24 @@ CONTENT_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self';"
     " img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""The page's own style and script, and requests to this server: nothing else is loaded or asked."""
+"""Allows the page its own style and script, and requests to this server; nothing else is loaded or requested."""
 
 Describe = Callable[[], Awaitable[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
-class FrontParts:
-    """What a front is made of.
+class GatewayParts:
+    """The dependencies of a gateway.
 
     Attributes:
         pool: the pipelines.
-        describe: tells of each, in the pool's order.
-        watch: runs as long as the front does.
-        client: asks the pipelines.
-        limits: what one request may take.
-        keys: of the API; none lets everybody in.
-        rings: what the heads of the pipelines that were started here tell of their rings, by the pipelines' names.
-        changes: where those heads take planned changes, by the same names.
+        describe: one function a pipeline, in the pool's order, that returns its description for the status.
+        watch: coroutine functions that run until the gateway stops.
+        client: for requests to the pipelines.
+        limits: of one request.
+        keys: the valid API keys; empty to require none.
+        rings: returns the ring statuses that the local heads report, by pipeline name.
+        changes: returns the sockets on which the local heads accept planned changes, by pipeline name.
     """
 
     pool: Pool
@@ -68,13 +68,17 @@ class FrontParts:
     changes: Callable[[], Mapping[str, Path]] = dict
 
 
-class Front:
-    """The front's routes."""
+class Gateway:
+    """The gateway's routes.
 
-    def __init__(self, parts: FrontParts) -> None:
+    Args:
+        parts: its dependencies.
+    """
+
+    def __init__(self, parts: GatewayParts) -> None:
         self._parts = parts
         self._pool = parts.pool
-        self._metrics = FrontMetrics()
+        self._metrics = GatewayMetrics()
         self._rates = Rates(parts.pool, parts.client)
         self._page = files("zpptool.serve").joinpath(PAGE).read_text(encoding="utf-8")
 
@@ -100,20 +104,20 @@ class Front:
         )
 
     async def page(self, _request: Request) -> Response:
-        """The ring, live."""
+        """The HTML page that shows the ring live."""
         headers = {"content-security-policy": CONTENT_POLICY, "x-content-type-options": "nosniff"}
         return HTMLResponse(self._page, headers=headers)
 
     async def livez(self, _request: Request) -> Response:
-        """200 as long as the front answers."""
+        """Always 200: the gateway answers."""
         return JSONResponse({"alive": True})
 
     async def health(self, _request: Request) -> Response:
-        """200 when a request would be taken at once, else 503: as vLLM's, without a body."""
+        """200 when a request would be sent to a pipeline at once, else 503; without a body, like vLLM's."""
         return Response(status_code=200 if self._pool.is_ready else 503)
 
     async def readyz(self, _request: Request) -> Response:
-        """As `/health`, and why not."""
+        """The status of `/health`, with each pipeline's phase and the reason why it is not ready."""
         ready = self._pool.is_ready
         body = {
             "ready": ready,
@@ -121,9 +125,9 @@ class Front:
             "replicas": [
                 {
                     "replica": each.name,
-                    "ready": each.standing.ready,
-                    "phase": each.standing.phase,
-                    "why": each.standing.why,
+                    "ready": each.state.ready,
+                    "phase": each.state.phase,
+                    "why": each.state.why,
                 }
                 for each in self._pool.upstreams
             ],
@@ -131,16 +135,16 @@ class Front:
         return JSONResponse(body, 200 if ready else 503, {} if ready else {"retry-after": "5"})
 
     async def status(self, _request: Request) -> Response:
-        """Everything, as one object."""
+        """Pipelines, stages and request counts as one JSON object."""
         return JSONResponse(await self._status(), headers={"cache-control": "no-store"})
 
     async def metrics(self, _request: Request) -> Response:
-        """Prometheus text: the engines' own lines, then those of the front and the stages."""
-        scraped = await asyncio.gather(*(self._scrape(each.standing.url) for each in self._pool.upstreams))
+        """Prometheus text: the engines' own metrics, then those of the gateway and the stages."""
+        scraped = await asyncio.gather(*(self._scrape(each.state.url) for each in self._pool.upstreams))
         texts = {each.name: text for each, text in zip(self._pool.upstreams, scraped, strict=True)}
         own = generate_latest(self._metrics.registry) + status_metrics(await self._status(), self._pool)
-        told = own.decode() + metrics_text(self._parts.rings())
-        return Response(merged(texts, told), media_type=CONTENT_TYPE_LATEST)
+        text = own.decode() + metrics_text(self._parts.rings())
+        return Response(merged(texts, text), media_type=CONTENT_TYPE_LATEST)
 
     async def _status(self) -> dict[str, Any]:
         described = await asyncio.gather(*(describe() for describe in self._parts.describe))
@@ -150,19 +154,19 @@ class Front:
         if not url:
             return ""
         try:
-            asked = await self._parts.client.get(f"{url}/metrics", timeout=SCRAPE_S)
+            response = await self._parts.client.get(f"{url}/metrics", timeout=SCRAPE_S)
         except httpx.TransportError:
             return ""
-        return asked.text if asked.status_code == httpx.codes.OK else ""
+        return response.text if response.status_code == httpx.codes.OK else ""
 
     @asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
-        watches = [asyncio.ensure_future(watch()) for watch in (*self._parts.watch, self._rates.watch)]
+        tasks = [asyncio.ensure_future(watch()) for watch in (*self._parts.watch, self._rates.watch)]
         try:
             yield
         finally:
-            for task in watches:
+            for task in tasks:
                 task.cancel()
             with suppress(asyncio.CancelledError):
-                await asyncio.gather(*watches, return_exceptions=True)
+                await asyncio.gather(*tasks, return_exceptions=True)
             await self._parts.client.aclose()

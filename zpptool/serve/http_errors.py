@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the front says when it cannot pass a request on: OpenAI's error object, as a response or as an event."""
+"""The gateway's own error answers: OpenAI's error object, as a response or as a server-sent event."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import json
 from typing import Any
 
 RETRY_AFTER_S = 5
-"""What a client that is told to come back is told to wait."""
+"""The `Retry-After` header of a 503, in seconds."""
 
 
 class Refusal(Exception):
-    """A request that the front answers itself, with an error.
+    """An error with which the gateway answers a request itself.
 
     Attributes:
-        status: of the HTTP answer.
+        status: the HTTP status.
         message: one sentence.
         kind: OpenAI's `type`.
-        code: OpenAI's `code`, a word that programs can tell refusals apart by.
+        code: OpenAI's `code`, by which programs distinguish errors.
     """
 
     def __init__(self, status: int, message: str, *, kind: str = "server_error", code: str) -> None:
@@ -25,7 +25,7 @@ class Refusal(Exception):
         self.status, self.message, self.kind, self.code = status, message, kind, code
 
     def body(self) -> bytes:
-        """The error object."""
+        """The error object as JSON."""
         error: dict[str, Any] = {"message": self.message, "type": self.kind, "param": None, "code": self.code}
         return json.dumps({"error": error}).encode()
 
@@ -34,7 +34,7 @@ class Refusal(Exception):
         return b"data: " + self.body() + b"\n\n"
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """The headers of the answer."""
+        """The headers of the response."""
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(self.body())).encode())]
         if self.status == 503:
             headers.append((b"retry-after", str(RETRY_AFTER_S).encode()))
@@ -43,28 +43,28 @@ class Refusal(Exception):
         return headers
 
 
-def not_whole(message: str) -> Refusal:
-    """Nobody can answer now; later somebody may."""
+def not_ready(message: str) -> Refusal:
+    """503: no pipeline can answer now; a later request may succeed."""
     return Refusal(503, message, code="pipeline_not_ready")
 
 
-def broken_off(message: str) -> Refusal:
-    """The answer had begun, or may not be asked for twice."""
+def pipeline_lost(message: str) -> Refusal:
+    """502: a pipeline was lost after the answer had begun, or during a request that must not be repeated."""
     return Refusal(502, message, code="pipeline_lost")
 
 
-def too_late(after_s: float) -> Refusal:
-    """The request timeout has passed."""
+def timed_out(after_s: float) -> Refusal:
+    """504: the request timeout, in seconds, has passed."""
     return Refusal(504, f"no whole answer in {after_s:g} s, which is this server's limit", code="timeout")
 
 
-def too_large(limit: int) -> Refusal:
-    """The body is larger than is taken."""
+def body_too_large(limit: int) -> Refusal:
+    """413: the body has more bytes than the limit."""
     message = f"the request's body is larger than {limit} bytes, which is this server's limit"
     return Refusal(413, message, kind="invalid_request_error", code="request_too_large")
 
 
-def no_key() -> Refusal:
-    """The API key is missing or wrong."""
-    message = "this server wants an API key: Authorization: Bearer KEY"
+def invalid_api_key() -> Refusal:
+    """401: the API key is missing or wrong."""
+    message = "this server requires an API key: Authorization: Bearer KEY"
     return Refusal(401, message, kind="authentication_error", code="invalid_api_key")

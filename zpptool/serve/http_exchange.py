@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The client's side of one proxied request: its body, read whole and bounded, and its answer, begun at most once.
+"""The client's side of one proxied request: its body, read whole up to a limit, and its response, begun at most once.
 
-The body is held, so that the request can be asked again elsewhere; the answer is passed on piece by piece, and nothing
-of it is sent before there is a first piece.
+The body is kept, so that the request can be repeated at another pipeline. The response is forwarded chunk by chunk,
+and nothing of it is sent before the first chunk has arrived.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-from zpptool.serve.http_errors import Refusal, too_large
+from zpptool.serve.http_errors import Refusal, body_too_large
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -25,28 +25,28 @@ HOP_BY_HOP = frozenset(
         b"trailer", b"transfer-encoding", b"upgrade",
     }
 )  # fmt: skip
-"""What is between two neighbours only (RFC 9110, 7.6.1)."""
-ASKED_AGAIN = (
+"""Headers that concern one connection only and are not forwarded (RFC 9110, 7.6.1)."""
+REPEATABLE = (
     "completions", "responses", "embeddings", "messages", "tokenize", "detokenize", "score", "rerank", "pooling",
     "classify", "transcriptions", "translations", "invocations", "generate", "render", "count_tokens",
 )  # fmt: skip
-"""The last word of POST routes that change nothing, so that they may be asked twice."""
+"""The last path segment of POST routes that change nothing, so that a request may be repeated."""
 EVENT_STREAM = b"text/event-stream"
 
 
-class ClientGone(Exception):
+class ClientDisconnected(Exception):
     """The client has closed its connection."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A request, whole.
+class ProxiedRequest:
+    """A complete request.
 
     Attributes:
         method: the HTTP method.
         target: path and query as they were sent.
-        headers: those that are passed on.
-        body: the bytes.
+        headers: those that are forwarded.
+        body: all of it.
     """
 
     method: str
@@ -55,72 +55,77 @@ class Asked:
     body: bytes
 
     @property
-    def may_be_repeated(self) -> bool:
-        """Whether it may be asked again when it is not known what became of it."""
+    def is_repeatable(self) -> bool:
+        """Whether it may be sent again although a pipeline may already have processed it."""
         last = self.target.split(b"?")[0].rstrip(b"/").rsplit(b"/", 1)[-1].decode("latin-1")
-        return self.method in ("GET", "HEAD", "OPTIONS") or (self.method == "POST" and last in ASKED_AGAIN)
+        return self.method in ("GET", "HEAD", "OPTIONS") or (self.method == "POST" and last in REPEATABLE)
 
 
-async def read_request(scope: Scope, receive: Receive, limit: int, *, keep_key: bool) -> Asked:
-    """The client's request.
+async def read_request(scope: Scope, receive: Receive, limit: int, *, keep_key: bool) -> ProxiedRequest:
+    """Read the client's whole request.
 
     Args:
-        limit: the most bytes of a body.
-        keep_key: whether `Authorization` is passed on; not, where it was for this server.
+        scope: of the ASGI call.
+        receive: of the ASGI call.
+        limit: the most bytes that the body may have.
+        keep_key: whether `Authorization` is forwarded; it is not where this server has API keys of its own.
 
     Raises:
-        Refusal: (413) the body is larger.
-        ClientGone: the client went away in the middle of it.
+        Refusal: (413) the body is larger than the limit.
+        ClientDisconnected: the client closed its connection before the body was complete.
     """
     headers: Headers = scope["headers"]
-    said = next((value for name, value in headers if name == b"content-length"), b"0")
-    if said.isdigit() and int(said) > limit:
-        raise too_large(limit)
-    pieces, size = [], 0
+    declared = next((value for name, value in headers if name == b"content-length"), b"0")
+    if declared.isdigit() and int(declared) > limit:
+        raise body_too_large(limit)
+    chunks, size = [], 0
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise ClientGone
-        piece = message.get("body", b"")
-        size += len(piece)
+            raise ClientDisconnected
+        chunk = message.get("body", b"")
+        size += len(chunk)
         if size > limit:
-            raise too_large(limit)
-        pieces.append(piece)
+            raise body_too_large(limit)
+        chunks.append(chunk)
         if not message.get("more_body", False):
             break
     query = scope["query_string"]
     dropped = HOP_BY_HOP | {b"host", b"content-length", b"expect"} | (set() if keep_key else {b"authorization"})
-    return Asked(
+    return ProxiedRequest(
         method=scope["method"],
         target=scope["raw_path"] + (b"?" + query if query else b""),
         headers=[(name, value) for name, value in headers if name not in dropped],
-        body=b"".join(pieces),
+        body=b"".join(chunks),
     )
 
 
-async def until_gone(receive: Receive) -> None:
-    """Return when the client has closed its connection."""
+async def wait_for_disconnect(receive: Receive) -> None:
+    """Return once the client has closed its connection."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-def tells_of_a_fault(content_type: bytes, piece: bytes) -> bool:
-    """Whether the first piece of a stream is an event that holds an error and nothing else."""
-    if not content_type.startswith(EVENT_STREAM) or not piece.startswith(b"data: {"):
+def is_error_event(content_type: bytes, chunk: bytes) -> bool:
+    """Whether the first chunk of a response is a server-sent event that holds an error and no choices."""
+    if not content_type.startswith(EVENT_STREAM) or not chunk.startswith(b"data: {"):
         return False
     try:
-        event = json.loads(piece.partition(b"\n\n")[0].removeprefix(b"data: "))
+        event = json.loads(chunk.partition(b"\n\n")[0].removeprefix(b"data: "))
     except ValueError:
         return False
     return isinstance(event, dict) and "error" in event and "choices" not in event
 
 
-class Answer:
-    """The answer to a client.
+class ClientResponse:
+    """The response to one client.
 
     Attributes:
-        status: once begun; 0 before.
-        ended: whether it is whole.
+        status: the HTTP status once the response has begun; 0 before.
+        ended: whether it is complete.
+
+    Args:
+        send: of the ASGI call.
     """
 
     def __init__(self, send: Send) -> None:
@@ -132,30 +137,30 @@ class Answer:
 
     @property
     def begun(self) -> bool:
-        """Whether anything has been sent."""
+        """Whether anything was sent to the client."""
         return self.status != 0
 
     async def begin(self, status: int, headers: Headers) -> None:
-        """Send the status and the headers."""
+        """Send status and headers."""
         self.status = status
         self._events = any(
             name.lower() == b"content-type" and value.startswith(EVENT_STREAM) for name, value in headers
         )
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
-    async def add(self, piece: bytes) -> None:
-        """Send a piece of the body."""
-        self._tail = (self._tail + piece)[-2:]
-        await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+    async def add(self, chunk: bytes) -> None:
+        """Send a chunk of the body."""
+        self._tail = (self._tail + chunk)[-2:]
+        await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
 
     async def end(self) -> None:
-        """There is no more."""
+        """Complete the response."""
         self.ended = True
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def refuse(self, refusal: Refusal) -> None:
-        """Say why there is no answer, or no more of it. A body that has begun and is no stream of events, or is in the
-        middle of one, cannot hold that: it is left unfinished, and the server then cuts the connection."""
+        """Send the error: as the response, or as an event of a stream that has begun. A body that is no event stream,
+        or ends within an event, cannot carry it: it is left incomplete, and the server closes the connection."""
         if not self.begun:
             await self.begin(refusal.status, refusal.headers())
             await self.add(refusal.body())
@@ -165,6 +170,6 @@ class Answer:
             await self.end()
 
 
-def passed_on(headers: Headers) -> Headers:
-    """An upstream's headers as the client gets them."""
+def forwarded_headers(headers: Headers) -> Headers:
+    """The headers of an upstream's response that are forwarded to the client."""
     return [(name, value) for name, value in headers if name.lower() not in HOP_BY_HOP | {b"date", b"server"}]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From what a user wants served to what each pipeline is started from. All is checked here; nothing is started."""
+"""Turns the options of `zpptool serve` into one launch plan a pipeline. It checks everything and starts nothing."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from zpptool.errors import address_error, invalid_error, usage_error
 from zpptool.net.addresses import DEFAULT_HOST
 from zpptool.serve.gpus import refuse_full, refuse_unseen
 
-FRONTS_OWN = (
+FRONT_OPTIONS = (
     "--host", "--port", "--uds", "--api-key", "--ssl-keyfile", "--ssl-certfile", "--ssl-ca-certs", "--root-path",
 )  # fmt: skip
-"""vLLM's words for what the front does here."""
-NVIDIAS_DEVICE = Path("/dev/nvidiactl")
-"""There where NVIDIA's driver is."""
+"""Options of vLLM's server for tasks that belong to the front here."""
+NVIDIA_DEVICE = Path("/dev/nvidiactl")
+"""Exists where NVIDIA's driver is loaded."""
 
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """What a user asked for; see `zpptool serve --help`."""
+    """The options that determine the pipelines; see `zpptool serve --help`. Names ending in `_s` are in seconds."""
 
     model: Path | None
     pipeline_dir: Path | None
@@ -58,13 +58,13 @@ class ServeOptions:
 
 @dataclass(frozen=True)
 class PipelineLaunchPlan:
-    """One pipeline, as it is started again and again.
+    """What one pipeline is started from, each time.
 
     Attributes:
-        specs: every stage; of those addresses that are chosen anew at each start, the ones of the first.
+        specs: every stage's spec. Addresses that are chosen at each start are placeholders here.
         env: each stage's additions to the environment.
-        over_ipc: whether the stages meet in a directory that is made at each start.
-        any_port: whether the head's API takes any free port at each start.
+        over_ipc: whether the stages' links are unix sockets in a directory that is created for each start.
+        any_port: whether the head's API gets a free port at each start.
     """
 
     specs: tuple[StageSpec, ...]
@@ -76,7 +76,7 @@ class PipelineLaunchPlan:
         """The specs of one start.
 
         Args:
-            scratch: a private directory that lives until the stages have ended.
+            scratch: a private directory that exists until the stages have ended.
         """
         links = plan_endpoints(len(self.specs), transport="ipc", ipc_dir=scratch)
         port = free_port() if self.any_port else self.specs[0].api_port
@@ -92,113 +92,115 @@ class PipelineLaunchPlan:
         )
 
 
-def plan_serving(wish: ServeOptions) -> tuple[PipelineLaunchPlan, ...]:
-    """Every pipeline that is to be started.
+def plan_serving(options: ServeOptions) -> tuple[PipelineLaunchPlan, ...]:
+    """A launch plan for each pipeline, `options.replicas` of them.
 
     Raises:
-        ZppError: (USAGE), (INVALID), (ADDRESS) or (FAILURE, memory): what was asked for cannot be.
+        ZppError: the options cannot be carried out: (USAGE), (INVALID), (ADDRESS), or (FAILURE) for lack of memory.
     """
-    _refuse_fronts_own(wish.engine_args)
-    specs = _plan_specs(wish) if wish.plan_file is not None else _wished_specs(wish)
-    placed = place_on_gpus(specs * wish.replicas, wish.gpu_ids)
+    _refuse_front_options(options.engine_args)
+    specs = _specs_of_plan_file(options) if options.plan_file is not None else _specs_of_model(options)
+    placed = place_on_gpus(specs * options.replicas, options.gpu_ids)
     stages = placed.specs
     if any(placed.groups):
-        if wish.gpu_ids and not placed.named:
+        if options.gpu_ids and not placed.named:
             refuse_unseen(placed.groups, placed.found)
         refuse_full(placed.groups, [bytes_on_a_gpu(spec) for spec in stages], placed.found)
-    elif computes_on_cpu(wish.device) or (wish.device == "auto" and not NVIDIAS_DEVICE.exists()):
+    elif computes_on_cpu(options.device) or (options.device == "auto" and not NVIDIA_DEVICE.exists()):
         needed, free = [stage_bytes(spec) for spec in stages], free_memory()
         refuse_too_much(needed, free)
-        stages = _with_kv_share(stages, wish.engine_args, needed, free)
+        stages = _with_kv_share(stages, options.engine_args, needed, free)
     env = stage_environments([spec.tensor_parallel_size for spec in stages], placed.env)
-    own = [slice(number * len(specs), (number + 1) * len(specs)) for number in range(wish.replicas)]
-    orders = tuple(_replica(stages[part], number, wish, env[part]) for number, part in enumerate(own))
-    for order in orders:
-        _refuse_taken_ports(order, wish.port)
-    return orders
+    slices = [slice(number * len(specs), (number + 1) * len(specs)) for number in range(options.replicas)]
+    plans = tuple(_replica(stages[part], number, options, env[part]) for number, part in enumerate(slices))
+    for plan in plans:
+        _refuse_taken_ports(plan, options.port)
+    return plans
 
 
-def _wished_specs(wish: ServeOptions) -> tuple[StageSpec, ...]:
-    if wish.pipeline_dir is not None:
-        directories, manifests = split_stages(wish.pipeline_dir)
+def _specs_of_model(options: ServeOptions) -> tuple[StageSpec, ...]:
+    if options.pipeline_dir is not None:
+        directories, manifests = split_stages(options.pipeline_dir)
         partition = manifests[0].ranges
-        if wish.num_stages not in (None, len(partition)):
-            raise invalid_error(f"{wish.pipeline_dir} holds {len(partition)} stages, not {wish.num_stages}")
+        if options.num_stages not in (None, len(partition)):
+            raise invalid_error(f"{options.pipeline_dir} holds {len(partition)} stages, not {options.num_stages}")
     else:
-        assert wish.model is not None
-        partition = dynamic_partition(wish.model, wish.num_stages, wish.ranges)
-        directories = [wish.model] * len(partition)
+        assert options.model is not None
+        partition = dynamic_partition(options.model, options.num_stages, options.ranges)
+        directories = [options.model] * len(partition)
     return tuple(
         StageSpec(
-            engine=wish.engine,
+            engine=options.engine,
             model=str(directory),
             partition=tuple((own.start, own.end) for own in partition),
             stage=stage,
             bind="",
             connect="",
-            dtype=wish.dtype,
-            device=wish.device,
-            api_port=wish.api_port or free_port(),
-            engine_args=wish.engine_args,
-            start_timeout_s=wish.start_timeout_s,
-            step_timeout_s=wish.step_timeout_s,
-            recovery_deadline_s=wish.recovery_deadline_s,
-            beat_timeout_s=wish.beat_timeout_s,
-            served_name=wish.served_name,
+            dtype=options.dtype,
+            device=options.device,
+            api_port=options.api_port or free_port(),
+            engine_args=options.engine_args,
+            start_timeout_s=options.start_timeout_s,
+            step_timeout_s=options.step_timeout_s,
+            recovery_deadline_s=options.recovery_deadline_s,
+            beat_timeout_s=options.beat_timeout_s,
+            served_name=options.served_name,
         )
         for stage, directory in enumerate(directories)
     )
 
 
-def _plan_specs(wish: ServeOptions) -> tuple[StageSpec, ...]:
-    assert wish.plan_file is not None
-    plan = load_plan_file(wish.plan_file)
+def _specs_of_plan_file(options: ServeOptions) -> tuple[StageSpec, ...]:
+    assert options.plan_file is not None
+    plan = load_plan_file(options.plan_file)
     places = [place.endpoints for place in plan.stages]
     elsewhere = [place.host for place in places if place.host not in probed_hosts(places)]
     if elsewhere:
         raise usage_error(
-            f"{wish.plan_file} puts stages on {', '.join(dict.fromkeys(elsewhere))}, which is not this machine",
+            f"{options.plan_file} puts stages on {', '.join(dict.fromkeys(elsewhere))}, which is not this machine",
             "Start each stage on its own host (zpptool run-stage --plan), and here: zpptool serve --upstream"
             f" http://{places[0].host}:{plan.api_port}",
         )
     return tuple(
         msgspec.structs.replace(
-            spec_of_plan(plan, stage, wish.model or wish.pipeline_dir),
-            device=wish.device,
-            start_timeout_s=wish.start_timeout_s,
-            step_timeout_s=wish.step_timeout_s,
-            recovery_deadline_s=wish.recovery_deadline_s,
-            beat_timeout_s=wish.beat_timeout_s,
-            served_name=wish.served_name,
+            spec_of_plan(plan, stage, options.model or options.pipeline_dir),
+            device=options.device,
+            start_timeout_s=options.start_timeout_s,
+            step_timeout_s=options.step_timeout_s,
+            recovery_deadline_s=options.recovery_deadline_s,
+            beat_timeout_s=options.beat_timeout_s,
+            served_name=options.served_name,
         )
         for stage in range(len(plan.stages))
     )
 
 
 def _replica(
-    specs: tuple[StageSpec, ...], number: int, wish: ServeOptions, env: Sequence[Mapping[str, str]]
+    specs: tuple[StageSpec, ...], number: int, options: ServeOptions, env: Sequence[Mapping[str, str]]
 ) -> PipelineLaunchPlan:
-    """The pipeline of that number: the first has the ports that were asked for, each other one those behind."""
-    if wish.plan_file is not None:
+    """The launch plan of the pipeline with that number: the first one has the given ports, each later one the next
+    ports after them."""
+    if options.plan_file is not None:
         if number:
-            raise usage_error("a plan has the addresses of one pipeline", "Leave out --replicas, or --plan.")
+            raise usage_error("a plan holds the addresses of one pipeline", "Leave out --replicas, or --plan.")
         return PipelineLaunchPlan(specs, tuple(env), over_ipc=False, any_port=False)
-    api_port = wish.api_port + number if wish.api_port is not None else specs[0].api_port
-    moved = tuple(msgspec.structs.replace(spec, api_port=api_port) for spec in specs)
-    if wish.base_port is not None:
-        links = plan_endpoints(len(specs), wish.base_port + number * (len(specs) + 1))
-        moved = tuple(
+    api_port = options.api_port + number if options.api_port is not None else specs[0].api_port
+    specs = tuple(msgspec.structs.replace(spec, api_port=api_port) for spec in specs)
+    if options.base_port is not None:
+        links = plan_endpoints(len(specs), options.base_port + number * (len(specs) + 1))
+        specs = tuple(
             msgspec.structs.replace(spec, bind=link.bind, connect=link.connect)
-            for spec, link in zip(moved, links, strict=True)
+            for spec, link in zip(specs, links, strict=True)
         )
-    return PipelineLaunchPlan(moved, tuple(env), over_ipc=wish.base_port is None, any_port=wish.api_port is None)
+    return PipelineLaunchPlan(specs, tuple(env), over_ipc=options.base_port is None, any_port=options.api_port is None)
 
 
-def _refuse_taken_ports(order: PipelineLaunchPlan, front_port: int) -> None:
-    api_port = order.specs[0].api_port
-    links = () if order.over_ipc else order.specs
-    own = {str(api_port) if not order.any_port else "", *(spec.bind.rpartition(":")[2] for spec in links)}
-    if str(front_port) in own:
+def _refuse_taken_ports(launch_plan: PipelineLaunchPlan, front_port: int) -> None:
+    """Refuse ports that are in use, or given twice."""
+    api_port = launch_plan.specs[0].api_port
+    links = () if launch_plan.over_ipc else launch_plan.specs
+    ports = {str(api_port) if not launch_plan.any_port else "", *(spec.bind.rpartition(":")[2] for spec in links)}
+    if str(front_port) in ports:
         raise address_error(
             f"the front's port {front_port} is also one of the pipeline's", "Choose another --port, or other ports."
         )
@@ -206,16 +208,16 @@ def _refuse_taken_ports(order: PipelineLaunchPlan, front_port: int) -> None:
     places = places or [StageEndpoints(0, DEFAULT_HOST, "", "")]
     if links:
         open_ports(places, api_port)
-    faults = probe_ports(places, None if order.any_port else api_port)
+    faults = probe_ports(places, None if launch_plan.any_port else api_port)
     if faults:
         raise address_error("; ".join(fault.message for fault in faults), "Give other ports, or none.")
 
 
-def _refuse_fronts_own(engine_args: Sequence[str]) -> None:
-    for word in engine_args:
-        if word.split("=")[0].replace("_", "-") in FRONTS_OWN:
+def _refuse_front_options(engine_args: Sequence[str]) -> None:
+    for argument in engine_args:
+        if argument.split("=")[0].replace("_", "-") in FRONT_OPTIONS:
             raise usage_error(
-                f"{word} is for the front: clients never speak to the engine's own server",
+                f"{argument} is for the front: clients never connect to the engine's own server",
                 "Give it to zpptool serve, before --; see zpptool serve --help.",
             )
 
@@ -223,9 +225,10 @@ def _refuse_fronts_own(engine_args: Sequence[str]) -> None:
 def _with_kv_share(
     specs: tuple[StageSpec, ...], given: Sequence[str], needed: Sequence[int], free: int
 ) -> tuple[StageSpec, ...]:
-    """Stages of vLLM that share a CPU share its memory too, unless the user has said how."""
-    names = {word.split("=")[0].replace("_", "-") for word in given}
+    """The specs with a share of the free memory for each stage's KV cache, where the engine is vLLM and the user's
+    engine arguments do not set the cache's size."""
+    names = {argument.split("=")[0].replace("_", "-") for argument in given}
     if specs[0].engine is not Engine.VLLM or names & {"--kv-cache-memory-bytes", "--gpu-memory-utilization"}:
         return specs
-    words = ("--kv-cache-memory-bytes", str(kv_share(needed, free)))
-    return tuple(msgspec.structs.replace(spec, engine_args=(*spec.engine_args, *words)) for spec in specs)
+    arguments = ("--kv-cache-memory-bytes", str(kv_share(needed, free)))
+    return tuple(msgspec.structs.replace(spec, engine_args=(*spec.engine_args, *arguments)) for spec in specs)

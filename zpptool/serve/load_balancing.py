@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which pipeline a request goes to, as pure functions: to one that is ready, has failed it least, and does least."""
+"""Which pipeline gets a request, as pure functions: among the ready ones, the one at which this request has failed
+least often, then the one with the fewest requests in flight."""
 
 from __future__ import annotations
 
@@ -9,15 +10,15 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class BackendState:
-    """A pipeline as the front knows it.
+    """The state of a pipeline behind the gateway.
 
     Attributes:
-        url: the base of its API; empty while it has none.
-        ready: whether it takes requests.
-        phase: what it is doing, in words.
-        generation: changes whenever it was started again: what failed in one generation may work in the next.
+        url: the base URL of its API; empty while it has none.
+        ready: whether it accepts requests.
+        phase: what it is doing, for people.
+        generation: changes at each start, so that a request that failed in one generation may be tried in the next.
         hopeless: whether it will never be ready again.
-        why: what keeps it from being ready; None for nothing known.
+        why: why it is not ready; None where that is unknown.
     """
 
     url: str = ""
@@ -30,19 +31,19 @@ class BackendState:
 
 @dataclass
 class Upstream:
-    """A pipeline behind the front, and what it has to do with requests.
+    """A pipeline behind the gateway, with the gateway's counts of its requests.
 
     Attributes:
-        name: what people call it.
-        standing: as last heard.
+        name: shown to people, and the `replica` label of metrics.
+        state: the most recent one.
         in_flight: requests that it is answering.
-        taken: requests that it was ever given.
-        last_taken: the number, among all requests, of the last one that it was given.
-        suspect_until: the time until which it is passed over, because it has just failed somebody.
+        taken: requests that were sent to it since the start.
+        last_taken: the sequence number, over all pipelines, of the last request that was sent to it.
+        suspect_until: it gets no requests until this time on the monotonic clock, because one has just failed there.
     """
 
     name: str
-    standing: BackendState = field(default_factory=BackendState)
+    state: BackendState = field(default_factory=BackendState)
     in_flight: int = 0
     taken: int = 0
     last_taken: int = 0
@@ -50,35 +51,36 @@ class Upstream:
 
 
 Failures = Mapping[tuple[str, int], int]
-"""How often one request has failed at a pipeline's generation."""
+"""How often one request has failed, by pipeline name and generation."""
 
 
 def choose(upstreams: Sequence[Upstream], failures: Failures, now: float) -> Upstream | None:
-    """The pipeline that a request goes to; None where none can take it now.
+    """The pipeline that a request is sent to; None where none can take it now.
 
     Args:
-        upstreams: all there are.
+        upstreams: all pipelines.
         failures: of this request.
         now: on the clock of `suspect_until`.
     """
-    able = [each for each in upstreams if each.standing.ready and each.suspect_until <= now]
-    if not able:
+    available = [each for each in upstreams if each.state.ready and each.suspect_until <= now]
+    if not available:
         return None
     return min(
-        able, key=lambda each: (failures.get((each.name, each.standing.generation), 0), each.in_flight, each.last_taken)
+        available,
+        key=lambda each: (failures.get((each.name, each.state.generation), 0), each.in_flight, each.last_taken),
     )
 
 
-def phase_of_all(upstreams: Sequence[Upstream]) -> str:
-    """What they are doing together, in words: `ready` as soon as one is."""
-    if any(each.standing.ready for each in upstreams):
+def combined_phase(upstreams: Sequence[Upstream]) -> str:
+    """What all pipelines are doing, for people: `ready` as soon as one is."""
+    if any(each.state.ready for each in upstreams):
         return "ready"
     if len(upstreams) == 1:
-        return upstreams[0].standing.phase
-    return "; ".join(f"{each.name}: {each.standing.phase}" for each in upstreams)
+        return upstreams[0].state.phase
+    return "; ".join(f"{each.name}: {each.state.phase}" for each in upstreams)
 
 
-def why_not(upstreams: Sequence[Upstream]) -> str:
-    """Why none is ready, in words."""
-    reasons = [each.standing.why for each in upstreams if each.standing.why]
-    return f"{phase_of_all(upstreams)} ({'; '.join(reasons)})" if reasons else phase_of_all(upstreams)
+def not_ready_reason(upstreams: Sequence[Upstream]) -> str:
+    """Why no pipeline is ready, for people."""
+    reasons = [each.state.why for each in upstreams if each.state.why]
+    return f"{combined_phase(upstreams)} ({'; '.join(reasons)})" if reasons else combined_phase(upstreams)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`/pipeline/status`: everything behind the front as one object, for the page, `zpptool status` and scripts.
+"""`/pipeline/status`: all pipelines behind the gateway as one object, for the page, `zpptool status` and scripts.
 
-A pipeline that was started here is known by its supervisor, and its ring by its head; of one behind an address, the
-front there tells, if there is one. Keys are only ever added.
+For a pipeline that was started here, the data come from its supervisor and, about its ring, from its head; for one
+behind `--upstream` from the front there, if there is one. Keys are only ever added.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from zpptool.console import SCHEMA_VERSION
 from zpptool.places import place_name
 from zpptool.process.group import HEAD_NAME
 from zpptool.process.progress import STARTING
-from zpptool.process.progress import WAITING as OTHERS
+from zpptool.process.progress import WAITING as WAITING_FOR_OTHERS
 from zpptool.ring.status import COMPUTING, LOADING, READY, UNHEARD, WAITING, LinkStatus
 from zpptool.serve.load_balancing import Upstream
-from zpptool.serve.metrics import FrontMetrics
+from zpptool.serve.metrics import GatewayMetrics
 from zpptool.serve.pool import Pool
 from zpptool.supervisor.lifecycle import Phase
 from zpptool.supervisor.pipeline_view import PipelineView
 
 LOADED = "loaded"
-"""A stage that could compute, of a pipeline that is not known to be whole."""
+"""The phase of a stage that can compute, in a pipeline that is not ready yet."""
 LINK_FIELDS = (
     "peer", "endpoint", "state", "epoch", "rtt_ms", "queue", "bytes_sent", "bytes_received", "messages_sent",
     "messages_received", "refused", "last_error",
@@ -34,15 +34,18 @@ LINK_FIELDS = (
 
 
 def whole_status(
-    pool: Pool, metrics: FrontMetrics, described: Sequence[Mapping[str, Any]], tokens_per_s: Mapping[str, float | None]
+    pool: Pool,
+    metrics: GatewayMetrics,
+    described: Sequence[Mapping[str, Any]],
+    tokens_per_s: Mapping[str, float | None],
 ) -> dict[str, Any]:
-    """The object.
+    """The whole object.
 
     Args:
-        pool: the pipelines behind the front.
-        metrics: the front's counts.
-        described: what each pipeline's source says, in the pool's order.
-        tokens_per_s: by pipeline; None where it does not tell.
+        pool: the pipelines behind the gateway.
+        metrics: the gateway's counts.
+        described: each pipeline's description, in the pool's order.
+        tokens_per_s: by pipeline name; None where it is unknown.
     """
     replicas, stages = [], []
     for upstream, own in zip(pool.upstreams, described, strict=True):
@@ -64,14 +67,14 @@ def whole_status(
 
 
 def _replica(upstream: Upstream, own: Mapping[str, Any], tokens_per_s: float | None) -> dict[str, Any]:
-    standing = upstream.standing
+    state = upstream.state
     return {
         "replica": upstream.name,
-        "url": standing.url,
-        "phase": standing.phase,
-        "ready": standing.ready,
-        "epoch": standing.generation,
-        "generation": standing.generation,
+        "url": state.url,
+        "phase": state.phase,
+        "ready": state.ready,
+        "epoch": state.generation,
+        "generation": state.generation,
         "restarts": own.get("restarts", 0),
         "recoveries": own.get("recoveries", 0),
         "planned": own.get("planned", 0),
@@ -83,18 +86,18 @@ def _replica(upstream: Upstream, own: Mapping[str, Any], tokens_per_s: float | N
         "engine": own.get("engine"),
         "head": own.get("head"),
         "tokens_per_s": tokens_per_s,
-        "why": standing.why,
+        "why": state.why,
     }
 
 
 def describe_pipeline(view: PipelineView) -> dict[str, Any]:
-    """What is known of a pipeline that was started here."""
+    """The description of a pipeline that was started here: its processes, its stages and its ring."""
     processes = {process.name: process for process in view.processes}
     ring = view.ring
-    told = {place_name(place.stage): place for place in (ring.head, *ring.stages)} if ring else {}
+    statuses = {place_name(place.stage): place for place in (ring.head, *ring.stages)} if ring else {}
 
     def place(name: str) -> dict[str, Any]:
-        process, known = processes.get(name), told.get(name)
+        process, known = processes.get(name), statuses.get(name)
         memory = _memory(process.pid) if process is not None else None
         running = process is not None and memory is not None
         link = known.link if known is not None and running else None
@@ -140,34 +143,41 @@ def describe_pipeline(view: PipelineView) -> dict[str, Any]:
 
 
 def describe_link(link: LinkStatus) -> dict[str, Any]:
-    """A link, as its sender sees it."""
+    """The public fields of a link's status."""
     return {name: getattr(link, name) for name in LINK_FIELDS}
 
 
 def stage_phase(view: PipelineView, stage: int, *, running: bool = True) -> str:
-    """What a stage is doing, in words. Its ring knows best; before it has heard of the stage, the stage itself says so,
-    and how much of the weights is loaded; and where the pipeline is neither starting nor whole, its state says all."""
+    """What a stage is doing, for people: the phase that its ring reports, where the pipeline is starting or ready. The
+    stage's own process reports it before the ring has a status of the stage, and the percentage while it loads. In any
+    other state of the pipeline, that state is the stage's phase too.
+
+    Args:
+        view: of the pipeline.
+        stage: its index.
+        running: whether its process runs, as far as the caller knows.
+    """
     process = next((one for one in view.processes if one.name == place_name(stage)), None)
     if process is None and view.state.phase is Phase.STARTING:
         return STARTING
     if process is None or not (running and process.running):
         return "not running"
     if view.state.phase in (Phase.CLEARING, Phase.RESTING) and stage not in view.state.places:
-        return OTHERS
+        return WAITING_FOR_OTHERS
     if view.state.phase not in (Phase.STARTING, Phase.READY):
         return str(view.state.phase)
-    told = view.ring.stages[stage].phase if view.ring is not None else UNHEARD
-    if told == LOADING:
+    reported = view.ring.stages[stage].phase if view.ring is not None else UNHEARD
+    if reported == LOADING:
         return process.phase if process.phase.startswith(LOADING) else LOADING
-    if told in (UNHEARD, WAITING):
+    if reported in (UNHEARD, WAITING):
         return process.phase if view.state.phase is Phase.STARTING else READY
-    if view.state.phase is Phase.STARTING and told in (READY, COMPUTING):
+    if view.state.phase is Phase.STARTING and reported in (READY, COMPUTING):
         return LOADED
-    return told.replace("-", " ")
+    return reported.replace("-", " ")
 
 
 def _memory(pid: int) -> int | None:
-    """Resident bytes of a process and all it has started; None where it does not run."""
+    """Resident bytes of a process and its descendants; None where it does not run."""
     try:
         root = psutil.Process(pid)
         if root.status() == psutil.STATUS_ZOMBIE:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""serve/serve_options."""
+"""The settings of one `zpptool serve`, checked and complete: what the command line hands to `serve.run`."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from zpptool.serve.proxy import ProxyLimits
 
 @dataclass(frozen=True)
 class ServeSettings:
-    """What to serve, and how.
+    """What to serve, and how; times are in seconds.
 
     Attributes:
-        orders: the pipelines to start here.
-        upstreams: the addresses of those that run elsewhere.
-        host: where the front listens.
-        port: its port; 0 for any.
+        launch_plans: the pipelines to start here.
+        upstreams: the base URLs of pipelines that run elsewhere.
+        host: the address that the front listens on.
+        port: the front's port; 0 for any that is free.
         certificate: a PEM file for TLS, or None.
-        key: its key's file.
-        api_keys: any of which is asked for; none lets everybody in.
-        limits: what one request may take.
-        recovery_deadline_s: how long a request waits for a pipeline to be ready.
-        drain_timeout_s: how long answers under way are waited for at the end.
-        max_restarts: a pipeline is given up after this many failures in a row; 0 counts as 1.
-        log_dir: where logs are kept; None keeps them only if something went wrong.
-        spares: how many processes each pipeline keeps ready to take the place of one that is lost.
+        key: the PEM file of the certificate's key, or None.
+        api_keys: the valid API keys; empty to require none.
+        limits: of one request.
+        recovery_deadline_s: how long a request waits for a pipeline to become ready.
+        drain_timeout_s: how long requests in flight may go on after a stop was requested.
+        max_restarts: how many starts in a row may fail after the first.
+        log_dir: the directory of the processes' logs; with None they are kept only if something failed.
+        spares: how many spare processes each pipeline keeps ready to replace a lost one.
     """
 
-    orders: tuple[PipelineLaunchPlan, ...]
+    launch_plans: tuple[PipelineLaunchPlan, ...]
     upstreams: tuple[str, ...]
     host: str
     port: int

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signals as news to be read when it suits, not as exceptions anywhere: what ends things must not be ended itself."""
+"""Signals as items of a queue, read at a suitable moment, and not as exceptions: an exception could interrupt the code
+that ends child processes."""
 
 from __future__ import annotations
 
@@ -10,23 +11,24 @@ from contextlib import contextmanager
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Ctrl-C, a service manager, a terminal that was closed."""
+"""Sent by Ctrl-C, by a service manager, and when the terminal closes."""
 
 
 @contextmanager
 def stop_requests() -> Iterator[queue.SimpleQueue[int]]:
-    """A queue that gets every signal that asks this process to stop. One that was ignored before (nohup) still is."""
-    asked: queue.SimpleQueue[int] = queue.SimpleQueue()
+    """A queue that gets the number of every signal that asks this process to stop. A signal that was ignored before
+    (nohup) stays ignored."""
+    received: queue.SimpleQueue[int] = queue.SimpleQueue()
 
-    def note(number: int, _frame: FrameType | None) -> None:
-        asked.put(number)
+    def enqueue(number: int, _frame: FrameType | None) -> None:
+        received.put(number)
 
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    heard = [number for number in STOP_SIGNALS if before[number] is not signal.SIG_IGN]
-    for number in heard:
-        signal.signal(number, note)
+    handled = [number for number in STOP_SIGNALS if before[number] is not signal.SIG_IGN]
+    for number in handled:
+        signal.signal(number, enqueue)
     try:
-        yield asked
+        yield received
     finally:
-        for number in heard:
+        for number in handled:
             signal.signal(number, before[number])

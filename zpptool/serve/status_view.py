@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A front's `/pipeline/status`, fetched and put into words: what `zpptool status` and `zpptool top` show."""
+"""A front's `/pipeline/status`, fetched and formatted for `zpptool status` and `zpptool top`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import httpx
 from zpptool.console import human_bytes
 from zpptool.errors import ZppError, address_error
 
-ASK_S = 10.0
+TIMEOUT_S = 10.0
 STAGE_COLUMNS = ("pipeline", "stage", "phase", "layers", "host", "pid", "generation", "memory", "rtt", "requests")
 LINK_COLUMNS = ("pipeline", "link", "state", "epoch", "rtt", "queue", "sent", "received", "refused", "last error")
 RIGHT = ("stage", "pid", "generation", "epoch", "memory", "rtt", "requests", "queue", "sent", "received", "refused")
@@ -21,34 +21,34 @@ WELL = frozenset({"ready", "computing", "connected"})
 
 
 def fetch_status(client: httpx.Client, url: str, key: str | None) -> dict[str, Any]:
-    """The status that a front tells.
+    """Fetch the status of a front.
 
     Args:
-        client: asks.
+        client: for the request.
         url: of the front.
-        key: of the API, where it wants one.
+        key: the API key, or None.
 
     Raises:
-        ZppError: (ADDRESS) nobody answers there, or not with a status.
+        ZppError: (ADDRESS) no server answers there, or not with a status; (FAILURE) the API key is missing or wrong.
     """
     headers = {"authorization": f"Bearer {key}"} if key else {}
     try:
-        asked = client.get(f"{url.rstrip('/')}/pipeline/status", headers=headers, timeout=ASK_S)
-        told = asked.json() if asked.status_code == httpx.codes.OK else None
+        response = client.get(f"{url.rstrip('/')}/pipeline/status", headers=headers, timeout=TIMEOUT_S)
+        status = response.json() if response.status_code == httpx.codes.OK else None
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as cause:
         raise address_error(f"no front answers at {url}: {cause}", "Name the one to ask with --url.") from cause
-    if asked.status_code == httpx.codes.UNAUTHORIZED:
-        raise ZppError(f"the front at {url} wants an API key", "Give it with --api-key, or as ZPP_API_KEY.")
-    if not isinstance(told, dict) or "stages" not in told:
+    if response.status_code == httpx.codes.UNAUTHORIZED:
+        raise ZppError(f"the front at {url} requires an API key", "Give it with --api-key, or as ZPP_API_KEY.")
+    if not isinstance(status, dict) or "stages" not in status:
         raise address_error(
-            f"{url} answers /pipeline/status with {asked.status_code}, not with a status",
+            f"{url} answers /pipeline/status with {response.status_code}, not with a status",
             "That is no front of zpptool serve; a head's own API has no status.",
         )
-    return told
+    return status
 
 
 def summary(status: Mapping[str, Any]) -> str:
-    """The whole in one line."""
+    """One line: model, phase, tokens per second, and requests."""
     requests = status["requests"]
     spares = sum(replica.get("spares", 0) for replica in status["replicas"])
     rate = f", {status['tokens_per_s']:.1f} tokens/s" if status["tokens_per_s"] is not None else ""
@@ -60,7 +60,7 @@ def summary(status: Mapping[str, Any]) -> str:
 
 
 def stage_rows(status: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """A row for every stage, in `STAGE_COLUMNS`."""
+    """One row a stage, with the cells of `STAGE_COLUMNS`."""
     return [
         (
             str(stage["replica"]),
@@ -79,7 +79,7 @@ def stage_rows(status: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def link_rows(status: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """A row for every link that is known, in `LINK_COLUMNS`: for each pipeline the head's, then those of its stages."""
+    """One row a known link, with the cells of `LINK_COLUMNS`: for each pipeline the head's, then its stages'."""
     rows = []
     for replica in status["replicas"]:
         stages = [stage for stage in status["stages"] if stage["replica"] == replica["replica"]]
@@ -104,7 +104,7 @@ def _link_row(pipeline: str, sender: str, link: Mapping[str, Any]) -> tuple[str,
 
 
 def reasons(status: Mapping[str, Any]) -> list[str]:
-    """Why pipelines are not ready, a line each."""
+    """One line a pipeline that is not ready, with the reason."""
     return [
         f"{replica['replica']}: {replica['phase']}: {replica['why']}"
         for replica in status["replicas"]

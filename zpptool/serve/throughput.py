@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tokens a second, from the counters of the engines' own servers, asked once a second while somebody is looking."""
+"""Tokens per second, from the counters of the engines' own servers, sampled once a second while the status is read."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from zpptool.serve.pool import Pool
 
 SAMPLE_S = 1.0
 WINDOW_S = 5.0
-LOOKED_AT_S = 10.0
-"""Nobody has asked for so long: nothing is sampled any more."""
-ASK_S = 2.0
-MEANT = ("vllm:generation_tokens_total", "zpp:generation_tokens_total")
+IDLE_AFTER_S = 10.0
+"""Sampling pauses when the rates have not been read for so long."""
+SCRAPE_S = 2.0
+TOKEN_COUNTERS = ("vllm:generation_tokens_total", "zpp:generation_tokens_total")
 
 
 class Rates:
@@ -26,37 +26,38 @@ class Rates:
 
     Args:
         pool: the pipelines.
-        client: asks them.
+        client: for requests to their servers.
     """
 
     def __init__(self, pool: Pool, client: httpx.AsyncClient) -> None:
         self._pool, self._client = pool, client
         self._samples: dict[str, deque[tuple[float, float]]] = {each.name: deque() for each in pool.upstreams}
-        self._looked_at = -LOOKED_AT_S
+        self._last_read_at = -IDLE_AFTER_S
 
     def tokens_per_s(self) -> dict[str, float | None]:
-        """By pipeline; None where it does not tell, or not yet."""
-        self._looked_at = time.monotonic()
+        """Tokens per second by pipeline; None where its server has no token counter, or has too few samples yet."""
+        self._last_read_at = time.monotonic()
         return {name: rate_of(samples) for name, samples in self._samples.items()}
 
     async def watch(self) -> None:
         """Sample until cancelled."""
         while True:
-            if time.monotonic() - self._looked_at < LOOKED_AT_S:
-                await asyncio.gather(*(self._sample(each.name, each.standing.url) for each in self._pool.upstreams))
+            if time.monotonic() - self._last_read_at < IDLE_AFTER_S:
+                await asyncio.gather(*(self._sample(each.name, each.state.url) for each in self._pool.upstreams))
             await asyncio.sleep(SAMPLE_S)
 
     async def _sample(self, name: str, url: str) -> None:
         if not url:
             return
         with suppress(httpx.TransportError):
-            asked = await self._client.get(f"{url}/metrics", timeout=ASK_S)
-            if asked.status_code == httpx.codes.OK and any(word in asked.text for word in MEANT):
-                add_sample(self._samples[name], time.monotonic(), generated_tokens(asked.text))
+            response = await self._client.get(f"{url}/metrics", timeout=SCRAPE_S)
+            if response.status_code == httpx.codes.OK and any(counter in response.text for counter in TOKEN_COUNTERS):
+                add_sample(self._samples[name], time.monotonic(), generated_tokens(response.text))
 
 
 def add_sample(samples: deque[tuple[float, float]], now: float, tokens: float) -> None:
-    """Remember a count, and forget those that are older than the window; a count that fell began anew."""
+    """Append a count and drop those older than the window. A count below the last one means that the counter restarted:
+    then all earlier ones are dropped."""
     if samples and tokens < samples[-1][1]:
         samples.clear()
     samples.append((now, tokens))
@@ -65,7 +66,7 @@ def add_sample(samples: deque[tuple[float, float]], now: float, tokens: float) -
 
 
 def rate_of(samples: deque[tuple[float, float]]) -> float | None:
-    """Tokens a second over the window; None of fewer than two samples."""
+    """Tokens per second over the window; None for fewer than two samples."""
     if len(samples) < 2:
         return None
     (began, first), (ended, last) = samples[0], samples[-1]
