@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The end of a wait. Every wait of the wire has one, so a timeout is a finite number of seconds."""
+"""The deadline of a wait. Every wait of a link has one, so a timeout is a finite number of seconds."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from zpptool.errors import usage_error
 
 class Deadline:
     """A moment `timeout_s` seconds from now, on the monotonic clock.
+
+    Attributes:
+        timeout_s: the timeout it was made from.
 
     Raises:
         ZppError: the timeout is negative, infinite or not a number (exit 2).
@@ -29,5 +32,5 @@ class Deadline:
         return max(0.0, self._end - time.monotonic())
 
     def remaining_ms(self) -> int:
-        """Whole milliseconds left, rounded up, in the range a poll call takes."""
+        """Whole milliseconds left, rounded up, in the range that a poll call accepts."""
         return min(math.ceil(self.remaining_s() * 1000), 2**31 - 1)

@@ -191,7 +191,8 @@ def test_a_port_that_another_program_holds_ends_the_wait_with_its_address(hosts:
         assert stage.wait(HANG_GUARD_S) == ExitCode.STAGE
         text = log.read_text()
         assert f"stage 2 has waited 1.5 s for the roll call from stage 1 at tcp://{address}:{port}" in text
-        assert f"tcp://{address}:{port}: who listens there broke off the handshake, or speaks another protocol" in text
+        trouble = "the process at that address broke off the handshake, or speaks another protocol"
+        assert f"tcp://{address}:{port}: {trouble}" in text
     finally:
         for process in (stage, stranger):
             process.kill()

@@ -28,7 +28,16 @@ from zpptool.log import TextFormatter
 from zpptool.ring.messages import Call, Fault, Reply, Stop, Verdict, encode_control
 from zpptool.wire.link import LinkReceiver, Party, Window
 from zpptool.wire.message.framing import HEAD, Kind, Limits, decode, encode
-from zpptool.wire.protocol.link_messages import Hello, Refused, Taken, Told, Welcome, Word, decode_word, encode_word
+from zpptool.wire.protocol.link_messages import (
+    Acknowledgement,
+    Hello,
+    LinkMessage,
+    Notification,
+    Refused,
+    Welcome,
+    decode_link_message,
+    encode_link_message,
+)
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -92,8 +101,8 @@ def wire(header: bytes, *frames: bytes, sequence: int = 0, kind: Kind = Kind.CON
     return [bytes(part) for part in parts]
 
 
-def link_message(word: Word, session: int = 0) -> list[bytes]:
-    return wire(encode_word(word), kind=Kind.LINK, session=session)
+def link_message(message: LinkMessage, session: int = 0) -> list[bytes]:
+    return wire(encode_link_message(message), kind=Kind.LINK, session=session)
 
 
 HELLO = Hello(Party(1), Window(), Limits(), {})
@@ -123,17 +132,17 @@ def test_a_hostile_receiver_is_refused_with_a_reason_and_the_ring_goes_on(
         stranger.rcvtimeo = 5000
         stranger.connect(specs[0].bind)
         stranger.send_multipart(sent)
-        answer = decode_word(decode(stranger.recv_multipart(), Limits()).header)
+        answer = decode_link_message(decode(stranger.recv_multipart(), Limits()).header)
         assert isinstance(answer, Refused)
         assert text in answer.reason
         for number in range(20):
-            stranger.send_multipart(link_message(Taken(1 << 60)))
-            stranger.send_multipart(link_message(Told(b"no fault at all")))
+            stranger.send_multipart(link_message(Acknowledgement(1 << 60)))
+            stranger.send_multipart(link_message(Notification(b"no fault at all")))
             assert ring.ask("step", str(number).encode()) == [f"{number} 0 1".encode()]
         assert ring.head.fault is None
         assert not stranger.poll(100), "a stranger was sent something"
     lines = [TextFormatter().format(record) for record in caplog.records]
-    assert any(line.startswith(f"zpptool stage 0: {specs[0].bind}: somebody was refused: ") for line in lines), lines
+    assert any(line.startswith(f"zpptool stage 0: {specs[0].bind}: a receiver was refused: ") for line in lines), lines
 
 
 STOP = encode_control(Stop(reason="go", broke=False))
@@ -164,7 +173,7 @@ def impostor(spec: StageSpec, *messages: list[bytes], welcome: bool = True) -> I
     ("message", "text"),
     [
         (wire(STOP, session=8), "it belongs to another session"),
-        (wire(b"\x80", kind=Kind.LINK), "a word of the link that cannot be read"),
+        (wire(b"\x80", kind=Kind.LINK), "a link message that cannot be read"),
         ([b""], "a preamble has"),
         ([b"hello"], "a preamble has"),
         ([bytes(64)], "another protocol"),

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.rings import ring, stage
 from zpptool.admin.prometheus import metrics_text
 from zpptool.ring.status import unheard
-from zpptool.wire.link.counters import ROUND_TRIP_BOUNDS_S, Tally
+from zpptool.wire.link.counters import ROUND_TRIP_BOUNDS_S, LinkCounters
 
 
 def test_every_link_and_stage_has_its_metrics() -> None:
@@ -43,9 +43,9 @@ def test_a_stage_without_a_report_has_no_link() -> None:
 
 @given(st.lists(st.floats(0, 20), max_size=50))
 def test_round_trips_are_counted_in_their_buckets(trips: list[float]) -> None:
-    tally = Tally()
+    counters = LinkCounters()
     for trip in trips:
-        tally.round_trip(trip)
-    assert sum(tally.rtt_counts) == len(trips)
+        counters.round_trip(trip)
+    assert sum(counters.rtt_counts) == len(trips)
     for place, bound in enumerate(ROUND_TRIP_BOUNDS_S):
-        assert sum(tally.rtt_counts[: place + 1]) == sum(trip <= bound for trip in trips)
+        assert sum(counters.rtt_counts[: place + 1]) == sum(trip <= bound for trip in trips)

@@ -12,8 +12,15 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zpptool.wire.compression.adaptive import BURST_BYTES, SHRINK_FROM_BYTES, Gauge, Speeds, WireCodec, worth_it
-from zpptool.wire.compression.bandwidth import Rate, believed
+from zpptool.wire.compression.adaptive import (
+    BURST_BYTES,
+    SHRINK_FROM_BYTES,
+    AdaptiveCompression,
+    Speeds,
+    WireCodec,
+    worth_it,
+)
+from zpptool.wire.compression.bandwidth import Rate, updated_speed
 from zpptool.wire.compression.byte_planes import WIDTHS, expand, shrink
 from zpptool.wire.link_errors import WireError
 
@@ -134,48 +141,48 @@ def test_a_faster_link_never_wants_it_more(nbytes, link, shrink_speed, ratio, fa
 
 
 def test_auto_tries_once_and_goes_by_what_it_saw():
-    gauge = Gauge(WireCodec.AUTO)
+    compression = AdaptiveCompression(WireCodec.AUTO)
     thin = Rate(THIN, at_least=False)
-    assert gauge.decide(MIB, lambda: thin)
-    gauge.note(MIB, MIB, 0.002)  # noise
-    assert not gauge.decide(MIB, lambda: thin)
-    tries = sum(gauge.decide(MIB, lambda: thin) for _ in range(640))
+    assert compression.decide(MIB, lambda: thin)
+    compression.record(MIB, MIB, 0.002)  # noise
+    assert not compression.decide(MIB, lambda: thin)
+    tries = sum(compression.decide(MIB, lambda: thin) for _ in range(640))
     assert tries == 10
     for _ in range(30):
-        gauge.note(MIB, MIB // 2, 0.002)
-    assert gauge.decide(MIB, lambda: thin)
+        compression.record(MIB, MIB // 2, 0.002)
+    assert compression.decide(MIB, lambda: thin)
 
 
 def test_the_other_codecs_ask_no_link():
     def never() -> Rate:
         raise AssertionError
 
-    assert not Gauge(WireCodec.NONE).decide(64 * MIB, never)
-    assert Gauge(WireCodec.ZSTD).decide(64 * MIB, never)
-    assert not Gauge(WireCodec.ZSTD).decide(SHRINK_FROM_BYTES - 1, never)
+    assert not AdaptiveCompression(WireCodec.NONE).decide(64 * MIB, never)
+    assert AdaptiveCompression(WireCodec.ZSTD).decide(64 * MIB, never)
+    assert not AdaptiveCompression(WireCodec.ZSTD).decide(SHRINK_FROM_BYTES - 1, never)
 
 
 def test_an_idle_connection_does_not_look_slow():
-    assert believed(None, Rate(1e6, at_least=True)) is None
-    assert believed(None, Rate(1e6, at_least=True), bursts=True) == 1e6
-    assert believed(None, Rate(1e6, at_least=False)) == 1e6
-    assert believed(2e6, Rate(1e6, at_least=True)) == 2e6
-    assert believed(1e6, Rate(9e8, at_least=True)) == 9e8
-    assert believed(1e6, Rate(9e8, at_least=False)) == 9e8
-    assert believed(1e9, Rate(1e8, at_least=False)) == pytest.approx(6.4e8)
-    assert believed(1e6, None) is None
+    assert updated_speed(None, Rate(1e6, at_least=True)) is None
+    assert updated_speed(None, Rate(1e6, at_least=True), bursts=True) == 1e6
+    assert updated_speed(None, Rate(1e6, at_least=False)) == 1e6
+    assert updated_speed(2e6, Rate(1e6, at_least=True)) == 2e6
+    assert updated_speed(1e6, Rate(9e8, at_least=True)) == 9e8
+    assert updated_speed(1e6, Rate(9e8, at_least=False)) == 9e8
+    assert updated_speed(1e9, Rate(1e8, at_least=False)) == pytest.approx(6.4e8)
+    assert updated_speed(1e6, None) is None
 
 
 def test_a_link_that_only_began_fast_is_soon_known():
-    gauge = Gauge(WireCodec.AUTO)
-    assert not any(gauge.decide(BURST_BYTES, lambda: Rate(1e9, at_least=False)) for _ in range(100))
-    decisions = [gauge.decide(2 * MIB, lambda: Rate(25e6, at_least=False)) for _ in range(12)]
+    compression = AdaptiveCompression(WireCodec.AUTO)
+    assert not any(compression.decide(BURST_BYTES, lambda: Rate(1e9, at_least=False)) for _ in range(100))
+    decisions = [compression.decide(2 * MIB, lambda: Rate(25e6, at_least=False)) for _ in range(12)]
     assert any(decisions)
 
 
 def test_auto_takes_what_large_messages_have_shown_though_they_did_not_fill_the_link_for_long():
-    gauge, seen = Gauge(WireCodec.AUTO), lambda: Rate(THIN, at_least=True)
-    assert not gauge.decide(BURST_BYTES - 1, seen)
-    assert not gauge.decide(BURST_BYTES, seen)  # the next one knows
-    assert gauge.decide(BURST_BYTES, seen)
-    assert not Gauge(WireCodec.AUTO).decide(BURST_BYTES, seen)
+    compression, seen = AdaptiveCompression(WireCodec.AUTO), lambda: Rate(THIN, at_least=True)
+    assert not compression.decide(BURST_BYTES - 1, seen)
+    assert not compression.decide(BURST_BYTES, seen)  # the next one knows
+    assert compression.decide(BURST_BYTES, seen)
+    assert not AdaptiveCompression(WireCodec.AUTO).decide(BURST_BYTES, seen)

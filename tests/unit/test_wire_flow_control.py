@@ -1,31 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A sender never has more under way than the window, and never waits for a receiver that has taken everything."""
+"""A sender never has more in flight than the window, and never waits for a receiver that has taken everything."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zpptool.wire.protocol.flow_control import Credit, Debt, Window
+from zpptool.wire.protocol.flow_control import AcknowledgementSchedule, Credit, Window
 
 windows = st.builds(Window, st.integers(1, 9), st.integers(1, 1000))
 
 
 @given(window=windows, sizes=st.lists(st.integers(0, 2000), max_size=60), data=st.data())
-def test_what_is_under_way_stays_within_the_window_and_nothing_is_stuck(window, sizes, data):
-    credit, debt = Credit(window), Debt(window)
-    under_way: list[int] = []
+def test_what_is_in_flight_stays_within_the_window_and_nothing_is_stuck(window, sizes, data):
+    credit, acknowledgements = Credit(window), AcknowledgementSchedule(window)
+    in_flight: list[int] = []
     for size in sizes:
-        while not credit.allows(size) or (under_way and data.draw(st.booleans())):
-            assert under_way, "everything is taken, and yet nothing may be sent"
-            debt.take(under_way.pop(0))
-            if debt.due:
-                assert credit.receive(debt.taken)
-                debt.told()
+        while not credit.allows(size) or (in_flight and data.draw(st.booleans())):
+            assert in_flight, "everything is taken, but nothing may be sent"
+            acknowledgements.take(in_flight.pop(0))
+            if acknowledgements.due:
+                assert credit.receive(acknowledgements.taken)
+                acknowledgements.sent()
         credit.spend(size)
-        under_way.append(size)
-        assert len(under_way) <= window.messages
-        assert sum(under_way) <= max(window.nbytes, window.nbytes // 4 + size)
+        in_flight.append(size)
+        assert len(in_flight) <= window.messages
+        assert sum(in_flight) <= max(window.nbytes, window.nbytes // 4 + size)
 
 
 def test_a_receiver_that_claims_what_was_never_sent_is_not_believed():

@@ -76,7 +76,7 @@ def field(offset: int, layout: str, value: int) -> list[bytes]:
 
 
 @pytest.mark.parametrize(
-    ("parts", "told"),
+    ("parts", "expected"),
     [
         ([], "no frames"),
         ([b"short"], "5 bytes"),
@@ -94,14 +94,14 @@ def field(offset: int, layout: str, value: int) -> list[bytes]:
         ([wire(frames=[b"small"])[0][:-5] + b"", b"small"], "2 frames came, 1 were announced"),
     ],
 )
-def test_what_is_wrong_is_named(parts, told):
-    with pytest.raises(WireError, match=told) as caught:
+def test_what_is_wrong_is_named(parts, expected):
+    with pytest.raises(WireError, match=expected) as caught:
         decode(parts, LIMITS)
     assert caught.value.exit_code is ExitCode.STAGE
 
 
 @pytest.mark.parametrize(
-    ("limits", "told"),
+    ("limits", "expected"),
     [
         (replace(LIMITS, max_frames=1), "2 frames"),
         (replace(LIMITS, max_header_bytes=5), "header of 6 bytes"),
@@ -109,10 +109,10 @@ def test_what_is_wrong_is_named(parts, told):
         (replace(LIMITS, max_message_bytes=PREAMBLE_BYTES + 11), "message of 44 bytes"),
     ],
 )
-def test_every_limit_holds_on_both_ends(limits, told):
-    with pytest.raises(WireError, match=told):
+def test_every_limit_holds_on_both_ends(limits, expected):
+    with pytest.raises(WireError, match=expected):
         decode(wire(), limits)
-    with pytest.raises(WireError, match=told):
+    with pytest.raises(WireError, match=expected):
         check_sizes(6, [3, 3], limits)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What no peer should send is a named error in every decoder; `scripts/fuzz_wire.py --frames 10000000` runs long."""
+"""Malformed bytes are a named error in every decoder; `scripts/fuzz_wire.py --frames 10000000` runs long."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from zpptool.places import HEAD
 from zpptool.ring import messages as c
 from zpptool.wire.message.framing import Limits, decode
 from zpptool.wire.message.tensors import unpack
-from zpptool.wire.protocol import link_messages as words
+from zpptool.wire.protocol import link_messages
 
 FUZZ = Path(__file__).parents[2] / "scripts" / "fuzz_wire.py"
 
@@ -39,14 +39,14 @@ def test_no_bytes_make_a_decoder_fail_otherwise_than_by_name(header: bytes, fram
         lambda: decode([header, *frames], Limits()),
         lambda: unpack(header, frames),
         lambda: c.decode_control(header, frames, stage=HEAD, peer="stage 1", endpoint="here", epoch=0),
-        lambda: words.decode_word(header),
+        lambda: link_messages.decode_link_message(header),
     ):
-        told = ""
+        message = ""
         try:
             take()
         except ZppError as error:
-            told = error.message
-        assert len(told) < 10_000
+            message = error.message
+        assert len(message) < 10_000
 
 
 @pytest.mark.torch
@@ -81,7 +81,7 @@ def test_control_that_cannot_be_is_refused(control: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize(
-    "word",
+    "link_message",
     [
         {"type": "taken", "count": -1},
         {"type": "taken", "count": 1, "more": 2},
@@ -92,6 +92,6 @@ def test_control_that_cannot_be_is_refused(control: dict[str, object]) -> None:
         {"type": "ping", "at": "now"},
     ],
 )
-def test_words_that_cannot_be_are_refused(word: dict[str, object]) -> None:
+def test_invalid_link_messages_are_refused(link_message: dict[str, object]) -> None:
     with pytest.raises(ZppError, match="cannot be read"):
-        words.decode_word(msgspec.msgpack.encode(word))
+        link_messages.decode_link_message(msgspec.msgpack.encode(link_message))

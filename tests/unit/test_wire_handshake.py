@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whom a link admits: every pair of parties gets one answer, and no two peers are ever welcome in one epoch."""
+"""Which receiver a link admits: every pair of parties gets one answer, and no two are welcome in one epoch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from zpptool.places import HEAD
 from zpptool.wire.link_errors import WireError
 from zpptool.wire.protocol.flow_control import Window
 from zpptool.wire.protocol.handshake import LinkState, judge, unfit
-from zpptool.wire.protocol.link_messages import Hold, Party, Refused, Welcome, decode_word, encode_word
+from zpptool.wire.protocol.link_messages import Hold, Party, Refused, Welcome, decode_link_message, encode_link_message
 
 OURS = Party(0, 3, "digest", "run", 2)
 THEIRS = Party(1, 3, "digest", "run", 2)
@@ -28,7 +28,7 @@ def changed(party: Party, **fields: object) -> Party:
     [THEIRS, changed(THEIRS, epoch=0), Party(1), changed(THEIRS, num_stages=0), changed(THEIRS, digest=""),
      changed(THEIRS, run_id="")],
 )  # fmt: skip
-def test_who_fits_is_welcome_also_where_he_does_not_know_everything_yet(theirs: Party) -> None:
+def test_a_matching_receiver_is_welcome_even_if_it_lacks_some_facts(theirs: Party) -> None:
     assert judge(theirs, OURS, 1, FREE) is None
 
 
@@ -42,7 +42,7 @@ def test_who_fits_is_welcome_also_where_he_does_not_know_everything_yet(theirs: 
         (changed(THEIRS, run_id="other"), "stage 1 belongs to run other, stage 0 to run", False),
     ],
 )
-def test_who_does_not_fit_is_refused_by_whichever_side_asks(theirs: Party, reason: str, plan: bool) -> None:
+def test_a_mismatch_is_refused_by_either_side(theirs: Party, reason: str, plan: bool) -> None:
     assert judge(theirs, OURS, 1, FREE) == unfit(theirs, OURS, 1) == Refused(reason, plan)
 
 
@@ -52,15 +52,15 @@ def test_a_second_peer_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("theirs", "ours", "standing", "reason"),
+    ("theirs", "ours", "state", "reason"),
     [
         (THEIRS, changed(OURS, run_id=""), FREE, "stage 0 waits for the run to begin"),
         (changed(THEIRS, epoch=3), OURS, FREE, "stage 0 is in epoch 2 still, not in 3"),
         (THEIRS, OURS, LinkState(taken=False, spent=True), "the link of epoch 2 was lost; another epoch has to begin"),
     ],
 )
-def test_who_comes_too_early_is_held(theirs: Party, ours: Party, standing: LinkState, reason: str) -> None:
-    assert judge(theirs, ours, 1, standing) == Hold(reason)
+def test_a_receiver_that_is_too_early_is_held(theirs: Party, ours: Party, state: LinkState, reason: str) -> None:
+    assert judge(theirs, ours, 1, state) == Hold(reason)
 
 
 parties = st.builds(
@@ -81,23 +81,27 @@ def test_only_the_awaited_one_is_ever_admitted_and_only_into_an_unused_epoch(the
 
 
 @given(st.binary(max_size=200))
-def test_noise_is_no_word(noise: bytes) -> None:
+def test_noise_is_no_link_message(noise: bytes) -> None:
     try:
-        word = decode_word(noise)
+        message = decode_link_message(noise)
     except WireError:
         return
-    assert decode_word(encode_word(word)) == word
+    assert decode_link_message(encode_link_message(message)) == message
 
 
-def test_a_word_with_something_unknown_in_it_is_refused() -> None:
-    word = msgspec.msgpack.decode(encode_word(Welcome(OURS, Window(), {})))
-    for changed_word in (word | {"extra": 1}, word | {"party": word["party"] | {"stage": "1"}}, {"type": "nothing"}):
+def test_a_link_message_with_an_unknown_field_is_refused() -> None:
+    message = msgspec.msgpack.decode(encode_link_message(Welcome(OURS, Window(), {})))
+    for altered in (
+        message | {"extra": 1},
+        message | {"party": message["party"] | {"stage": "1"}},
+        {"type": "nothing"},
+    ):
         with pytest.raises(WireError, match="cannot be read"):
-            decode_word(msgspec.msgpack.encode(changed_word))
+            decode_link_message(msgspec.msgpack.encode(altered))
 
 
 def test_where_receivers_follow_their_sender_those_of_another_run_are_welcome_and_the_head_is_held() -> None:
-    """A head that was started again names a new run; it reaches the last stage by way of all others."""
+    """A head that was started again names a new run; it reaches the last stage through all other stages."""
     following = LinkState(taken=False, spent=False, follows=True)
     assert judge(changed(THEIRS, run_id="older", epoch=9), OURS, 1, following) is None
     newer = changed(THEIRS, stage=HEAD, run_id="newer")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shared memory between two processes of a host: whole, never read stale, never in the way, gone when they are."""
+"""Shared memory between two processes of a host: whole frames, never stale ones, released with its processes."""
 
 from __future__ import annotations
 
@@ -24,125 +24,125 @@ FRAME = 1 << 20
 
 def pair(size: int = SIZE) -> tuple[SharedMemorySender, SharedMemoryReceiver]:
     """Both ends, in this process."""
-    giver = SharedMemorySender(size)
-    return giver, SharedMemoryReceiver(giver.offer)
+    sender = SharedMemorySender(size)
+    return sender, SharedMemoryReceiver(sender.offer)
 
 
-def put(giver: SharedMemorySender, data: bytes) -> int:
-    ticket = giver.put(data)
+def put(sender: SharedMemorySender, data: bytes) -> int:
+    ticket = sender.put(data)
     assert ticket is not None
     return ticket
 
 
 def test_frames_arrive_in_place_and_belong_to_the_receiver():
-    giver, taker = pair()
-    assert giver.ready
-    tickets = [put(giver, bytes([number]) * FRAME) for number in range(3)]
-    views = [taker.get(ticket, FRAME) for ticket in tickets]
+    sender, receiver = pair()
+    assert sender.ready
+    tickets = [put(sender, bytes([number]) * FRAME) for number in range(3)]
+    views = [receiver.get(ticket, FRAME) for ticket in tickets]
     views[1][:] = b"x" * FRAME
     assert [bytes(view) for view in views] == [bytes(FRAME), b"x" * FRAME, b"\2" * FRAME]
 
 
-def test_nothing_is_put_before_the_receiver_has_the_segment():
-    giver = SharedMemorySender(SIZE)
-    assert not giver.ready
+def test_a_sender_is_not_ready_before_the_receiver_has_mapped_the_segment():
+    sender = SharedMemorySender(SIZE)
+    assert not sender.ready
 
 
-def test_memory_is_used_again_only_when_its_last_view_has_gone():
-    giver, taker = pair(2 * FRAME)
-    first, second = (taker.get(put(giver, bytes([number]) * FRAME), FRAME) for number in (1, 2))
-    assert giver.put(bytes(FRAME)) is None
+def test_memory_is_reused_only_when_its_last_view_is_released():
+    sender, receiver = pair(2 * FRAME)
+    first, second = (receiver.get(put(sender, bytes([number]) * FRAME), FRAME) for number in (1, 2))
+    assert sender.put(bytes(FRAME)) is None
     part = first[10:20]
     del first
-    assert giver.put(bytes(FRAME)) is None
+    assert sender.put(bytes(FRAME)) is None
     assert bytes(part) == b"\1" * 10
     del part
-    third = taker.get(put(giver, b"\3" * FRAME), FRAME)
+    third = receiver.get(put(sender, b"\3" * FRAME), FRAME)
     assert bytes(third) == b"\3" * FRAME
     assert bytes(second) == b"\2" * FRAME
 
 
 def test_a_view_outlives_both_ends():
-    giver, taker = pair()
-    view = taker.get(put(giver, b"z" * FRAME), FRAME)
-    giver.close()
-    taker.close()
-    del giver, taker
+    sender, receiver = pair()
+    view = receiver.get(put(sender, b"z" * FRAME), FRAME)
+    sender.close()
+    receiver.close()
+    del sender, receiver
     assert bytes(view) == b"z" * FRAME
 
 
 def test_a_ticket_is_good_once():
-    giver, taker = pair(FRAME)
-    ticket = put(giver, bytes(FRAME))
-    view = taker.get(ticket, FRAME)
+    sender, receiver = pair(FRAME)
+    ticket = put(sender, bytes(FRAME))
+    view = receiver.get(ticket, FRAME)
     with pytest.raises(WireError, match="not the one"):
-        taker.get(ticket, FRAME)
+        receiver.get(ticket, FRAME)
     del view
-    newer = put(giver, b"n" * FRAME)
+    newer = put(sender, b"n" * FRAME)
     with pytest.raises(WireError, match="not the one"):
-        taker.get(ticket, FRAME)
-    assert bytes(taker.get(newer, FRAME)) == b"n" * FRAME
+        receiver.get(ticket, FRAME)
+    assert bytes(receiver.get(newer, FRAME)) == b"n" * FRAME
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**40))
-def test_no_ticket_leads_out_of_the_segment(ticket, nbytes):
-    _giver, taker = pair(FRAME)
+def test_no_ticket_reaches_outside_the_segment(ticket, nbytes):
+    _giver, receiver = pair(FRAME)
     with pytest.raises(WireError):
-        taker.get(ticket, nbytes)
+        receiver.get(ticket, nbytes)
 
 
 def test_slots_run_out_without_harm():
-    giver, taker = pair()
-    held = [taker.get(put(giver, b"a" * 8), 8) for _ in range(SLOTS)]
-    assert giver.put(b"a" * 8) is None
+    sender, receiver = pair()
+    held = [receiver.get(put(sender, b"a" * 8), 8) for _ in range(SLOTS)]
+    assert sender.put(b"a" * 8) is None
     del held[5]
-    assert giver.put(b"a" * 8) is not None
+    assert sender.put(b"a" * 8) is not None
 
 
-def test_memory_that_the_system_refuses_is_no_fault(monkeypatch):
-    giver, _taker = pair()
+def test_a_failed_allocation_is_no_fault(monkeypatch):
+    sender, _taker = pair()
 
     def refuse(*_: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", refuse)
-    assert giver.put(bytes(FRAME)) is None
+    assert sender.put(bytes(FRAME)) is None
     monkeypatch.undo()
-    assert giver.put(bytes(FRAME)) is not None
+    assert sender.put(bytes(FRAME)) is not None
 
 
-def forged(giver: SharedMemorySender, **changed: str) -> str:
+def forged(sender: SharedMemorySender, **changed: str) -> str:
     names = ("pid", "fd", "size", "token")
-    return ":".join((dict(zip(names, giver.offer.split(":"), strict=True)) | changed).values())
+    return ":".join((dict(zip(names, sender.offer.split(":"), strict=True)) | changed).values())
 
 
 @pytest.mark.parametrize(
     ("changed", "match"),
     [
         ({"pid": "0"}, "cannot be opened"),
-        ({"pid": "1/../self"}, "cannot be read"),
+        ({"pid": "1/../self"}, "cannot be parsed"),
         ({"fd": "999999"}, "cannot be opened"),
         ({"token": "00" * 16}, "another token"),
         ({"size": str(4 * SIZE)}, "not sealed at the size"),
     ],
 )
 def test_another_segment_than_the_one_meant_is_refused(changed, match):
-    giver = SharedMemorySender(SIZE)
+    sender = SharedMemorySender(SIZE)
     with pytest.raises(WireError, match=match):
-        SharedMemoryReceiver(forged(giver, **changed))
-    assert not giver.ready
+        SharedMemoryReceiver(forged(sender, **changed))
+    assert not sender.ready
 
 
 def test_what_could_shrink_or_block_is_not_mapped(tmp_path):
-    giver = SharedMemorySender(SIZE)
+    sender = SharedMemorySender(SIZE)
     path = tmp_path / "plain"
     path.write_bytes(bytes(ALIGNMENT + SIZE))
     with path.open("r+b") as plain, pytest.raises(WireError, match="not sealed"):
-        SharedMemoryReceiver(forged(giver, fd=str(plain.fileno())))
+        SharedMemoryReceiver(forged(sender, fd=str(plain.fileno())))
     read, write = os.pipe()
     try:
         with pytest.raises(WireError, match="no plain file"):
-            SharedMemoryReceiver(forged(giver, fd=str(read)))
+            SharedMemoryReceiver(forged(sender, fd=str(read)))
     finally:
         os.close(read)
         os.close(write)
@@ -150,24 +150,24 @@ def test_what_could_shrink_or_block_is_not_mapped(tmp_path):
 
 CHILD = """
 import sys
-from zpptool.wire.local.shared_memory import SharedTaker
-taker = SharedTaker(sys.stdin.readline().strip())
+from zpptool.wire.local.shared_memory import SharedMemoryReceiver
+receiver = SharedMemoryReceiver(sys.stdin.readline().strip())
 held = []
 for line in sys.stdin:
     ticket, nbytes = map(int, line.split())
-    held.append(taker.get(ticket, nbytes))
+    held.append(receiver.get(ticket, nbytes))
     print(bytes(held[-1][:4]).decode(), flush=True)
 """
 
 PARENT = """
 import subprocess, sys
-from zpptool.wire.local.shared_memory import SharedGiver
-giver = SharedGiver(8 << 20)
+from zpptool.wire.local.shared_memory import SharedMemorySender
+sender = SharedMemorySender(8 << 20)
 child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-print(giver.offer, file=child.stdin, flush=True)
-while not giver.ready: pass
+print(sender.offer, file=child.stdin, flush=True)
+while not sender.ready: pass
 for number in range(3):
-    print(giver.put(b"%04d" % number * (256 << 10)), 1 << 20, file=child.stdin, flush=True)
+    print(sender.put(b"%04d" % number * (256 << 10)), 1 << 20, file=child.stdin, flush=True)
     assert child.stdout.readline() == "%04d\\n" % number
 print(child.pid, flush=True)
 sys.stdin.read()

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Unix socket beside ZeroMQ's: whole, in order with what goes by ZeroMQ, for one user, never in the way, gone at the
-end."""
+"""A Unix socket beside ZeroMQ's: whole messages in order, for one user, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -16,24 +15,24 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from links import SOON_S, is_listed, open_descriptors
+from links import SOON_S, is_bound, open_descriptors
 
-from zpptool.wire.compression.adaptive import Gauge, WireCodec
+from zpptool.wire.compression.adaptive import AdaptiveCompression, WireCodec
 from zpptool.wire.link.inbound import Inbound
 from zpptool.wire.link.outbound import Outbound
 from zpptool.wire.link_errors import WireError
-from zpptool.wire.local.unix_socket import LONGEST_BYTES, NAME, UnixSocketReceiver, UnixSocketSender, this_place
+from zpptool.wire.local.unix_socket import LONGEST_BYTES, NAME, UnixSocketReceiver, UnixSocketSender, this_namespace
 from zpptool.wire.message.framing import INLINE_BELOW_BYTES, Limits
 
 pytestmark = [
-    pytest.mark.skipif(this_place() is None, reason="this system has no abstract Unix sockets"),
+    pytest.mark.skipif(this_namespace() is None, reason="this system has no abstract Unix sockets"),
     pytest.mark.timeout(60),
 ]
-NOBODY = 65534
+OTHER_USER = 65534
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 SMALL = 1000
 SIZES = (0, SMALL, INLINE_BELOW_BYTES - 9, INLINE_BELOW_BYTES, 300_000, 2 << 20, (2 << 20) + 1, 3_000_000)
-"""On both sides of what goes by the shortcut, in one piece, through shared memory and in chunks."""
+"""Payload sizes on both sides of each limit."""
 
 
 @contextmanager
@@ -44,36 +43,38 @@ def pair() -> Iterator[tuple[UnixSocketSender, UnixSocketReceiver]]:
 
 
 def fill_up(sender: UnixSocketSender) -> int:
-    """Send until one is not taken; how many were."""
+    """Send until a message is not accepted; how many were."""
     for number in range(1000):
         if not sender.send(b"%08d" % number + bytes(SMALL), 0):
             return number
-    raise AssertionError("it took everything, though nobody read")
+    raise AssertionError("it accepted everything, though nothing was read")
 
 
 def numbers(receiver: UnixSocketReceiver) -> list[int]:
-    """Those of the messages that are there."""
+    """The numbers of the messages that have arrived."""
     return [int(part[:8]) for part in iter(receiver.receive, None)]
 
 
 @contextmanager
 def stranger(act: Callable[[str, int], bool], offer: str) -> Iterator[None]:
-    """Beside a block, another user's process does this; it begins when that has said so, and fails when that says in
-    the end that something is wrong."""
-    told, tell = os.pipe()
+    """Run `act` in another user's process beside a block, which begins when `act` has written to its descriptor.
+
+    Fails if `act` returns False.
+    """
+    ready, report = os.pipe()
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            os.setgid(NOBODY)
-            os.setuid(NOBODY)
-            code = 0 if act(offer, tell) else 2
+            os.setgid(OTHER_USER)
+            os.setuid(OTHER_USER)
+            code = 0 if act(offer, report) else 2
         finally:
             os._exit(code)
-    os.close(tell)
+    os.close(report)
     try:
-        os.read(told, 1)
-        os.close(told)
+        os.read(ready, 1)
+        os.close(ready)
         yield
     except BaseException:
         os.kill(child, signal.SIGKILL)
@@ -88,32 +89,32 @@ def stranger_socket() -> net.socket:
     return made
 
 
-def is_cut(stream: net.socket) -> bool:
-    """Whether the other side ends it without a word."""
+def is_closed_by_peer(stream: net.socket) -> bool:
+    """Whether the other side closes it without sending anything."""
     try:
         return stream.recv(100) == b""
     except ConnectionResetError:
         return True
 
 
-def comes_and_gets_nothing(offer: str, tell: int) -> bool:
-    """Connect where a sender is, say so, and be turned away."""
+def connects_and_gets_nothing(offer: str, report: int) -> bool:
+    """Connect to a sender, report it, and be disconnected."""
     with stranger_socket() as stream:
         stream.connect(f"\0zpptool.{offer}")
-        os.write(tell, b"x")
-        return is_cut(stream)
+        os.write(report, b"x")
+        return is_closed_by_peer(stream)
 
 
-def pretends_and_gets_nothing(offer: str, tell: int) -> bool:
-    """Be where a sender was said to be, say so, and be left."""
+def pretends_and_gets_nothing(offer: str, report: int) -> bool:
+    """Bind the address of an offer, report it, and be disconnected."""
     with stranger_socket() as listener:
         listener.bind(f"\0zpptool.{offer}")
         listener.listen(1)
-        os.write(tell, b"x")
+        os.write(report, b"x")
         stream, _ = listener.accept()
         with stream:
             stream.settimeout(SOON_S)
-            return is_cut(stream)
+            return is_closed_by_peer(stream)
 
 
 class TestOnePair:
@@ -165,10 +166,10 @@ class TestOnePair:
             assert sender.send(b"x" * LONGEST_BYTES, 0)
             assert receiver.receive() == b"x" * LONGEST_BYTES
 
-    def test_nothing_is_taken_while_something_is_under_way_by_zeromq(self) -> None:
+    def test_nothing_is_accepted_while_a_zeromq_message_is_unacknowledged(self) -> None:
         with pair() as (sender, receiver):
             assert sender.send(b"0", 0)
-            sender.went_by_socket(1)
+            sender.sent_by_zeromq(1)
             assert not sender.send(b"2", 0)
             assert not sender.send(b"2", 1)
             assert receiver.receive() == b"0"
@@ -209,7 +210,7 @@ class TestOnePair:
                 end.close()
                 end.close()
 
-    def test_one_receiver_comes_in_and_no_other(self) -> None:
+    def test_only_one_receiver_is_accepted(self) -> None:
         with pair() as (sender, receiver):
             assert sender.send(b"first", 0)
             with pytest.raises(WireError, match="cannot be reached"):
@@ -219,7 +220,7 @@ class TestOnePair:
 
 
 class TestPolling:
-    def test_it_tells_while_something_is_here(self) -> None:
+    def test_it_is_readable_while_a_message_waits(self) -> None:
         watched = select.poll()
         with pair() as (sender, receiver):
             receiver.watch_with(watched)
@@ -236,7 +237,7 @@ class TestPolling:
             assert sender.send(b"last", 0)
             sender.close()
             assert receiver.receive() == b"last"
-            assert watched.poll(0), "the end is told once"
+            assert watched.poll(0), "the end is reported once"
             assert receiver.receive() is None
             assert watched.poll(0) == []
 
@@ -254,12 +255,12 @@ class TestPolling:
                 assert watched.poll(0) == []
 
 
-class TestWhoMayCome:
+class TestAccess:
     @needs_root
-    def test_another_user_is_turned_away_and_the_true_receiver_gets_in(self) -> None:
+    def test_another_user_is_disconnected_and_the_receiver_is_accepted(self) -> None:
         with (
             closing(UnixSocketSender()) as sender,
-            stranger(comes_and_gets_nothing, sender.offer),
+            stranger(connects_and_gets_nothing, sender.offer),
             closing(UnixSocketReceiver(sender.offer)) as receiver,
         ):
             assert sender.send(b"secret", 0)
@@ -267,12 +268,12 @@ class TestWhoMayCome:
             assert [receiver.receive(), receiver.receive()] == [b"secret", b"another"]
 
     @needs_root
-    def test_another_user_who_comes_alone_gets_nothing(self) -> None:
-        with closing(UnixSocketSender()) as sender, stranger(comes_and_gets_nothing, sender.offer):
+    def test_another_user_alone_gets_nothing(self) -> None:
+        with closing(UnixSocketSender()) as sender, stranger(connects_and_gets_nothing, sender.offer):
             assert not sender.send(b"secret", 0)
 
     @needs_root
-    def test_a_socket_of_another_user_is_not_believed(self) -> None:
+    def test_a_socket_of_another_user_is_not_trusted(self) -> None:
         offer = secrets.token_hex(16)
         with stranger(pretends_and_gets_nothing, offer):
             before = open_descriptors()
@@ -293,28 +294,28 @@ class TestWhoMayCome:
         with pytest.raises(WireError, match="cannot be reached"):
             UnixSocketReceiver(sender.offer)
 
-    def test_who_is_elsewhere_is_offered_nothing(self) -> None:
-        place = this_place()
+    def test_a_receiver_of_another_namespace_is_offered_nothing(self) -> None:
+        place = this_namespace()
         assert place is not None
         system, namespace, user = place.split(":")
         for other in ("", f"{system}:{namespace}:{int(user) + 1}", f"{system}:1:{user}", f"x:{namespace}:{user}"):
-            outbound = Outbound({NAME: other}, Gauge(WireCodec.NONE), lambda: None)
-            assert (outbound.shortcut, outbound.offers) == (None, {})
+            outbound = Outbound({NAME: other}, AdaptiveCompression(WireCodec.NONE), lambda: None)
+            assert (outbound.unix_socket, outbound.offers) == (None, {})
 
-    def test_a_receiver_that_cannot_come_says_why_and_goes_on(self) -> None:
+    def test_a_receiver_that_cannot_connect_reports_why_and_continues(self) -> None:
         inbound = Inbound(Limits())
         why = inbound.begin({NAME: "0" * 32})
         assert why is not None
         assert "cannot be reached" in why
-        assert inbound.shortcut is None
+        assert inbound.unix_socket is None
 
-    def test_a_user_whom_others_may_be_taken_for_has_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """In a user namespace everybody whom it does not know has one and the same number."""
+    def test_the_overflow_user_has_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """In a user namespace all users that it does not map have the same uid."""
         monkeypatch.setattr(os, "geteuid", lambda: int(Path("/proc/sys/kernel/overflowuid").read_text()))
-        assert this_place() is None
+        assert this_namespace() is None
 
 
-class TestNothingIsLeft:
+class TestCleanUp:
     def test_no_descriptor_is_left_open(self) -> None:
         before = open_descriptors()
         with closing(UnixSocketSender()):
@@ -334,17 +335,17 @@ class TestNothingIsLeft:
             assert open_descriptors() == before, "nor does a receiver that has come to the end"
         assert open_descriptors() == before
 
-    def test_nor_where_the_address_is_taken(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_no_descriptor_is_left_open_when_the_address_is_taken(self, monkeypatch: pytest.MonkeyPatch) -> None:
         with closing(UnixSocketSender()) as sender:
             monkeypatch.setattr(secrets, "token_hex", lambda _: sender.offer)
             before = open_descriptors()
             with pytest.raises(OSError, match="in use"):
                 UnixSocketSender()
             assert open_descriptors() == before
-            outbound = Outbound({NAME: this_place() or ""}, Gauge(WireCodec.NONE), lambda: None)
-            assert (outbound.shortcut, outbound.offers) == (None, {})
+            outbound = Outbound({NAME: this_namespace() or ""}, AdaptiveCompression(WireCodec.NONE), lambda: None)
+            assert (outbound.unix_socket, outbound.offers) == (None, {})
 
     def test_the_address_is_gone_with_the_sender(self) -> None:
         with pair() as (sender, _receiver):
-            assert is_listed(sender)
-        assert not is_listed(sender)
+            assert is_bound(sender)
+        assert not is_bound(sender)

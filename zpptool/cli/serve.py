@@ -110,7 +110,10 @@ def serve(
     max_restarts: Annotated[
         int,
         typer.Option(
-            "--max-restarts", metavar="N", min=0, help="Restart a pipeline N times in a row; after another failure, give up."
+            "--max-restarts",
+            metavar="N",
+            min=0,
+            help="Restart a pipeline N times in a row; after another failure, give up.",
         ),
     ] = 5,
     log_dir: Annotated[

@@ -57,4 +57,4 @@ class Delivery:
             except LinkTimeout:
                 self._raise_if_over()
                 if not deadline.remaining_s():
-                    raise self._link.timed_out(deadline, f"take message {self._link.sequence + 1}") from None
+                    raise self._link.faults.timed_out(deadline, f"take message {self._link.sequence + 1}") from None

@@ -134,24 +134,24 @@ def own_status(stage: int, layers: tuple[int, int] | None, pulse: Pulse, link: L
 
 def link_status(link: LinkSender) -> LinkStatus:
     """The status of a link, as its sender sees it."""
-    tally = link.tally
+    counters = link.counters
     return LinkStatus(
         peer=link.peer,
         endpoint=link.endpoint,
         state=link.state,
         epoch=link.party.epoch,
-        rtt_ms=None if tally.rtt_s is None else tally.rtt_s * 1000,
+        rtt_ms=None if counters.rtt_s is None else counters.rtt_s * 1000,
         queue=link.queue,
-        bytes_sent=tally.bytes_sent,
-        bytes_received=tally.bytes_taken,
-        messages_sent=tally.messages_sent,
-        messages_received=tally.messages_taken,
+        bytes_sent=counters.bytes_sent,
+        bytes_received=counters.bytes_taken,
+        messages_sent=counters.messages_sent,
+        messages_received=counters.messages_taken,
         refused=link.refused,
         last_error=link.last_error,
-        sessions=tally.sessions,
-        wait_s=tally.wait_s,
-        send_s=tally.send_s,
-        rtt_counts=tuple(tally.rtt_counts),
-        rtt_sum_s=tally.rtt_sum_s,
-        knocks=link.knocks,
+        sessions=counters.sessions,
+        wait_s=counters.wait_s,
+        send_s=counters.send_s,
+        rtt_counts=tuple(counters.rtt_counts),
+        rtt_sum_s=counters.rtt_sum_s,
+        knocks=counters.knocks,
     )

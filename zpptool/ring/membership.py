@@ -21,7 +21,7 @@ from zpptool.ring.messages import StageFacts
 from zpptool.ring.stage.node import StageNode
 from zpptool.ring.timeline import Timeline
 from zpptool.ring.timeouts import RingTimeouts
-from zpptool.wire.link import LinkReceiver, LinkSender, Party
+from zpptool.wire.link import LinkOptions, LinkReceiver, LinkSender, Party
 from zpptool.wire.message.framing import HEAD
 from zpptool.wire.security.exposure import LinkSecurity
 from zpptool.wire.security.key_files import link_keys, read_key_file
@@ -37,36 +37,33 @@ def open_stage_node(spec: StageSpec) -> StageNode:
     upstream = HEAD if spec.is_first else spec.stage - 1
     party = Party(spec.stage, spec.num_stages, spec.plan_digest)
     log = place_logger(__name__, spec.stage)
-    note = log.info
     survives = spec.recovery_deadline_s > 0
-    before = None if spec.is_first else link_safety(spec, spec.stage, upstream)
-    push, pull = _open_links(
+    before = LinkSecurity() if spec.is_first else link_security(spec, spec.stage, upstream)
+    sender, receiver = _open_links(
         partial(
             LinkSender,
             spec.bind,
             stage=spec.stage,
             peer=downstream,
-            party=party,
-            note=note,
-            codec=spec.wire_codec,
-            safety=link_safety(spec, spec.stage, downstream),
-            follows=survives,
+            options=LinkOptions(
+                party=party,
+                codec=spec.wire_codec,
+                security=link_security(spec, spec.stage, downstream),
+                follows=survives,
+            ),
         ),
         partial(
             LinkReceiver,
             spec.local if spec.is_first else spec.connect,
             stage=spec.stage,
             peer=upstream,
-            party=party,
-            note=note,
-            safety=before,
-            follows=survives,
+            options=LinkOptions(party=party, security=before, follows=survives),
         ),
     )
     node = StageNode(
         spec.stage,
-        pull,
-        push,
+        receiver,
+        sender,
         _timeouts(spec),
         is_last=spec.is_last,
         layers=(spec.layers.start, spec.layers.end),
@@ -87,18 +84,21 @@ def open_head_node(spec: StageSpec) -> HeadNode:
     """
     party = Party(HEAD, spec.num_stages, spec.plan_digest, run_id=secrets.token_hex(8), epoch=FIRST_EPOCH)
     log = place_logger(__name__, HEAD)
-    note = log.info
     survives = spec.recovery_deadline_s > 0
     last = spec.num_stages - 1
-    homeward = link_safety(spec, HEAD, last)
-    push, pull = _open_links(
-        partial(LinkSender, spec.local, stage=HEAD, peer=0, party=party, note=note, follows=survives),
+    homeward = link_security(spec, HEAD, last)
+    sender, receiver = _open_links(
+        partial(LinkSender, spec.local, stage=HEAD, peer=0, options=LinkOptions(party=party, follows=survives)),
         partial(
-            LinkReceiver, spec.connect, stage=HEAD, peer=last, party=party, note=note, safety=homeward, follows=survives
+            LinkReceiver,
+            spec.connect,
+            stage=HEAD,
+            peer=last,
+            options=LinkOptions(party=party, security=homeward, follows=survives),
         ),
     )
     node = HeadNode(
-        spec.num_stages, spec.num_layers, push, pull, _timeouts(spec), timeline=_timeline(spec, HEAD, "head")
+        spec.num_stages, spec.num_layers, sender, receiver, _timeouts(spec), timeline=_timeline(spec, HEAD, "head")
     )
     node.on_moved(partial(_remember_address, spec, log))
     return node
@@ -125,7 +125,7 @@ def _remember_address(spec: StageSpec, log: PlaceLogger, address: str) -> None:
         log.warning(f"after a restart this process would connect to the old address: {cause}")
 
 
-def link_safety(spec: StageSpec, place: int, peer: int) -> LinkSecurity:
+def link_security(spec: StageSpec, place: int, peer: int) -> LinkSecurity:
     """What a place requires of the link to one neighbour: the keys of the spec's key file, if it has one.
 
     Raises:
@@ -136,14 +136,14 @@ def link_safety(spec: StageSpec, place: int, peer: int) -> LinkSecurity:
 
 
 def _open_links(
-    open_push: Callable[[], LinkSender], open_pull: Callable[[], LinkReceiver]
+    open_sender: Callable[[], LinkSender], open_receiver: Callable[[], LinkReceiver]
 ) -> tuple[LinkSender, LinkReceiver]:
     """Open both links of a place, or neither."""
-    push = open_push()
+    sender = open_sender()
     try:
-        return push, open_pull()
+        return sender, open_receiver()
     except ZppError:
-        push.close(linger_s=0)
+        sender.close(linger_s=0)
         raise
 
 

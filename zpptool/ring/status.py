@@ -45,7 +45,7 @@ class LinkStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         sessions: how often a peer was accepted.
         wait_s: time that senders have waited for the peer, in seconds.
         send_s: time that handing messages to the socket has taken, in seconds.
-        rtt_counts, rtt_sum_s: all round trips, as `zpptool.wire.link.counters.Tally` counts them.
+        rtt_counts, rtt_sum_s: all round trips, as `zpptool.wire.link.counters.LinkCounters` counts them.
         knocks: handshakes that were refused only because another process has the place.
     """
 

@@ -1,34 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ways a wire fails: bytes that cannot be right, a link that broke its promise, a wait that ended.
+"""The errors of a link: malformed bytes, a broken guarantee, a wait that reached its deadline.
 
-Each carries who noticed (`stage`), who is on the other side (`peer`), where (`endpoint`), and how the link stood then
-(`epoch`, `sequence`, `state`), so that a supervisor can act without reading the sentence. All leave with exit code
-`STAGE`, but for a peer that was given another plan, which is `INVALID`.
+Each carries who noticed (`stage`), the other side (`peer`), the address (`endpoint`), and the state of the link at that
+moment (`epoch`, `sequence`, `state`), so that a supervisor can act on it without parsing the message. All of them exit
+with `STAGE`, except a peer that was started with another plan, which exits with `INVALID`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TypedDict
 
 from zpptool.errors import ExitCode, ZppError
 
-if TYPE_CHECKING:
-    pass
 
+class LinkFacts(TypedDict, total=False):
+    """The attributes that every `WireFault` takes as keyword arguments."""
 
-
+    stage: int | None
+    peer: str | None
+    endpoint: str | None
+    epoch: int | None
+    sequence: int | None
+    state: str | None
 
 
 class WireFault(ZppError):
-    """Anything that goes wrong between two places.
+    """Any failure between two places of the ring.
 
     Attributes:
         stage: index of the place that noticed (`HEAD` for the head), None where no link is involved.
         peer: the other side by name, for example `stage 1`.
         endpoint: the address between them.
         epoch: the link's epoch when it happened.
-        sequence: the last message that went over the link in that epoch; -1 for none.
-        state: how the link stood: `waiting`, `connected`, `lost` or `refused`.
+        sequence: the last message of that epoch that went over the link; -1 for none.
+        state: the state of the link: `waiting`, `connected`, `lost` or `refused`.
     """
 
     def __init__(
@@ -54,26 +59,24 @@ class WireFault(ZppError):
 
 
 class WireError(WireFault):
-    """A message that cannot be right: refused before anything was allocated for it."""
+    """A malformed message, refused before memory is allocated for it."""
 
 
 class LinkError(WireFault):
-    """A link that cannot do what it promised, or was used against its rules."""
+    """A link cannot do what it guarantees, or was used against its rules."""
 
 
 class LinkTimeout(LinkError):
-    """A deadline passed; the message says what was awaited and how the link stood."""
+    """A deadline passed; the message says what was awaited and the state of the link."""
 
 
 class LinkRefused(LinkError):
-    """One side of a link will not have the other: another place, run, plan or protocol, or a second peer."""
+    """One side of a link rejects the other: another place, run, plan or protocol, or a second peer."""
 
 
 class PeerLost(LinkError):
-    """The process on the other side of a link has gone, or the way to it is cut."""
+    """The process at the other end of a link has ended, or the connection to it broke."""
 
 
 class StaleEpoch(LinkError):
     """A message of an epoch that is over."""
-
-

@@ -68,7 +68,7 @@ class HeadEventLoop:
         self._events = events
         self._callbacks = callbacks
         self.stopping = False
-        downstream.on_told(self._take_report)
+        downstream.on_notification(self._take_report)
         downstream.on_lost(upstream.interrupt)
         upstream.on_welcome(lambda _run, epoch: events.post(Closed(epoch)))
         self._thread = threading.Thread(target=self._run, name="head-receive", daemon=True)

@@ -219,7 +219,7 @@ class StageNode:
             self._schema.check(message.epoch, received)
             return received
         except WireError as error:
-            raise self._upstream.refusal(error) from None
+            raise self._upstream.faults.refused_message(error) from None
 
     def leave(self, asked: AskedToLeave) -> None:
         """Before the process ends: if another process takes this place, send its address to the next place."""

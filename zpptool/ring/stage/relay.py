@@ -240,7 +240,7 @@ class StageRelay:
         message = encode_control(
             Fault(stage=self._stage, number=None, message=fault.message, detail=detail, code=code, lost=lost)
         )
-        self._upstream.tell(message)
+        self._upstream.notify(message)
         self._send_last(message)
 
     def _sort(self, message: Message) -> None:

@@ -48,7 +48,7 @@ class StageReporter:
         self._check = check
         self._received: tuple[float, tuple[StageStatus, ...]] = (0.0, ())
         self._heartbeat = Heartbeat(self._report, f"stage-{stage}-beat")
-        downstream.on_told(self._take)
+        downstream.on_notification(self._take)
 
     def start(self) -> None:
         """Begin to report."""
@@ -64,7 +64,7 @@ class StageReporter:
         received_at, others = self._received
         own = own_status(self._stage, self._layers, self._pulse, self._downstream)
         age_s = time.monotonic() - received_at
-        self._upstream.tell(encode_control(Report(stages=(own, *(aged(other, age_s) for other in others)))))
+        self._upstream.notify(encode_control(Report(stages=(own, *(aged(other, age_s) for other in others)))))
 
     def _take(self, payload: bytes) -> None:
         """Take what the next place has sent upstream. Called by the link, so it must not wait."""
@@ -77,4 +77,4 @@ class StageReporter:
             self._received = time.monotonic(), control.stages
             self._heartbeat.soon()
         elif isinstance(control, Fault):
-            self._upstream.tell(payload)
+            self._upstream.notify(payload)

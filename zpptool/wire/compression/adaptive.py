@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When compressing is worth it: the rule, apart from sockets and clocks.
+"""When compression pays: the rule, independent of sockets and clocks.
 
 The invariant: `auto` compresses only on a link whose speed was measured, and only while that makes a message arrive
-sooner by a tenth or more; of a link that nobody measured it says no. So a fast link pays for one comparison a message.
+sooner by a tenth or more. So a fast link pays for one comparison a message.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import NamedTuple
 
-from zpptool.wire.compression.bandwidth import Rate, believed
+from zpptool.wire.compression.bandwidth import Rate, updated_speed
 from zpptool.wire.message.framing import CHUNK_BYTES
 
 
@@ -20,31 +20,32 @@ class WireCodec(StrEnum):
 
     NONE = "none"
     ZSTD = "zstd"
-    """Whatever is large enough."""
+    """Every message that is large enough."""
     AUTO = "auto"
     """Where it makes messages arrive sooner."""
 
 
 SHRINK_FROM_BYTES = 16 << 10
-"""Messages of fewer bytes take less than a packet's way: they are left as they are."""
+"""Messages of fewer bytes are sent uncompressed: they take less time than one packet's latency."""
 BURST_BYTES = 256 << 10
-"""A message of this size takes a link long enough for its speed to be seen."""
+"""A message of this size keeps a link busy long enough to measure its speed."""
 _GAIN = 0.9
 _THIN = 250e6
-"""Bytes a second from which on compressing, on one core, cannot win: nothing is tried out there."""
+"""Bytes a second from which on compressing on one core cannot pay: nothing is tried there."""
 _WEIGHT = 0.2
 _AGAIN = 64
 _EVERY = 8
-"""The connection is asked for each of so many messages, and then for one in so many: that costs as much as a small
-send. For large messages it is asked each time, so that a link that only began fast is soon known."""
+"""The connection is measured for each of the first messages up to this number, and then for one in this many: a
+measurement costs as much as a small send. For large messages it is measured each time, so that a link that was fast
+only at the beginning is soon known."""
 
 
 class Speeds(NamedTuple):
-    """What was measured; None for what was not yet.
+    """What was measured; None for what was not measured yet.
 
     Attributes:
         link: bytes a second that the link delivers when it has enough to do.
-        shrink: bytes a second that are compressed. Expanding is several times as fast.
+        shrink: bytes a second that are compressed. Decompression is several times as fast.
         ratio: bytes before and after, 1 and more.
     """
 
@@ -54,10 +55,10 @@ class Speeds(NamedTuple):
 
 
 def worth_it(nbytes: int, speeds: Speeds) -> bool:
-    """Whether a message of that size arrives sooner compressed; yes also where a try is needed to know.
+    """Whether a message of that size arrives sooner compressed; also True where only a try can tell.
 
-    Chunks are compressed one after the other while those before are under way: a message takes the one step of its
-    first chunk, and then the slower of both for each.
+    A chunk is compressed while the one before is being sent: a message takes the time of both steps for its first
+    chunk, and then that of the slower step for each other chunk.
     """
     if nbytes < SHRINK_FROM_BYTES or speeds.link is None or speeds.link > _THIN:
         return False
@@ -69,45 +70,49 @@ def worth_it(nbytes: int, speeds: Speeds) -> bool:
     return seconds < _GAIN * nbytes / speeds.link
 
 
-class Gauge:
-    """What one link's codec has shown so far, as a moving mean.
+class AdaptiveCompression:
+    """Decides for one link which messages are compressed, from moving means of what was measured.
 
     Args:
-        codec: what was asked for.
+        codec: what the user chose.
+
+    Attributes:
+        speeds: what was measured so far.
     """
 
     def __init__(self, codec: WireCodec) -> None:
         self._codec = codec
-        self._asked = 0
-        self._refused = 0
-        self._most = 0
+        self._measured = 0
+        self._declined = 0
+        self._largest = 0
         self.speeds = Speeds()
 
     def decide(self, nbytes: int, measure: Callable[[], Rate | None]) -> bool:
         """Whether to compress a message of that size.
 
         Args:
-            measure: asks the connection; only where the answer matters.
+            nbytes: the payload that goes over the socket.
+            measure: measures the connection; called only where the result matters.
         """
         if self._codec is WireCodec.NONE or nbytes < SHRINK_FROM_BYTES:
             return False
         if self._codec is WireCodec.ZSTD:
             return True
         link = self.speeds.link
-        if nbytes >= CHUNK_BYTES or self._asked < _EVERY or self._asked % _EVERY == 0:
-            link = believed(link, measure(), bursts=self._most >= BURST_BYTES)
-        self._asked += 1
-        self._most = max(self._most, nbytes)
+        if nbytes >= CHUNK_BYTES or self._measured < _EVERY or self._measured % _EVERY == 0:
+            link = updated_speed(link, measure(), bursts=self._largest >= BURST_BYTES)
+        self._measured += 1
+        self._largest = max(self._largest, nbytes)
         self.speeds = self.speeds._replace(link=link)
         if worth_it(nbytes, self.speeds):
             return True
-        self._refused += 1
-        if self._refused % _AGAIN:
+        self._declined += 1
+        if self._declined % _AGAIN:
             return False
-        return worth_it(nbytes, Speeds(link))  # other tensors may shrink better: try again
+        return worth_it(nbytes, Speeds(link))  # other tensors may compress better: try again
 
-    def note(self, nbytes: int, shrunk_to: int, seconds: float) -> None:
-        """A chunk was compressed."""
+    def record(self, nbytes: int, shrunk_to: int, seconds: float) -> None:
+        """Account for a chunk of `nbytes` that was compressed to `shrunk_to` bytes in that time."""
         speed, ratio = nbytes / max(seconds, 1e-9), nbytes / max(shrunk_to, 1)
         was = self.speeds
         if was.shrink is not None and was.ratio is not None:

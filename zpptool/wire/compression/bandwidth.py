@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast a TCP connection delivers, by the kernel's own measure.
+"""How fast a TCP connection delivers, as the kernel measures it.
 
-The invariant: a connection that waits for its program looks as slow as that program. Such a measure is told as what it
-is, the least that the link can do.
+The invariant: a connection that waits for its program looks as slow as that program. Such a measurement is reported as
+a lower bound of the link's speed.
 """
 
 from __future__ import annotations
@@ -20,18 +20,21 @@ _WEIGHT = 0.4
 
 
 class Rate(NamedTuple):
-    """Bytes a second, and whether the program, not the link, was the limit."""
+    """Bytes a second, and whether that is a lower bound because the program, not the link, was the limit."""
 
     speed: float
     at_least: bool
 
 
 def delivery_rate(connection: int) -> Rate | None:
-    """How fast a connection delivers; None where that is not known (another system, another kind of connection), or
-    does not matter: both ends are on this host, and what looks slow is a busy processor.
+    """How fast a connection delivers.
 
     Args:
-        connection: the file descriptor, which stays as it is. One that is closed already has no speed.
+        connection: the file descriptor, which stays open. One that is closed already has no speed.
+
+    Returns:
+        the rate; None where it is not known (another system, another kind of connection), or does not matter: both ends
+        are on this host, where what looks slow is a busy processor.
     """
     if not sys.platform.startswith("linux"):
         return None
@@ -58,17 +61,19 @@ def _own_name(connection: socket.socket) -> str:
     return host
 
 
-def believed(known: float | None, rate: Rate | None, *, bursts: bool = False) -> float | None:
-    """The link's speed, by what was known and what is measured now; None while nothing sure is known.
+def updated_speed(known: float | None, rate: Rate | None, *, bursts: bool = False) -> float | None:
+    """The link's speed, from what was known and what is measured now; None while neither is reliable.
 
     Args:
-        bursts: whether messages went that are long enough to show what the link can do. The kernel keeps the highest
+        known: the speed so far.
+        rate: the measurement.
+        bursts: whether messages were sent that are long enough to show the link's speed. The kernel keeps the highest
             speed of those that did not fill it for long.
     """
     if rate is None:
         return None
     if known is None:
         return rate.speed if bursts or not rate.at_least else None
-    # What is faster is so at once; what is slower may be a processor that is busy for a moment.
+    # A higher speed is taken over at once; a lower one may come from a processor that is busy for a moment.
     slower = known if rate.at_least else known + _WEIGHT * (rate.speed - known)
     return max(slower, rate.speed)

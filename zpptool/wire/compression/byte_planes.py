@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One chunk made smaller without loss: its bytes sorted into planes, each plane compressed by zstd.
+"""Lossless compression of one chunk: its bytes are sorted into planes, and each plane is compressed by zstd.
 
-The invariant: `expand` writes exactly the bytes that `shrink` was given, or raises `WireError`; it asks for no more
+The invariant: `expand` writes exactly the bytes that `shrink` was given, or raises `WireError`; it allocates no more
 memory than the chunk has, however much a hostile frame claims to hold. The first bytes of all elements make one plane,
 the second bytes the next. In a bf16 activation the plane of exponents shrinks to 2/5 and that of mantissas not at all,
-so each plane is compressed for itself (twice as fast as both together), or stored as it is where that gains nothing.
+so each plane is compressed separately (twice as fast as both together), or stored as it is where it would not shrink.
 Numpy, which comes with torch, is imported when elements are wider than a byte.
 """
 
@@ -19,16 +19,16 @@ from zpptool.wire.link_errors import WireError
 from zpptool.wire.message.framing import Buffer
 
 LEVEL = 1
-"""Level 3 is three times slower and keeps no more; negative levels are as slow and keep half of it."""
+"""Level 3 is three times slower and gains nothing; negative levels are as slow and gain half as much."""
 WIDTHS = (1, 2, 4, 8, 16)
 _STORED = struct.Struct("<I")
 _WORTH = 15 / 16
-"""What a chunk may shrink to and still be sent so: less gain is not worth expanding it."""
+"""A chunk that does not shrink below this fraction is sent uncompressed: it would not be worth decompressing."""
 _thread = threading.local()
 
 
 def shrink(data: Buffer, width: int) -> bytes | None:
-    """The chunk as planes, each after its length (u32); None when that gains next to nothing.
+    """The chunk as planes, each after its length (u32); None when that saves next to nothing.
 
     Args:
         data: whole elements.
@@ -39,21 +39,22 @@ def shrink(data: Buffer, width: int) -> bytes | None:
     total = 0
     for plane in _planes(data, width):
         packed = compressor.compress(plane)
-        kept = packed if len(packed) < memoryview(plane).nbytes else plane
-        pieces += (_STORED.pack(memoryview(kept).nbytes), kept)
-        total += _STORED.size + memoryview(kept).nbytes
+        stored = packed if len(packed) < memoryview(plane).nbytes else plane
+        pieces += (_STORED.pack(memoryview(stored).nbytes), stored)
+        total += _STORED.size + memoryview(stored).nbytes
     return b"".join(pieces) if total < memoryview(data).nbytes * _WORTH else None
 
 
 def expand(packed: Buffer, width: int, into: memoryview) -> None:
-    """Write the chunk that was shrunk.
+    """Decompress a chunk.
 
     Args:
-        width: as it was shrunk with.
-        into: where it goes; its length is the chunk's.
+        packed: what `shrink` returned.
+        width: as it was compressed with.
+        into: the memory for the chunk; its length is the chunk's.
 
     Raises:
-        WireError: it is no chunk of that width and length.
+        WireError: it is not a chunk of that width and length.
     """
     if width not in WIDTHS or into.nbytes % width:
         raise WireError(f"a chunk of {into.nbytes} bytes in elements of {width} bytes.")
@@ -94,19 +95,19 @@ def _plane(stored: memoryview, length: int) -> Buffer:
     if stored.nbytes == length:
         return stored
     try:
-        # The decompressor takes as much memory as a frame says that it holds: ask first.
+        # The decompressor allocates as much memory as the frame declares: check that first.
         if zstandard.get_frame_parameters(stored).content_size != length:
-            raise WireError(f"a compressed plane does not hold the {length} bytes that it should.")
+            raise WireError(f"a compressed plane does not hold the expected {length} bytes.")
         plane: bytes = _tools()[1].decompress(stored, max_output_size=length, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise WireError(f"a compressed chunk cannot be read: {error}.") from error
     if len(plane) != length:
-        raise WireError(f"a compressed plane does not hold the {length} bytes that it should.")
+        raise WireError(f"a compressed plane does not hold the expected {length} bytes.")
     return plane
 
 
 def _tools() -> tuple[zstandard.ZstdCompressor, zstandard.ZstdDecompressor]:
-    """This thread's compressor and decompressor, which are not for two threads at a time."""
+    """This thread's compressor and decompressor; two threads may not share them."""
     if not hasattr(_thread, "tools"):
         _thread.tools = (zstandard.ZstdCompressor(level=LEVEL), zstandard.ZstdDecompressor())
     tools: tuple[zstandard.ZstdCompressor, zstandard.ZstdDecompressor] = _thread.tools

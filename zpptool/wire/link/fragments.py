@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A message whose payload does not travel with it: it announces its frames, and they follow in chunks or lie elsewhere.
+"""A message that is sent in fragments: an announcement of its frames, which follow in chunks or use a side channel.
 
-The invariant: a `Parcel` within the limits fixes how many bytes each frame has before memory is taken for it, and
-`Assembly` accepts exactly the chunks that fill its frames, in order, each once and each of this very message. One chunk
-is one ZeroMQ message, so that a receiver puts the first away while the last is still being sent, and neither side holds
-the payload twice.
+The invariant: an `Announcement` within the limits fixes how many bytes each frame has before memory is allocated for
+it, and `Assembly` accepts exactly the chunks that fill its frames, in order, each once and each of this very message.
+One chunk is one ZeroMQ message, so that a receiver stores the first while the last is still being sent, and neither
+side holds the payload twice.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from zpptool.wire.compression.byte_planes import WIDTHS, expand
 from zpptool.wire.link_errors import WireError
 from zpptool.wire.message.framing import CHUNK_BYTES, PREAMBLE_BYTES, Buffer, Limits, Message
 
-# way, bytes, ticket
+# channel, bytes, ticket
 _ENTRY = struct.Struct("<QQQ")
 ENTRY_BYTES = _ENTRY.size
 
@@ -25,26 +25,26 @@ ENTRY_BYTES = _ENTRY.size
 _CHUNK = struct.Struct("<4sBBHIIIQ")
 CHUNK_MAGIC = b"ZPPC"
 PLAIN, PLANES = 0, 1
-"""Codecs of a chunk: as it is, or as `zpptool.wire.compression.byte_planes` shrinks it."""
+"""Codecs of a chunk: uncompressed, or compressed by `zpptool.wire.compression.byte_planes`."""
 
 
 class Entry(NamedTuple):
-    """How one frame comes: 0 in chunks, else by the way of that number, which knows it by the ticket."""
+    """How one frame is sent: in chunks (channel 0), or by the side channel of that number, which has its ticket."""
 
-    way: int
+    channel: int
     nbytes: int
     ticket: int = 0
 
 
-class Parcel(NamedTuple):
-    """A message that was announced: all but its frames, and how they come."""
+class Announcement(NamedTuple):
+    """A message without its frames, and how these are sent."""
 
     message: Message
     entries: tuple[Entry, ...]
 
 
 class Chunk(NamedTuple):
-    """What is told of one chunk."""
+    """The fields of a chunk's head."""
 
     codec: int
     width: int
@@ -56,7 +56,7 @@ class Chunk(NamedTuple):
 
 
 def encode_entries(entries: Sequence[Entry]) -> bytes:
-    """The table that follows the header of a parcel."""
+    """The table that follows the header of an announcement."""
     return b"".join([_ENTRY.pack(*entry) for entry in entries])
 
 
@@ -64,7 +64,7 @@ def decode_entries(table: memoryview, count: int) -> tuple[Entry, ...]:
     """The table's entries.
 
     Raises:
-        WireError: it has not `count` of them.
+        WireError: it does not have `count` of them.
     """
     if table.nbytes != count * ENTRY_BYTES:
         raise WireError(f"a table of {table.nbytes} bytes came for {count} frames.")
@@ -77,13 +77,13 @@ def encode_chunk(chunk: Chunk) -> bytes:
 
 
 def is_chunk(parts: Sequence[Buffer]) -> bool:
-    """Whether what came is a chunk, not a message."""
+    """Whether these parts are a chunk, not a message."""
     first = memoryview(parts[0])
     return first.nbytes == _CHUNK.size and first[: len(CHUNK_MAGIC)] == CHUNK_MAGIC
 
 
 def cut(nbytes: int) -> Iterator[slice]:
-    """Where the chunks of a frame lie in it."""
+    """The slices of a frame that its chunks carry."""
     for start in range(0, nbytes, CHUNK_BYTES):
         yield slice(start, min(start + CHUNK_BYTES, nbytes))
 
@@ -99,44 +99,46 @@ def most_chunks(limits: Limits, messages: int) -> int:
 
 
 class Assembly:
-    """A parcel that is being filled.
+    """An announced message that is being assembled.
 
     Args:
-        parcel: what was announced; its sizes are within the limits.
-        frames: its memory: None for each frame that comes in chunks, the frame itself where it came by another way.
-        take: gives the memory for a frame that comes in chunks.
+        announcement: of the message; its sizes are within the limits.
+        frames: None for each frame that comes in chunks, the frame itself where a side channel has delivered it.
+        take: allocates the memory for a frame that comes in chunks.
     """
 
-    def __init__(self, parcel: Parcel, frames: Sequence[memoryview | None], take: Callable[[int], memoryview]) -> None:
-        self._parcel = parcel
+    def __init__(
+        self, announcement: Announcement, frames: Sequence[memoryview | None], take: Callable[[int], memoryview]
+    ) -> None:
+        self._announcement = announcement
         self._frames: list[memoryview] = []
         self._due: list[tuple[int, slice]] = []
-        for index, (entry, frame) in enumerate(zip(parcel.entries, frames, strict=True)):
+        for index, (entry, frame) in enumerate(zip(announcement.entries, frames, strict=True)):
             if frame is None:
                 self._due += [(index, part) for part in cut(entry.nbytes)]
             self._frames.append(take(entry.nbytes) if frame is None else frame)
         self._number = 0
 
     @property
-    def whole(self) -> Message | None:
-        """The message, when nothing of it is missing any more."""
+    def message(self) -> Message | None:
+        """The message, when it is complete."""
         if self._number < len(self._due):
             return None
-        head = self._parcel.message
+        head = self._announcement.message
         return Message(
             head.kind, head.source, head.epoch, head.sequence, head.session, head.header, tuple(self._frames)
         )
 
     def add(self, parts: Sequence[Buffer]) -> None:
-        """Take in the chunk that is due.
+        """Add the chunk that is due.
 
         Raises:
-            WireError: it is another one, or not whole. Nothing can be added after that.
+            WireError: it is another chunk, or malformed. Nothing can be added after that.
         """
         if len(parts) != 2:
             raise WireError(f"a chunk of {len(parts)} parts.")
         chunk = Chunk(*_CHUNK.unpack(parts[0])[1:])
-        head = self._parcel.message
+        head = self._announcement.message
         if (chunk.session, chunk.sequence) != (head.session, head.sequence) or chunk.number != self._number:
             raise WireError(
                 f"chunk {chunk.number} of message {chunk.sequence} came, due is {self._number} of {head.sequence}."

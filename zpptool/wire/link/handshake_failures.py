@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connections that come to nothing: which ones, by what a socket's monitor tells, and why, in words.
+"""Connections whose handshake fails: which ones, by the events of a socket's monitor, and why.
 
-The invariant: a connection that ends before its handshake is done is told once. One whose key was refused is told by
-the gate, which knows whose it is, and not here.
+The invariant: a connection that ends before its handshake is complete is reported once. One whose key was refused is
+reported by the ZAP server, which knows whose key it is, and not here.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import zmq
 FAILED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 BEGUN = zmq.EVENT_ACCEPTED | zmq.EVENT_CONNECTED
 _CRYPTOGRAPHIC = 0x11000001
-"""ZMQ_PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC of zmq.h, which pyzmq does not name: the client's box did not open."""
+"""ZMQ_PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC of zmq.h, which pyzmq does not name: the client's box could not be opened."""
 
 
 class Failure(NamedTuple):
-    """A connection that ended before its handshake was done.
+    """A connection that ended before its handshake was complete.
 
     Attributes:
-        address: where it came from; empty where that is not known any more.
-        event: the monitor's event that told why; 0 where none did.
+        address: its remote address; empty where that is not known any more.
+        event: the monitor's event with the reason; 0 where there was none.
         value: that event's value.
     """
 
@@ -35,10 +35,10 @@ class Failure(NamedTuple):
 
 
 class Handshakes:
-    """Which connections end before their handshake is done, by what a socket's monitor told so far.
+    """Finds the connections that end before their handshake is complete, from the events of a socket's monitor.
 
     Args:
-        address_of: the remote address of a connection's file descriptor, in words.
+        address_of: returns the remote address of a connection's file descriptor.
     """
 
     def __init__(self, address_of: Callable[[int], str]) -> None:
@@ -47,9 +47,9 @@ class Handshakes:
         self._failure = (0, 0)
 
     def take(self, event: int, value: int) -> Failure | None:
-        """Take in one event; the failure, where it ends a connection that came to nothing.
+        """Process one event; the failure, if it ends a connection whose handshake was not complete.
 
-        A success names no connection: it is taken for the youngest's, as a peer needs no time for it.
+        A success names no connection: it is attributed to the youngest, since a handshake takes almost no time.
         """
         if event & BEGUN:
             self._greeting[value] = self._address_of(value)
@@ -67,7 +67,7 @@ class Handshakes:
 
 
 def remote_address(descriptor: int) -> str:
-    """Where a connection comes from; empty where it has ended already, or is no tcp connection."""
+    """The remote address of a connection; empty where it has ended already, or is no tcp connection."""
     try:
         with net.socket(fileno=os.dup(descriptor)) as copy:
             name = copy.getpeername()
@@ -76,8 +76,8 @@ def remote_address(descriptor: int) -> str:
     return f"{name[0]}:{name[1]}" if isinstance(name, tuple) and len(name) > 1 else ""
 
 
-def refusal_words(failure: Failure, *, keyed: bool) -> str | None:
-    """Why a connection to this binding end came to nothing; None where the gate has told it already."""
+def refusal_reason(failure: Failure, *, keyed: bool) -> str | None:
+    """Why the handshake of a connection to this binding end failed; None where the ZAP server has reported it."""
     if failure.event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
         return None
     if failure.event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
@@ -85,12 +85,12 @@ def refusal_words(failure: Failure, *, keyed: bool) -> str | None:
             return "it expects another key here; were the key files generated together?"
         if failure.value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
             return "it speaks without keys" if keyed else "it speaks with keys, and there are none here"
-    # Who speaks without keys may have gone, by what he read here, before he has said so.
+    # A peer without keys may disconnect because of what it reads here, before it has announced that it has none.
     return "it broke off the handshake, or speaks another protocol" + (" or without keys" if keyed else "")
 
 
-def trouble_words(failure: Failure, peer: str, *, keyed: bool) -> str:
-    """Why a connection of this connecting end came to nothing."""
+def connect_failure(failure: Failure, peer: str, *, keyed: bool) -> str:
+    """Why the handshake of a connection from this connecting end failed."""
     if failure.event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
         return f"{peer} does not admit this key; were the key files generated together?"
     if (
@@ -98,10 +98,10 @@ def trouble_words(failure: Failure, peer: str, *, keyed: bool) -> str:
         and failure.value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
     ):
         theirs, ours = ("without", "with") if keyed else ("with", "without")
-        return f"who listens there speaks {theirs} keys, and this side {ours}"
+        return f"the process at that address speaks {theirs} keys, and this side {ours}"
     if keyed:
         return (
-            f"who listens there broke off the handshake: it is not {peer}, or has another key; "
+            f"the process at that address broke off the handshake: it is not {peer}, or has another key; "
             "were the key files generated together?"
         )
-    return "who listens there broke off the handshake, or speaks another protocol or with keys"
+    return "the process at that address broke off the handshake, or speaks another protocol or with keys"

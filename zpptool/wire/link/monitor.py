@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The thread that stands by a link: it hears when connections begin and end, and what the peer says meanwhile.
+"""A link's monitor: a thread that handles the beginning and the end of connections, and reads the peer's link messages.
 
-The invariant: it touches the link's socket only as any other thread does, in its turn, and never waits for that turn.
-It has to be a thread, because libzmq's I/O thread blocks once a thousand monitor events wait unread, and because a link
-that nobody uses at the moment must still welcome its peer.
+The invariant: it uses the link's socket only in its turn, as any other thread does, and never waits for that turn. It
+is a thread because libzmq's I/O thread blocks once a thousand monitor events wait unread, and because a link that no
+thread uses at the moment must still welcome its peer.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import threading
 import time
@@ -30,92 +29,96 @@ _EVENTS = (
     | BEGUN
 )
 _BUSY_S = 0.001
-_SUSPECT_S = 0.5
-_PROBE_MS = 5
-_MEND_AFTER_S = 1.5
+_PING_FOR_S = 0.5
+_PING_EVERY_MS = 5
+_RECONNECT_AFTER_S = 1.5
 _POLLIN = int(zmq.POLLIN)
-_names = itertools.count()
+ADDRESS = "inproc://zpptool.monitor"
+"""Where the socket's events are delivered; a context has one link."""
 
 
 class MonitoredLink(Protocol):
     """What the monitor needs of a link."""
 
     def ping(self) -> None:
-        """Look for the peer. Never waits."""
+        """Check that the peer is still there. Never blocks."""
 
-    def _observe(self, event: int, value: int) -> None: ...
+    def _on_socket_event(self, event: int, value: int) -> None:
+        """Handle an event of the socket."""
 
-    def _hear_soon(self) -> bool: ...
+    def _try_read(self) -> bool:
+        """Process the peer's link messages; False if another thread has the socket, which will process them."""
 
-    def _mend(self) -> None: ...
+    def _reconnect(self) -> None:
+        """Connect again. Never blocks."""
 
 
 class LinkMonitor:
-    """Stands by one link until its socket is closed.
+    """Monitors one link until its socket is closed.
 
     Args:
-        link: is told of events (`_observe`), asked to hear its peer (`_hear_soon`) when `socket` may have words, and to
-            look for its peer (`ping`) when that may have gone.
-        socket: the link's own.
-        words: whether words may come while nobody receives.
+        link: gets the events (`_on_socket_event`), is called when `socket` may have link messages (`_try_read`), and
+            when the peer may be gone (`ping`).
+        socket: the link's socket.
+        reads: whether link messages may arrive while no thread receives.
     """
 
-    def __init__(self, link: MonitoredLink, socket: Socket, *, words: bool) -> None:
-        address = f"inproc://zpptool.attendant.{next(_names)}"
-        socket.monitor(address, _EVENTS)
+    def __init__(self, link: MonitoredLink, socket: Socket, *, reads: bool) -> None:
+        socket.monitor(ADDRESS, _EVENTS)
         events = socket.context.socket(zmq.PAIR)
         events.setsockopt(zmq.LINGER, 0)
-        events.connect(address)
-        bell = int(socket.getsockopt(zmq.FD)) if words else None
-        self._times = _Times()
-        # No reference to the link, nor to its socket: one that is dropped unclosed must still go.
+        events.connect(ADDRESS)
+        descriptor = int(socket.getsockopt(zmq.FD)) if reads else None
+        self._schedule = _Schedule()
+        # No reference to the link, nor to its socket: a link that is dropped unclosed must still be collected.
         self._thread = threading.Thread(
-            target=_attend, args=(weakref.ref(link), events, bell, self._times), name="zpptool-link", daemon=True
-        )
+            target=_monitor, args=(weakref.ref(link), events, descriptor, self._schedule), name="zpptool-link",
+            daemon=True,
+        )  # fmt: skip
         self._thread.start()
 
-    def suspect(self) -> None:
-        """Have the peer looked for (`_probe`) every few milliseconds for a while."""
-        self._times.suspect_until = time.monotonic() + _SUSPECT_S
+    def ping_for_a_while(self) -> None:
+        """Have the link check for its peer (`ping`) every few milliseconds for half a second."""
+        self._schedule.ping_until = time.monotonic() + _PING_FOR_S
 
-    def mend_later(self, wanted: bool) -> None:
-        """Have the link connect anew (`_mend`) in a while, or no longer. Call it from this thread."""
-        self._times.mend_at = time.monotonic() + _MEND_AFTER_S if wanted else math.inf
+    def reconnect_later(self, wanted: bool) -> None:
+        """Schedule, or cancel, a new attempt to connect (`_reconnect`). Call it from the monitor's thread."""
+        self._schedule.reconnect_at = time.monotonic() + _RECONNECT_AFTER_S if wanted else math.inf
 
     def stop(self, socket: Socket) -> None:
-        """End the thread. Call it where the socket is owned, before closing it."""
+        """End the thread. The caller has the turn of the socket, and closes it afterwards."""
         socket.monitor(None, 0)
         self._thread.join()
 
     @property
-    def is_here(self) -> bool:
-        """Whether the caller runs in this thread."""
+    def is_current_thread(self) -> bool:
+        """Whether the caller runs in the monitor's thread."""
         return threading.current_thread() is self._thread
 
 
-class _Times:
-    """When the attendant has to look by itself, on the monotonic clock."""
+class _Schedule:
+    """What the monitor does by itself, and when, on the monotonic clock."""
 
-    suspect_until = 0.0
-    mend_at = math.inf
+    ping_until = 0.0
+    reconnect_at = math.inf
 
     def wait_ms(self, now: float) -> int:
-        """How long it may sleep; -1 for as long as nothing happens."""
-        if now < self.suspect_until:
-            return _PROBE_MS
-        return -1 if self.mend_at == math.inf else math.ceil(max(self.mend_at - now, 0.0) * 1000)
+        """How long the monitor may sleep; -1 for no limit."""
+        if now < self.ping_until:
+            return _PING_EVERY_MS
+        return -1 if self.reconnect_at == math.inf else math.ceil(max(self.reconnect_at - now, 0.0) * 1000)
 
 
-def _attend(link_of: weakref.ref[MonitoredLink], events: Socket, bell: int | None, times: _Times) -> None:
+def _monitor(link_of: weakref.ref[MonitoredLink], events: Socket, descriptor: int | None, schedule: _Schedule) -> None:
     watched: list[tuple[Socket | int, int]] = [(events, _POLLIN)]
-    if bell is not None:
-        watched.append((bell, _POLLIN))
+    if descriptor is not None:
+        watched.append((descriptor, _POLLIN))
     with events:
         while True:
             try:
                 now = time.monotonic()
-                suspects = now < times.suspect_until
-                ready: dict[object, int] = dict(zmq.zmq_poll(watched, times.wait_ms(now)))
+                pings = now < schedule.ping_until
+                ready: dict[object, int] = dict(zmq.zmq_poll(watched, schedule.wait_ms(now)))
                 event = parse_monitor_message(events.recv_multipart()) if events in ready else None
             except zmq.ContextTerminated:
                 return
@@ -123,12 +126,12 @@ def _attend(link_of: weakref.ref[MonitoredLink], events: Socket, bell: int | Non
             if link is None or (event and event["event"] == zmq.EVENT_MONITOR_STOPPED):
                 return
             if event:
-                link._observe(event["event"], event["value"])
-            if bell in ready and not link._hear_soon():
-                time.sleep(_BUSY_S)  # whoever has the socket now hears what there is
-            if suspects and not ready:
+                link._on_socket_event(event["event"], event["value"])
+            if descriptor in ready and not link._try_read():
+                time.sleep(_BUSY_S)  # the thread that has the socket reads what there is
+            if pings and not ready:
                 link.ping()
-            if time.monotonic() >= times.mend_at:
-                times.mend_at = math.inf
-                link._mend()
+            if time.monotonic() >= schedule.reconnect_at:
+                schedule.reconnect_at = math.inf
+                link._reconnect()
             del link

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The receiving end of a hop.
+"""The receiving end of a link.
 
 The invariant: `recv` returns the message that was due in the session that the sender has welcomed this end to, within
 the limits, or raises an error that names what is wrong; either way the link is ready for the next one.
@@ -7,374 +7,304 @@ the limits, or raises an error that names what is wrong; either way the link is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 
 import msgspec
 import zmq
 
 from zpptool.deadline import Deadline
-from zpptool.places import place_name
+from zpptool.wire.link.arrivals import Arrivals
 from zpptool.wire.link.endpoint import Endpoint
 from zpptool.wire.link.fragments import largest_part
 from zpptool.wire.link.inbound import Inbound
-from zpptool.wire.link_errors import LinkRefused, StaleEpoch, WireError, WireFault
-from zpptool.wire.message.framing import Buffer, Kind, Limits, Message
-from zpptool.wire.protocol.flow_control import Debt, Window
+from zpptool.wire.link.link_options import DEFAULT_OPTIONS, LinkOptions
+from zpptool.wire.link.receiver_session import ReceiverSession
+from zpptool.wire.link_errors import WireError, WireFault
+from zpptool.wire.message.framing import Kind, Message
 from zpptool.wire.protocol.handshake import of_other_runs, unfit
 from zpptool.wire.protocol.link_messages import (
+    Acknowledgement,
     Hello,
     Hold,
+    LinkMessage,
+    Notification,
     Party,
     Ping,
     Pong,
     Refused,
-    Taken,
-    Told,
     Welcome,
-    Word,
-    decode_word,
+    decode_link_message,
 )
-from zpptool.wire.protocol.sequence import SequenceCheck, SequenceError
-from zpptool.wire.security.exposure import LinkSecurity, protect, require
-from zpptool.wire.sockets import Context, check_endpoint
+from zpptool.wire.security.exposure import require
+from zpptool.wire.sockets import check_endpoint
 
 _DONTWAIT = int(zmq.DONTWAIT)
-WORDS_LINGER_S = 0.5
-"""How long a closing link goes on sending what was told to a sender that may be stopped."""
-_LAST_LOOK_S = 0.01
-"""libzmq tells of a connection's end a moment before it hands out what came last."""
+NOTIFICATIONS_LINGER_S = 0.5
+"""How long a closing link goes on sending notifications to a sender that may be stopped."""
+_LAST_READ_S = 0.01
+"""libzmq reports the end of a connection a moment before it delivers what arrived last."""
 
 
 class LinkReceiver(Endpoint):
-    """The receiving end of a hop. It connects, and goes on trying until the other side is there."""
+    """The receiving end of a link. It connects, and keeps trying until the other side is there."""
 
-    def __init__(
-        self,
-        endpoint: str,
-        *,
-        stage: int,
-        peer: int,
-        party: Party | None = None,
-        window: Window | None = None,
-        limits: Limits | None = None,
-        note: Callable[[str], None] | None = None,
-        shared_memory: bool = True,
-        context: Context | None = None,
-        safety: LinkSecurity | None = None,
-        follows: bool = False,
-    ) -> None:
+    _socket_type = zmq.DEALER
+    _binds = False
+
+    def __init__(self, endpoint: str, *, stage: int, peer: int, options: LinkOptions = DEFAULT_OPTIONS) -> None:
         """Open the link.
 
         Args:
-            endpoint: what the peer binds, `tcp://host:port` or `ipc:///path`.
+            endpoint: what the sender binds, `tcp://host:port` or `ipc:///path`.
             stage: the place this end belongs to, a stage index or `HEAD`.
-            peer: the place that is to be at the other end.
-            party: who this end is; an empty `run_id` is learnt from the sender's welcome, as it is by default.
-            window: the most that the sender may have under way.
-            limits: what this end accepts. A longer frame ends the connection before memory is taken for it.
-            note: is told in words of a sender that was refused.
-            shared_memory: whether a sender on this host may use shared memory for large frames.
-            context: a ZeroMQ context to share; by default the link has its own, and an I/O thread with it.
-            safety: the keys of both ends, without which an address that strangers can reach is refused.
-            follows: whether this end goes with its sender into another run, and bears with one that was lost.
+            peer: the place that the sender has to have.
+            options: see `LinkOptions`.
 
         Raises:
             ZppError: the endpoint cannot be used, or not without keys (exit 5).
         """
-        self._follows = follows
-        self._was_cut = False
-        self._refusal: LinkRefused | None = None
-        self._hold: str | None = None
         self._interrupted = False
-        self._check: SequenceCheck | None = None
-        self._debt = Debt(Window())
-        self._stash: Message | WireFault | None = None
-        self._behind: Sequence[Buffer] | None = None
+        self._pending: Message | WireFault | None = None
         self._on_welcome: Callable[[str, int], None] = lambda _run, _epoch: None
-        limits = limits or Limits()
-        self._inbound = Inbound(limits, shared=shared_memory)
+        self._session = ReceiverSession()
+        self._inbound = Inbound(options.limits, shared=options.shared_memory)
         super().__init__(
-            zmq.DEALER,
             endpoint,
             stage=stage,
             peer=peer,
-            bind=False,
-            party=party or Party(stage),
-            window=window,
-            limits=limits,
-            note=note,
-            context=context,
-            max_frame_bytes=largest_part(limits),
-            safety=safety,
+            party=options.party or Party(stage),
+            options=options,
+            max_frame_bytes=largest_part(options.limits),
         )
+        self._arrivals = Arrivals(self._socket, self._turn, self._readable, self._inbound, options.limits.max_frames)
 
     @property
     def state(self) -> str:
         """`waiting` to be welcomed, `connected`, `lost` or `refused`."""
-        if self._refusal is not None:
-            return "refused"
-        if self._check is None:
-            return "waiting"
-        return "lost" if self._was_cut else "connected"
+        return self._session.state
 
     @property
     def sequence(self) -> int:
         """The last message received in this epoch; -1 for none."""
-        return self._check.due - 1 if self._check else -1
+        return self._session.due - 1
 
-    def close(self, linger_s: float = WORDS_LINGER_S) -> None:
-        """End the link. What was told goes on being sent for `linger_s` at most, if the sender is still there."""
-        super().close(0.0 if self._was_cut else linger_s)
+    def close(self, linger_s: float = NOTIFICATIONS_LINGER_S) -> None:
+        """Close the link. Notifications are sent for up to `linger_s` seconds, if the sender is still there."""
+        super().close(0.0 if self._session.disconnected else linger_s)
 
     def on_welcome(self, callback: Callable[[str, int], None]) -> None:
-        """Have `callback` called with run and epoch whenever the sender welcomes this end, from any thread; it must
-        not wait, nor use this link."""
+        """Have `callback` called with run and epoch whenever the sender welcomes this end.
+
+        It is called from any thread; it must not block, nor use this link.
+        """
         self._on_welcome = callback
 
-    def tell(self, payload: bytes) -> None:
-        """Pass a few bytes to the owner of the sending end (`LinkSender.on_told`), ahead of nothing and behind what was
-        told before. Never waits; a sender that has not welcomed this end, has gone, or reads nothing, is not told."""
-        self._post(lambda: self.connected and self._say(Told(payload)))
+    def notify(self, payload: bytes) -> None:
+        """Send a few bytes to the owner of the sending end (`LinkSender.on_notification`), in order. Never blocks.
+
+        Nothing is sent to a sender that has not welcomed this end, is gone, or reads nothing.
+        """
+        self._turn.post(lambda: self.connected and self._send_link_message(Notification(payload)))
 
     def recv(self, timeout_s: float) -> Message:
         """The next message.
 
+        Args:
+            timeout_s: the deadline of the call, in seconds.
+
         Raises:
-            LinkTimeout: none came before the deadline.
-            PeerLost: the sender, who has sent something in this epoch, has gone, and nothing of it is left to read.
-            LinkRefused: the sender will not have this end, or this end not that sender.
-            SequenceError: it is not the one that was due. The link goes on behind it.
+            LinkTimeout: none arrived before the deadline.
+            PeerLost: the sender, which has sent messages in this epoch, is gone, and none of them is left to read.
+            LinkRefused: the sender refuses this end, or this end the sender.
+            SequenceError: it is not the message that was due. The link continues after it.
             StaleEpoch: it belongs to an epoch that is over.
-            WireError: it cannot be right; it is dropped.
+            WireError: it is malformed; it is dropped.
             LinkError: the link is closed.
         """
         deadline = Deadline(timeout_s)
-        self._enter(deadline)
+        turn = self._turn
+        turn.enter(deadline)
         try:
-            while not self._look():
+            while not self._has_result():
                 if not deadline.remaining_ms():
-                    due = self._check.due if self._check else 0
-                    raise self.timed_out(deadline, f"send message {due}")
-                self._wait(deadline)
-            got, self._stash = self._stash, None
-            if not isinstance(got, Message):
-                raise got or self._refusal or self.lost()
-            self._debt.take(len(got.header) + sum([frame.nbytes for frame in got.frames]))
-            if self._debt.due:
-                self._say_taken()
-            return got
+                    raise self.faults.timed_out(deadline, f"send message {self._session.due}")
+                turn.wait(deadline)
+            result, self._pending = self._pending, None
+            if not isinstance(result, Message):
+                raise result or self._session.refusal or self.faults.lost()
+            acknowledgements = self._session.acknowledgements
+            acknowledgements.take(len(result.header) + sum([frame.nbytes for frame in result.frames]))
+            if acknowledgements.due:
+                self._acknowledge()
+            return result
         finally:
-            self._leave()
-
-    def greet_again(self) -> None:
-        """Forget that one side has refused this link, and greet anew. Never waits."""
-        self._post(self._forget_refusal)
-
-    def move(self, endpoint: str) -> None:
-        """Look for the sender at another address from now on; what the one before had to say is over. Never waits.
-
-        Raises:
-            ZppError: (ADDRESS) it is no address, or one that strangers can reach, and there are no keys.
-        """
-        check_endpoint(endpoint, bind=False)
-        require(endpoint, self._safety)
-        self._post(lambda: self._move(endpoint))
-
-    def interrupt(self) -> None:
-        """Have the `poll` under way, or else the next one, return at once."""
-        self._interrupted = True
-        self._rouse()
+            turn.leave()
 
     def poll(self, timeout_s: float) -> bool:
-        """Whether there is a message, or a fault, before the deadline or an `interrupt`: something for `recv`."""
+        """Whether `recv` would return or raise at once: a message or a fault is there before the deadline.
+
+        An `interrupt` ends the wait.
+        """
         deadline = Deadline(timeout_s)
-        self._enter(deadline)
+        self._turn.enter(deadline)
         try:
-            while not self._look():
+            while not self._has_result():
                 if self._interrupted or not deadline.remaining_ms():
                     self._interrupted = False
                     return False
-                self._wait(deadline)
+                self._turn.wait(deadline)
             return True
         finally:
-            self._leave()
+            self._turn.leave()
 
-    def _look(self) -> bool:
-        """Whether there is something for `recv`. Words of the link are taken in on the way."""
-        if self._chores:
-            self._catch_up()
-        if self._debt.due:
-            self._say_taken()
-        if self._stash is None:
-            self._stash = self._next()
-        if self._stash is None and self._is_over:
-            self._socket.poll(int(_LAST_LOOK_S * 1000))
-            self._stash = self._next()
-        return self._stash is not None or self._is_over
+    def interrupt(self) -> None:
+        """Have the current `poll`, or else the next one, return at once."""
+        self._interrupted = True
+        self._waiter.wake()
 
-    @property
-    def _is_over(self) -> bool:
-        """Whether nothing will come: one side was refused, or a sender that was heard has gone."""
-        return self._refusal is not None or (self._was_cut and self._check is not None and self._check.due > 0)
+    def ping(self) -> None:
+        """Nothing to do: the sender pings, and this end answers."""
+
+    def greet_again(self) -> None:
+        """Forget that one side has refused this link, and greet again. Never blocks."""
+        self._turn.post(self._forget_refusal)
+
+    def move(self, endpoint: str) -> None:
+        """Connect to the sender at another address; the session with the previous one is over. Never blocks.
+
+        Raises:
+            ZppError: (ADDRESS) it is no address, or one that others can reach, and there are no keys.
+        """
+        check_endpoint(endpoint, bind=False)
+        require(endpoint, self.options.security)
+        self._turn.post(lambda: self._move(endpoint))
+
+    def _has_result(self) -> bool:
+        """Whether there is something for `recv`. Link messages are processed on the way."""
+        if self._turn.has_tasks:
+            self._turn.run_tasks()
+        if self._session.acknowledgements.due:
+            self._acknowledge()
+        if self._pending is None:
+            self._pending = self._next()
+        if self._pending is None and self._session.is_over:
+            self._socket.poll(int(_LAST_READ_S * 1000))
+            self._pending = self._next()
+        return self._pending is not None or self._session.is_over
 
     def _next(self) -> Message | WireFault | None:
-        """The next message that is there, or what is wrong with it."""
-        while (parts := self._arrived()) is not None:
+        """The next message that has arrived, or what is wrong with it; None for none."""
+        while (parts := self._arrivals.next()) is not None:
             try:
                 message = self._inbound.take(parts)
                 if message is None:
                     continue
                 if message.kind is not Kind.LINK:
                     return self._checked(message)
-                self._take(decode_word(message.header), message)
+                self._process(decode_link_message(message.header), message.session)
             except WireError as error:
-                return self.refusal(error)
+                return self.faults.refused_message(error)
             except WireFault as fault:
                 return fault
         return None
 
     def _checked(self, message: Message) -> Message:
-        if self._check is None:
+        check = self._session.check
+        if check is None:
             raise WireError("it came before a welcome; the peer is no link's other end.")
         if message.epoch != self.party.epoch:
-            raise self._made(
-                StaleEpoch, f"{place_name(self.stage).capitalize()} got a message of epoch {message.epoch} from "
-                f"{self.peer} ({self.endpoint})",
-            )  # fmt: skip
-        fault = self._check.accept(message.session, message.sequence)
+            raise self.faults.stale_received(message.epoch)
+        fault = check.accept(message.session, message.sequence)
         if fault is not None:
-            error = self._made(
-                SequenceError,
-                f"{place_name(self.stage).capitalize()} expected message {fault.expected} of {self.peer} "
-                f"({self.endpoint}) and got {fault.got}: {fault.text}",
-            )
-            error.expected, error.got, error.received = fault.expected, fault.got, message
-            raise error
+            raise self.faults.out_of_sequence(fault, message)
         return message
 
-    def _take(self, word: Word, message: Message) -> None:
-        """Take in one word of the sender."""
-        match word:
+    def _process(self, message: LinkMessage, session: int) -> None:
+        """Process one link message of the sender."""
+        match message:
             case Welcome():
-                self._be_welcomed(word, message.session)
+                self._on_welcomed(message, session)
             case Hold(reason=reason):
-                self._hold = reason
+                self._session.hold = reason
             case Refused(reason=reason, plan=plan):
                 self._refuse(f"{self.peer} refuses this link", reason, plan=plan)
             case Ping(at=at):
-                self._say(Pong(at))
-                if self._debt.untold:  # a link that is idle shows an empty queue
-                    self._say_taken()
+                self._send_link_message(Pong(at))
+                if self._session.acknowledgements.pending:  # so that an idle link shows an empty queue
+                    self._acknowledge()
 
-    def _be_welcomed(self, word: Welcome, session: int) -> None:
-        theirs = word.party
-        refused = unfit(theirs, self.party, self._awaited, follows=self._follows)
+    def _on_welcomed(self, welcome: Welcome, session: int) -> None:
+        theirs = welcome.party
+        follows = self.options.follows
+        refused = unfit(theirs, self.party, self._awaited, follows=follows)
         same_run = not of_other_runs(theirs, self.party)
         if refused is None and same_run and self.sequence >= 0 and theirs.epoch == self.party.epoch:
-            if self._follows:
-                raise self.lost()
+            if follows:
+                raise self.faults.lost()
             refused = Refused(f"messages of epoch {theirs.epoch} came before; another epoch has to begin", plan=False)
         if refused is not None:
-            self._say(refused)
+            self._send_link_message(refused)
             self._refuse(f"{self.peer} is refused", refused.reason, plan=refused.plan)
             return
         if same_run and theirs.epoch < self.party.epoch:
-            raise self._made(
-                StaleEpoch, f"{self.peer} welcomes to epoch {theirs.epoch} at {self.endpoint}, and that is over"
-            )
+            raise self.faults.stale_welcome(theirs.epoch)
         self.party = msgspec.structs.replace(self.party, run_id=theirs.run_id, epoch=theirs.epoch)
-        self._was_cut = False
-        self._check = SequenceCheck(session)
-        self._debt = Debt(word.window)
-        self._behind = None
-        trouble = self._inbound.begin(word.offers)
-        if self._inbound.shortcut is not None:
-            self._inbound.shortcut.watch_with(self._watched)
-        if trouble is not None:
-            self._note(f"{self.peer} ({self.endpoint}) sends through the socket: {trouble}")
-        self._hold = None
+        self._session.begin(session, welcome.window)
+        self._arrivals.forget()
+        problem = self._inbound.begin(welcome.offers)
+        if self._inbound.unix_socket is not None:
+            self._inbound.unix_socket.watch_with(self._waiter.watched)
+        if problem is not None:
+            self._refusals.warning(f"{self.peer} ({self.endpoint}) sends through the socket: {problem}")
         self._on_welcome(theirs.run_id, theirs.epoch)
 
     def _move(self, endpoint: str) -> None:
         if endpoint == self.endpoint:
             return
-        with suppress(zmq.ZMQError):  # nothing is left to end
+        with suppress(zmq.ZMQError):  # there is no connection to end
             self._socket.disconnect(self.endpoint)
         self._inbound.end()
-        self._behind = None
+        self._arrivals.forget()
         self.endpoint = endpoint
-        self._was_cut = self._check is not None
-        self._keyed = protect(self._socket, endpoint, bind=False, safety=self._safety, refused=self._not_let_in)
+        self._session.disconnected = self._session.check is not None
+        self._keyed = self._protect(endpoint)
         self._socket.connect(endpoint)
 
     def _forget_refusal(self) -> None:
-        self._refusal = None
-        self._reconnect()
+        self._session.refusal = None
+        self._connect_again()
 
     def _refuse(self, who: str, reason: str, *, plan: bool) -> None:
-        self._refusal = self._refused_by(who, reason, plan=plan)
-        self._turned_away(self._refusal.message)
+        self._session.refusal = self.faults.refused(who, reason, plan=plan)
+        self._record_refusal(self._session.refusal.message)
 
-    def _greet(self) -> None:
-        self._was_cut = False
-        if self._check and not self._check.due:
-            self._check = None
-        self._was_cut = self._check is not None
-        self._say(Hello(self.party, self._window, self.limits, self._inbound.offers))
+    def _on_connected(self) -> None:
+        self._session.on_connected()
+        self._send_link_message(Hello(self.party, self.options.window, self.options.limits, self._inbound.offers))
 
-    def _cut(self, connection: int) -> None:
-        self._was_cut = True
-        self._hold = None
+    def _on_disconnected(self, connection: int) -> None:
+        self._session.on_disconnected()
 
-    def _say_taken(self) -> None:
-        assert self._check is not None
-        if self._say(Taken(self._debt.taken), self._check.session):
-            self._debt.told()
+    def _acknowledge(self) -> None:
+        check, acknowledgements = self._session.check, self._session.acknowledgements
+        assert check is not None
+        if self._send_link_message(Acknowledgement(acknowledgements.taken), check.session):
+            acknowledgements.sent()
 
-    def _say(self, word: Word, session: int = 0) -> bool:
-        """Whether ZeroMQ took the word; it does not when too many wait for a sender that reads nothing."""
+    def _send_link_message(self, message: LinkMessage, session: int = 0) -> bool:
+        """Send a link message; False when ZeroMQ refuses it: too many wait for a sender that reads nothing."""
         try:
-            self._socket.send(self._packed(word, session), _DONTWAIT)
+            self._socket.send(self._encoded(message, session), _DONTWAIT)
         except zmq.ZMQError:
             return False
         return True
 
-    def _dispose(self) -> None:
-        if not self._closed:
-            self._inbound.end()
-        super()._dispose()
+    def _read_link_messages(self) -> None:
+        """Nothing to do: the sender's link messages are in order with its other ones, and `_next` processes them."""
 
-    def _how_it_stands(self) -> str:
-        return f"it is connected, but {self._hold}" if self._hold else super()._how_it_stands()
+    def _end_side_channels(self) -> None:
+        self._inbound.end()
 
-    def _arrived(self) -> Sequence[Buffer] | None:
-        """The parts of the next message that is there, in the order of sending; None for none.
-
-        What is found at ZeroMQ may have been sent behind something that came by the shortcut meanwhile: it waits until
-        there is nothing more. The other way round it cannot be, for the sender sees to that.
-        """
-        shortcut = self._inbound.shortcut
-        if shortcut is None:
-            return self._try_recv()
-        if (short := shortcut.receive()) is not None:
-            return (short,)
-        parts, self._behind = self._behind or self._try_recv(), None
-        if parts is not None and (short := shortcut.receive()) is not None:
-            self._behind = parts
-            return (short,)
-        return parts
-
-    def _try_recv(self) -> list[memoryview] | None:
-        """The parts of one message, or None when none is there. Parts past the limit are dropped, all but one."""
-        if not self._readable():  # cheaper than the error that says so
-            return None
-        part = self._socket.recv(_DONTWAIT, copy=False)
-        self._torn = True
-        parts = [part.buffer]
-        while part.more:
-            part = self._socket.recv(_DONTWAIT, copy=False)
-            if len(parts) <= self.limits.max_frames + 1:
-                parts.append(part.buffer)
-        self._torn = False
-        return parts
+    def _connection_detail(self) -> str:
+        return f"it is connected, but {self._session.hold}" if self._session.hold else super()._connection_detail()

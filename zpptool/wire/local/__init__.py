@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How payload gets to the other side beside the socket: `base.py` is the interface, each way one file.
+"""Side channels for payloads of two processes on one host: `side_channel.py` is the interface, each channel one file.
 
-The invariant: `WAYS` is the whole list. Both ends go by its names when they greet, and by its numbers in a parcel's
-table, where 0 is the socket.
+The invariant: `SIDE_CHANNELS` is the whole list. Both ends use its names in the handshake, and its numbers in the table
+of an announcement, where 0 is the ZeroMQ socket.
 """
 
 from __future__ import annotations
@@ -14,20 +14,22 @@ from zpptool.wire.local.shared_memory import SharedMemoryReceiver, SharedMemoryS
 from zpptool.wire.local.side_channel import SideChannelReceiver, SideChannelSender
 
 
-class Way(NamedTuple):
-    """One way.
+class SideChannel(NamedTuple):
+    """One kind of side channel.
 
     Attributes:
         number: its number in a table.
-        here: what a receiver says when it greets, and a sender compares with its own; None where the way is not there.
-        giver: makes the sender's end; OSError where it cannot be.
-        taker: makes the receiver's end from the giver's offer; WireError where it cannot be.
+        location: where this process is, which both ends must share; None where this system has no such channel.
+        open_sender: opens the sender's end; raises OSError where it cannot.
+        open_receiver: opens the receiver's end from the sender's offer; raises WireError where it cannot.
     """
 
     number: int
-    here: Callable[[], str | None]
-    giver: Callable[[], SideChannelSender]
-    taker: Callable[[str], SideChannelReceiver]
+    location: Callable[[], str | None]
+    open_sender: Callable[[], SideChannelSender]
+    open_receiver: Callable[[str], SideChannelReceiver]
 
 
-WAYS: Mapping[str, Way] = {"memfd": Way(1, this_host, SharedMemorySender, SharedMemoryReceiver)}
+SIDE_CHANNELS: Mapping[str, SideChannel] = {
+    "memfd": SideChannel(1, this_host, SharedMemorySender, SharedMemoryReceiver)
+}

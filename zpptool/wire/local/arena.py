@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which bytes of a shared segment are whose: a first-fit allocator, apart from any memory.
+"""Allocation within a shared segment: a first-fit allocator, independent of any memory.
 
-The invariant: two blocks that are out never overlap, and a block is out from `take` until the other side's word for it
-says its generation. Each use of a slot has another generation, so a word left over from an earlier use releases
-nothing. Blocks come back in any order: one that the receiver keeps holds up no other.
+The invariant: two allocated blocks never overlap, and a block is allocated from `take` until the other side has
+released its generation. Each use of a slot has another generation, so a value left over from an earlier use releases
+nothing. Blocks are released in any order: one that the receiver keeps delays no other.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from typing import NamedTuple
 ALIGNMENT = 4096
 """Blocks begin at pages, so that a tensor of any dtype is aligned and no two blocks share a cache line."""
 
-
 GENERATIONS = 1 << 32
-"""Generations are 1 to one less than this, and then begin again."""
+"""Generations count from 1 to one less than this, and then again from 1."""
 
 
 class Block(NamedTuple):
-    """Bytes that are out."""
+    """An allocated range of the segment."""
 
     offset: int
     nbytes: int
@@ -33,13 +32,13 @@ class Arena:
     """Blocks within `size` bytes, at most `slots` of them at a time.
 
     Args:
-        size: bytes to hand out.
-        slots: how many blocks may be out.
+        size: bytes to allocate from.
+        slots: how many blocks may be allocated at a time.
     """
 
     def __init__(self, size: int, slots: int) -> None:
         self._size = size
-        self._out: list[Block] = []  # by offset
+        self._allocated: list[Block] = []  # by offset
         self._free_slots = list(range(slots))
         self._generations = [0] * slots
 
@@ -47,13 +46,13 @@ class Arena:
         """A block of that size, or None when there is no room for it now.
 
         Args:
-            released: for each slot the generation that the other side has released last.
+            released: for each slot the last generation that the other side has released.
         """
         self._reclaim(released)
         if not self._free_slots:
             return None
         start = 0
-        for block in self._out:
+        for block in self._allocated:
             if block.offset - start >= nbytes:
                 break
             start = -(-(block.offset + block.nbytes) // ALIGNMENT) * ALIGNMENT
@@ -62,19 +61,19 @@ class Arena:
         slot = self._free_slots.pop()
         self._generations[slot] = self._generations[slot] % (GENERATIONS - 1) + 1
         taken = Block(start, nbytes, slot, self._generations[slot])
-        insort(self._out, taken)
+        insort(self._allocated, taken)
         return taken
 
     def give_back(self, block: Block) -> None:
-        """A block that was never told to the other side."""
-        self._out.remove(block)
+        """Release a block whose ticket was never sent to the other side."""
+        self._allocated.remove(block)
         self._free_slots.append(block.slot)
 
     def _reclaim(self, released: Sequence[int]) -> None:
         kept: list[Block] = []
-        for block in self._out:
+        for block in self._allocated:
             if released[block.slot] == block.generation:
                 self._free_slots.append(block.slot)
             else:
                 kept.append(block)
-        self._out = kept
+        self._allocated = kept

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames through memory that two processes on one host share; the messages carry only where they lie.
+"""Frames in memory that two processes on one host share; the messages carry only tickets for them.
 
 The invariant: the segment is a memfd, so it has no name that could outlive its processes however they end; its size is
-sealed and its pages are taken from the system before they are written, so that neither side can be hit by SIGBUS. The
-sender uses it only after the receiver has opened it, found the token that the welcome named, and said so in it. A view
-is handed out only for the generation that its ticket names, and the block is not used again before the view is gone.
+sealed and its pages are allocated before they are written, so that neither side can be hit by SIGBUS. The sender uses
+it only after the receiver has mapped it, found the token that the welcome names, and set a flag in it. A view is handed
+out only for the generation that its ticket names, and the block is not used again before the view is released.
 
-The segment: page 0 holds the token (16 bytes), then as 64-bit words whether the receiver has mapped it, and for each
-slot the generation that is given and the one that is released last. The blocks begin at page 1.
+The segment: page 0 holds the token (16 bytes), then 64-bit words: whether the receiver has mapped it, and for each slot
+the generation that was put last and the one that was released last. The blocks begin at page 1.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from zpptool.wire.local.arena import ALIGNMENT, GENERATIONS, Arena
 from zpptool.wire.message.framing import Buffer
 
 SHARED_BYTES = 256 << 20
-"""The most that one link's segment takes: two steps of 8192 tokens of two 4096-wide bf16 tensors. It grows with use."""
+"""The size of one link's segment: two steps of 8192 tokens of two 4096-wide bf16 tensors. Its memory grows with use."""
 SLOTS = 64
 _TOKEN_BYTES = 16
 _MAPPED = _TOKEN_BYTES // 8
@@ -37,7 +37,7 @@ _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 def this_host() -> str | None:
-    """The running system's own number: who reads another one is on another host. None where there is no memfd."""
+    """The boot id of the running system, which differs on every host. None where there is no memfd."""
     if not hasattr(os, "memfd_create"):
         return None
     try:
@@ -47,13 +47,13 @@ def this_host() -> str | None:
 
 
 class SharedMemorySender:
-    """The sender's end: makes the segment, and puts frames there while there is room.
+    """The sender's end: creates the segment, and puts frames into it while there is room.
 
     Args:
         size: bytes for frames.
 
     Raises:
-        OSError: this system has no memfd, or gives no memory.
+        OSError: this system has no memfd, or no memory.
     """
 
     def __init__(self, size: int = SHARED_BYTES) -> None:
@@ -62,8 +62,8 @@ class SharedMemorySender:
         weakref.finalize(self, os.close, self._fd)
         os.ftruncate(self._fd, ALIGNMENT + size)
         fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, _SEALS)
-        self._backed = 0
-        self._back(ALIGNMENT)
+        self._allocated = 0
+        self._allocate(ALIGNMENT)
         self._bytes = memoryview(mmap.mmap(self._fd, ALIGNMENT + size))
         self._words = self._bytes[:ALIGNMENT].cast("Q")
         self._bytes[:_TOKEN_BYTES] = token
@@ -72,19 +72,19 @@ class SharedMemorySender:
 
     @property
     def ready(self) -> bool:
-        """Whether the receiver has the segment."""
+        """Whether the receiver has mapped the segment."""
         return bool(self._words[_MAPPED])
 
     def put(self, frame: Buffer) -> int | None:
-        """Copy a frame into the segment; its ticket, None while there is no room for it."""
+        """Copy a frame into the segment; its ticket, or None while there is no room for it."""
         view = memoryview(frame).cast("B")
         block = self._arena.take(view.nbytes, self._words[_RELEASED : _RELEASED + SLOTS])
         if block is None:
             return None
         start = ALIGNMENT + block.offset
         try:
-            self._back(start + view.nbytes)
-        except OSError:  # no memory: let the system have what it needs
+            self._allocate(start + view.nbytes)
+        except OSError:  # the system is short of memory: leave it what it has
             self._arena.give_back(block)
             return None
         self._bytes[start : start + view.nbytes] = view
@@ -92,25 +92,25 @@ class SharedMemorySender:
         return block.slot << 56 | block.offset // ALIGNMENT << 32 | block.generation
 
     def close(self) -> None:
-        """Put nothing more. The memory goes when the receiver's last view of it has gone."""
+        """Put nothing more. The memory is freed with the receiver's last view of it."""
         self._words[_MAPPED] = 0
 
-    def _back(self, end: int) -> None:
-        """Take the pages up to `end` from the system now: an error here, where a later page fault would kill."""
-        if end > self._backed:
-            os.posix_fallocate(self._fd, self._backed, end - self._backed)
-            self._backed = end
+    def _allocate(self, end: int) -> None:
+        """Allocate the pages up to `end` now: that may fail here, where a later page fault would kill the process."""
+        if end > self._allocated:
+            os.posix_fallocate(self._fd, self._allocated, end - self._allocated)
+            self._allocated = end
 
 
 class SharedMemoryReceiver:
     """The receiver's end: maps the sender's segment.
 
     Args:
-        offer: as the sender's welcome told it.
+        offer: from the sender's welcome.
 
     Raises:
-        WireError: the segment cannot be had here: the sender is on another host or in another container, belongs to
-            another user, or what lies there is not the segment that was meant.
+        WireError: the segment cannot be mapped: the sender is on another host or in another container, belongs to
+            another user, or the file there is not the segment that was offered.
     """
 
     def __init__(self, offer: str) -> None:
@@ -118,7 +118,7 @@ class SharedMemoryReceiver:
             pid, number, size_text, token = offer.split(":")
             size, path = ALIGNMENT + int(size_text), f"/proc/{int(pid)}/fd/{int(number)}"
         except ValueError:
-            raise WireError(f"an offer of shared memory that cannot be read: {offer[:80]!r}.") from None
+            raise WireError(f"an offer of shared memory that cannot be parsed: {offer[:80]!r}.") from None
         try:
             self._map = _map(path, size, token)
         except OSError as error:
@@ -142,7 +142,7 @@ class SharedMemoryReceiver:
         return memoryview(block).cast("B")
 
     def close(self) -> None:
-        """Get nothing more. (The map goes with its last view.)"""
+        """Get nothing more. (The mapping is released with its last view.)"""
         self._words[_MAPPED] = 0
 
 
@@ -152,8 +152,11 @@ def _release(words: memoryview, held: set[int], slot: int, generation: int) -> N
 
 
 def _map(path: str, size: int, token: str) -> mmap.mmap:
-    """Map the file at `path` if it is a sealed memfd of that size and token. `path` is only a peer's word: it is not
-    opened unless it is a plain file, so that no device can be set off, and no pipe waited for."""
+    """Map the file at `path` if it is a sealed memfd of that size and token.
+
+    `path` comes from the peer and is not trusted: it is not opened unless it is a plain file, so that opening it can
+    neither trigger a device nor block on a pipe.
+    """
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise WireError("the sender's shared memory is no plain file.")
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)

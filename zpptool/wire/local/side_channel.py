@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a way beside the socket is: one end that puts payload frames somewhere, and one that gets them there.
+"""The interface of a side channel: a sender puts payload frames into it, a receiver gets them out.
 
-The invariant: whatever a `SideChannelSender` has put stays as it is until the `SideChannelReceiver`'s view of it is
-gone, and a taker hands out
-no bytes that its giver did not put for that very ticket. A way that is not there, full or broken never fails a
-message: the frame then goes over the socket, in chunks (`zpptool.wire.chunks`), as every frame does without a way.
+The invariant: a frame that a `SideChannelSender` has put stays unchanged until the receiver's view of it is released,
+and a `SideChannelReceiver` returns only bytes that were put for that very ticket. A channel that is missing, full or
+broken never fails a message: the frame is then sent over the socket, in chunks (`zpptool.wire.link.fragments`).
 
-A later transport, device to device, is one more file with these two classes and a line in `WAYS`.
+Frames are host memory. Another channel for them is one more file with these two classes, and a line in `SIDE_CHANNELS`.
 """
 
 from __future__ import annotations
@@ -17,32 +16,36 @@ from zpptool.wire.message.framing import Buffer
 
 
 class SideChannelSender(Protocol):
-    """The sender's end, made when it welcomes a receiver that knows the way."""
+    """The sender's end, opened when it welcomes a receiver that offers the channel."""
 
     @property
     def offer(self) -> str:
-        """What the receiver needs to find the other end, as it travels in the welcome."""
+        """What the receiver needs to open its end, as it is sent in the welcome."""
 
     @property
     def ready(self) -> bool:
-        """Whether the receiver has found its end."""
+        """Whether the receiver has opened its end."""
 
     def put(self, frame: Buffer) -> int | None:
-        """Put a frame where the other side can get it; the ticket for it (64 bits), None when that cannot be now."""
+        """Copy a frame into the channel.
+
+        Returns:
+            the frame's ticket (64 bits); None when there is no room now.
+        """
 
     def close(self) -> None:
-        """Nothing more will be put. What was put can still be got."""
+        """Put nothing more. What was put can still be got."""
 
 
 class SideChannelReceiver(Protocol):
-    """The receiver's end, made from the sender's offer."""
+    """The receiver's end, opened from the sender's offer."""
 
     def get(self, ticket: int, nbytes: int) -> memoryview:
-        """The frame behind a ticket, writable; its memory goes back to the sender when no view of it is left.
+        """The frame of a ticket, writable; its memory returns to the sender when no view of it is left.
 
         Raises:
             WireError: there is no such frame (now).
         """
 
     def close(self) -> None:
-        """Nothing more will be got. Views that were handed out stay whole."""
+        """Get nothing more. Views that were handed out stay valid."""

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Unix socket beside ZeroMQ's, for the short messages of two processes of one host: they wake each other directly,
-where ZeroMQ has a thread on either side between them.
+"""A Unix socket beside ZeroMQ's, for the short messages of two processes on one host: one process wakes the other
+directly, where ZeroMQ has a thread on either side between them.
 
-The invariant: what is sent here arrives whole, once and in order, or is not sent here at all; and a message goes here
-only when the receiver has taken whatever went by ZeroMQ before it. So a receiver that finds something here has nothing
-older to read, and one that finds something at ZeroMQ looks here once more before it hands that on.
+The invariant: a message that is sent here arrives whole, once and in order, or is not sent here at all; and a message
+is sent here only when the receiver has acknowledged everything that was sent by ZeroMQ before it. So a receiver that
+finds a message here has nothing older to read, and one that finds a message at ZeroMQ reads here once more before it
+returns that.
 
 The address is abstract (`unix(7)`): it has no file that could be left behind, and belongs to one network namespace.
 """
@@ -23,23 +24,24 @@ from zpptool.wire.local.shared_memory import this_host
 from zpptool.wire.message.framing import INLINE_BELOW_BYTES, PREAMBLE_BYTES, Buffer
 
 NAME = "unix"
-"""What it is called where both ends greet."""
+"""Its name in the handshake."""
 LONGEST_BYTES = PREAMBLE_BYTES + INLINE_BELOW_BYTES
-"""The longest message that goes here: a preamble, a header, and a payload that follows them in the same frame."""
+"""The longest message that is sent here: a preamble, a header, and a payload in the same frame."""
 _TOKEN_BYTES = 16
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
 
-def this_place() -> str | None:
-    """Who says the same can be met: the running system's number, the network namespace and the user. None where there
-    are no abstract addresses."""
+def this_namespace() -> str | None:
+    """The boot id, the network namespace and the user: two processes that share these can connect to each other.
+
+    None where there are no abstract addresses, and for the overflow user, which stands for every user that a user
+    namespace does not map.
+    """
     host, user = this_host(), os.geteuid()
     if host is None:
         return None
     try:
-        if user == int(
-            Path("/proc/sys/kernel/overflowuid").read_text()
-        ):  # so is whomever a user namespace does not know
+        if user == int(Path("/proc/sys/kernel/overflowuid").read_text()):
             return None
         return f"{host}:{os.stat('/proc/self/ns/net').st_ino}:{user}"
     except OSError:
@@ -47,13 +49,13 @@ def this_place() -> str | None:
 
 
 class UnixSocketSender:
-    """The sender's end, made when it welcomes a receiver from the same place.
+    """The sender's end, opened when it welcomes a receiver of the same namespace.
 
     Attributes:
-        offer: what the receiver needs to come here, as it travels in the welcome.
+        offer: what the receiver needs to connect, as it is sent in the welcome.
 
     Raises:
-        OSError: this system gives no such socket.
+        OSError: this system has no such socket.
     """
 
     def __init__(self) -> None:
@@ -68,15 +70,15 @@ class UnixSocketSender:
             self.close()
             raise
 
-    def went_by_socket(self, sequence: int) -> None:
-        """The message of that number went by ZeroMQ."""
+    def sent_by_zeromq(self, sequence: int) -> None:
+        """Account for a message that was sent by ZeroMQ: nothing is sent here until it was acknowledged."""
         self._not_before = sequence + 1
 
     def send(self, part: Buffer, taken: int) -> bool:
-        """Send a message that has one part; False when that cannot be done here and now.
+        """Send a message that has one part; False when it cannot be sent here now.
 
         Args:
-            taken: how many messages of the session the receiver has taken.
+            taken: how many messages of the session the receiver has acknowledged.
         """
         if taken < self._not_before or len(part) > LONGEST_BYTES:
             return False
@@ -85,9 +87,9 @@ class UnixSocketSender:
             return False
         try:
             stream.send(part, net.MSG_NOSIGNAL)
-        except BlockingIOError:  # it is full
+        except BlockingIOError:  # its buffer is full
             return False
-        except OSError:  # the receiver has gone, or ended the session: ZeroMQ knows which
+        except OSError:  # the receiver is gone, or has ended the session: ZeroMQ reports which
             self.close()
             return False
         return True
@@ -100,7 +102,7 @@ class UnixSocketSender:
         self._stream = self._listener = None
 
     def _accepted(self) -> net.socket | None:
-        """The receiver's connection, if it has come; whoever else came is turned away."""
+        """The receiver's connection, if there is one; connections of other users are closed."""
         while self._listener is not None:
             try:
                 stream, _ = self._listener.accept()
@@ -120,10 +122,10 @@ class UnixSocketReceiver:
     """The receiver's end.
 
     Args:
-        offer: as the sender's welcome told it.
+        offer: from the sender's welcome.
 
     Raises:
-        WireError: nobody is there, or another user.
+        WireError: no process listens there, or one of another user.
     """
 
     def __init__(self, offer: str) -> None:
@@ -140,12 +142,12 @@ class UnixSocketReceiver:
             raise WireError("the sender's Unix socket is another user's.")
 
     def watch_with(self, watched: select.poll) -> None:
-        """Have `watched` tell when something is here, until nothing will come any more."""
+        """Register with `watched` until the connection has ended."""
         watched.register(self._stream, select.POLLIN)
         self._watched = watched
 
     def receive(self) -> bytes | None:
-        """The one part of a message that is here; None for none."""
+        """The one part of the next message; None when there is none."""
         if self._ended:
             return None
         try:
@@ -179,6 +181,6 @@ def _address(offer: str) -> str:
 
 
 def _is_own(stream: net.socket) -> bool:
-    """Whether this user's process is at the other end."""
+    """Whether the process at the other end belongs to this user."""
     peer = stream.getsockopt(net.SOL_SOCKET, net.SO_PEERCRED, _CREDENTIALS.size)
     return bool(_CREDENTIALS.unpack(peer)[1] == os.geteuid())

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether tensors go on as they began: the schema that the first messages of an epoch have settled.
+"""Whether tensors keep the schema that the first messages of an epoch have set.
 
 The invariant: within an epoch a name keeps its dtype, its rank and the width of its last dimension; only the numbers of
-tokens and of sequences may change from step to step. A name that was not there before joins the schema.
+tokens and of sequences may change from step to step. A new name is added to the schema.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from zpptool.wire.link_errors import WireError
 
 
 class TensorSchema:
-    """What one receiver has settled on in an epoch."""
+    """The schema of one receiver in the current epoch."""
 
     def __init__(self) -> None:
         self._epoch = -1
-        self._settled: dict[str, tuple[Any, int, int]] = {}
+        self._schema: dict[str, tuple[Any, int, int]] = {}
 
     def check(self, epoch: int, received: Mapping[str, Any]) -> None:
-        """Take note of the tensors of one message; what is no tensor is passed over.
+        """Check the tensors of one message, and add new names; values that are no tensors are ignored.
 
         Raises:
-            WireError: a tensor is not as it was in this epoch before.
+            WireError: a tensor differs from those of the same name in this epoch.
         """
         if epoch != self._epoch:
-            self._epoch, self._settled = epoch, {}
+            self._epoch, self._schema = epoch, {}
         for name, value in received.items():
             shape = getattr(value, "shape", None)
             if shape is None:
                 continue
             now = (value.dtype, len(shape), shape[-1] if len(shape) > 1 else 0)
-            before = self._settled.setdefault(name, now)
+            before = self._schema.setdefault(name, now)
             if now != before:
                 raise WireError(
                     f"tensor {name!r} is {_shown(now)}, and was {_shown(before)} so far in epoch {epoch}.",
@@ -41,6 +41,6 @@ class TensorSchema:
                 )
 
 
-def _shown(settled: tuple[Any, int, int]) -> str:
-    dtype, rank, width = settled
+def _shown(entry: tuple[Any, int, int]) -> str:
+    dtype, rank, width = entry
     return f"{dtype} of rank {rank}" + (f" and width {width}" if rank > 1 else "")

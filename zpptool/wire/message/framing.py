@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """One logical message: a fixed preamble and a header in the first frame, raw bytes in the others.
 
-A single small payload follows the header in the first frame instead: a frame less is 20 us less a round trip.
+A single small payload follows the header in the first frame instead: that saves 20 us a round trip.
 
-The invariant: `decode` returns a message whose every count and size lies within `Limits` and agrees with the bytes
-that came, or raises `WireError`; it copies nothing but the header, and that only after its size was checked. The
+The invariant: `decode` returns a message whose every count and size is within `Limits` and agrees with the received
+bytes, or raises `WireError`; it copies nothing but the header, and that only after its size was checked. The
 header is opaque here (msgpack by convention). `docs/wire.md` is the description for other implementations.
 """
 
@@ -47,11 +47,11 @@ INLINE = 1
 INLINE_BELOW_BYTES = 64 << 10
 """Header and payload together."""
 APART = 2
-"""Flag: no payload frame travels with the message; a table follows the header (`zpptool.wire.link.fragments`)."""
+"""Flag: no payload frame is in this ZeroMQ message; a table follows the header (`zpptool.wire.link.fragments`)."""
 
 CHUNK_BYTES = 1 << 20
-"""Payload that comes apart comes in chunks of this size: it fits a processor's cache, and memory of that size is found
-again without page faults."""
+"""An announced payload is sent in chunks of this size: it fits a processor's cache, and memory of that size is reused
+without page faults."""
 
 # magic, version, kind, flags, session, source, frames, epoch, header bytes, sequence; little-endian, 32 bytes
 _PREAMBLE = struct.Struct("<4sBBHIhHIIQ")
@@ -64,9 +64,9 @@ class Kind(IntEnum):
     TENSORS = 1
     """A tensor dict, as `zpptool.wire.message.tensors` packs it."""
     CONTROL = 2
-    """Anything else; header and frames belong to whoever sends it."""
+    """Anything else; the sender defines header and frames."""
     LINK = 3
-    """Messages between the two ends of a link (`zpptool.wire.protocol.link_messages`), never seen by its users."""
+    """Messages between the two ends of a link (`zpptool.wire.protocol.link_messages`), not delivered to its users."""
 
 
 _KINDS = {int(kind): kind for kind in Kind}  # a lookup costs a tenth of the enum's own call
@@ -74,10 +74,10 @@ _KINDS = {int(kind): kind for kind in Kind}  # a lookup costs a tenth of the enu
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Limits:
-    """Upper bounds a received message must keep; sizes in bytes.
+    """Upper bounds of a received message; sizes in bytes.
 
-    The defaults leave room for a 16384-token step of a 16384-wide model in float32. They are the most that a hostile
-    peer can make this process hold for one message, so lower them where the model is known.
+    The defaults leave room for a 16384-token step of a 16384-wide model in float32. They are the most memory that a
+    hostile peer can make this process allocate for one message, so lower them where the model is known.
     """
 
     max_frames: int = 1024
@@ -91,7 +91,7 @@ class Limits:
     max_dim: int = 1 << 40
 
     def within(self, other: Limits) -> Limits:
-        """The lower of both, bound by bound: what one side may send and the other accepts."""
+        """The lower of both, bound by bound."""
         return Limits(*[min(getattr(self, bound.name), getattr(other, bound.name)) for bound in fields(Limits)])
 
 
@@ -100,12 +100,13 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 
     Attributes:
         kind: what it carries.
-        source: the place it was first sent from: a stage index or `HEAD`. A relay keeps it.
-        epoch: the head's count of lost stages when it was sent.
+        source: the place that has first sent it: a stage index or `HEAD`. A relay keeps it.
+        epoch: the ring's epoch when it was sent. The head counts epochs from 1, and begins another one whenever the
+            ring has to be formed anew: after a loss, and for a planned change. A link outside a ring counts from 0.
         sequence: its number in its session, from 0.
         session: random number that the sender drew when it welcomed this receiver.
         header: opaque here.
-        frames: the payload. Each view keeps the received memory alive, and nobody else writes to it.
+        frames: the payload. Each view keeps the received memory alive, and nothing else writes to it.
     """
 
     kind: Kind
@@ -118,11 +119,11 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 
 
 def check_sizes(header_bytes: int, frame_bytes: Sequence[int], limits: Limits) -> None:
-    """Raise `WireError` when a message of these sizes would not keep the limits. Both ends ask."""
+    """Raise `WireError` for a message of these sizes that exceeds the limits. Both ends check."""
     total = PREAMBLE_BYTES + header_bytes + sum(frame_bytes)
     least = min(limits.max_message_bytes, limits.max_frame_bytes, limits.max_header_bytes)
     if total <= least and len(frame_bytes) <= limits.max_frames:
-        return  # as nearly every message
+        return  # true of nearly every message
     if len(frame_bytes) > limits.max_frames:
         raise WireError(f"{len(frame_bytes)} frames, at most {limits.max_frames} are allowed.")
     if header_bytes > limits.max_header_bytes:
@@ -145,11 +146,17 @@ def encode(
     session: int,
     table: bytes = b"",
 ) -> tuple[Buffer, ...]:
-    """The frames of one message as they go over the wire; payload frames that travel alone are not copied.
+    """The frames of one message as they are sent; payload frames of their own are not copied.
 
     Args:
-        frames: its payload.
-        table: how the payload comes, where it comes apart; then the frames are only counted.
+        kind: what header and frames mean.
+        header: opaque here.
+        frames: the payload.
+        source: the place that has first sent it.
+        epoch: the ring's epoch.
+        sequence: number of the message in its session.
+        session: number of the session.
+        table: of an announced message; then the frames are only counted.
 
     Raises:
         WireError: a number does not fit its field.
@@ -184,21 +191,21 @@ def decode(frames: Sequence[Buffer], limits: Limits) -> Message:
     """The message in these frames, the first of which holds preamble and header.
 
     Raises:
-        WireError: names the first thing that is wrong; a payload that comes apart is wrong here.
+        WireError: names the first thing that is wrong; an announcement is wrong here.
     """
     opened = open_first(frames, limits)
     if opened.table is not None:
-        raise WireError("its frames come apart, where none are awaited.")
+        raise WireError("it announces frames, where none are expected.")
     return opened.message
 
 
 class Opened(NamedTuple):
-    """A message as far as it came at once.
+    """What one ZeroMQ message holds.
 
     Attributes:
-        message: all of it; without frames where they come apart.
+        message: the message; without frames if it is an announcement.
         announced: how many frames there are.
-        table: how the frames come where they come apart, else None.
+        table: how the frames of an announcement are sent; None for a complete message.
     """
 
     message: Message
@@ -207,7 +214,7 @@ class Opened(NamedTuple):
 
 
 def open_first(frames: Sequence[Buffer], limits: Limits) -> Opened:
-    """As `decode`, for a message whose payload may come apart.
+    """As `decode`, for a message that may be an announcement.
 
     Raises:
         WireError: names the first thing that is wrong.

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tensors a message holds and where their bytes lie: decided once for each set of names, dtypes and shapes.
+"""Which tensors a message holds and where their bytes are: planned once for each set of names, dtypes and shapes.
 
-The invariant: the place of every tensor follows from the schema alone (`lay_out`), by the same rule on both ends, so a
+The invariant: the position of every tensor follows from the schema alone (`lay_out`), by one rule on both ends, so a
 header cannot point outside its frames or at the same bytes twice. A schema is checked against the limits before any of
-its numbers is used. Plans are kept for the schemas seen last, as a model repeats the same few.
+its numbers is used. Plans are cached for the schemas seen last, since a model repeats the same few.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 JOIN_BELOW_BYTES = 128 << 10
-"""Tensors of fewer bytes in all share one frame: copying them costs less than sending a frame each."""
+"""Tensors of fewer bytes in total share one frame: copying them costs less than sending a frame each."""
 ALIGNMENT = 64
 PLANS_KEPT = 128
 
@@ -44,7 +44,7 @@ class Schema(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen
 
 
 class Place(NamedTuple):
-    """Where one tensor lies; `strides` are those of its elements in a row."""
+    """The position of one tensor; `strides` are those of contiguous elements."""
 
     name: str
     dtype: torch.dtype
@@ -57,7 +57,7 @@ class Place(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A schema made ready for use, on either end. `itemsize` is that of all tensors, 1 where they differ; `dtype` that
+    """A schema prepared for packing or unpacking. `itemsize` is that of all tensors, 1 where they differ; `dtype` that
     of all, None where they differ or one has no elements."""
 
     schema: bytes
@@ -71,7 +71,7 @@ class Plan(NamedTuple):
 
 @cache
 def dtypes() -> dict[str, torch.dtype]:
-    """Every dtype of this torch that bytes alone can carry, by name. Quantised ones also need a scale: they cannot.
+    """Every dtype of this torch that plain bytes represent, by name: all but the quantised ones, which need a scale.
 
     Raises:
         ZppError: torch is not installed.
@@ -100,7 +100,7 @@ def plan_to_send(tensors: tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]) 
     """The plan for these names, dtypes and shapes.
 
     Raises:
-        WireError: a dtype cannot be carried.
+        WireError: a dtype cannot be sent.
     """
     names = _dtype_names() if tensors else {}
     for name, dtype, _ in tensors:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A flat dict of tensors and plain values, as the header and the frames of one message, and back.
 
-The invariant: every name arrives with the same dtype, shape and bits (NaN payloads and negative zeros included). What
-arrives is a contiguous tensor that nobody else writes to. The header is a msgpack array of two: the schema, which is
-encoded once for each set of names, dtypes and shapes, and the plain values. Torch is imported when a tensor is met.
+The invariant: every name arrives with the same dtype, shape and bits (NaN payloads and negative zeros included). Each
+tensor arrives contiguous, in memory that nothing else writes to. The header is a msgpack array of two: the schema,
+which is encoded once for each set of names, dtypes and shapes, and the plain values. Torch is imported with the first
+tensor.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Packed:
 
     Attributes:
         header: the message's header.
-        frames: the message's frames; the itemsize of each is that of its elements, where that is known.
+        frames: the message's frames; the itemsize of each view is that of its elements, where they have one in common.
         nbytes: bytes of all tensors.
     """
 
@@ -49,12 +50,12 @@ class Packed:
 def pack(tensor_dict: Mapping[str, torch.Tensor | Any]) -> Packed:
     """Header and frames for tensors of any dtype, shape, stride and device, and plain values beside them.
 
-    Neither gradients nor strides travel; a Parameter arrives as a tensor. Tensors of fewer than `JOIN_BELOW_BYTES` in
-    all are copied into one frame; the frames of larger ones are the tensors' own memory where that is contiguous.
+    Neither gradients nor strides are sent; a Parameter arrives as a tensor. Tensors of fewer than `JOIN_BELOW_BYTES` in
+    total are copied into one frame; the frames of larger ones are the tensors' own memory where that is contiguous.
 
     Raises:
-        WireError: a name is not a string, a value is neither tensor nor plain, or a tensor is more than its bytes
-            (sparse, nested, quantised, meta, a subclass).
+        WireError: a name is not a string, a value is neither tensor nor plain, or a tensor cannot be sent as
+            bytes (sparse, nested, quantised, meta, a subclass).
     """
     torch = sys.modules.get("torch")
     tensors: dict[str, Any] = {}
@@ -88,13 +89,16 @@ def unpack(
     """The dict that was packed: tensors first, in their order, then the plain values.
 
     The tensors may be written to; those of one joined frame share one allocation, large ones keep their received frame
-    alive. Nothing is allocated before the header agreed with the limits and with the sizes of the frames.
+    alive. Nothing is allocated before the header was checked against the limits and the sizes of the frames.
 
     Args:
-        device: where the tensors go; by default they stay in host memory.
+        header: of the message.
+        frames: of the message.
+        device: where the tensors are placed; by default they stay in host memory.
+        limits: what is accepted.
 
     Raises:
-        WireError: header and frames cannot be what `pack` made.
+        WireError: header and frames are not what `pack` makes.
     """
     repeats = header.endswith(NO_VALUES) and len(header) <= limits.max_schema_bytes
     plan = _plan_of_tensors_alone(header, limits) if repeats else None
@@ -127,13 +131,13 @@ def _read(header: bytes, limits: Limits) -> tuple[Plan, dict[str, Any]]:
 
 @lru_cache(PLANS_KEPT)
 def _plan_of_tensors_alone(header: bytes, limits: Limits) -> Plan | None:
-    """The plan of a header that holds nothing but tensors, which repeats from step to step; None for any other."""
+    """The plan of a header without plain values, which repeats from step to step; None for any other."""
     plan, values = _read(header, limits)
     return None if values else plan
 
 
 def _plain_strided(torch: Any, name: str, tensor: Any) -> Any:
-    """The same bits as a contiguous tensor in host memory; itself where it is one already."""
+    """The same bits as a contiguous tensor in host memory; the tensor itself where it is one already."""
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
         raise WireError(f"tensor {name!r} is a {type(tensor).__name__}.", "Send the plain tensors it is made of.")
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
@@ -173,13 +177,13 @@ def _bytes_of(torch: Any, tensor: torch.Tensor) -> memoryview:
 
 
 def _by_elements(data: Buffer, itemsize: int) -> memoryview:
-    """The same bytes as unsigned integers of that width: a codec may go by it."""
+    """The same bytes as unsigned integers of that width, which the compression uses."""
     view = memoryview(data)
     return view.cast(_UNSIGNED[itemsize]) if view.nbytes and itemsize > 1 else view
 
 
 def _tensors(torch: Any, plan: Plan, frames: Sequence[Buffer]) -> list[Any]:
-    """The tensors in the frames of a message, as its plan says, in memory that may be written to."""
+    """The tensors in the frames of a message, as its plan says, in writable memory."""
     if not plan.joined:
         return [_tensor_at(torch, frame, place) for frame, place in zip(frames, plan.places, strict=True)]
     memory = [bytearray(frame) for frame in frames]
@@ -195,11 +199,11 @@ def _tensor_at(torch: Any, memory: Buffer, place: Place) -> Any:
     if memoryview(memory).readonly:
         memory = bytearray(memory)
     flat = torch.frombuffer(memory, dtype=place.dtype, count=place.elements, offset=place.offset)
-    if flat.data_ptr() % min(place.dtype.itemsize, 8):  # ZeroMQ aligns nothing
+    if flat.data_ptr() % min(place.dtype.itemsize, 8):  # ZeroMQ does not align frames
         flat = flat.clone()
     return flat.as_strided(place.shape, place.strides)
 
 
 def _shown(sizes: Sequence[int]) -> str:
-    """A few numbers of a list that may be long."""
+    """The first numbers of a list that may be long."""
     return ", ".join(map(str, sizes[:8])) + (", ..." if len(sizes) > 8 else "") or "no"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values that travel beside tensors: None, bool, int, float, str, bytes, and lists and dicts of them.
+"""Values that are sent beside tensors: None, bool, int, float, str, bytes, and lists and dicts of them.
 
-The invariant: what arrives equals what was sent and has the same types. So only those exact types pass, on both sides;
-a tuple or an enum, which would arrive as something else, is refused by name.
+The invariant: values arrive equal to what was sent, with the same types. So only those exact types are accepted, on
+both sides; a tuple or an enum, which would arrive as something else, is refused by name.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ def encode_values(values: dict[str, Any]) -> bytes:
     try:
         return _encoder.encode(values)
     except (OverflowError, UnicodeEncodeError) as error:
-        raise WireError(f"a value in {sorted(values)} cannot be carried: {error}.") from error
+        raise WireError(f"a value in {sorted(values)} cannot be sent: {error}.") from error
 
 
 def decode_values(data: bytes | memoryview | msgspec.Raw) -> dict[str, Any]:
     """The values in one msgpack map.
 
     Raises:
-        WireError: it is no such map.
+        WireError: it is not such a map.
     """
     try:
         values = _decoder.decode(data)
@@ -67,5 +67,5 @@ def _check(name: str, value: Any, depth: int) -> None:
     else:
         raise WireError(
             f"the value {name!r} is or holds a {kind.__name__}.",
-            "Carried are tensors, None, bool, int, float, str, bytes, and lists and dicts of these.",
+            "Supported are tensors, None, bool, int, float, str, bytes, and lists and dicts of these.",
         )

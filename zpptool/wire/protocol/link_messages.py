@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the two ends of a link say to each other beside the messages that they carry: typed words, no guesses.
+"""The messages that the two ends of a link exchange beside those that they carry, as typed structs.
 
-The receiver greets (`Hello`) and the sender answers with `Welcome`, `Hold` or `Refused`; then the receiver tells what
-it has taken (`Taken`), answers `Ping`, and passes on what its own stage has to say (`Told`).
+The receiver greets (`Hello`) and the sender answers with `Welcome`, `Hold` or `Refused`; then the receiver acknowledges
+what it has taken (`Acknowledgement`), answers `Ping`, and sends its owner's payloads upstream (`Notification`).
 """
 
 from __future__ import annotations
@@ -16,18 +16,20 @@ from zpptool.wire.link_errors import WireError
 from zpptool.wire.message.framing import Limits
 from zpptool.wire.protocol.flow_control import Window
 
-WORD_LIMITS = Limits(max_frames=0, max_header_bytes=256 << 10, max_frame_bytes=256 << 10, max_message_bytes=512 << 10)
-"""What is accepted of a word: enough for a report on a thousand stages, and little for a stranger to make us hold."""
+LINK_MESSAGE_LIMITS = Limits(
+    max_frames=0, max_header_bytes=256 << 10, max_frame_bytes=256 << 10, max_message_bytes=512 << 10
+)
+"""Bounds of a link message: enough for a status report on a thousand stages, and little memory for a hostile peer."""
 
 
 class Party(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Who one end of a link is, as it tells the other.
+    """The identity of one end of a link.
 
     Attributes:
         stage: its place.
-        num_stages: how many stages it was told that there are; 0 where nobody told it.
+        num_stages: how many stages it was started with; 0 where it was started without that number.
         digest: of the plan that it was started from; empty for none.
-        run_id: the run that it takes part in; empty before it knows.
+        run_id: the run that it takes part in; empty while it is in none.
         epoch: the highest epoch that it knows of.
     """
 
@@ -39,13 +41,13 @@ class Party(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Hello(msgspec.Struct, tag="hello", frozen=True, forbid_unknown_fields=True):
-    """A receiver's greeting, the first word of every connection.
+    """A receiver's greeting, the first message of every connection.
 
     Attributes:
-        party: who greets.
-        window: how much it lets the sender have under way.
+        party: the receiver.
+        window: how much it lets the sender have in flight.
         limits: what it accepts of one message.
-        offers: what else it can do, by name.
+        offers: the side channels that it can use, by name, each with the location that the sender has to share.
     """
 
     party: Party
@@ -55,12 +57,12 @@ class Hello(msgspec.Struct, tag="hello", frozen=True, forbid_unknown_fields=True
 
 
 class Welcome(msgspec.Struct, tag="welcome", frozen=True, forbid_unknown_fields=True):
-    """The sender's yes: from now on the messages of this session, counted from 0. A later one begins a new epoch.
+    """The sender admits the receiver: the messages of this session follow, counted from 0. Another one begins an epoch.
 
     Attributes:
-        party: who welcomes.
-        window: how much the sender will have under way.
-        offers: which of the receiver's offers are taken, by name.
+        party: the sender.
+        window: how much the sender will have in flight.
+        offers: the side channels that the sender has opened, by name, each with what the receiver needs to open it.
     """
 
     party: Party
@@ -69,31 +71,35 @@ class Welcome(msgspec.Struct, tag="welcome", frozen=True, forbid_unknown_fields=
 
 
 class Hold(msgspec.Struct, tag="hold", frozen=True, forbid_unknown_fields=True):
-    """The sender's not yet; a `Welcome` or `Refused` follows when it may."""
+    """The sender does not admit the receiver yet; a `Welcome` or `Refused` follows.
+
+    Attributes:
+        reason: why, as a clause.
+    """
 
     reason: str
 
 
 class Refused(msgspec.Struct, tag="refused", frozen=True, forbid_unknown_fields=True):
-    """One side's no.
+    """One side rejects the other.
 
     Attributes:
-        reason: in words.
-        plan: whether the two were given different plans, which nothing but a new start mends.
+        reason: why, as a clause.
+        plan: whether the two were started with different plans, which only a restart can repair.
     """
 
     reason: str
     plan: bool
 
 
-class Taken(msgspec.Struct, tag="taken", frozen=True, forbid_unknown_fields=True):
-    """How many messages of its session the receiver has handed on."""
+class Acknowledgement(msgspec.Struct, tag="taken", frozen=True, forbid_unknown_fields=True):
+    """The receiver has handed the first `count` messages of its session to its owner."""
 
     count: Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Ping(msgspec.Struct, tag="ping", frozen=True, forbid_unknown_fields=True):
-    """The sender asks how long a word takes there and back; `at` is its own clock, in seconds."""
+    """The sender measures the round trip; `at` is the sender's clock, in seconds."""
 
     at: float
 
@@ -104,31 +110,31 @@ class Pong(msgspec.Struct, tag="pong", frozen=True, forbid_unknown_fields=True):
     at: float
 
 
-class Told(msgspec.Struct, tag="told", frozen=True, forbid_unknown_fields=True):
-    """Bytes from the receiver's owner to the sender's, opaque here."""
+class Notification(msgspec.Struct, tag="told", frozen=True, forbid_unknown_fields=True):
+    """Bytes from the receiver's owner to the sender's owner, opaque to the link."""
 
     payload: bytes
 
 
-Word = Hello | Welcome | Hold | Refused | Taken | Ping | Pong | Told
+LinkMessage = Hello | Welcome | Hold | Refused | Acknowledgement | Ping | Pong | Notification
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Word)
+_decoder = msgspec.msgpack.Decoder(LinkMessage)
 
 
-def encode_word(word: Word) -> bytes:
-    """The header of the message that carries a word."""
-    return _encoder.encode(word)
+def encode_link_message(message: LinkMessage) -> bytes:
+    """The header that carries a link message."""
+    return _encoder.encode(message)
 
 
-def decode_word(header: bytes) -> Word:
-    """The word in a header.
+def decode_link_message(header: bytes) -> LinkMessage:
+    """The link message in a header.
 
     Raises:
         WireError: it is none of the above.
     """
     try:
-        word: Word = _decoder.decode(header)
+        message: LinkMessage = _decoder.decode(header)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as cause:
-        raise WireError(f"a word of the link that cannot be read ({cause}).") from cause
-    return word
+        raise WireError(f"a link message that cannot be read ({cause}).") from cause
+    return message

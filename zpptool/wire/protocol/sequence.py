@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a message is the one that was due on a link: the rule, apart from sockets.
+"""Whether a message is the one that was due on a link: the rule, independent of sockets.
 
 A sender draws a random number for each session that it welcomes a receiver to, and counts its messages from 0. The
 invariant: a receiver accepts the messages of that one session without gap, repeat or change of order.
@@ -7,14 +7,14 @@ invariant: a receiver accepts the messages of that one session without gap, repe
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
-from zpptool.wire.link_errors import LinkError
+from zpptool.wire.link_errors import LinkError, LinkFacts
 from zpptool.wire.message.framing import Message
 
 
 class SequenceFault(NamedTuple):
-    """What came instead of what was due."""
+    """A message that was not due: the number that was, the number that arrived, and why as a clause."""
 
     expected: int
     got: int
@@ -36,7 +36,7 @@ class SequenceCheck:
         self.due = 0
 
     def accept(self, session: int, sequence: int) -> SequenceFault | None:
-        """None when this message was due. After a fault the count goes on behind the highest number seen."""
+        """None when this message was due. After a fault the count continues after the highest number seen."""
         expected = self.due
         if session != self.session:
             return SequenceFault(expected, sequence, "it belongs to another session")
@@ -54,11 +54,13 @@ class SequenceError(LinkError):
 
     Attributes:
         expected: the sequence number that was due.
-        got: the one that came.
-        received: the message that showed it; the caller decides whether it is still of use. The link goes on after
+        got: the one that arrived.
+        received: the message that revealed it; the caller decides whether it is still of use. The link continues after
             it, so one loss is reported once.
     """
 
-    expected: int
-    got: int
-    received: Message
+    def __init__(self, message: str, *, expected: int, got: int, received: Message, **facts: Unpack[LinkFacts]) -> None:
+        super().__init__(message, **facts)
+        self.expected = expected
+        self.got = got
+        self.received = received

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may be at the other end of a link: the rule, and the socket options that hold it.
+"""Which addresses need keys, and the socket options that enforce them.
 
-The invariant: no socket is bound or connected where strangers can reach it unless it demands its one peer's CURVE key,
-or the user has said `insecure`. Strangers reach every tcp address that is not loopback, and an ipc path that has no
-directory above it which is this user's alone. What an address leads to is judged by its text: a name other than
-`localhost` may mean another machine tomorrow.
+The invariant: no socket is bound or connected where other users or machines can reach it unless it demands its one
+peer's CURVE key, or the user has chosen `insecure`. Others can reach every tcp address that is not loopback, and an ipc
+path that has no directory above it which only this user may enter. An address is judged by its text: a name other than
+`localhost` may resolve to another machine tomorrow.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 import stat
 from collections.abc import Callable
@@ -21,10 +20,8 @@ import zmq
 from zpptool.errors import address_error
 from zpptool.net.addresses import is_loopback
 from zpptool.wire.security.key_files import LinkKeys
-from zpptool.wire.security.zap import Gate
+from zpptool.wire.security.zap import ZapServer
 from zpptool.wire.sockets import Socket
-
-_links = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -32,8 +29,8 @@ class LinkSecurity:
     """What one end of a link demands of the other.
 
     Attributes:
-        keys: its own keys and its peer's; tcp links are then encrypted, and nobody else is admitted.
-        insecure: strangers may reach the link, and there are no keys: the user wants it so.
+        keys: its own keys and its peer's; tcp links are then encrypted, and only that peer is admitted.
+        insecure: whether the user allows a link without keys where others can reach it.
     """
 
     keys: LinkKeys | None = None
@@ -41,7 +38,7 @@ class LinkSecurity:
 
 
 def exposure(endpoint: str) -> str | None:
-    """How strangers can reach an endpoint of sound form, in words; None when they cannot."""
+    """How others can reach a well-formed endpoint, as a clause; None when they cannot."""
     if endpoint.startswith("ipc://"):
         path = endpoint.removeprefix("ipc://")
         if path.startswith("@"):
@@ -53,14 +50,14 @@ def exposure(endpoint: str) -> str | None:
     return None if is_loopback(host) else "other machines can reach it"
 
 
-def require(endpoint: str, safety: LinkSecurity) -> None:
-    """Refuse an endpoint that strangers can reach, where neither keys nor the user's word allow it.
+def require(endpoint: str, security: LinkSecurity) -> None:
+    """Refuse an endpoint that others can reach, unless keys or `insecure` allow it.
 
     Raises:
-        ZppError: (ADDRESS) it is such a one.
+        ZppError: (ADDRESS) it is refused.
     """
     reached = exposure(endpoint)
-    if reached is None or safety.insecure or (safety.keys and endpoint.startswith("tcp://")):
+    if reached is None or security.insecure or (security.keys and endpoint.startswith("tcp://")):
         return
     if endpoint.startswith("ipc://"):
         raise address_error(
@@ -73,20 +70,25 @@ def require(endpoint: str, safety: LinkSecurity) -> None:
 
 
 def protect(
-    socket: Socket, endpoint: str, *, bind: bool, safety: LinkSecurity, refused: Callable[[str, str], None]
+    socket: Socket, endpoint: str, *, bind: bool, security: LinkSecurity, on_refused: Callable[[str, str], None]
 ) -> bool:
-    """Prepare a socket for its endpoint, before it is bound or connected; whether it is now encrypted.
+    """Prepare a socket for its endpoint, before it is bound or connected; whether it is encrypted now.
 
-    The end that binds is CURVE's server and asks the gate who may enter; the end that connects demands its key.
+    The end that binds is CURVE's server, and its ZAP server admits the peer's key; the end that connects demands the
+    binding end's key.
 
     Args:
-        refused: is told the address of whoever is not let in, and why, from the gate's thread.
+        socket: the only socket of its context that binds.
+        endpoint: the address it is going to have.
+        bind: whether it binds.
+        security: the keys.
+        on_refused: called with the address of a connection that is not admitted and the reason, from another thread.
 
     Raises:
-        ZppError: (ADDRESS) strangers can reach the endpoint; see `require`.
+        ZppError: (ADDRESS) others can reach the endpoint; see `require`.
     """
-    require(endpoint, safety)
-    keys = safety.keys
+    require(endpoint, security)
+    keys = security.keys
     if keys is None or not endpoint.startswith("tcp://"):
         return False
     socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
@@ -94,19 +96,17 @@ def protect(
     if not bind:
         socket.setsockopt(zmq.CURVE_SERVERKEY, keys.peer_public)
         return True
-    domain = f"zpptool.{next(_links)}"
-    Gate.of(socket.context).admit(domain, keys, refused)
+    ZapServer(socket.context, keys, on_refused)
     socket.setsockopt(zmq.CURVE_SERVER, 1)
-    socket.setsockopt(zmq.ZAP_DOMAIN, domain.encode())
-    socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # where no gate answers, nobody enters
+    socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without an answer, no connection is admitted
     return True
 
 
 def _is_private(path: Path) -> bool:
-    """Whether a directory above the path is this user's and nobody else may pass through it."""
+    """Whether a directory above the path is this user's and no other user may pass through it."""
     me = os.geteuid()
     try:
-        found = [above.stat() for above in path.resolve().parents]
+        directories = [directory.stat() for directory in path.resolve().parents]
     except OSError:
         return False
-    return any(one.st_uid == me and not one.st_mode & (stat.S_IXGRP | stat.S_IXOTH) for one in found)
+    return any(each.st_uid == me and not each.st_mode & (stat.S_IXGRP | stat.S_IXOTH) for each in directories)

@@ -2,9 +2,9 @@
 """The key files of a pipeline: one for each stage, with its own secret keys and the public keys of its neighbours only.
 
 The invariant: a secret key is written only into files of mode 0600 in a directory of mode 0700, is read only from files
-that nobody but their owner can read, and is never shown (`repr` leaves it out). The files that were generated together
-bear the same `pipeline`, so a left-over one is told from a wrong one. Keys are Curve25519 pairs in Z85, as ZeroMQ's
-CURVE takes them (RFC 26, RFC 32).
+that only their owner can read, and is never shown (`repr` leaves it out). Files that were generated together
+have the same `pipeline`, which distinguishes a left-over file from a wrong one. Keys are Curve25519 pairs in Z85, as
+ZeroMQ's CURVE takes them (RFC 26, RFC 32).
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ class KeyPair(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class KeyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What one host gets.
+    """The keys of one host.
 
     Attributes:
         schema_version: of the file.
         pipeline: the same in all files that were generated together.
         created: when, in UTC.
-        stage: whose file it is. Stage 0's holds the head's keys too, which runs beside it.
-        num_stages: of how many.
+        stage: whose file it is. Stage 0's also holds the keys of the head, which runs on the same host.
+        num_stages: the number of stages.
         own: the keys of the places on this host.
         peers: the public key of each place at the other end of a link of these, by name.
     """
@@ -68,12 +68,15 @@ class KeyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 @dataclass(frozen=True)
 class LinkKeys:
-    """What one end of one link needs: its own keys, and the one key that it will speak to. Keys in Z85.
+    """What one end of one link needs: its own keys, and the public key of its peer. Keys in Z85.
 
     Attributes:
-        place: whose end it is, by name.
-        peer: whose the other end is.
-        known: whose the other public keys are that this host knows.
+        place: the place of this end, by name.
+        public: its public key.
+        secret: its secret key.
+        peer: the place of the other end, by name.
+        peer_public: its public key.
+        known: the owner of each other public key that this host knows, by name.
     """
 
     place: str
@@ -90,7 +93,7 @@ def file_name(stage: int) -> str:
 
 
 def generate(num_stages: int) -> tuple[KeyFile, ...]:
-    """New keys for a pipeline of so many stages: each stage's file, in order.
+    """New keys for a pipeline of that many stages: each stage's file, in order.
 
     Raises:
         ZppError: (USAGE) fewer than one stage; (FAILURE) this ZeroMQ was built without CURVE.
@@ -122,10 +125,12 @@ def generate(num_stages: int) -> tuple[KeyFile, ...]:
 
 
 def write_key_files(files: tuple[KeyFile, ...], directory: Path, *, force: bool = False) -> list[Path]:
-    """Write the files into the directory, which is made if it is not there; their paths, in order.
+    """Write the files into the directory, which is created if it does not exist; their paths, in order.
 
     Args:
-        force: replace key files that are there, and remove those of stages that are no more.
+        files: as `generate` returned them.
+        directory: of this user, with mode 0700.
+        force: replace existing key files, and remove those of stages that do not exist any more.
 
     Raises:
         ZppError: (INVALID) there are key files already, others can enter the directory, or it cannot be written.
@@ -153,7 +158,7 @@ def read_key_file(path: Path) -> KeyFile:
     """The keys in a file.
 
     Raises:
-        ZppError: (INVALID) it cannot be read, others can read it, or it is not a key file or an impossible one.
+        ZppError: (INVALID) it cannot be read, others can read it, or it is not a valid key file.
     """
     try:
         with open_regular(path) as opened:
@@ -165,11 +170,11 @@ def read_key_file(path: Path) -> KeyFile:
         ) from cause
     try:
         keys = msgspec.json.decode(content, type=KeyFile)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as cause:  # of the place, never of the content
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as cause:  # names the position, never the content
         raise invalid_error(f"{path} is not a key file: {cause}", "zpptool keys generate makes key files.") from None
     fault = _fault(keys)
     if fault is not None:
-        raise invalid_error(f"{path} is no sound key file: {fault}", "Generate the keys again, for every stage.")
+        raise invalid_error(f"{path} is not a valid key file: {fault}", "Generate the keys again, for every stage.")
     return keys
 
 
@@ -203,7 +208,7 @@ def link_keys(keys: KeyFile, place: int, peer: int) -> LinkKeys:
 
 
 def public_view(keys: KeyFile) -> Mapping[str, object]:
-    """All that a key file says but the secrets."""
+    """The content of a key file without the secrets."""
     return {
         "pipeline": keys.pipeline,
         "created": keys.created,
@@ -215,7 +220,7 @@ def public_view(keys: KeyFile) -> Mapping[str, object]:
 
 
 def _neighbours(place: int, num_stages: int) -> tuple[int, ...]:
-    """Whom a place has a tcp link with. Head and stage 0 are linked too, but by ipc within one host."""
+    """The places that a place has a tcp link with. Head and stage 0 are linked too, but by ipc within one host."""
     last = num_stages - 1
     if place == HEAD:
         return (last,)
@@ -229,7 +234,7 @@ def _new_pair(place: str) -> KeyPair:
 
 
 def _write(keys: KeyFile, path: Path) -> Path:
-    """Whole or not at all, and readable by nobody else from its first byte on."""
+    """Write a key file atomically, readable by its owner only from its first byte on."""
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     try:
@@ -246,8 +251,11 @@ def _write(keys: KeyFile, path: Path) -> Path:
 
 
 def _refuse_unguarded(path: Path, found: os.stat_result) -> None:
-    """A key file is read by its owner alone. One of root's may be read by this process's group too, which is how
-    Kubernetes hands a Secret to a user (the rule that PostgreSQL has for its key files)."""
+    """Refuse a key file that others can read.
+
+    One of root's may be readable by this process's group too, which is how Kubernetes provides a Secret to a user
+    (PostgreSQL has the same rule for its key files).
+    """
     me = os.geteuid()
     if found.st_uid not in (me, 0):
         raise invalid_error(f"the key file {path} belongs to another user (uid {found.st_uid})", f"chown {me} {path}")
@@ -258,14 +266,14 @@ def _refuse_unguarded(path: Path, found: os.stat_result) -> None:
 
 
 def _fault(keys: KeyFile) -> str | None:
-    """What cannot be right about a key file's content."""
+    """What is wrong with a key file's content; None for nothing."""
     if keys.schema_version != KEYS_VERSION:
         return f"it has schema version {keys.schema_version}, this zpptool reads {KEYS_VERSION}"
     if not 0 <= keys.stage < keys.num_stages:
         return f"there is no stage {keys.stage} of {keys.num_stages}"
     for name, key in [*((pair.place, pair.public) for pair in keys.own), *keys.peers.items()]:
         if not _is_key(key):
-            return f"the public key of {name} is none"
+            return f"the public key of {name} is not a key"
     for pair in keys.own:
         if not _is_key(pair.secret) or zmq.curve_public(pair.secret.encode()) != pair.public.encode():
             return f"the secret key of {pair.place} does not belong to its public key"
