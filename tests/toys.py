@@ -25,6 +25,7 @@ import msgspec
 from zpptool.admin.attach import admin_servers
 from zpptool.config.endpoints import plan_endpoints
 from zpptool.config.engine_kind import Engine
+from zpptool.config.runtime_options import RuntimeOptions
 from zpptool.config.stage_spec import StageSpec
 from zpptool.engines.base import run_stage_worker, serve_calls
 from zpptool.errors import ZppError
@@ -119,16 +120,16 @@ def ring_specs(
             bind=link.bind,
             connect=link.connect,
             local=f"ipc://{directory}/local",
-            start_timeout_s=start_s,
-            step_timeout_s=step_s,
-            recovery_deadline_s=recovery_s,
+            runtime=RuntimeOptions(start_timeout_s=start_s, step_timeout_s=step_s, recovery_deadline_s=recovery_s),
         )
         for link in endpoints
     )
 
 
 def changed(spec: StageSpec, **fields: object) -> StageSpec:
-    return msgspec.structs.replace(spec, **fields)
+    """The spec with fields replaced; those of its `RuntimeOptions` too."""
+    runtime = {name: fields.pop(name) for name in RuntimeOptions.__struct_fields__ if name in fields}
+    return msgspec.structs.replace(spec, **fields).with_runtime(**runtime)
 
 
 def run_stage(spec: StageSpec, engine: type[ToyEngine] = ToyEngine) -> None:

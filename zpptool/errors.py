@@ -49,6 +49,12 @@ class ZppError(Exception):
         self.exit_code = exit_code
         self.beside: Mapping[str, Any] = {}
 
+    def with_details(self, beside: Mapping[str, Any]) -> ZppError:
+        """The same fault with what a command's JSON object is to hold beside it."""
+        detailed = ZppError(self.message, self.hint, self.exit_code)
+        detailed.beside = beside
+        return detailed
+
     def as_json(self) -> dict[str, Any]:
         """The fault for machines."""
         return {"message": self.message, "hint": self.hint, "exit_code": int(self.exit_code)}

@@ -36,6 +36,7 @@ from zpptool.checkpoint.structure import infer_structure
 from zpptool.checkpoint.verify import find_target, verify_split
 from zpptool.config.endpoints import plan_endpoints
 from zpptool.config.engine_kind import SINGLE_SEQUENCE_SCHEDULER, Engine
+from zpptool.config.runtime_options import RuntimeOptions
 from zpptool.config.stage_spec import StageSpec
 from zpptool.engines.vllm.stage.loader import NO_CLASS_OF_ITS_OWN
 from zpptool.errors import ZppError
@@ -124,7 +125,8 @@ def _run_pipeline(dtype: str, work: Path, partition: tuple[tuple[int, int], ...]
     specs = [
         msgspec.structs.replace(
             _spec(dtype, work / "split" / f"stage_{link.stage}", partition, work, ALONE_IN_A_STEP),
-            stage=link.stage, bind=link.bind, connect=link.connect, start_timeout_s=limit_s, step_timeout_s=limit_s,
+            stage=link.stage, bind=link.bind, connect=link.connect,
+            runtime=RuntimeOptions(start_timeout_s=limit_s, step_timeout_s=limit_s),
         )
         for link in plan_endpoints(len(partition), transport="ipc", ipc_dir=work)
     ]  # fmt: skip

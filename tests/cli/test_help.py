@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every command and every option explains itself, and the set of commands changes only on purpose."""
+"""Every command and every option has help, and every command has examples that its parser accepts."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ PRIOR_ART_FLAGS = {
 def test_the_versions_are_those_that_are_installed(zpptool) -> None:
     own, *others = zpptool("--version").out.splitlines()
     assert own == f"zpptool {__version__}"
-    told = dict(line.split(" ", 1) for line in others)
-    assert list(told) == ["vllm", "torch", "transformers", "pyzmq"]
-    assert told["pyzmq"] == importlib.metadata.version("pyzmq")
+    shown = dict(line.split(" ", 1) for line in others)
+    assert list(shown) == ["vllm", "torch", "transformers", "pyzmq"]
+    assert shown["pyzmq"] == importlib.metadata.version("pyzmq")
 
 
 @pytest.mark.parametrize("name", sorted(EXAMPLES))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`zpptool split --explain` and `--drop-mtp` as they are typed."""
+"""`zpptool split --explain` and `--drop-mtp` as a user runs them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_people_get_a_table_of_groups(zpptool, model: Path) -> None:
     assert "nothing was written" in ran.out
 
 
-def test_what_predicts_is_dropped_when_asked_and_the_split_is_still_proven(zpptool, model: Path) -> None:
+def test_prediction_layers_are_dropped_on_request_and_the_split_is_still_valid(zpptool, model: Path) -> None:
     out = model.parent / "out"
     ran = zpptool("split", model, "--num-stages", 2, "--drop-mtp", "--explain", "-o", out, "--json")
     assert ran.code == 0, ran.err
@@ -52,6 +52,6 @@ def test_what_predicts_is_dropped_when_asked_and_the_split_is_still_proven(zppto
     groups = {group["pattern"]: group for group in ran.json["groups"]}
     assert groups["model.layers.*.eh_proj.weight"]["stages"] == []
     assert "left out as asked" in groups["model.layers.*.eh_proj.weight"]["reason"]
-    proven = zpptool("validate", out, "--model", model, "--json")
-    assert proven.code == 0, proven.out
-    assert {drop["tensor"] for drop in proven.json["dropped"]} == set(PREDICTION)
+    checked = zpptool("validate", out, "--model", model, "--json")
+    assert checked.code == 0, checked.out
+    assert {drop["tensor"] for drop in checked.json["dropped"]} == set(PREDICTION)

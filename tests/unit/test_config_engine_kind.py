@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every module and class that is started by its name exists under that name."""
+"""Every module and class that is used by name exists under that name."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stages take of a machine's memory, and what is left for their KV caches."""
+"""How much of a machine's memory stages take, and what is left for their KV caches."""
 
 from __future__ import annotations
 
@@ -12,9 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zpptool.config.engine_kind import Engine
-from zpptool.config.memory_budget import MOST_KV_BYTES, free_memory, kv_share, refuse_too_much, stage_bytes
+from zpptool.config.memory_budget import (
+    MOST_KV_BYTES,
+    free_memory,
+    kv_bytes_per_token,
+    kv_share,
+    refuse_too_much,
+    stage_bytes,
+)
 from zpptool.config.stage_spec import StageSpec
 from zpptool.errors import ExitCode, ZppError
+from zpptool.partition import LayerRange
 
 
 def specs(model: Path, dtype: str = "auto") -> list[StageSpec]:
@@ -36,11 +44,11 @@ def test_weights_and_caches_fit_together(needed: list[int], free: int) -> None:
     assert sum(needed) + share * len(needed) <= free
 
 
-def test_this_machine_has_memory() -> None:
+def test_this_machine_has_free_memory() -> None:
     assert free_memory() > 0
 
 
-def test_stages_that_share_a_cpu_are_told_their_share_unless_the_user_says_it(
+def test_stages_that_share_a_cpu_get_a_share_of_its_memory_by_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("vllm")
@@ -61,3 +69,10 @@ def test_the_refusal_names_both_sizes() -> None:
     refuse_too_much([10, 20], 30)
     with pytest.raises(ZppError, match="take 31 B, and 30 B of memory"):
         refuse_too_much([10, 21], 30)
+
+
+def test_the_kv_cache_is_counted_from_the_config() -> None:
+    config = {"num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 2}
+    assert kv_bytes_per_token(config, LayerRange(1, 3)) == 2 * 2 * 2 * 8 * 2
+    assert kv_bytes_per_token({"num_hidden_layers": 4}, LayerRange(0, 4)) is None
+    assert kv_bytes_per_token({**config, "kv_lora_rank": 16}, LayerRange(0, 4)) is None

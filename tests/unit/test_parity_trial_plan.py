@@ -15,6 +15,7 @@ from checkpoints import llama, llama_config, write_checkpoint
 from zpptool.checkpoint.split import split_checkpoint
 from zpptool.config.engine_kind import Engine
 from zpptool.config.local_pipeline import split_stages
+from zpptool.config.runtime_options import RuntimeOptions
 from zpptool.errors import ExitCode, ZppError
 from zpptool.parity.trial_plan import (
     TRIAL_MODEL_LEN,
@@ -51,8 +52,10 @@ def options(**changes: Any) -> TrialOptions:
     defaults = {
         "engine": Engine.TRANSFORMERS, "model": None, "pipeline_dir": None, "num_stages": None, "ranges": (),
         "prompts": ("hello",), "as_chat": False, "with_long_prompts": True, "batched": False, "max_new_tokens": 8,
-        "dtype": "auto", "device": "auto", "gpu_ids": (), "base_port": None, "api_port": None, "engine_args": (),
-        "start_timeout_s": 10.0, "step_timeout_s": 5.0, "wire_codec": WireCodec.ZSTD,
+        "dtype": "auto", "gpu_ids": (), "base_port": None, "api_port": None, "engine_args": (),
+        "runtime": RuntimeOptions(
+            start_timeout_s=10.0, step_timeout_s=5.0, wire_codec=WireCodec.ZSTD, trace="/tmp/trace.json"
+        ),
     }  # fmt: skip
     return TrialOptions(**{**defaults, **changes})  # type: ignore[arg-type]
 
@@ -179,6 +182,8 @@ def test_the_plan_for_a_full_checkpoint(model: Path, tmp_path: Path) -> None:
     plan = plan_trial(options(model=model, ranges=("0-1", "1-4"), base_port=None), tmp_path, tmp_path)
     assert [spec.model for spec in plan.stages] == [str(model)] * 2
     assert plan.stages[0].partition == ((0, 1), (1, 4))
+    assert {spec.runtime for spec in plan.stages} == {options().runtime}
+    assert plan.unsplit.trace == ""
 
 
 def test_vllm_computes_each_sequence_in_steps_of_its_own_unless_batched(model: Path, tmp_path: Path) -> None:

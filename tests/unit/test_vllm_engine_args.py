@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from zpptool.config.resolve import head_endpoint
+from zpptool.config.stage_links import head_endpoint
 from zpptool.engines.vllm.offline.engine_args import command_line
 from zpptool.errors import ExitCode, ZppError
 

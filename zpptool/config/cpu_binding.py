@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each stage of a machine computes on: its threads and its cores, by vLLM's own variable for them, which is
-passed on to OpenMP as vLLM's executor does for its workers, and the GPUs that `gpuplan` has chosen for it.
+"""What each stage of a machine computes on: its number of threads, its cores, and the GPUs chosen for it (`gpu_plan`).
 
-Only processes that compute are bound. A head on the cores of its stage would make every step of that stage wait for it.
+Cores are given by vLLM's own variable and passed on to OpenMP as vLLM's executor does for its workers. Only processes
+that compute are bound: a head on the cores of its stage would delay every step of that stage.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ def own_binding(env: Mapping[str, str], sizes: Sequence[int]) -> list[str]:
     """Each stage's part of the variable; empty strings where it names no cores.
 
     Args:
-        env: where it is looked for before this process's environment.
-        sizes: each stage's tensor-parallel size: so many processes compute there.
+        env: searched before this process's environment.
+        sizes: each stage's tensor-parallel size, the number of processes that compute there.
 
     Raises:
-        ZppError: (USAGE) it names cores for another number of processes, or no cores.
+        ZppError: (USAGE) the variable has another number of lists than there are processes, or an invalid list.
     """
     lists = _lists(env)
     if not lists:
@@ -41,31 +41,34 @@ def own_binding(env: Mapping[str, str], sizes: Sequence[int]) -> list[str]:
 
 
 def stage_environments(sizes: Sequence[int], devices: Sequence[Mapping[str, str]] = ()) -> list[dict[str, str]]:
-    """What is added to the environment of each stage, where all are on this machine. Every process computes with as
-    many threads: the order in which a sum is taken, and so its last bit, depends on it.
+    """Additions to the environment of each stage, where all stages are on this machine.
+
+    Every process computes with the same number of threads, because the order of a summation, and so the last bit of
+    its result, depends on that number.
 
     Args:
         sizes: each stage's tensor-parallel size.
-        devices: what shows each stage its GPUs (`gpuplan`); empty for none.
+        devices: the variables that show each stage its GPUs (`gpu_plan`); empty for none.
 
     Raises:
-        ZppError: (USAGE) another number of lists of cores than there are processes that compute.
+        ZppError: (USAGE) the number of lists of cores is not that of the processes that compute.
     """
     num_stages = len(sizes)
     cores = len(os.sched_getaffinity(0))
     threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(cores // num_stages, 1)))}
-    made = [{**threads, **own} for own in devices or [{}] * num_stages]
-    for env, bound in zip(made, own_binding({}, sizes), strict=True):
+    environments = [{**threads, **own} for own in devices or [{}] * num_stages]
+    for env, bound in zip(environments, own_binding({}, sizes), strict=True):
         if bound:
             env[VARIABLE] = bound
-    return made
+    return environments
 
 
 def openmp_environment(env: Mapping[str, str], rank: int, size: int) -> dict[str, str]:
-    """What the process at a stage's tensor-parallel rank is to have in its environment, for the variable to hold.
+    """The OpenMP variables that bind one process of a stage to its cores; empty where no cores are named.
 
     Args:
-        env: as `own_binding` has it; names the cores of this stage alone.
+        env: as for `own_binding`, with the cores of this stage alone.
+        rank: the process's tensor-parallel rank.
         size: how many ranks the stage has.
 
     Raises:
@@ -83,11 +86,12 @@ def openmp_environment(env: Mapping[str, str], rank: int, size: int) -> dict[str
 
 
 def _lists(env: Mapping[str, str]) -> list[str]:
-    told = env.get(VARIABLE, os.environ.get(VARIABLE, ""))
-    lists = [] if told in ("", "auto", "nobind") else told.split("|")
+    """The list of cores of every process, as text; none for a value that names no cores."""
+    value = env.get(VARIABLE, os.environ.get(VARIABLE, ""))
+    lists = [] if value in ("", "auto", "nobind") else value.split("|")
     for cores in lists:
         if not _CORES.fullmatch(cores):
-            raise usage_error(f"{VARIABLE}: {cores!r} is no list of cores", "Write 0-3 or 0,2,4, for example.")
+            raise usage_error(f"{VARIABLE}: {cores!r} is not a list of cores", "Write 0-3 or 0,2,4, for example.")
     return lists
 
 

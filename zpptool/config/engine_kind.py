@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engines that can compute a stage, and every module and class of theirs that is started by its name.
+"""The engines that can compute a stage, and every module and class of theirs that is used by name.
 
-Processes are started as `python -m MODULE`, and vLLM imports scheduler classes by name. Those names are data, here and
-nowhere else, so that the floors below the engines can start them without importing them.
+Processes are started as `python -m MODULE`, and vLLM imports scheduler classes by name. Those names are data, kept only
+here, so that the layers below the engines can start them without importing them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Engine(StrEnum):
 
 @dataclass(frozen=True)
 class EngineModules:
-    """What is started by name for one engine.
+    """The modules of one engine that are used by name.
 
     Attributes:
         worker: the module of a stage's worker process.

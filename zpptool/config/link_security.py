@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a stage's links are safe where they lead, asked before anything is started."""
+"""Whether a stage's links are safe on the networks they use, checked before anything is started."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from zpptool.config.stage_spec import StageSpec
@@ -12,16 +13,15 @@ from zpptool.wire.security.exposure import LinkSecurity, exposure, require
 from zpptool.wire.security.key_files import link_keys, read_key_file
 from zpptool.wire.sockets import check_endpoint
 
+_logger = logging.getLogger(__name__)
 
-def check_safety(spec: StageSpec) -> str | None:
-    """Refuse a stage whose links strangers could use.
 
-    Returns:
-        a warning that has to be shown, where the user has chosen to go without keys; None where all is well.
+def check_safety(spec: StageSpec) -> None:
+    """Refuse a stage whose links unknown machines could use; log a warning where the user allows it (`--insecure`).
 
     Raises:
         ZppError: (USAGE) keys and no keys are asked for; (INVALID) the key file cannot be used, or is another stage's;
-            (ADDRESS) a link has no sound address, or strangers can reach it, and there are no keys.
+            (ADDRESS) an endpoint is not valid, or other machines can reach it and there are no keys.
     """
     if spec.keys and spec.insecure:
         raise usage_error("--keys and --insecure contradict each other", "Give one of them; ZPP_KEYS counts as --keys.")
@@ -34,8 +34,8 @@ def check_safety(spec: StageSpec) -> str | None:
         require(endpoint, LinkSecurity(keys, spec.insecure))
     exposed = [endpoint for endpoint in (spec.bind, spec.connect) if exposure(endpoint)]
     if spec.insecure and exposed:
-        return (
-            f"--insecure: {' and '.join(exposed)} WITHOUT encryption and authentication: whoever reaches them can read"
-            " all activations and tokens, change them, and end the pipeline"
+        _logger.warning(
+            "--insecure: %s WITHOUT encryption and authentication: any machine that reaches them can read all"
+            " activations and tokens, change them, and end the pipeline",
+            " and ".join(exposed),
         )
-    return None

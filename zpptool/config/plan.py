@@ -1,20 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The plan of a pipeline: model, partition, addresses and engine arguments in one file that every stage reads.
 
-A plan that was loaded is whole and typed, with no key that is not known; whether it can work is for `plan_faults` to
-say. Its digest stands for its content, so stages that were started from different plans find out in the roll call.
+A plan that was loaded is complete and typed, without unknown keys; `plan_faults` checks whether it can work. Its digest
+identifies its content, so stages that were started from different plans are detected in the roll call.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import msgspec
 
-from zpptool.checkpoint.config import text_config
 from zpptool.checkpoint.digest import digest_bytes
 from zpptool.checkpoint.index import read_index
 from zpptool.checkpoint.stage_tensors import count_layers, index_digest, model_digest
@@ -22,31 +19,25 @@ from zpptool.checkpoint.structure import assign, infer_structure
 from zpptool.config.endpoints import StageEndpoints, is_host, is_link, open_ports, plan_endpoints
 from zpptool.config.engine_kind import Engine
 from zpptool.document import Count, read_yaml
-from zpptool.errors import ZppError, address_error, invalid_error, usage_error
+from zpptool.errors import ZppError, invalid_error
 from zpptool.file_names import holds_control
-from zpptool.partition import LayerRange, Partition, check_ranges, parse_range, resolve_partition
+from zpptool.partition import Partition, check_ranges, parse_range, resolve_partition
 from zpptool.wire.compression.adaptive import WireCodec
 
 PLAN_VERSION = 1
 MAX_PLAN_BYTES = 1 << 20
-_HOST = re.compile(
-    r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:/\[\]]+))(?::([0-9]{1,5}))?"  # a host, and perhaps a port
-    r"|([0-9A-Fa-f]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*)"  # an IPv6 address without one
-)
-
-
 
 
 class PlannedStage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One stage of a plan.
 
     Attributes:
-        stage: its number.
+        stage: its index.
         layers: its layer range, written `0-8`.
         host: the machine it runs on.
-        bind: the endpoint that it sends from.
-        connect: the endpoint that it receives from.
-        weight_bytes: what its tensors take.
+        bind: the endpoint that its sending link binds.
+        connect: the endpoint that its receiving link connects to.
+        weight_bytes: the size of its tensors.
     """
 
     stage: Count
@@ -58,16 +49,16 @@ class PlannedStage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     @property
     def endpoints(self) -> StageEndpoints:
-        """Its addresses, as `ports` knows them."""
+        """Its addresses as `StageEndpoints`."""
         return StageEndpoints(self.stage, self.host, self.bind, self.connect)
 
 
 class Continued(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The plan that a pipeline was started with, of which stages or layers have moved while it ran.
+    """The plan that a running pipeline was started with, in a plan whose stages or layers were moved since.
 
     Attributes:
         digest: of that plan; the running stages have it.
-        besides: stands for all that such a change leaves alone. A plan that differs in anything else is another one.
+        besides: digest of everything that such a change keeps. A plan that differs in anything else is another one.
     """
 
     digest: str
@@ -88,8 +79,8 @@ class PipelinePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         api_port: where the OpenAI API listens, beside stage 0.
         stages: in order.
         wire_codec: whether links compress.
-        continues: the plan that this one differs from only in where stages and layers are; unset where it is the
-            first.
+        continues: the plan that this one differs from only in the places of stages and layers; unset in a plan that
+            no change has rewritten.
     """
 
     schema_version: Count
@@ -106,28 +97,28 @@ class PipelinePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     @property
     def digest(self) -> str:
-        """Stands for all that the plan says; where stages or layers have moved, for the plan before."""
+        """Identifies the content of the plan; where stages or layers have moved, that of the plan before."""
         if isinstance(self.continues, Continued) and self.continues.besides == self.besides:
             return self.continues.digest
         return digest_bytes(msgspec.json.encode(self))
 
     @property
     def besides(self) -> str:
-        """Stands for all that the plan says but where its stages and layers are."""
-        nowhere = [
+        """Identifies the content of the plan except the places of stages and layers."""
+        blank = [
             PlannedStage(stage=own.stage, layers="", host="", bind="", connect="", weight_bytes=0)
             for own in self.stages
         ]
-        plain = msgspec.structs.replace(self, stages=tuple(nowhere), continues=msgspec.UNSET)
+        plain = msgspec.structs.replace(self, stages=tuple(blank), continues=msgspec.UNSET)
         return digest_bytes(msgspec.json.encode(plain))
 
     @property
     def partition(self) -> Partition:
-        """The layer ranges of all stages; raises ZppError (INVALID) where one is no range."""
+        """The layer ranges of all stages; raises ZppError (INVALID) where one is not a range."""
         return tuple(parse_range(place.layers) for place in self.stages)
 
     def to_yaml(self) -> str:
-        """The plan as its file holds it."""
+        """The plan as the content of its file."""
         return msgspec.yaml.encode(self).decode()
 
 
@@ -146,9 +137,17 @@ def make_plan(
 ) -> PipelinePlan:
     """Plan a pipeline from config.json and the headers of the weights.
 
+    Args:
+        model: the full checkpoint.
+        num_stages: how many stages, for an even partition.
+        ranges: every stage's layer range.
+        base_port, hosts: as `plan_endpoints`.
+        api_port: as `open_ports`.
+        engine, dtype, engine_args, wire_codec: as in `PipelinePlan`.
+
     Raises:
-        ZppError: (INVALID) the checkpoint cannot be cut so; (ADDRESS) ports or hosts cannot be; (USAGE) hosts do not
-            fit the stages, or neither stages nor ranges are given.
+        ZppError: (INVALID) the checkpoint cannot be divided like that; (ADDRESS) ports or hosts are not valid; (USAGE)
+            hosts do not fit the stages, or neither stages nor ranges are given.
     """
     index = read_index(model)
     structure = infer_structure(index)
@@ -180,109 +179,11 @@ def make_plan(
     )
 
 
-def moved_plan(plan: PipelinePlan, stage: int, host: str, port: int | None) -> PipelinePlan:
-    """The plan of the same running pipeline with one stage on another host.
-
-    Args:
-        plan: the plan before.
-        stage: which one moves.
-        host: where to, as `--hosts` names a host.
-        port: the port that it sends from there; the one that it had if None.
-
-    Raises:
-        ZppError: (USAGE) that stage is not there, or cannot move; (INVALID) the plan that it would be cannot work.
-    """
-    last = len(plan.stages) - 1
-    if not 0 <= stage <= last:
-        raise usage_error(f"the plan has no stage {stage}; it has {last + 1}, from 0 on")
-    if stage == 0:
-        raise usage_error(
-            "stage 0 cannot be moved: the head runs beside it, and has the requests",
-            "Stop the pipeline (it answers what is under way), plan anew with other --hosts, and start it again.",
-        )
-    own = plan.stages[stage]
-    bind = urlsplit(own.bind)
-    if bind.scheme != "tcp":
-        raise usage_error(f"stage {stage} sends from {own.bind}, which no other host reaches")
-    address = f"tcp://{f'[{host}]' if ':' in host else host}:{port or bind.port}"
-    after = 0 if stage == last else stage + 1
-    places = list(plan.stages)
-    places[stage] = msgspec.structs.replace(own, host=host, bind=address)
-    places[after] = msgspec.structs.replace(places[after], connect=address)
-    moved = _continued(plan, places)
-    faults = plan_faults(moved)
-    if faults:
-        raise invalid_error("the plan cannot work with that: " + "; ".join(faults))
-    if address == own.bind:
-        raise usage_error(f"stage {stage} is at {address} already")
-    return moved
-
-
-def repartitioned_plan(plan: PipelinePlan, ranges: Sequence[str]) -> PipelinePlan:
-    """The plan of the same running pipeline with layers moved between its stages.
-
-    Args:
-        plan: the plan before.
-        ranges: every stage's layer range.
-
-    Raises:
-        ZppError: (INVALID) the checkpoint cannot be cut so, or is not where the plan says; (USAGE) there are not as
-            many ranges as stages.
-    """
-    if len(ranges) != len(plan.stages):
-        raise usage_error(
-            f"{len(ranges)} ranges are given for {len(plan.stages)} stages: their number cannot change while they run",
-            "Stop the pipeline, which answers what is under way, plan anew and start it again.",
-        )
-    partition = resolve_partition(plan.num_layers, len(ranges), list(ranges))
-    index = read_index(Path(plan.model))
-    owned = assign(infer_structure(index), partition).stages
-    places = [
-        msgspec.structs.replace(
-            place, layers=str(layers), weight_bytes=sum(index.tensors[name].nbytes for name in names)
-        )
-        for place, layers, names in zip(plan.stages, partition, owned, strict=True)
-    ]
-    return _continued(plan, places)
-
-
-def _continued(plan: PipelinePlan, places: Sequence[PlannedStage]) -> PipelinePlan:
-    before = Continued(digest=plan.digest, besides=plan.besides)
-    return msgspec.structs.replace(plan, stages=tuple(places), continues=before)
-
-
-def host_and_port(text: str) -> tuple[str, int | None]:
-    """`HOST` or `HOST:PORT` in its parts; an IPv6 address before a port stands in brackets.
-
-    Raises:
-        ZppError: (ADDRESS) it is neither.
-    """
-    match = _HOST.fullmatch(text)
-    if match is None or (match[3] and not 1 <= int(match[3]) <= 65535):
-        raise address_error(f"{text!r} is not of the form HOST or HOST:PORT", "For example 10.0.0.3 or 10.0.0.3:15551.")
-    return match[1] or match[2] or match[4], int(match[3]) if match[3] else None
-
-
-def rewrite_plan(path: Path, plan: PipelinePlan) -> None:
-    """Put a plan in the place of the one that a file holds, at once and as a whole.
-
-    Raises:
-        ZppError: (FAILURE) it cannot be written; the file is as it was.
-    """
-    beside = path.with_name(f".{path.name}.new")
-    try:
-        beside.write_text(plan.to_yaml())
-        beside.replace(path)
-    except OSError as cause:
-        beside.unlink(missing_ok=True)
-        raise ZppError(f"{path} cannot be written: {cause.strerror}") from cause
-
-
 def load_plan_file(path: Path) -> PipelinePlan:
     """Read a plan.
 
     Raises:
-        ZppError: (INVALID) there is no such file, or it is not a plan; the message names the key.
+        ZppError: (INVALID) there is no such file, or it is not a plan; the message names the key at fault.
     """
     hint = "Write a plan with zpptool plan."
     try:
@@ -295,11 +196,11 @@ def load_plan_file(path: Path) -> PipelinePlan:
 
 
 def plan_faults(plan: PipelinePlan, model: Path | None = None) -> list[str]:
-    """Why a plan cannot work: every reason, none when it can.
+    """Every reason why a plan cannot work; empty if it can.
 
     Args:
         plan: the plan.
-        model: where the model lies on this machine, to look at it too; None where it is not here.
+        model: the model on this machine, to check it too; None where it is not here.
     """
     numbers = [place.stage for place in plan.stages]
     if numbers != list(range(len(numbers))) or not numbers:
@@ -360,20 +261,3 @@ def _model_faults(plan: PipelinePlan, model: Path) -> list[str]:
     if model_digest(model) != plan.model_digest:
         faults.append(f"{model} is not the model that was planned for: another config or other tensors")
     return faults
-
-
-def kv_bytes_per_token(config: dict[str, object], layers: LayerRange, itemsize: int = 2) -> int | None:
-    """What the KV cache of `layers` takes for one token, where config.json tells; None for attention of another kind.
-
-    Keys and values of every head: 2 x layers x key-value heads x head size x bytes a number.
-    """
-    text = text_config(config)
-    heads = text.get("num_attention_heads")
-    kv_heads = text.get("num_key_value_heads", heads)
-    hidden = text.get("hidden_size")
-    size = text.get("head_dim") or (
-        hidden // heads if isinstance(hidden, int) and isinstance(heads, int) and heads else None
-    )
-    if "kv_lora_rank" in text or not isinstance(kv_heads, int) or not isinstance(size, int):
-        return None
-    return 2 * layers.count * kv_heads * size * itemsize

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from zpptool.config.endpoints import probe_ports
+from zpptool.config.port_probe import probe_ports
 from zpptool.doctor.finding import Finding, blocker, ok, warning
 from zpptool.doctor.target import Target
 

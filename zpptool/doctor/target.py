@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zpptool.checkpoint.hub import hub_id
-from zpptool.config.endpoints import StageEndpoints, plan_endpoints, probed_hosts
+from zpptool.config.endpoints import StageEndpoints, plan_endpoints
 from zpptool.config.engine_kind import Engine
 from zpptool.config.plan import PipelinePlan, PlannedStage, load_plan_file
+from zpptool.config.port_probe import probed_hosts
 from zpptool.errors import usage_error
 
 

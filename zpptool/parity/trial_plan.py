@@ -5,7 +5,7 @@ starts nothing."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 
@@ -15,16 +15,16 @@ from zpptool.checkpoint.config import context_length, read_config
 from zpptool.checkpoint.manifest import Manifest
 from zpptool.checkpoint.stage_tensors import model_digest
 from zpptool.config.cpu_binding import stage_environments
-from zpptool.config.endpoints import free_port
 from zpptool.config.engine_kind import ENGINES, Engine
 from zpptool.config.gpu_plan import place_on_gpus
 from zpptool.config.gpu_pool import Group
 from zpptool.config.local_pipeline import dynamic_partition, sizes_of_stages, split_stages, trial_endpoints
+from zpptool.config.port_probe import free_port
+from zpptool.config.runtime_options import RuntimeOptions
 from zpptool.config.stage_spec import StageSpec
 from zpptool.errors import invalid_error, usage_error
 from zpptool.parity.joined_checkpoint import join_stages
 from zpptool.parity.trial import TrialLaunchPlan
-from zpptool.wire.compression.adaptive import WireCodec
 
 TRIAL_MODEL_LEN = 1024
 TRIAL_BATCHED_TOKENS = 256
@@ -47,16 +47,12 @@ class TrialOptions:
     batched: bool
     max_new_tokens: int
     dtype: str
-    device: str
     gpu_ids: tuple[Group, ...]
     base_port: int | None
     api_port: int | None
     engine_args: tuple[str, ...]
-    start_timeout_s: float
-    step_timeout_s: float
     tensor_parallel_sizes: tuple[int, ...] = (1,)
-    trace: Path | None = None
-    wire_codec: WireCodec = WireCodec.NONE
+    runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
 
 
 def plan_trial(options: TrialOptions, scratch: Path, log_dir: Path) -> TrialLaunchPlan:
@@ -92,12 +88,9 @@ def plan_trial(options: TrialOptions, scratch: Path, log_dir: Path) -> TrialLaun
         bind="",
         connect="",
         dtype=options.dtype,
-        device=options.device,
         api_port=options.api_port or free_port(),
         engine_args=common,
-        start_timeout_s=options.start_timeout_s,
-        step_timeout_s=options.step_timeout_s,
-        wire_codec=options.wire_codec,
+        runtime=msgspec.structs.replace(options.runtime, trace=""),
     )
     sizes = sizes_of_stages(options.tensor_parallel_sizes, len(partition))
     endpoints = trial_endpoints(len(partition), options.base_port, unsplit.api_port, scratch)
@@ -111,7 +104,7 @@ def plan_trial(options: TrialOptions, scratch: Path, log_dir: Path) -> TrialLaun
             connect=link.connect,
             local=f"ipc://{scratch / 'head'}",
             tensor_parallel_size=sizes[link.stage],
-            trace=str(options.trace.resolve()) if options.trace is not None else "",
+            runtime=options.runtime,
             engine_args=common if options.batched else (*common, *ENGINES[options.engine].single_sequence_args),
         )
         for directory, link in zip(directories, endpoints, strict=True)

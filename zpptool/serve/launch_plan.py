@@ -10,14 +10,16 @@ from pathlib import Path
 import msgspec
 
 from zpptool.config.cpu_binding import stage_environments
-from zpptool.config.endpoints import StageEndpoints, free_port, open_ports, plan_endpoints, probe_ports, probed_hosts
+from zpptool.config.endpoints import StageEndpoints, open_ports, plan_endpoints
 from zpptool.config.engine_kind import Engine
 from zpptool.config.gpu_plan import bytes_on_a_gpu, computes_on_cpu, place_on_gpus
 from zpptool.config.gpu_pool import Group
 from zpptool.config.local_pipeline import dynamic_partition, split_stages
 from zpptool.config.memory_budget import free_memory, kv_share, refuse_too_much, stage_bytes
 from zpptool.config.plan import load_plan_file
+from zpptool.config.port_probe import free_port, probe_ports, probed_hosts
 from zpptool.config.resolve import spec_of_plan
+from zpptool.config.runtime_options import RuntimeOptions
 from zpptool.config.stage_spec import StageSpec
 from zpptool.errors import address_error, invalid_error, usage_error
 from zpptool.net.addresses import DEFAULT_HOST
@@ -42,7 +44,6 @@ class ServeOptions:
     ranges: tuple[str, ...]
     engine: Engine
     dtype: str
-    device: str
     gpu_ids: tuple[Group, ...]
     port: int
     base_port: int | None
@@ -50,10 +51,7 @@ class ServeOptions:
     replicas: int
     served_name: str
     engine_args: tuple[str, ...]
-    start_timeout_s: float
-    step_timeout_s: float
-    recovery_deadline_s: float
-    beat_timeout_s: float
+    runtime: RuntimeOptions
 
 
 @dataclass(frozen=True)
@@ -102,11 +100,12 @@ def plan_serving(options: ServeOptions) -> tuple[PipelineLaunchPlan, ...]:
     specs = _specs_of_plan_file(options) if options.plan_file is not None else _specs_of_model(options)
     placed = place_on_gpus(specs * options.replicas, options.gpu_ids)
     stages = placed.specs
+    device = options.runtime.device
     if any(placed.groups):
         if options.gpu_ids and not placed.named:
             refuse_unseen(placed.groups, placed.found)
         refuse_full(placed.groups, [bytes_on_a_gpu(spec) for spec in stages], placed.found)
-    elif computes_on_cpu(options.device) or (options.device == "auto" and not NVIDIA_DEVICE.exists()):
+    elif computes_on_cpu(device) or (device == "auto" and not NVIDIA_DEVICE.exists()):
         needed, free = [stage_bytes(spec) for spec in stages], free_memory()
         refuse_too_much(needed, free)
         stages = _with_kv_share(stages, options.engine_args, needed, free)
@@ -137,13 +136,9 @@ def _specs_of_model(options: ServeOptions) -> tuple[StageSpec, ...]:
             bind="",
             connect="",
             dtype=options.dtype,
-            device=options.device,
             api_port=options.api_port or free_port(),
             engine_args=options.engine_args,
-            start_timeout_s=options.start_timeout_s,
-            step_timeout_s=options.step_timeout_s,
-            recovery_deadline_s=options.recovery_deadline_s,
-            beat_timeout_s=options.beat_timeout_s,
+            runtime=options.runtime,
             served_name=options.served_name,
         )
         for stage, directory in enumerate(directories)
@@ -163,12 +158,7 @@ def _specs_of_plan_file(options: ServeOptions) -> tuple[StageSpec, ...]:
         )
     return tuple(
         msgspec.structs.replace(
-            spec_of_plan(plan, stage, options.model or options.pipeline_dir),
-            device=options.device,
-            start_timeout_s=options.start_timeout_s,
-            step_timeout_s=options.step_timeout_s,
-            recovery_deadline_s=options.recovery_deadline_s,
-            beat_timeout_s=options.beat_timeout_s,
+            spec_of_plan(plan, stage, options.model or options.pipeline_dir, options.runtime),
             served_name=options.served_name,
         )
         for stage in range(len(plan.stages))

@@ -26,7 +26,9 @@ from zpptool.config.gpu_plan import place_on_gpus
 from zpptool.config.gpu_pool import parse_gpu_ids
 from zpptool.config.memory_budget import free_memory, kv_share, refuse_too_much, stage_bytes
 from zpptool.config.model_runner import choose_v1_runner, refuse_v2_runner
-from zpptool.config.resolve import head_endpoint, resolve_place
+from zpptool.config.resolve import resolve_place
+from zpptool.config.runtime_options import RuntimeOptions
+from zpptool.config.stage_links import head_endpoint
 from zpptool.config.stage_spec import StageSpec
 from zpptool.engines.vllm.compat import environment, platform
 from zpptool.engines.vllm.compat.arguments import serve_arguments, serve_parser
@@ -113,10 +115,13 @@ class LLM(vllm.LLM):
                 engine_arguments |= _share_of_memory(specs, engine_arguments)
             local = f"ipc://{scratch / 'head'}" if launch else head_endpoint(endpoints[0].connect, head_addr)
             engine_args = command_line(engine_arguments, serve_parser()._actions)
+            runtime = RuntimeOptions(
+                start_timeout_s=start_timeout_s,
+                step_timeout_s=step_timeout_s,
+                recovery_deadline_s=recovery_deadline_s if launch else 0.0,
+            )
             common: dict[str, Any] = {
-                "local": local, "headless": True, "engine_args": engine_args,
-                "dtype": dtype, "start_timeout_s": start_timeout_s, "step_timeout_s": step_timeout_s,
-                "recovery_deadline_s": recovery_deadline_s if launch else 0.0,
+                "local": local, "headless": True, "engine_args": engine_args, "dtype": dtype, "runtime": runtime,
             }  # fmt: skip
             specs = [
                 msgspec.structs.replace(spec, bind=link.bind, connect=link.connect, **common)
