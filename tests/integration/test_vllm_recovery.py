@@ -51,12 +51,13 @@ REQUESTS: dict[str, dict[str, Any]] = {
 
 
 class Load:
-    """All wishes asked at once.
+    """Many requests at once.
 
     Args:
-        client: of the pipeline.
-        tokens: how many each answer has, unless a schema ends it.
-        requests: what is asked, by name.
+        client: the pipeline's.
+        pool: its threads send the requests.
+        tokens: the number of tokens of each answer, unless a schema ends it.
+        requests: bodies by name.
     """
 
     def __init__(
@@ -107,13 +108,13 @@ class Load:
         choice["tokens"] += tokens
         choice["text"] += part["text"]
         logprobs = part.get("logprobs") or {"token_logprobs": [], "top_logprobs": []}
-        for own, best in zip(logprobs["token_logprobs"], logprobs["top_logprobs"], strict=True):
-            choice["logprobs"] += [own or 0.0, *((best or {})[word] for word in sorted(best or {}))]
+        for own, top in zip(logprobs["token_logprobs"], logprobs["top_logprobs"], strict=True):
+            choice["logprobs"] += [own or 0.0, *((top or {})[word] for word in sorted(top or {}))]
         choice["end"] = part["finish_reason"]
 
 
-def _apart(ones: list[float], others: list[float]) -> str:
-    """Where two lists of numbers begin to differ."""
+def _first_difference(ones: list[float], others: list[float]) -> str:
+    """Where two lists of logprobs begin to differ."""
     if len(ones) != len(others):
         return f"{len(ones)} and {len(others)} of them"
     pairs = enumerate(zip(ones, others, strict=True))
@@ -134,7 +135,7 @@ def differences(ones: dict[str, list[dict[str, Any]]], others: dict[str, list[di
             elif (ours["text"], ours["end"]) != (theirs["text"], theirs["end"]):
                 found.append(f"{name} [{index}]: {ours} is not {theirs}")
             elif ours["logprobs"] != pytest.approx(theirs["logprobs"], abs=LOGPROB_TOLERANCE):
-                found.append(f"{name} [{index}]: logprobs {_apart(ours['logprobs'], theirs['logprobs'])}")
+                found.append(f"{name} [{index}]: logprobs {_first_difference(ours['logprobs'], theirs['logprobs'])}")
     return found
 
 
@@ -225,7 +226,7 @@ def test_a_compiled_stage_restarts_without_compiling_again(
             before = completion(client, prompt=PROMPT, max_tokens=64)
             one.look()["stage 1"].kill()
             assert completion(client, prompt=PROMPT, max_tokens=64) == before
-        first, second = ((logs / f"generation-{number}/stage-1.log").read_text() for number in (1, 2))
+        first, second = ((logs / f"epoch-{epoch}/stage-1.log").read_text() for epoch in (1, 2))
         assert "for the compilation" in first
         assert "for the compilation" in second
         assert "Compiling model again" not in second

@@ -15,7 +15,7 @@ pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
 
 import torch  # noqa: E402
-from test_vllm_balanced_scheduler import answer_to, make_scheduler  # noqa: E402
+from test_vllm_balanced_scheduler import add, answer_to, make_scheduler  # noqa: E402
 from vllm.lora.ops.torch_ops import lora_ops  # noqa: E402
 from vllm.lora.punica_wrapper import punica_cpu  # noqa: E402
 from vllm.sampling_params import SamplingParams  # noqa: E402
@@ -26,8 +26,10 @@ from vllm.v1.sample.sampler import Sampler  # noqa: E402
 from vllm.v1.worker import gpu_model_runner  # noqa: E402
 from vllm.v1.worker.gpu_input_batch import InputBatch  # noqa: E402
 
-from zpptool.engines.vllm.compat import cpu_lora  # noqa: E402
+from zpptool.engines.vllm.calls import LiveRequest  # noqa: E402
+from zpptool.engines.vllm.compat.cpu_lora import fix_adapter_products  # noqa: E402
 from zpptool.engines.vllm.compat.model_runner import unfinished_prompts_draw_nothing  # noqa: E402
+from zpptool.engines.vllm.core.executor import RING_ATTRIBUTE  # noqa: E402
 from zpptool.engines.vllm.core.step_calls import LOST  # noqa: E402
 from zpptool.engines.vllm.stage import restore  # noqa: E402
 from zpptool.errors import ZppError  # noqa: E402
@@ -47,8 +49,8 @@ def runner_of(generators: dict[int, torch.Generator], discarded: list[bool]) -> 
     return SimpleNamespace(input_batch=batch, discard_request_mask=mask, device=device, sampler=Sampler())
 
 
-class Registry(gpu_model_runner.GPUModelRunner):
-    """vLLM's runner as far as it keeps requests: its own code over its own batch, with no model below it."""
+class RequestRegistry(gpu_model_runner.GPUModelRunner):
+    """The part of vLLM's runner that keeps requests: its own code over its own batch, without a model."""
 
     def __init__(self) -> None:
         self.requests, self.num_prompt_logprobs, self.encoder_cache = {}, {}, {}
@@ -62,7 +64,7 @@ class Registry(gpu_model_runner.GPUModelRunner):
         self.encoder_cache.clear()
 
     def _may_reorder_batch(self, scheduler_output: SchedulerOutput) -> None:
-        """Attention wants no other order."""
+        """No attention backend needs another order here."""
 
 
 def new_request(name: str, params: SamplingParams) -> NewRequestData:
@@ -72,12 +74,12 @@ def new_request(name: str, params: SamplingParams) -> NewRequestData:
     )  # fmt: skip
 
 
-def test_what_a_step_has_made_is_written_again_when_requests_are_restored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """vLLM makes the mask of allowed tokens in its first step that needs it, which runs in inference mode, and writes
-    to it for every request that comes into that row of the batch, whoever asked for it first."""
+def test_restoring_may_write_to_what_a_step_has_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM makes the mask of allowed tokens in the first step that needs it, which runs in inference mode, and later
+    writes to it for every request in that row of the batch."""
     monkeypatch.setattr(gpu_model_runner, "get_pp_group", lambda: SimpleNamespace(is_last_rank=True))
     monkeypatch.setattr(restore, "is_last_stage", lambda: True)
-    runner = Registry()
+    runner = RequestRegistry()
     worker = SimpleNamespace(worker=SimpleNamespace(model_runner=runner))
     seen = new_request("seen", SamplingParams(allowed_token_ids=[4, 5], seed=3))
     step = SchedulerOutput.make_empty()
@@ -127,7 +129,7 @@ def test_a_row_without_an_adapter_gets_none(phase: str) -> None:
     generator = seeded(2)
     first, second = torch.randn(2, 1, 4, 6, generator=generator), torch.randn(2, 1, 5, 4, generator=generator)
     rows, marks = torch.randn(3, 6, generator=generator), torch.tensor([0, -1, 1])
-    cpu_lora.fix_adapter_products()
+    fix_adapter_products()
     shrunk, out = torch.ones(3, 4), torch.zeros(3, 5)
     if phase == "prompt":
         lengths = torch.ones(3, dtype=torch.long)
@@ -170,17 +172,40 @@ def test_a_loss_while_a_sequence_waits_for_room(tiny_model: Callable[..., Path])
     assert not scheduler.has_requests()
 
 
-@pytest.mark.parametrize(("index", "left"), [(-1, 0.0), (0, 2.0)])
-def test_one_index_may_stand_for_all_rows_of_a_prompt(index: int, left: float) -> None:
-    cpu_lora.fix_adapter_products()
+class LossyRing:
+    """Has lost a stage, and takes the live requests once."""
+
+    restored: list[LiveRequest] | None = None
+
+    def wants_restoring(self) -> bool:
+        return self.restored is None
+
+    def restore(self, requests: list[LiveRequest]) -> None:
+        self.restored = requests
+
+
+def test_the_scheduler_restores_live_requests_on_the_ring_of_its_configuration(tiny_model: Callable[..., Path]) -> None:
+    scheduler, ring = make_scheduler(tiny_model(), 1), LossyRing()
+    add(scheduler, 2)
+    step = scheduler.schedule()
+    scheduler.update_from_output(step, answer_to(step))
+    setattr(scheduler.vllm_config, RING_ATTRIBUTE, ring)
+    step = scheduler.schedule()
+    assert [(request.req_id, tokens) for request, tokens in ring.restored or ()] == [("r0", [7]), ("r1", [7])]
+    assert sorted(step.scheduled_cached_reqs.resumed_req_ids) == ["r0", "r1"]
+
+
+@pytest.mark.parametrize(("index", "expected"), [(-1, 0.0), (0, 2.0)])
+def test_the_rows_of_a_prompt_may_share_one_index(index: int, expected: float) -> None:
+    fix_adapter_products()
     output = torch.full((3, 2), 7.0)
     punica_cpu.bgmv_shrink(torch.ones(3, 2), torch.ones(1, 1, 2, 2), output, torch.tensor([index]))
-    assert output.tolist() == [[left] * 2] * 3
+    assert output.tolist() == [[expected] * 2] * 3
 
 
 def test_the_logprobs_of_a_prompt_are_computed_beside_other_requests() -> None:
-    """vLLM has the adapters of the three rows that are sampled, and asks for the logits of a prompt of five tokens."""
-    cpu_lora.fix_adapter_products()
+    """vLLM lists the adapters of the three sampled rows, and computes the logits of a prompt of five tokens."""
+    fix_adapter_products()
     output, indices = torch.ones(5, 2), torch.tensor([-1, 0, -1])
     punica_cpu.bgmv_shrink(torch.ones(5, 3), torch.zeros(1, 1, 2, 3), output, indices)
     assert not output.any()

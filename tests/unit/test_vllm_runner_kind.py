@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kind of vLLM's model runner: V1 or refused by name, and compared at the roll call."""
+"""The kind of vLLM's model runner must be V1, and is compared at the roll call."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ def spec_of(model: Path) -> StageSpec:
     )  # fmt: skip
 
 
-def test_a_stage_whose_vllm_would_take_v2_is_refused(
+def test_a_stage_whose_vllm_would_use_v2_is_refused(
     tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a CPU vLLM refuses V2 itself, for want of Triton: of a configuration that stands, the variable is changed."""
+    """On a CPU vLLM refuses V2 itself, because there is no Triton; so the variable is changed after the configuration
+    was made."""
     monkeypatch.setenv(VARIABLE, "0")
     config = engine_config(serve_arguments(spec_of(tiny_model("llama")), RingExecutor))
     monkeypatch.setenv(VARIABLE, "1")

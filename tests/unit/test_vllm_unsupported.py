@@ -87,11 +87,11 @@ def test_arguments_that_vllm_does_not_know_are_reported_in_one_line(
     assert "usage:" not in capfd.readouterr().err
 
 
-def test_scores_that_the_last_stage_would_keep_a_query_for_are_refused() -> None:
+def test_scoring_that_would_keep_a_query_on_the_last_stage_is_refused() -> None:
     with pytest.raises(ZppError, match="would be kept on the last stage") as fault:
         refuse_scores_on_a_stage("late-interaction", on_the_last_stage=True)
     assert fault.value.exit_code is ExitCode.USAGE
-    assert "--no-enable-flash-late-interaction" in fault.value.hint
+    assert "--no-enable-flash-late-interaction" in (fault.value.hint or "")
     refuse_scores_on_a_stage("late-interaction", on_the_last_stage=False)
     refuse_scores_on_a_stage("bi-encoder", on_the_last_stage=True)
 

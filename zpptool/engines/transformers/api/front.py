@@ -73,54 +73,54 @@ class Front:
 
     async def tokenize(self, request: Request) -> Response:
         """The token ids of a prompt or of a chat."""
-        wanted = parse(TokenizeRequest, await _json(request))
-        if (wanted.prompt is None) == (wanted.messages is None):
+        body = parse(TokenizeRequest, await _json(request))
+        if (body.prompt is None) == (body.messages is None):
             raise BadRequest("prompt: give either a prompt or messages", "prompt")
-        if wanted.messages is not None:
-            token_ids = self._chat_ids(wanted.messages, wanted.add_generation_prompt)
+        if body.messages is not None:
+            token_ids = self._chat_ids(body.messages, body.add_generation_prompt)
         else:
-            assert wanted.prompt is not None
-            token_ids = self._served.encode(wanted.prompt, add_special_tokens=wanted.add_special_tokens)
+            assert body.prompt is not None
+            token_ids = self._served.encode(body.prompt, add_special_tokens=body.add_special_tokens)
         return JSONResponse({"tokens": token_ids, "count": len(token_ids), "max_model_len": self._served.max_model_len})
 
     async def completions(self, request: Request) -> Response:
         """Complete one prompt or several."""
-        wanted = parse(CompletionRequest, await _json(request))
+        body = parse(CompletionRequest, await _json(request))
         prompts = [
-            self._served.encode(prompt, add_special_tokens=wanted.add_special_tokens)
+            self._served.encode(prompt, add_special_tokens=body.add_special_tokens)
             if isinstance(prompt, str)
             else prompt
-            for prompt in wanted.prompts()
+            for prompt in body.prompts()
         ]
-        max_tokens = wanted.max_tokens or DEFAULT_COMPLETION_TOKENS
-        return await self._answer(request, wanted, shapes.Completion, prompts, max_tokens)
+        max_tokens = body.max_tokens or DEFAULT_COMPLETION_TOKENS
+        return await self._answer(request, body, shapes.Completion, prompts, max_tokens)
 
     async def chat(self, request: Request) -> Response:
         """Answer a chat."""
-        wanted = parse(ChatRequest, await _json(request))
-        prompt = self._chat_ids(wanted.messages, wanted.add_generation_prompt)
-        asked = wanted.max_completion_tokens or wanted.max_tokens
-        room = max(self._served.max_model_len - len(prompt), 1)
-        return await self._answer(request, wanted, shapes.Chat, [prompt], asked or room)
+        body = parse(ChatRequest, await _json(request))
+        prompt = self._chat_ids(body.messages, body.add_generation_prompt)
+        limit = body.max_completion_tokens or body.max_tokens
+        available = max(self._served.max_model_len - len(prompt), 1)
+        return await self._answer(request, body, shapes.Chat, [prompt], limit or available)
 
     async def _answer(
         self,
         request: Request,
-        wanted: GenerationRequest,
+        body: GenerationRequest,
         shape: type[shapes.Shape],
         prompts: list[list[int]],
         max_tokens: int,
     ) -> Response:
-        if wanted.model not in (None, self._served.name):
-            raise BadRequest(f"model: there is no {wanted.model} here, only {self._served.name}", "model", 404)
+        if body.model not in (None, self._served.name):
+            raise BadRequest(f"model: there is no {body.model} here, only {self._served.name}", "model", 404)
         for prompt in prompts:
             self._check(prompt, max_tokens)
-        shaped = shape(self._served.name, prompts, wanted.return_token_ids)
+        shaped = shape(self._served.name, prompts, body.return_token_ids)
         self._counts.requests += 1
         self._counts.prompt_tokens += sum(map(len, prompts))
-        pieces = answer_all([answer_one(self._served, prompt, max_tokens, wanted) for prompt in prompts])
-        if wanted.stream:
-            events = self._events(pieces, shaped, with_usage=wanted.stream_options.include_usage)
+        pieces = answer_all([answer_one(self._served, prompt, max_tokens, body) for prompt in prompts])
+        if body.stream:
+            events = self._events(pieces, shaped, with_usage=body.stream_options.include_usage)
             return StreamingResponse(events, media_type="text/event-stream")
         async with aclosing(pieces):
             async for index, piece in pieces:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Corrections of two faults of vLLM 0.32's adapters on a CPU: one changes answers, the other ends the stage.
+"""Corrects two faults of vLLM 0.32's LoRA adapters on a CPU: one changes answers, the other ends the stage.
 
 vLLM's GPU kernels look up the adapter of each row themselves. The torch functions that a CPU takes in their place index
 with a list of adapters, one for each row.
@@ -17,11 +17,11 @@ _STOCK_SHRINK, _STOCK_EXPAND = lora_ops.bgmv_shrink, lora_ops.bgmv_expand
 
 
 def fix_adapter_products() -> None:
-    """Have rows without an adapter computed without one, and the logprobs of prompts computed at all.
+    """Have rows without an adapter computed without one, and the logprobs of prompts computed without an error.
 
     vLLM marks rows without an adapter with -1, and torch takes that for the last adapter (vLLM's pull request 48421).
     For the logprobs of a prompt vLLM computes the logits of all its tokens, but lists the adapters of the rows that are
-    sampled: the numbers of rows differ, and torch refuses.
+    sampled: the numbers of rows differ, and torch raises an error.
     """
     for module in (lora_ops, punica_cpu):
         module.bgmv_shrink, module.bgmv_expand = _shrink, _expand

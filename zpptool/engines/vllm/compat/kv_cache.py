@@ -49,7 +49,7 @@ def kv_cache_configs(
     if tuple(inspect.signature(get_kv_cache_configs).parameters) != LAYOUT_PARAMETERS:
         raise ZppError(
             "this release of vLLM lays out the cache in another way than the one that is known here",
-            "Stop the pipeline, which answers what is under way, and start it anew with these ranges.",
+            "Stop the pipeline, which completes its answers, and start it again with these ranges.",
         )
     cache = copy.copy(config.cache_config)
     cache.num_gpu_blocks_override = num_blocks

@@ -90,7 +90,6 @@ HOOKS: tuple[Hook, ...] = (
     # layers and weights
     *_all("envs", "VLLM_PP_LAYER_PARTITION VLLM_ENABLE_V1_MULTIPROCESSING", "read by vLLM from the environment"),
     Hook("envs", "VLLM_USE_V2_MODEL_RUNNER", why="likewise"),
-    Hook("model_executor.models.utils", "is_pp_missing_parameter", why="which tensors a stage has no use for"),
     Hook("model_executor.models.utils", "PPMissingLayer", why="the placeholder for a layer of another stage"),
     Hook("model_executor.model_loader", "register_model_loader", ("load_format",), "a loader of own tensors"),
     Hook("model_executor.model_loader.default_loader", "DefaultModelLoader.get_all_weights", ("model_config", "model")),
@@ -104,7 +103,7 @@ HOOKS: tuple[Hook, ...] = (
     *_all("config.parallel", "ParallelConfig.rank ParallelConfig.world_size", "a stage's place decides its layers"),
     *_all("config.parallel", "ParallelConfig.pipeline_parallel_size ParallelConfig.tensor_parallel_size", "likewise"),
     Hook("config.parallel", "ParallelConfig.worker_cls", why="the platform's worker, imported by a spare process"),
-    Hook("config", "VllmConfig.use_v2_model_runner", why="the model runner has to be V1, on every stage"),
+    Hook("config", "VllmConfig.use_v2_model_runner", why="the model runner must be V1, on every stage"),
     # the scheduler
     *_all("v1.core.sched.scheduler", "Scheduler Scheduler.running Scheduler.waiting", "one sequence a step"),
     *_all("v1.core.sched.scheduler", "Scheduler.max_num_scheduled_tokens", "likewise"),

@@ -13,7 +13,7 @@ from vllm.distributed import parallel_state
 
 from zpptool.engines.vllm.compat.engine_config import VllmConfig
 from zpptool.engines.vllm.compat.platform import device_type
-from zpptool.engines.vllm.compat.worker_modules import imported_worker_modules
+from zpptool.engines.vllm.compat.worker_modules import BUILDER, imported_worker_modules
 
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -34,8 +34,8 @@ def pipeline_group(group: ReplacementGroup, tensor_parallel_rank: int) -> Iterat
     The function that builds them is bound by name in several modules. During the real call the configuration says that
     the pipeline has one stage, so that no stage waits for another; afterwards it has the real number of stages again.
     """
-    modules: list[Any] = imported_worker_modules()
-    real: Callable[..., None] = modules[0].init_worker_distributed_environment
+    modules = imported_worker_modules()
+    real: Callable[..., None] = getattr(modules[0], BUILDER)
 
     def alone(config: VllmConfig, rank: int, init_method: str | None, local_rank: int, backend: str) -> None:
         parallel = config.parallel_config
@@ -49,12 +49,12 @@ def pipeline_group(group: ReplacementGroup, tensor_parallel_rank: int) -> Iterat
         parallel_state._PP = group
 
     for module in modules:
-        module.init_worker_distributed_environment = alone
+        setattr(module, BUILDER, alone)
     try:
         yield
     finally:
         for module in modules:
-            module.init_worker_distributed_environment = real
+            setattr(module, BUILDER, real)
 
 
 def tensor_parallel_group() -> Any:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which model runner a configuration of vLLM leads to. Beside the environment, features decide: some ask for V2."""
+"""The model runner that vLLM uses with a configuration. The environment decides, and features: some require V2."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def runner_kind(config: VllmConfig) -> str:
 
 
 def require_v1_runner(config: VllmConfig) -> None:
-    """Refuse a configuration for which vLLM takes its V2 model runner.
+    """Refuse a configuration with which vLLM uses its V2 model runner.
 
     Raises:
-        ZppError: (USAGE) it does.
+        ZppError: (USAGE) vLLM would use V2.
     """
     if runner_kind(config) != "V1":
         raise usage_error(
-            "with these arguments vLLM uses its V2 model runner, which zpptool does not carry yet",
-            f"Set {VARIABLE}=0. Where that is set already, leave out the feature that asks for V2 (watermarking does).",
+            "with these arguments vLLM uses its V2 model runner, which zpptool does not support yet",
+            f"Set {VARIABLE}=0. Where that is set already, leave out the feature that requires V2 (watermarking does).",
         )

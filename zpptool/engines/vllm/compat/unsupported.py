@@ -42,7 +42,7 @@ def _more_than_one(value: Any) -> bool:
 
 
 _DRAFTS = "vLLM asks for a batch's drafts when the last stage may already have made those of the next batch"
-_CONNECTOR = "what a KV connector tells its workers is not carried between stages"
+_CONNECTOR = "what a KV connector sends its workers is not carried between stages"
 
 REFUSALS = (
     Refusal("--async-scheduling", bool, "it broadcasts tokens over torch.distributed, which stages do not share"),
@@ -50,7 +50,7 @@ REFUSALS = (
     Refusal("--spec-method", bool, _DRAFTS),
     Refusal("--spec-model", bool, _DRAFTS),
     Refusal("--kv-transfer-config", bool, _CONNECTOR),
-    Refusal("--ec-transfer-config", bool, "what an encoder connector tells its workers is not carried between stages"),
+    Refusal("--ec-transfer-config", bool, "what an encoder connector sends its workers is not carried between stages"),
     Refusal("--kv-offloading-size", bool, _CONNECTOR),
     Refusal("--weight-transfer-config", bool, "new weights cannot be sent to stages that run"),
     Refusal("--nnodes", _more_than_one, "each stage is started where it is to run: zpptool run-stage"),
@@ -73,20 +73,20 @@ def refuse_unsupported(args: argparse.Namespace) -> None:
 
 
 def refuse_scores_on_a_stage(score_type: str, on_the_last_stage: bool) -> None:
-    """Refuse to score by late interaction where the last stage would do it: it keeps the vectors of a query until the
-    documents come, no other process has them, and they would be lost with it.
+    """Refuse scoring by late interaction on the last stage: that stage keeps the vectors of a query until the documents
+    arrive, no other process has them, and they would be lost with the stage.
 
     Args:
         score_type: how vLLM scores with the model.
-        on_the_last_stage: whether vLLM's server has that done where the vectors are made, which is its default.
+        on_the_last_stage: whether the scores are computed where the vectors are, which is the default of vLLM's server.
 
     Raises:
-        ZppError: (USAGE) it names the flag with which the server scores by itself.
+        ZppError: (USAGE) the hint names the flag with which the server computes the scores.
     """
     if score_type == "late-interaction" and on_the_last_stage:
         raise usage_error(
-            "the vectors of a query would be kept on the last stage until its documents come, and be lost with it",
-            "Add --no-enable-flash-late-interaction: then vLLM's server scores by itself.",
+            "the vectors of a query would be kept on the last stage until its documents arrive, and be lost with it",
+            "Add --no-enable-flash-late-interaction: then vLLM's server computes the scores.",
         )
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM's modules that define workers, found without importing them.
+"""Finds vLLM's modules that define workers, without importing them.
 
-On import, `cpu_worker` replaces torch's CUDA streams, events and memory functions by functions that do nothing, for the
-whole process, and expects to be imported before `gpu_worker`. So zpptool imports none of them: vLLM imports the one
-that its platform asks for, when it makes a worker.
+On import, `cpu_worker` replaces torch's CUDA streams, events and memory functions with functions that do nothing, for
+the whole process, and expects to be imported before `gpu_worker`. So zpptool imports none of them: vLLM imports its
+platform's module when it makes a worker.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ from types import ModuleType
 
 from zpptool.errors import ZppError
 
+BUILDER = "init_worker_distributed_environment"
+"""The function that builds a worker's process groups."""
 WORKER_MODULES = tuple(f"vllm.v1.worker.{kind}_worker" for kind in ("gpu", "cpu", "xpu"))
-"""Each binds `init_worker_distributed_environment`, which builds a worker's process groups, by name."""
+"""Each of them binds `BUILDER` by name."""
 
 
 def imported_worker_modules() -> list[ModuleType]:
-    """Those of `WORKER_MODULES` that vLLM has imported, `gpu_worker` first: the other two import it.
+    """The modules of `WORKER_MODULES` that vLLM has imported, `gpu_worker` first: the other two import it.
 
     Raises:
-        ZppError: (FAILURE) there is none yet: no worker was made.
+        ZppError: (FAILURE) none is imported: no worker was made yet.
     """
     modules = [sys.modules[name] for name in WORKER_MODULES if name in sys.modules]
     if not modules:

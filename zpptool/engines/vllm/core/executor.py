@@ -41,7 +41,7 @@ from zpptool.ring.membership import open_head_node
 from zpptool.wire.link_errors import StaleEpoch
 
 _log = place_logger(__name__, HEAD)
-_RING_ATTRIBUTE = "zpptool_ring"
+RING_ATTRIBUTE = "zpptool_ring"
 """The attribute of vLLM's configuration that holds the executor: the engine core gives one configuration to its
 executor and to its scheduler, and nothing else to both."""
 
@@ -94,7 +94,7 @@ class RingExecutor(Executor):
             raise
         phases.report_phase(phases.LOADED)
         _log.info("all stages have loaded their layers")
-        setattr(self.vllm_config, _RING_ATTRIBUTE, self)
+        setattr(self.vllm_config, RING_ATTRIBUTE, self)
 
     def register_failure_callback(self, callback: Callable[[], None]) -> None:
         """Have `callback` called when the pipeline breaks."""
@@ -168,7 +168,7 @@ class RingExecutor(Executor):
         tokens = sum(len(request.prompt_token_ids or ()) + len(answer) for request, answer in requests)
         self._node.count_recomputed(tokens)
         _log.info(
-            "recovered: every stage knows the %d live requests again, after %.2f s; their %d tokens are computed anew",
+            "recovered: every stage knows the %d live requests again, after %.2f s; their %d tokens are computed again",
             len(requests),
             time.monotonic() - began,
             tokens,
@@ -225,5 +225,5 @@ class RingExecutor(Executor):
 
 def ring_of(config: VllmConfig) -> RingExecutor | None:
     """The executor of the engine with this configuration, once its stages have loaded; None for other executors."""
-    ring: RingExecutor | None = getattr(config, _RING_ATTRIBUTE, None)
+    ring: RingExecutor | None = getattr(config, RING_ATTRIBUTE, None)
     return ring

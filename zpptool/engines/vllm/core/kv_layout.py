@@ -47,7 +47,7 @@ def lay_out(
     if groups_of(laid[0]) != groups_of(before[0]) or laid[0].num_blocks != before[0].num_blocks:
         raise ZppError(
             "with these ranges the scheduler would have to see other groups of the cache, and it is set up once",
-            "Choose ranges in which stage 0 keeps its kinds of layers, or stop the pipeline and start it anew.",
+            "Choose ranges in which stage 0 keeps its kinds of layers, or stop the pipeline and start it again.",
         )
     return laid
 
@@ -76,7 +76,7 @@ def refuse_too_large(
             )
     if short:
         raise ZppError(
-            "; ".join(short), "Give that stage fewer layers, or stop the pipeline and start it anew with fewer blocks."
+            "; ".join(short), "Give that stage fewer layers, or stop the pipeline and start it again with fewer blocks."
         )
 
 
@@ -104,7 +104,7 @@ def layer_number(name: str) -> int:
     if len(numbers) != 1:
         raise invalid_error(
             f"{name} has a cache, and which stage it is to go to does not follow from its name",
-            "Stop the pipeline and start it anew with these ranges.",
+            "Stop the pipeline and start it again with these ranges.",
         )
     return numbers[0]
 

@@ -27,8 +27,8 @@ from zpptool.engines.vllm.compat.process_groups import is_last_stage
 def restore_requests(worker: Any, requests: list[LiveRequest]) -> None:
     """Forget every request that a stage knows, and register these, with nothing of them computed.
 
-    In inference mode, as vLLM's own steps are: what vLLM makes during a step (the mask of `allowed_token_ids`, for one)
-    is an inference tensor, and torch lets nothing outside that mode write to it.
+    It runs in inference mode, like vLLM's own steps: what vLLM makes during a step (the mask of `allowed_token_ids`,
+    for example) is an inference tensor, which torch allows to be written to in that mode only.
 
     Args:
         worker: the stage's vLLM worker.
