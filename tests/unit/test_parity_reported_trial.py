@@ -33,15 +33,13 @@ def model(tmp_path: Path) -> Path:
 
 def test_a_trial_without_a_verdict_is_reported_and_raised(model: Path, tmp_path: Path) -> None:
     files = ReportFiles(tmp_path / "report.json", tmp_path / "junit.xml")
-    notes: list[str] = []
     with pytest.raises(ZppError, match="5 stages are more") as failed:
-        run_reported_trial(options(model), files, None, notes.append)
+        run_reported_trial(options(model), files, None)
     assert failed.value.exit_code is ExitCode.INVALID
     report = json.loads((tmp_path / "report.json").read_text())
     assert report == {"schema_version": 1, **failed.value.beside}
     assert (report["verdict"], report["num_stages"]) == ("error", 5)
     assert ElementTree.fromstring((tmp_path / "junit.xml").read_text()).attrib["errors"] == "1"
-    assert notes == []
 
 
 @pytest.mark.parametrize("name", ["no/such/directory/report.json", "."])
