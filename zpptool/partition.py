@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which stage owns which decoder layers: parse, partition, check.
+"""Parse, compute and check which stage owns which decoder layers.
 
-A layer range is half-open, `[start, end)`, and written `0-8` (layers 0 to 7). A `Partition` that leaves this module
-covers every layer of the model once, in the order of the stages, and gives every stage at least one layer. Whoever
-offers ranges that do not is told every fault, not only the first.
+A layer range is half-open, `[start, end)`, and written `0-8` (layers 0 to 7). A `Partition` returned by this module
+covers every layer of the model exactly once, in stage order, with at least one layer per stage. For invalid ranges all
+faults are reported, not only the first.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class LayerRange(NamedTuple):
     end: int
 
     @property
-    def count(self) -> int:  # type: ignore[override]  # how many layers, not tuple.count()
-        """How many layers the range holds."""
+    def count(self) -> int:  # type: ignore[override]  # overrides tuple.count()
+        """Number of layers in the range."""
         return self.end - self.start
 
     def __str__(self) -> str:
@@ -37,36 +37,36 @@ class LayerRange(NamedTuple):
 
 
 Partition = tuple[LayerRange, ...]
-"""The ranges of all stages, in order: they cover every layer once."""
+"""The ranges of all stages, in order; they cover every layer exactly once."""
 
 
 class FaultCode(StrEnum):
-    """The kinds of fault that a list of ranges can have; scripts rely on the values."""
+    """Kinds of fault in a list of ranges. Scripts rely on the values."""
 
     FORMAT = "format"
     """Not of the form START-END."""
     EMPTY = "empty"
-    """Holds no layer."""
+    """Contains no layer."""
     BOUNDS = "bounds"
-    """Goes past the model's last layer."""
+    """Extends past the model's last layer."""
     ORDER = "order"
-    """Runs backwards, or starts before the stage ahead of it does."""
+    """Ends before it starts, or starts before the preceding stage does."""
     OVERLAP = "overlap"
     """Shares layers with an earlier stage."""
     GAP = "gap"
-    """Leaves layers between two stages to none."""
+    """Layers between two stages are owned by no stage."""
     COVERAGE = "coverage"
-    """Leaves the model's first or last layers to no stage, or is not one range a stage."""
+    """The model's first or last layers are owned by no stage, or the number of ranges is wrong."""
 
 
 @dataclass(frozen=True)
 class RangeFault:
-    """One thing wrong with a list of ranges.
+    """One fault in a list of ranges.
 
     Attributes:
         code: the kind of fault.
         message: one sentence that names the stage and the numbers.
-        stage: the stage that is at fault, or None where it is the list as a whole.
+        stage: the stage at fault, or None if the list as a whole is.
     """
 
     code: FaultCode
@@ -75,7 +75,7 @@ class RangeFault:
 
 
 def parse_range(text: str) -> LayerRange:
-    """Read one range: `0-8`, `[0-8]` or `0:8`, spaces allowed. Whether it fits a model is for `check_ranges` to say.
+    """Parse one range: `0-8`, `[0-8]` or `0:8`, spaces allowed. `check_ranges` checks whether it fits a model.
 
     Raises:
         ZppError: (INVALID) the text is not of that form.
@@ -90,10 +90,10 @@ def parse_range(text: str) -> LayerRange:
 
 
 def split_range_words(words: Iterable[str]) -> list[str]:
-    """Separate the ranges in the words of a command line: `["0-8,8-16", "16-24 24-32"]` holds four.
+    """Separate the ranges in command-line arguments: `["0-8,8-16", "16-24 24-32"]` contains four.
 
-    A word that is all blank stays, as the empty text, so that a shell variable that was not set is seen as the fault
-    it is and not dropped.
+    A blank argument is returned as an empty string, so that an unset shell variable is reported as a fault and not
+    ignored.
     """
     ranges: list[str] = []
     for word in words:
@@ -105,14 +105,19 @@ def split_range_words(words: Iterable[str]) -> list[str]:
 def check_ranges(
     texts: Sequence[str], total_layers: int, num_stages: int | None = None
 ) -> tuple[list[LayerRange], list[RangeFault]]:
-    """Check one range a stage, in order, against a model of `total_layers` layers.
+    """Check one range per stage, in order, against a model of `total_layers` layers.
+
+    Args:
+        texts: the ranges, in stage order.
+        total_layers: number of layers of the model.
+        num_stages: expected number of ranges; None for any.
 
     Returns:
-        the ranges that could be read, and every fault: first those of single stages, then those between stages. No
-        faults means that the ranges are a partition.
+        the ranges that could be parsed, and all faults: first those of single stages, then those between stages.
+        Without faults the ranges are a partition.
 
     Raises:
-        ZppError: (INVALID) the model has no layer, or fewer than one stage is asked for.
+        ZppError: (INVALID) `total_layers` or `num_stages` is less than one.
     """
     _check_counts(total_layers, num_stages)
     ranges: list[LayerRange] = []
@@ -125,14 +130,14 @@ def check_ranges(
             faults.append(RangeFault(FaultCode.FORMAT, f"stage {stage}: {fault.message}", stage))
             continue
         ranges.append(layer_range)
-        fault_of_one = _fault_of_one(stage, layer_range, total_layers)
-        if fault_of_one:
-            faults.append(fault_of_one)
+        range_fault = _range_fault(stage, layer_range, total_layers)
+        if range_fault:
+            faults.append(range_fault)
         if layer_range.count > 0:
             sound.append((stage, layer_range))
     faults += _order_faults(sound)
     faults += _overlap_faults(sound)
-    faults += _hole_faults(sound, total_layers)
+    faults += _gap_faults(sound, total_layers)
     if num_stages is not None and len(texts) != num_stages:
         message = f"{len(texts)} layer ranges are given for {num_stages} stages: give one range a stage"
         faults.append(RangeFault(FaultCode.COVERAGE, message, None))
@@ -140,14 +145,14 @@ def check_ranges(
 
 
 def even_partition(total_layers: int, num_stages: int) -> Partition:
-    """Deal the layers out as vLLM does by default.
+    """Divide the layers among the stages as vLLM does by default.
 
-    The rule is that of `vllm.distributed.utils.get_pp_indices` (vLLM 0.32): what is left after even shares goes, one
-    layer each, to the stages just before the last, because the last also holds the final norm and the LM head; while it
-    lasts only for those in the middle, the first stage, which holds the embedding, gets none either.
+    The rule is that of `vllm.distributed.utils.get_pp_indices` (vLLM 0.32): layers left over after an even division go,
+    one each, to the stages just before the last, because the last stage also has the final norm and the LM head. The
+    first stage, which has the embedding, gets an extra layer only if there are enough for all stages but the last.
 
     Raises:
-        ZppError: (INVALID) there are more stages than layers, or fewer than one of either.
+        ZppError: (INVALID) there are more stages than layers, or less than one of either.
     """
     _check_counts(total_layers, num_stages)
     if num_stages > total_layers:
@@ -164,26 +169,26 @@ def even_partition(total_layers: int, num_stages: int) -> Partition:
 def resolve_partition(
     total_layers: int, num_stages: int | None = None, ranges: Sequence[str] | None = None
 ) -> Partition:
-    """The partition a user asks for: by ranges (then `num_stages` must agree), or even over `num_stages`.
+    """Return the partition a user requests: the given ranges (`num_stages` must match), or even over `num_stages`.
 
     Raises:
-        ZppError: (INVALID) with all faults of the ranges, or of the counts; (USAGE) neither is given.
+        ZppError: (INVALID) the ranges or counts are invalid, with all faults; (USAGE) neither is given.
     """
     if ranges:
         parsed, faults = check_ranges(ranges, total_layers, num_stages)
         if faults:
             raise invalid_error(
                 "the layer ranges do not cover the model: " + "; ".join(fault.message for fault in faults),
-                f"`zpptool validate-ranges --total-layers {total_layers} --ranges ...` checks them alone",
+                f"`zpptool validate-ranges --total-layers {total_layers} --ranges ...` checks them separately",
             )
         return tuple(parsed)
     if num_stages is None:
-        raise usage_error("it is not said how to cut the model", "give --num-stages N, or --ranges 0-8 8-16 ...")
+        raise usage_error("neither --num-stages nor --ranges is given", "give --num-stages N, or --ranges 0-8 8-16 ...")
     return even_partition(total_layers, num_stages)
 
 
 def vllm_layer_partition(partition: Partition) -> str:
-    """The value of vLLM's VLLM_PP_LAYER_PARTITION for this partition: layer counts, for example `14,16`."""
+    """Return the value of vLLM's VLLM_PP_LAYER_PARTITION for a partition: layer counts, for example `14,16`."""
     return ",".join(str(layer_range.count) for layer_range in partition)
 
 
@@ -194,9 +199,9 @@ def _check_counts(total_layers: int, num_stages: int | None) -> None:
         raise invalid_error(f"a pipeline has at least one stage, not {num_stages}")
 
 
-def _fault_of_one(stage: int, layer_range: LayerRange, total_layers: int) -> RangeFault | None:
+def _range_fault(stage: int, layer_range: LayerRange, total_layers: int) -> RangeFault | None:
     if layer_range.count == 0:
-        return RangeFault(FaultCode.EMPTY, f"stage {stage}: {layer_range} holds no layer: the end is not owned", stage)
+        return RangeFault(FaultCode.EMPTY, f"stage {stage}: {layer_range} holds no layer: the end is exclusive", stage)
     if layer_range.count < 0:
         return RangeFault(FaultCode.ORDER, f"stage {stage}: {layer_range} ends before it starts", stage)
     if layer_range.end > total_layers:
@@ -207,38 +212,38 @@ def _fault_of_one(stage: int, layer_range: LayerRange, total_layers: int) -> Ran
 
 def _order_faults(sound: Sequence[tuple[int, LayerRange]]) -> list[RangeFault]:
     return [
-        RangeFault(FaultCode.ORDER, f"stage {stage}: {own} starts before stage {ahead}'s {theirs}", stage)
-        for (ahead, theirs), (stage, own) in pairwise(sound)
-        if own.start < theirs.start
+        RangeFault(FaultCode.ORDER, f"stage {stage}: {current} starts before stage {ahead}'s {earlier}", stage)
+        for (ahead, earlier), (stage, current) in pairwise(sound)
+        if current.start < earlier.start
     ]
 
 
 def _overlap_faults(sound: Sequence[tuple[int, LayerRange]]) -> list[RangeFault]:
     faults = []
-    for (ahead, theirs), (stage, own) in combinations(sound, 2):
-        start, end = max(own.start, theirs.start), min(own.end, theirs.end)
+    for (ahead, earlier), (stage, current) in combinations(sound, 2):
+        start, end = max(current.start, earlier.start), min(current.end, earlier.end)
         if start < end:
-            message = f"stage {stage}: {own} overlaps stage {ahead}'s {theirs}: both own {_named(start, end)}"
+            message = f"stage {stage}: {current} overlaps stage {ahead}'s {earlier}: both own {_named(start, end)}"
             faults.append(RangeFault(FaultCode.OVERLAP, message, stage))
     return faults
 
 
-def _hole_faults(sound: Sequence[tuple[int, LayerRange]], total_layers: int) -> list[RangeFault]:
-    """The layers that no stage owns: a gap between two stages, or missing coverage at either end of the model."""
+def _gap_faults(sound: Sequence[tuple[int, LayerRange]], total_layers: int) -> list[RangeFault]:
+    """Find layers that no stage owns: a gap between two stages, or missing coverage at either end of the model."""
     faults: list[RangeFault] = []
     reached, before = 0, None
-    for stage, own in sorted(sound, key=lambda item: item[1]):
-        hole_end = min(own.start, total_layers)
-        if reached < hole_end:
-            missing = _named(reached, hole_end)
+    for stage, current in sorted(sound, key=lambda item: item[1]):
+        gap_end = min(current.start, total_layers)
+        if reached < gap_end:
+            missing = _named(reached, gap_end)
             if before is None:
-                message = f"stage {stage}: {own} comes first, but no stage owns {missing} ahead of it"
+                message = f"stage {stage}: {current} comes first, but no stage owns {missing} ahead of it"
                 faults.append(RangeFault(FaultCode.COVERAGE, message, stage))
             else:
-                message = f"stage {stage}: no stage owns {missing}, between stage {before} and {own}"
+                message = f"stage {stage}: no stage owns {missing}, between stage {before} and {current}"
                 faults.append(RangeFault(FaultCode.GAP, message, stage))
-        if own.end > reached:
-            reached, before = own.end, stage
+        if current.end > reached:
+            reached, before = current.end, stage
     if reached < total_layers:
         last = "" if before is None else f"stage {before} is the furthest and ends at {reached}: "
         message = f"{last}no stage owns {_named(reached, total_layers)} of the model's {_count(total_layers)}"

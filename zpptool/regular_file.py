@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Open and read only what is a regular file, and only up to a limit.
+"""Open and read regular files only, up to a size limit.
 
-A FIFO in the place of a config or a key file would be waited for, a device read without end, and a huge file read into
-memory. All three are refused at once, by name.
+In place of a config or a key file, opening a FIFO would block, reading a device might never end, and a huge file would
+fill the memory. All three are refused immediately, with the path in the message.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ def open_regular(path: Path) -> BinaryIO:
     """Open a regular file for reading, unbuffered.
 
     Raises:
-        ZppError: (INVALID) it is no regular file, or `path` is none that a file can have; OSError: it cannot be opened.
+        ZppError: (INVALID) it is not a regular file, or `path` is not a valid path; OSError: it cannot be opened.
     """
     try:
-        _refuse_special(path, os.stat(path))  # before it is opened, for opening a device can have an effect
+        _refuse_special(path, os.stat(path))  # check before opening: opening a device can have side effects
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except ValueError as cause:  # a NUL, or what the file system's encoding does not have
-        raise invalid_error(f"{str(path)!r} is not the path of a file") from cause
+    except ValueError as cause:  # a NUL, or a character outside the file system's encoding
+        raise invalid_error(f"{str(path)!r} is not a valid path") from cause
     try:
         _refuse_special(path, os.fstat(handle))
         return os.fdopen(handle, "rb", buffering=0)
@@ -40,22 +40,32 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_regular(path: Path, limit: int, what: str) -> bytes:
-    """The content of a regular file.
+    """Read a regular file.
 
     Args:
         path: the file.
-        limit: in bytes; the file is not read on past it.
-        what: it should be, for messages: "plan".
+        limit: maximum length in bytes.
+        what: the kind of file, for messages, for example "plan".
 
     Raises:
-        ZppError: (INVALID) it is no regular file, or longer than `limit`; OSError: it cannot be read.
+        ZppError: (INVALID) it is not a regular file, or longer than `limit`; OSError: it cannot be read.
     """
     with open_regular(path) as stream:
         return read_up_to(stream, limit, path, what)
 
 
 def read_up_to(stream: BinaryIO, limit: int, path: Path, what: str) -> bytes:
-    """The rest of an open file; raises ZppError (INVALID) if that is more than `limit` bytes, and OSError."""
+    """Read the rest of an open file.
+
+    Args:
+        stream: the file, opened for binary reading.
+        limit: maximum number of bytes to read.
+        path: its path, for messages.
+        what: the kind of file, for messages.
+
+    Raises:
+        ZppError: (INVALID) there are more than `limit` bytes; OSError: it cannot be read.
+    """
     pieces, left = [], limit
     while piece := stream.read(min(left + 1, 1 << 20)):
         left -= len(piece)
@@ -67,11 +77,9 @@ def read_up_to(stream: BinaryIO, limit: int, path: Path, what: str) -> bytes:
 
 def _refuse_special(path: Path, found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "no file")
-        raise invalid_error(
-            f"{path} is {kind}, not a regular file", "Name a file, or copy what comes from it into one."
-        )
+        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "special")
+        raise invalid_error(f"{path} is {kind}, not a regular file", "Name a regular file.")
 
 
 def _too_large(path: Path, what: str) -> ZppError:
-    return invalid_error(f"{path} is larger than any {what}")
+    return invalid_error(f"{path} is larger than any {what}", "Check that it is the right file.")

@@ -21,17 +21,17 @@ and {layers} decoder layers (towers get as many), saved, its structure inferred,
 validated against the source, and run on the embedded engine against the unsplit model. Made by
 `python scripts/coverage_report.py`, which takes about five minutes on two cores.
 
-**Structure.** {right} right, {refused} refused in words, {wrong} wrong, {unbuilt} not tried (no tiny model of it
-could be made here). *Right* is not our own opinion: the running model is watched for which parameters it reads
-before, in and after which decoder layer, and parameters are filled with numbers that show up again in the saved
+**Structure.** {right} right, {refused} refused with a reason, {wrong} wrong, {unbuilt} not tried (no tiny model of it
+could be made here). *Right* is measured on the running model: a recorder notes which parameters it reads before,
+in and after which decoder layer, and parameters are filled with numbers that can be recognised in the saved
 tensors (`scripts/families/truth.py`). Marked *layers* ({partly}): the tiny model does not run on text alone, and only
-the tensors in its layers are known in this way. Marked *names* ({unheld}): not even these are, because transformers
-keeps its layers in no one list of the config's length. While the structure is inferred, every matrix is taken to be
-large, so that no tensor passes for a small one.
+the tensors in its layers are verified. Marked *names* ({unheld}): not even these are, because transformers
+does not keep its layers in one list of the config's length. While the structure is inferred, every matrix is treated
+as large, so that no tensor is accepted because it is small.
 
-**Embedded engine.** {identical} give the very tokens of the unsplit model, {engine_refused} are refused when a stage
-loads, {different} differ. The rest were not run: their structure is refused, or the unsplit model does not generate
-from text alone.
+**Embedded engine.** {identical} generate the same tokens as the unsplit model, {engine_refused} are refused
+when a stage loads, {different} differ. The rest were not run: their structure is refused, or the unsplit
+model does not generate from text alone.
 
 **vLLM.** {vllm}
 
@@ -40,11 +40,11 @@ from text alone.
 """
 _VLLM = """\
 {count} classes, {first} to {last}, with {versions}, by
-`python scripts/vllm_coverage.py`, which keeps its records in [coverage-vllm.jsonl](coverage-vllm.jsonl): unsplit stock
-vLLM against two stages in processes of their own over zpptool's links; float32 (bfloat16 where vLLM's linear attention
-asks for it), greedy, eager, three prompts in flight at once, one of them longer than a step. A tiny model has no
-processor beside it, so prompts are text alone, and vLLM leaves the towers out. A class that vLLM has not written itself
-runs by transformers' code there, as the cell says.
+`python scripts/vllm_coverage.py`, which stores its records in [coverage-vllm.jsonl](coverage-vllm.jsonl): unsplit stock
+vLLM against two stages in separate processes over zpptool's links; float32 (bfloat16 where vLLM's linear attention
+requires it), greedy, eager, three prompts in flight at once, one of them longer than a step. A tiny model has no
+processor, so prompts are text only, and vLLM skips the towers. A class without an implementation in vLLM runs with
+transformers' code there, as the cell shows.
 
 {verdicts}"""
 

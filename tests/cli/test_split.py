@@ -108,8 +108,8 @@ def test_a_choice_between_files_is_noted(zpptool, model: Path) -> None:
         (["MODEL", "--ranges", "0-1", "2-4", "-o", "OUT"], ExitCode.INVALID, "no stage owns layer 1"),
         (["MODEL/config.json", "--num-stages", "2", "-o", "OUT"], ExitCode.INVALID, "is not a directory"),
         (["MODEL/code", "--num-stages", "2", "-o", "OUT"], ExitCode.INVALID, "config.json"),
-        (["MODEL", "--num-stages", "2", "-o", "MODEL"], ExitCode.INVALID, "lies in the source"),
-        (["MODEL", "--num-stages", "2", "-o", "MODEL/.."], ExitCode.INVALID, "holds the source"),
+        (["MODEL", "--num-stages", "2", "-o", "MODEL"], ExitCode.INVALID, "is inside the source"),
+        (["MODEL", "--num-stages", "2", "-o", "MODEL/.."], ExitCode.INVALID, "contains the source"),
     ],
 )
 def test_refusals(zpptool, model: Path, tmp_path: Path, words: list[str], code: ExitCode, message: str) -> None:
@@ -130,7 +130,7 @@ def test_an_existing_output_needs_force_for_the_same_split_and_for_another(
     assert zpptool(*words).code == 0
     again = zpptool(*words)
     assert again.code == ExitCode.INVALID
-    assert "holds this very split already" in again.err
+    assert "already holds this split" in again.err
     assert zpptool(*words, "--force").code == 0
     words[3] = 4
     other = zpptool(*words, "--json")

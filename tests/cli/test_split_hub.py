@@ -58,7 +58,7 @@ def test_a_dry_run_fetches_headers_only(zpptool, hub: Hub, tmp_path: Path) -> No
     ran = zpptool("split", "org/name", "--num-stages", 2, "--dry-run", env=hub.env)
     assert ran.code == 0, ran.err
     assert f"hf://org/name@{COMMIT}: 4 layers" in ran.out
-    assert all(count <= 128 * 1024 for _name, _start, count in hub.asked)
+    assert all(count <= 128 * 1024 for _name, _start, count in hub.sent)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -74,15 +74,15 @@ def test_the_whole_split_from_the_hub_is_the_one_from_the_directory(zpptool, hub
 def test_a_second_run_keeps_existing_stages(zpptool, hub: Hub, tmp_path: Path) -> None:
     words = ["split", "org/name", "--num-stages", 2, "--stage", 0, "-o", tmp_path / "out", "--json"]
     assert zpptool(*words, env=hub.env).json["kept"] is False
-    hub.asked.clear()
+    hub.sent.clear()
     assert zpptool(*words, env=hub.env).json["kept"] is True
-    assert max(count for _name, _start, count in hub.asked) <= 128 * 1024
+    assert max(count for _name, _start, count in hub.sent) <= 128 * 1024
 
 
 @pytest.mark.parametrize(
     ("named", "code", "message"),
     [
-        ("org/other", ExitCode.INVALID, "neither a directory here nor a model on the Hub"),
+        ("org/other", ExitCode.INVALID, "neither a local directory nor a model on the Hub"),
         ("hf://org/name@nowhere", ExitCode.INVALID, "no revision nowhere"),
         ("hf://name", ExitCode.USAGE, "names no model on the Hub"),
     ],
@@ -120,7 +120,7 @@ def test_a_directory_takes_precedence_over_the_hub(zpptool, hub: Hub, tmp_path: 
     monkeypatch.chdir(tmp_path)
     ran = zpptool("split", "org/name", "--num-stages", 2, "--dry-run", "--json", env=hub.env)
     assert ran.json["num_layers"] == 2
-    assert not hub.asked
+    assert not hub.sent
 
 
 @pytest.mark.parametrize("name", ["../outside.json", "/outside.json", "a//b.json", "a\nb.json", "config.json/x", "."])

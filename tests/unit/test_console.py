@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What strangers name reaches the terminal as text, whatever is in it."""
+"""Untrusted names are printed without control characters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHOWN = r"model.\x1b[2J\x9b31m\x0d.weight"
 
 
 @pytest.mark.usefixtures("own_logging")
-def test_control_characters_are_shown_and_not_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_control_characters_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     configure(LogLevel.INFO, LogFormat.TEXT)
     console = Console()
     console.line(NAME)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A plan that somebody else wrote puts no file outside the output, and no line of its own into a unit."""
+"""An untrusted plan cannot create a file outside the output, or insert a line into a unit."""
 
 from __future__ import annotations
 
@@ -29,30 +29,32 @@ WRITERS = [kubernetes_files, compose_files, systemd_files]
 
 
 @pytest.fixture(scope="module")
-def wish(tmp_path_factory: pytest.TempPathFactory) -> Deployment:
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Deployment:
     model = write_checkpoint(tmp_path_factory.mktemp("deploy") / "model", llama(layers=6), llama_config(layers=6))
     plan = make_plan(model, num_stages=3, base_port=15550, api_port=8000, hosts=["a", "b", "c"])
     return Deployment(plan=plan, name="zpp", image="zpptool:test", source=HUB)
 
 
-def on_host(wish: Deployment, host: str) -> Deployment:
-    places = [msgspec.structs.replace(place, host=host) for place in wish.plan.stages[1:]]
-    return replace(wish, plan=msgspec.structs.replace(wish.plan, stages=(wish.plan.stages[0], *places)))
+def on_host(deployment: Deployment, host: str) -> Deployment:
+    places = [msgspec.structs.replace(place, host=host) for place in deployment.plan.stages[1:]]
+    return replace(
+        deployment, plan=msgspec.structs.replace(deployment.plan, stages=(deployment.plan.stages[0], *places))
+    )
 
 
 @pytest.mark.parametrize(
     "host", ["../../x", "/etc", "..", ".", "", "a/b", "a\nb", "a\0b", "a b", "fe80::1%../../x", "-a", "x" * 300]
 )
-def test_a_host_that_is_none_is_refused(wish: Deployment, host: str) -> None:
+def test_an_invalid_host_is_refused(deployment: Deployment, host: str) -> None:
     with pytest.raises(ZppError, match="which is not a host name") as refused:
-        check_deployment(on_host(wish, host))
+        check_deployment(on_host(deployment, host))
     assert refused.value.exit_code == ExitCode.INVALID
 
 
 @pytest.mark.parametrize("host", ["../../x", "/etc", "..", ".", "a\nb", "a\0b", "fe80::1%../../x"])
-def test_a_host_that_was_not_checked_leads_nowhere_else(wish: Deployment, tmp_path: Path, host: str) -> None:
+def test_an_unchecked_host_creates_no_file_outside(deployment: Deployment, tmp_path: Path, host: str) -> None:
     with pytest.raises(ZppError) as refused:
-        write_directory(systemd_files(on_host(wish, host)), tmp_path / "out")
+        write_directory(systemd_files(on_host(deployment, host)), tmp_path / "out")
     assert refused.value.exit_code == ExitCode.INVALID
     assert list(tmp_path.iterdir()) == []
 
@@ -65,25 +67,27 @@ def test_no_file_is_written_outside_the_directory(tmp_path: Path, name: str) -> 
 
 
 @pytest.mark.parametrize("host", ["a", "node-1.example.org", "10.0.0.3", "fe80::1", "fe80::1%eth0"])
-def test_a_host_that_is_one_is_taken(wish: Deployment, host: str) -> None:
-    check_deployment(on_host(wish, host))
+def test_a_valid_host_is_accepted(deployment: Deployment, host: str) -> None:
+    check_deployment(on_host(deployment, host))
 
 
 @pytest.mark.parametrize("link", ["tcp://a/b:15551", "tcp://a:1\n5551", "tcp://a:0", "http://a:15551", "", "tcp://:1"])
-def test_a_link_that_is_none_is_refused(wish: Deployment, link: str) -> None:
-    places = list(wish.plan.stages)
+def test_an_invalid_link_is_refused(deployment: Deployment, link: str) -> None:
+    places = list(deployment.plan.stages)
     places[1] = msgspec.structs.replace(places[1], bind=link)
     places[2] = msgspec.structs.replace(places[2], connect=link)
     with pytest.raises(ZppError, match="neither tcp") as refused:
-        check_deployment(replace(wish, plan=msgspec.structs.replace(wish.plan, stages=tuple(places))))
+        check_deployment(replace(deployment, plan=msgspec.structs.replace(deployment.plan, stages=tuple(places))))
     assert refused.value.exit_code == ExitCode.INVALID
 
 
 @pytest.mark.parametrize("change", [lambda p, x: {"model": p.model + x}, lambda _p, x: {"dtype": "auto" + x}])
-def test_a_line_break_in_a_word_of_the_plan_is_refused(wish: Deployment, change: Callable[..., dict[str, str]]) -> None:
-    broken = msgspec.structs.replace(wish.plan, **change(wish.plan, f"\n{ROOT_LINE}"))
+def test_a_line_break_in_a_value_of_the_plan_is_refused(
+    deployment: Deployment, change: Callable[..., dict[str, str]]
+) -> None:
+    broken = msgspec.structs.replace(deployment.plan, **change(deployment.plan, f"\n{ROOT_LINE}"))
     with pytest.raises(ZppError, match="more than one line") as refused:
-        check_deployment(replace(wish, plan=broken))
+        check_deployment(replace(deployment, plan=broken))
     assert refused.value.exit_code == ExitCode.INVALID
 
 
@@ -96,9 +100,9 @@ def test_a_line_break_in_a_word_of_the_plan_is_refused(wish: Deployment, change:
         {"name": "zpp\n"},
     ],
 )
-def test_a_word_that_is_none_is_refused(wish: Deployment, more: dict[str, str]) -> None:
+def test_an_invalid_value_is_refused(deployment: Deployment, more: dict[str, str]) -> None:
     with pytest.raises(ZppError) as refused:
-        check_deployment(replace(wish, **more))  # type: ignore[arg-type]
+        check_deployment(replace(deployment, **more))  # type: ignore[arg-type]
     assert refused.value.exit_code == ExitCode.USAGE
     assert "\n" not in refused.value.message
 
@@ -107,23 +111,23 @@ def test_a_word_that_is_none_is_refused(wish: Deployment, more: dict[str, str]) 
     "image",
     ["zpptool:latest", "registry.example.org:5000/team/zpp_tool:1.0-cuda", "a/b@sha256:" + "0" * 64, "Host/x", "a__b"],
 )
-def test_an_image_that_is_one_is_taken(wish: Deployment, image: str) -> None:
-    check_deployment(replace(wish, image=image))
+def test_a_valid_image_is_accepted(deployment: Deployment, image: str) -> None:
+    check_deployment(replace(deployment, image=image))
 
 
-def test_systemd_writes_no_line_that_a_value_brings_along(wish: Deployment) -> None:
+def test_systemd_units_get_no_line_from_a_value(deployment: Deployment) -> None:
     with pytest.raises(ZppError, match="more than one line"):
-        systemd_files(replace(wish, source=f"/m\n{ROOT_LINE}"))
-    layers = [msgspec.structs.replace(wish.plan.stages[0], layers="0\n-\n2"), *wish.plan.stages[1:]]
+        systemd_files(replace(deployment, source=f"/m\n{ROOT_LINE}"))
+    layers = [msgspec.structs.replace(deployment.plan.stages[0], layers="0\n-\n2"), *deployment.plan.stages[1:]]
     with pytest.raises(ZppError, match="more than one line"):
-        systemd_files(replace(wish, plan=msgspec.structs.replace(wish.plan, stages=tuple(layers))))
+        systemd_files(replace(deployment, plan=msgspec.structs.replace(deployment.plan, stages=tuple(layers))))
 
 
 ODD = ["--chat-template", "$(HOME) $$ ${X} $b %h \\ \" ' ; | `id`", ";", "$$(X)", "\n- x: y", "&a *b", "true", "1e3"]
 
 
-def test_every_target_hands_the_engines_words_on_as_they_are(wish: Deployment) -> None:
-    odd = replace(wish, plan=msgspec.structs.replace(wish.plan, engine_args=tuple(ODD)))
+def test_every_target_passes_engine_arguments_unchanged(deployment: Deployment) -> None:
+    odd = replace(deployment, plan=msgspec.structs.replace(deployment.plan, engine_args=tuple(ODD)))
     for text in kubernetes_files(odd).values():
         for item in yaml.safe_load_all(text):
             if item["kind"] == "StatefulSet":
@@ -137,7 +141,7 @@ def test_every_target_hands_the_engines_words_on_as_they_are(wish: Deployment) -
 
 
 def as_kubernetes_reads(word: str) -> str:
-    """As third_party/forked/golang/expansion of Kubernetes does, with every variable known."""
+    """Expand variables as third_party/forked/golang/expansion of Kubernetes does, with every variable defined."""
     made, place = "", 0
     while place < len(word):
         if word[place] == "$" and word[place + 1 : place + 2] == "$":
@@ -149,8 +153,8 @@ def as_kubernetes_reads(word: str) -> str:
     return made
 
 
-def test_a_directory_with_odd_letters_is_quoted_for_compose_and_systemd(wish: Deployment, tmp_path: Path) -> None:
-    odd = check_deployment(replace(wish, source='/models/a:b $x %h "q" \\ ;'))
+def test_a_directory_with_special_characters_is_quoted(deployment: Deployment, tmp_path: Path) -> None:
+    odd = check_deployment(replace(deployment, source='/models/a:b $x %h "q" \\ ;'))
     services = yaml.safe_load(compose_files(odd)[COMPOSE_FILE])["services"]
     (mount,) = [item for item in services["zpp-stage-0-fetch"]["volumes"] if isinstance(item, dict)]
     assert mount == {"type": "bind", "source": odd.source.replace("$", "$$"), "target": "/source", "read_only": True}
@@ -165,8 +169,8 @@ def test_a_directory_with_odd_letters_is_quoted_for_compose_and_systemd(wish: De
 
 
 @pytest.mark.timeout(120)
-def test_what_is_to_be_typed_next_is_quoted(zpptool, wish: Deployment, tmp_path: Path) -> None:
-    (tmp_path / "zpp.yaml").write_text(wish.plan.to_yaml())
+def test_suggested_commands_are_quoted(zpptool, deployment: Deployment, tmp_path: Path) -> None:
+    (tmp_path / "zpp.yaml").write_text(deployment.plan.to_yaml())
     out = tmp_path / "a b;c"
     words = ["deploy", "compose", "--plan", tmp_path / "zpp.yaml", "--model", HUB, "-o", out, "--insecure", "--json"]
     ran = zpptool(*words)

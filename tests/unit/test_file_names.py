@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names that lead nowhere else."""
+"""Names that stay inside their directory."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ OUTSIDE = ["", ".", "..", "/", "/etc/passwd", "../x", "a/../../x", "a//b", "a/",
 
 
 @pytest.mark.parametrize("text", OUTSIDE)
-def test_a_name_that_leads_outside_or_is_no_line_is_neither(text: str) -> None:
+def test_an_unsafe_name_is_neither_a_name_nor_a_path(text: str) -> None:
     assert not is_plain_name(text)
     assert not is_inner_path(text)
 
 
 @pytest.mark.parametrize("text", ["a", "model-00001-of-00002.safetensors", "...", "a b", "ä.json", "x" * 255, "-rf"])
-def test_an_ordinary_name_is_both(text: str) -> None:
+def test_an_ordinary_name_is_a_name_and_a_path(text: str) -> None:
     assert is_plain_name(text)
     assert is_inner_path(text)
 

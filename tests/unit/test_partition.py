@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layer ranges: what is read, what is refused and in which words, and that the default partition is vLLM's."""
+"""Layer ranges: what is accepted, what is refused and with which message, and that the default partition is vLLM's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from zpptool.partition import (
     vllm_layer_partition,
 )
 
-# (layers, stages) -> layers a stage, as vllm.distributed.utils.get_pp_indices of vLLM 0.32 deals them out.
+# (layers, stages) -> layers a stage, as vllm.distributed.utils.get_pp_indices of vLLM 0.32 divides them.
 KNOWN_VLLM_SHARES = {
     (32, 4): [8, 8, 8, 8],
     (30, 4): [7, 8, 8, 7],
@@ -63,7 +63,7 @@ def test_a_range_reads_back_as_it_is_written(start: int, end: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "ranges"),
+    ("arguments", "ranges"),
     [
         (["0-8", "8-16"], ["0-8", "8-16"]),
         (["0-8,8-16"], ["0-8", "8-16"]),
@@ -73,8 +73,8 @@ def test_a_range_reads_back_as_it_is_written(start: int, end: int) -> None:
         ([], []),
     ],
 )
-def test_words_of_a_command_line_become_ranges(words: list[str], ranges: list[str]) -> None:
-    assert split_range_words(words) == ranges
+def test_arguments_of_a_command_line_become_ranges(arguments: list[str], ranges: list[str]) -> None:
+    assert split_range_words(arguments) == ranges
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_each_fault_has_its_code(texts: list[str], expected: list[str]) -> None:
     assert codes(texts, 32) == expected
 
 
-def test_every_fault_is_listed_and_says_the_stage_and_the_numbers() -> None:
+def test_every_fault_is_listed_with_stage_and_numbers() -> None:
     texts = ["1-8", "6-16", "nonsense", "20-20", "30-22", "18-24", "26-99"]
     ranges, faults = check_ranges(texts, 32, num_stages=4)
     assert len(ranges) == 6
@@ -112,10 +112,10 @@ def test_every_fault_is_listed_and_says_the_stage_and_the_numbers() -> None:
     for fault in faults:
         if fault.stage is not None:
             assert f"stage {fault.stage}" in fault.message
-    told = "\n".join(fault.message for fault in faults)
+    messages = "\n".join(fault.message for fault in faults)
     for fact in ("'nonsense'", "20-20", "30-22", "26-99", "32 layers", "layers 6 to 7", "layers 16 to 17", "layer 0",
                  "layers 24 to 25", "7 layer ranges are given for 4 stages"):  # fmt: skip
-        assert fact in told
+        assert fact in messages
 
 
 @given(st.integers(1, 60), st.lists(st.tuples(st.integers(0, 66), st.integers(0, 66)), max_size=7))
@@ -166,7 +166,7 @@ def test_the_even_partition_is_vllms_for_every_model_and_pipeline(monkeypatch: p
             assert even_partition(layers, stages) == theirs, f"{layers} layers, {stages} stages"
 
 
-def test_the_partition_is_handed_to_vllm_as_layer_counts() -> None:
+def test_the_partition_is_passed_to_vllm_as_layer_counts() -> None:
     assert vllm_layer_partition(even_partition(30, 4)) == "7,8,8,7"
 
 
@@ -178,7 +178,7 @@ def test_ranges_that_are_wrong_are_refused_with_every_fault_in_one_message() -> 
         assert fact in refused.value.message
 
 
-def test_without_ranges_or_a_count_there_is_nothing_to_cut_by() -> None:
+def test_neither_ranges_nor_a_count_is_refused() -> None:
     with pytest.raises(ZppError) as refused:
         resolve_partition(32)
     assert refused.value.exit_code is ExitCode.USAGE

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a checkpoint's config.json says, read without torch or transformers and never changed."""
+"""Read a checkpoint's config.json, without torch or transformers. The config is never modified."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from zpptool.errors import ZppError, invalid_error
 
 MAX_CONFIG_BYTES = 64 * 1024 * 1024
 MAX_LAYERS = 1_000_000
-"""A larger number in a config is no number of layers."""
+"""A larger number in a config is not accepted as a layer count."""
 LAYER_COUNT_KEYS = (
     "num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_transformer_layers", "decoder_layers",
     "num_decoder_layers", "layers"
 )  # fmt: skip
-"""The names that configs give the number of decoder layers, the usual one first."""
+"""Config keys for the number of decoder layers, the most common one first."""
 LAYER_LIST_KEYS = ("layers_block_type", "layer_types")
-"""The names of lists with one entry a layer, which stand in for the number where a config keeps it to itself."""
+"""Config keys of lists with one entry per layer; their length is used where no layer count is given."""
 
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
-"""The names that they give the number of tokens that a sequence may have."""
+"""Config keys for the maximum sequence length, in tokens."""
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The checkpoint's config.json as an object.
+    """Return the checkpoint's parsed config.json.
 
     Raises:
-        ZppError: (INVALID) `directory` is no directory, or holds no config.json that is a JSON object.
+        ZppError: (INVALID) `directory` is not a directory, or has no config.json that is a JSON object.
     """
     if not directory.is_dir():
         raise invalid_error(f"{directory} is not a directory", "Name a directory that holds a checkpoint.")
@@ -44,11 +44,11 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def text_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of `config` that describes the decoder: itself, or the nested text config of a composite model.
+    """Return the part of `config` that describes the decoder: itself, or the nested text config of a composite model.
 
     A composite model nests a config for each of its parts; the decoder's is named after text or language
-    (`text_config`, `language_config`, `llm_config`), at any depth (`thinker_config.text_config`). It is the first part
-    that says how many layers it has; where none does, the first that is named so.
+    (`text_config`, `language_config`, `llm_config`), at any depth (`thinker_config.text_config`). The first part with
+    a layer count is taken; if none has one, the first part with such a name.
     """
     parts = list(_text_first(config))
     counted = (part for _key, part in parts if _own_layer_count(part) is not None)
@@ -57,10 +57,10 @@ def text_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def layer_count(config: dict[str, Any]) -> int:
-    """The number of decoder layers of the model.
+    """Return the number of decoder layers of the model.
 
     Raises:
-        ZppError: (INVALID) `config` does not say it.
+        ZppError: (INVALID) `config` does not state it.
     """
     count = stated_layer_count(config)
     if count is None:
@@ -69,37 +69,41 @@ def layer_count(config: dict[str, Any]) -> int:
 
 
 def stated_layer_count(config: dict[str, Any]) -> int | None:
-    """The number of decoder layers, or None where `config` does not say it."""
+    """Return the number of decoder layers, or None if `config` does not state it."""
     return _own_layer_count(text_config(config))
 
 
 def unknown_layer_count(candidates: Sequence[str] = ()) -> ZppError:
-    """The refusal of a model whose config does not say how many layers it has, and whose tensors leave a choice."""
+    """Build the error for a model whose config states no layer count and whose tensors do not settle it either.
+
+    Args:
+        candidates: tensor name prefixes that could be the decoder layers.
+    """
     could_be = f", and its layers could be {' or '.join(sorted(candidates))}" if candidates else ""
     return invalid_error(
-        f"config.json does not say how many layers the model has (looked for {', '.join(LAYER_COUNT_KEYS)}){could_be}",
+        f"config.json does not state the number of layers (looked for {', '.join(LAYER_COUNT_KEYS)}){could_be}",
         "Give --total-layers, or add num_hidden_layers to config.json.",
     )
 
 
 def context_length(config: dict[str, Any]) -> int | None:
-    """How many tokens a sequence of this model may have; None where `config` sets no limit."""
+    """Return the maximum sequence length in tokens, or None if `config` sets no limit."""
     part = text_config(config)
     return next((part[key] for key in CONTEXT_KEYS if isinstance(part.get(key), int) and part[key] > 0), None)
 
 
 def takes_more_than_text(config: dict[str, Any]) -> bool:
-    """Whether a part of the config, at any depth, is named after images, sound or the like."""
+    """Return whether a part of the config, at any depth, is named after another modality (images, sound, ...)."""
     parts = [(key, value) for key, value in config.items() if isinstance(value, dict) and key.endswith("config")]
     return any(words_of(key) & TOWER_WORDS or takes_more_than_text(value) for key, value in parts)
 
 
 def _without_config(directory: Path) -> ZppError:
-    """The refusal of a directory that holds no config.json, with what it seems to be instead."""
+    """Build the error for a directory without config.json, with a guess at what the directory is instead."""
     if any(directory.glob("stage_*/config.json")):
         return invalid_error(
             f"{directory} holds no config.json: it is a split, not a checkpoint",
-            "Name the original checkpoint, or make it whole again with zpptool join.",
+            "Name the original checkpoint, or restore it with zpptool join.",
         )
     if (directory / "params.json").is_file():
         return invalid_error(
@@ -108,7 +112,7 @@ def _without_config(directory: Path) -> ZppError:
         )
     if (directory / "model_index.json").is_file():
         return invalid_error(
-            f"{directory} holds no config.json: it is a pipeline of diffusers, not a language model",
+            f"{directory} holds no config.json: it is a diffusers pipeline, not a language model",
             "Name a directory that holds a decoder-only language model.",
         )
     return invalid_error(f"{directory} holds no config.json", "Name a Hugging Face checkpoint directory.")
@@ -123,9 +127,9 @@ def _own_layer_count(part: dict[str, Any]) -> int | None:
 
 
 def _text_first(config: dict[str, Any], key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """`config`, then its nested configs: those of a text or language part before the others, each depth first.
+    """Yield `config`, then its nested configs depth first, text and language parts before the others.
 
-    A tower's config is left out: where the text part keeps silent, the tower's layers must not stand for the decoder's.
+    A tower's config is skipped: its layer count must not be taken for the decoder's if the text part states none.
     """
     yield key, config
     nested = [

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does an output already hold what a split would write? Told from manifests, sizes and heads, not from tensor bytes."""
+"""Check whether an output already holds what a split would write.
+
+Manifests, file sizes, safetensors headers and small files are compared; tensor bytes are not read.
+"""
 
 from __future__ import annotations
 
@@ -14,24 +17,34 @@ from zpptool.checkpoint.stagewriter import ModelFacts, stage_directory
 from zpptool.errors import ZppError, invalid_error
 
 
-def is_kept(plan: SplitPlan, facts: ModelFacts, target: Path, *, hashed: bool) -> bool:
-    """Whether every stage of `plan` stands in `target`, and no other; raises OSError."""
+def holds_split(plan: SplitPlan, facts: ModelFacts, target: Path, *, hashed: bool) -> bool:
+    """Return whether `target` holds every stage of `plan` and no other stage.
+
+    Args:
+        plan: the split to write.
+        facts: what all its manifests have in common.
+        target: the destination.
+        hashed: whether the existing manifests must have a digest of every tensor.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
     if not plan.is_one_stage:
         found = {path.name for path in target.glob("stage_*")} if target.is_dir() else set()
         if found != {stage.directory_name for stage in plan.stages}:
             return False
     digest = index_digest(plan.index)
     return all(
-        _stands(plan, facts, stage, stage_directory(plan, stage, target), digest, hashed=hashed)
+        _holds_stage(plan, facts, stage, stage_directory(plan, stage, target), digest, hashed=hashed)
         for stage in plan.stages
     )
 
 
 def check_siblings(plan: SplitPlan, facts: ModelFacts, output: Path) -> None:
-    """Refuse to put one stage beside those of another split.
+    """Refuse to write a single stage into a directory with stages of another split.
 
     Raises:
-        ZppError: (INVALID) `output` holds such a one.
+        ZppError: (INVALID) `output` holds a stage of another split or model.
     """
     if not plan.is_one_stage or not output.is_dir():
         return
@@ -39,16 +52,16 @@ def check_siblings(plan: SplitPlan, facts: ModelFacts, output: Path) -> None:
     for path in sorted(output.glob("stage_*")):
         if path.name == plan.stages[0].directory_name or not is_stage_directory(path):
             continue
-        if not _of_this_split(plan, facts, load_manifest(path), digest):
-            raise invalid_error(f"{path} is of another split or another model", "choose another --output-dir")
+        if not _belongs_to_split(plan, facts, load_manifest(path), digest):
+            raise invalid_error(f"{path} belongs to another split or another model", "choose another --output-dir")
 
 
-def _of_this_split(plan: SplitPlan, facts: ModelFacts, manifest: Manifest, digest: str) -> bool:
+def _belongs_to_split(plan: SplitPlan, facts: ModelFacts, manifest: Manifest, digest: str) -> bool:
     same = manifest.ranges == plan.partition and manifest.model_digest == digest
     return same and manifest.sample_digest == facts.sample_digest
 
 
-def _stands(
+def _holds_stage(
     plan: SplitPlan, facts: ModelFacts, stage: StagePlan, directory: Path, digest: str, *, hashed: bool
 ) -> bool:
     if not is_stage_directory(directory):
@@ -60,7 +73,7 @@ def _stands(
     planned = [(tensor.name, shard.name) for shard in stage.shards for tensor in shard.tensors]
     if manifest.stage != stage.stage or planned != [(entry.name, entry.file) for entry in manifest.tensors]:
         return False
-    if not _of_this_split(plan, facts, manifest, digest) or manifest.hashed < hashed:
+    if not _belongs_to_split(plan, facts, manifest, digest) or manifest.hashed < hashed:
         return False
     named = {file.path for file in manifest.small_files} | {file.name for file in manifest.weight_files} | {STAGE_FILE}
     present = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}

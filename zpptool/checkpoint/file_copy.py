@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How bytes get from one file into another: shared where the file system can, else copied by the kernel.
+"""Copy byte ranges between files: by sharing blocks where the file system supports it, else by a copy in the kernel.
 
-The target holds the same bytes whichever way is taken. Nothing here reads the bytes into the process; what is copied is
-handed to the disk while the rest is still being copied, so that the fsync at the end has little left to wait for.
+The target holds the same bytes with every method. Bytes are read into the process only where the kernel cannot copy
+them. Writeback starts while the copy is running, so that the final fsync has little left to wait for.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from zpptool.checkpoint.shards import Run
 from zpptool.errors import ZppError, invalid_error
 
 STEP_BYTES = 8 * 1024 * 1024
-"""A copy is looked after (progress, giving up, writing back) this often."""
+"""Bytes copied between two checks for cancellation, progress reports and writeback requests."""
 _FICLONERANGE = 0x4020940D
-"""ioctl_ficlonerange(2): the target shares the source's blocks until one of them is written to."""
+"""ioctl_ficlonerange(2): the target shares the source's blocks, copy-on-write."""
 _SYNC_FILE_RANGE_WRITE = 2
 _NOT_SHARED = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.EPERM, errno.ETXTBSY, errno.ENOSYS}
 _NOT_COPIED = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM}
@@ -32,14 +32,14 @@ Advance = Callable[[int], None]
 
 
 class Stopped(Exception):
-    """Work was given up because another part of it failed or the user interrupted."""
+    """A job was cancelled because another one failed or the user interrupted."""
 
 
 def hardlink(source: Path, target: Path) -> None:
-    """Make `target` another name of the file `source`.
+    """Create `target` as a hard link to the file `source`.
 
     Raises:
-        ZppError: (INVALID) the file system cannot; OSError: the disk fails.
+        ZppError: (INVALID) the file system does not support it; OSError: any other failure.
     """
     try:
         os.link(os.path.realpath(source), target)
@@ -53,7 +53,7 @@ def hardlink(source: Path, target: Path) -> None:
 
 
 def can_reflink(source: Path, directory: Path) -> bool:
-    """Whether files in `directory` can share blocks with `source`; tries it on a file without a name."""
+    """Return whether files in `directory` can share blocks with `source`; tries it on an unnamed temporary file."""
     try:
         target = os.open(directory, os.O_TMPFILE | os.O_WRONLY, 0o600)
     except OSError:
@@ -66,21 +66,29 @@ def can_reflink(source: Path, directory: Path) -> bool:
 
 
 def reflink(source: int, target: int, run: Run) -> int:
-    """Let the target share the blocks of `run`.
+    """Make the target share the source's blocks of `run`.
 
-    A run can share only whole blocks, and only if it lies in them alike in both files; the parts of blocks at its two
-    ends are copied.
+    Only whole blocks can be shared, and only if the run has the same offset within a block in both files; the partial
+    blocks at its two ends are copied.
+
+    Args:
+        source: file descriptor to read from.
+        target: file descriptor to write to.
+        run: the bytes to share.
 
     Returns:
-        the bytes that now stand in the target: all of the run, or 0 where nothing could be shared.
+        the bytes now present in the target: all of the run, or 0 if nothing could be shared.
+
+    Raises:
+        ZppError: (FAILURE) the source ended early; OSError: the disk failed.
     """
     before = -run.source % BLOCK_BYTES
     inner = (run.nbytes - before) // BLOCK_BYTES * BLOCK_BYTES
     if (run.source - run.target) % BLOCK_BYTES or inner <= 0:
         return 0
-    asked = struct.pack("=qQQQ", source, run.source + before, inner, run.target + before)
+    arguments = struct.pack("=qQQQ", source, run.source + before, inner, run.target + before)
     try:
-        fcntl.ioctl(target, _FICLONERANGE, asked)
+        fcntl.ioctl(target, _FICLONERANGE, arguments)
     except OSError as cause:
         if cause.errno in _NOT_SHARED:
             return 0
@@ -97,13 +105,18 @@ def reflink(source: int, target: int, run: Run) -> int:
 def copy_run(
     source: int, target: int, run: Run, stop: threading.Event, advance: Advance, *, synced: bool = True
 ) -> None:
-    """Copy a run inside the kernel where it can, else through a small buffer.
+    """Copy a run with copy_file_range(2) where the kernel supports it, else through a small buffer.
 
     Args:
-        synced: it will be synced when all is there, so the disk may begin at once.
+        source: file descriptor to read from.
+        target: file descriptor to write to.
+        run: the bytes to copy.
+        stop: cancels the copy when set.
+        advance: called with the number of bytes just copied.
+        synced: request writeback during the copy, because the file is fsynced at the end.
 
     Raises:
-        ZppError: the source ends early; OSError: the disk fails; Stopped: `stop` was set.
+        ZppError: (FAILURE) the source ended early; OSError: the disk failed; Stopped: `stop` was set.
     """
     done, in_kernel = 0, True
     while done < run.nbytes:
@@ -131,12 +144,12 @@ def copy_run(
 
 
 def ended_early(name: object) -> ZppError:
-    """A source that became shorter since its header was read."""
-    return ZppError(f"{name} ended while it was read", "does something else write to it?")
+    """Build the error for a source that became shorter after its header was read."""
+    return ZppError(f"{name} ended while it was read", "check whether another process writes to it")
 
 
 def start_writing(target: int, offset: int, nbytes: int) -> None:
-    """Ask the kernel to begin writing these bytes to the disk, and do not wait: a hint, so its failure is none."""
+    """Ask the kernel to start writing a byte range to the disk, without waiting. It is a hint: a failure is ignored."""
     if _sync_file_range is not None:
         _sync_file_range(target, ctypes.c_int64(offset), ctypes.c_int64(nbytes), _SYNC_FILE_RANGE_WRITE)
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A destination directory that holds all of what a run makes, or what it held before.
+"""Write a destination directory atomically: it holds everything that a run makes, or what it held before.
 
-All is written to a hidden directory beside the destination, made durable, and renamed when whole. A run that was
-stopped leaves there what it had finished, with a receipt for each weight file; the next run that makes the same goes on
-from there, any other starts anew. A lock keeps two runs out of one destination.
+All files are written to a hidden directory beside the destination, synced, and renamed when complete. An interrupted
+run leaves its finished files there, with a receipt for each weight file; the next run with the same result resumes from
+them, and any other run starts over. A lock prevents two runs from writing to one destination.
 
-    .out.zpp-partial   what is being made          .out.zpp-old    what is being replaced
-    .out.zpp-work      receipts of what is done    .out.zpp-lock   held by the run
+    .out.zpp-partial   the new directory             .out.zpp-old    the directory being replaced
+    .out.zpp-work      receipts of finished files    .out.zpp-lock   held by the run
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from zpptool.errors import ZppError, invalid_error
 from zpptool.file_names import LONGEST_NAME_BYTES
 
 SPARE_BYTES = 16 * 1024 * 1024
-"""Room that a file system takes for itself beside the files of a split."""
+"""Disk space reserved for file system metadata, in bytes, on top of the files of a split."""
 LONGEST_OUTPUT_BYTES = 3072
-"""A path has at most 4,095, and those of the files in it are longer."""
+"""Maximum length of the output path: a path has at most 4,095 bytes, and those of the files in it are longer."""
 _OWN_ENTRY = re.compile(r"stage_\d+")
 
 
 class _Receipt(msgspec.Struct):
-    """A weight file that is done: as it was written, and its time of change then."""
+    """A finished weight file: its properties and its modification time when it was written."""
 
     written: WrittenFile
     mtime_ns: int
@@ -44,10 +44,10 @@ class _Receipt(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where a run makes its files.
+    """The directories in which a run writes its files.
 
     Attributes:
-        directory: to be filled; it becomes the destination.
+        directory: becomes the destination when it is complete.
         work: holds the receipts.
     """
 
@@ -55,7 +55,7 @@ class Workplace:
     work: Path
 
     def finished(self, path: Path) -> WrittenFile | None:
-        """The receipt of a weight file that an earlier run has written, if the file is still as it was then."""
+        """Return the receipt of a weight file from an earlier run; None without one, or if the file was changed."""
         try:
             receipt = msgspec.json.decode(self._receipt(path).read_bytes(), type=_Receipt)
             stat = path.stat()
@@ -65,14 +65,14 @@ class Workplace:
         return receipt.written if same else None
 
     def finish(self, path: Path, written: WrittenFile) -> None:
-        """Note that a weight file is whole and on the disk."""
+        """Record that a weight file is complete and synced."""
         receipt = self._receipt(path)
         draft = receipt.with_suffix(".draft")
         write_whole(draft, [msgspec.json.encode(_Receipt(written, path.stat().st_mtime_ns))])
         draft.rename(receipt)
 
     def finished_bytes(self) -> int:
-        """How many bytes an earlier run has left here."""
+        """Return the size in bytes of the weight files that an earlier run left here."""
         return sum(path.stat().st_size for path in self.directory.rglob("*.safetensors"))
 
     def _receipt(self, path: Path) -> Path:
@@ -80,53 +80,54 @@ class Workplace:
 
 
 def resolve_output(output: Path, source: Path) -> Path:
-    """The destination, links resolved.
+    """Return the destination with links resolved.
 
     Raises:
-        ZppError: (INVALID) it is the source, lies in it, or holds it; or its name is too long.
+        ZppError: (INVALID) it is the source, is inside it, or contains it; or its path is too long.
     """
-    target, origin = Path(os.path.realpath(output)), Path(os.path.realpath(source))
-    if target == origin or origin in target.parents:
-        raise invalid_error(f"the output {output} lies in the source {source}, which is never written to")
-    if target in origin.parents:
-        raise invalid_error(f"the output {output} holds the source {source}", "choose a directory beside it")
+    target, checkpoint = Path(os.path.realpath(output)), Path(os.path.realpath(source))
+    if target == checkpoint or checkpoint in target.parents:
+        raise invalid_error(f"the output {output} is inside the source {source}, which is never written to")
+    if target in checkpoint.parents:
+        raise invalid_error(f"the output {output} contains the source {source}", "choose a directory beside it")
     lengths = [len(os.fsencode(part)) for part in (*target.parent.parts, _beside(target, "partial").name)]
     if max(lengths) > LONGEST_NAME_BYTES or len(os.fsencode(target)) > LONGEST_OUTPUT_BYTES:
         raise invalid_error(f"the name of the output {output} is too long", "choose a shorter --output-dir")
     return target
 
 
-def ground_of(target: Path) -> Path:
-    """The nearest directory above `target` that exists."""
+def nearest_existing_parent(target: Path) -> Path:
+    """Return the nearest existing directory above `target`."""
     return next(parent for parent in target.parents if parent.exists())
 
 
 def check_output(target: Path, *, force: bool | None) -> None:
-    """Refuse a destination that is taken, before anything is written.
+    """Refuse a destination that is not empty, before anything is written.
 
-    An empty directory is no obstacle. `force` lets the stages of an earlier split be replaced; None says that the user
-    has no such choice.
+    Args:
+        target: the destination.
+        force: whether the stages of an earlier split may be replaced; None if the command has no --force.
 
     Raises:
-        ZppError: (INVALID) naming what is in the way.
+        ZppError: (INVALID) the destination exists and is not empty.
     """
     if target.is_dir() and any(target.iterdir()) and not force:
-        way_out = "choose another --output-dir" + (", or give --force to replace it" if force is not None else "")
-        raise invalid_error(f"the output {target} exists and is not empty", way_out)
+        hint = "choose another --output-dir" + (", or give --force to replace it" if force is not None else "")
+        raise invalid_error(f"the output {target} exists and is not empty", hint)
 
 
-def check_ground(target: Path) -> None:
-    """Refuse a destination that is no directory, or where nothing can be made; raises ZppError (INVALID)."""
+def check_writable(target: Path) -> None:
+    """Refuse a destination that is not a directory or cannot be created; raises ZppError (INVALID)."""
     if target.exists() and not target.is_dir():
         raise invalid_error(f"the output {target} exists and is not a directory", "choose another --output-dir")
-    ground = ground_of(target)
-    if not os.access(ground, os.W_OK):
-        raise invalid_error(f"{ground} cannot be written to", "choose another --output-dir")
+    parent = nearest_existing_parent(target)
+    if not os.access(parent, os.W_OK):
+        raise invalid_error(f"{parent} cannot be written to", "choose another --output-dir")
 
 
 def check_space(target: Path, needed_bytes: int) -> None:
-    """Refuse a destination on a disk that is too full; raises ZppError (INVALID)."""
-    free = shutil.disk_usage(ground_of(target)).free
+    """Refuse a destination on a disk with less than `needed_bytes` free; raises ZppError (INVALID)."""
+    free = shutil.disk_usage(nearest_existing_parent(target)).free
     if needed_bytes and free < needed_bytes + SPARE_BYTES:
         raise invalid_error(
             f"not enough disk for the output {target}: it needs {human_bytes(needed_bytes)} "
@@ -137,12 +138,12 @@ def check_space(target: Path, needed_bytes: int) -> None:
 
 @contextmanager
 def locked(target: Path) -> Iterator[None]:
-    """Keep other runs out of `target`, and put right what a killed one left.
+    """Hold the lock of `target`, and clean up after a killed run.
 
     Raises:
-        ZppError: (INVALID) another process is writing there, or nothing can be written.
+        ZppError: (INVALID) another process is writing there, or it cannot be written to.
     """
-    check_ground(target)
+    check_writable(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     path = _beside(target, "lock")
     lock = filelock.FileLock(path)
@@ -161,29 +162,31 @@ def locked(target: Path) -> Iterator[None]:
 
 
 def settle(target: Path) -> None:
-    """From whatever state a run was left in, get back to `target`: the new one if it was whole, else the old.
+    """Recover `target` after an interrupted run: the new directory if it was complete, else the old one.
 
-    Call it within `locked`. What a run had not yet finished stays beside.
+    Call it within `locked`. Unfinished files remain beside it.
     """
     old = _beside(target, "old")
     if old.exists() and not target.exists():
         old.rename(target)
     elif old.exists():
-        kept = [] if (old / STAGE_FILE).exists() else [e for e in old.iterdir() if not _OWN_ENTRY.fullmatch(e.name)]
-        for entry in kept:
+        is_stage = (old / STAGE_FILE).exists()
+        foreign = [] if is_stage else [entry for entry in old.iterdir() if not _OWN_ENTRY.fullmatch(entry.name)]
+        for entry in foreign:
             entry.rename(target / entry.name)
         shutil.rmtree(old)
 
 
 @contextmanager
 def whole_directory(target: Path, identity: str) -> Iterator[Workplace]:
-    """Yield a place to work in; when the block ends well its directory becomes `target`. Call it within `locked`.
+    """Yield the directories to work in; when the block succeeds, its directory becomes `target`.
 
-    The stages of an earlier split in `target` are replaced at the very end; anything else in it is kept.
+    Call it within `locked`. The stages of an earlier split in `target` are replaced as the last step; any other entry
+    of it is preserved.
 
     Args:
         target: the destination.
-        identity: names all that determines the result: only a run of the same identity goes on where one stopped.
+        identity: determines the result: only a run with the same identity resumes an interrupted one.
     """
     partial, work = _beside(target, "partial"), _beside(target, "work")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -210,25 +213,25 @@ def whole_directory(target: Path, identity: str) -> Iterator[Workplace]:
 
 
 def discard(target: Path) -> None:
-    """Remove what an unfinished run left beside `target`: the work first, so that no receipt outlives its file."""
+    """Remove the files of an unfinished run beside `target`, receipts first, so that none refers to a missing file."""
     shutil.rmtree(_beside(target, "work"), ignore_errors=True)
     shutil.rmtree(_beside(target, "partial"), ignore_errors=True)
 
 
 def unfinished(target: Path) -> Path | None:
-    """What a run that was stopped has left to go on from."""
+    """Return the directory with the finished files of an interrupted run, or None."""
     partial = _beside(target, "partial")
     return partial if partial.is_dir() else None
 
 
 def sync_tree(directory: Path) -> None:
-    """Make the entries of `directory` and of all directories in it durable; the files are synced by who wrote them."""
+    """Fsync `directory` and all directories in it. Files are synced when they are written."""
     for folder, _subfolders, _names in os.walk(directory):
         sync_directory(Path(folder))
 
 
 def sync_directory(directory: Path) -> None:
-    """Make the entries of one directory durable."""
+    """Fsync one directory."""
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
@@ -237,11 +240,11 @@ def sync_directory(directory: Path) -> None:
 
 
 def disk_fault(cause: OSError, target: Path) -> ZppError:
-    """An operating system error while writing `target`, as a user should read it."""
+    """Translate an operating system error during writing to `target` into a ZppError (FAILURE)."""
     where = cause.filename or target
     left = unfinished(target)
-    kept = f"what is finished is kept in {left}: run the same again to go on" if left else "nothing was kept"
-    return ZppError(f"writing {target} failed: {where}: {cause.strerror}", f"{kept}; the source is untouched")
+    state = f"finished files are in {left}: run the same command again to resume" if left else "no file was finished"
+    return ZppError(f"writing {target} failed: {where}: {cause.strerror}", f"{state}; the source is untouched")
 
 
 def _beside(target: Path, what: str) -> Path:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an engine asks of a checkpoint: which bytes a stage needs, and whether two directories are of one model.
+"""Answer an engine's questions about a checkpoint: which bytes a stage needs, and which model a directory holds.
 
-Both questions have the same answer for the full checkpoint and for the stage directories that were split from it.
+The answers are the same for a full checkpoint and for the stage directories split from it.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from zpptool.partition import Partition
 
 
 def load_plan(directory: Path, stage: int, partition: Partition) -> list[TensorInfo]:
-    """The tensors that `stage` of `partition` owns, in the order of files and of bytes in them.
+    """Return the tensors that `stage` of `partition` owns, ordered by file and by offset in it.
 
     Args:
-        directory: a full checkpoint, or the stage directory of that very stage.
-        stage: from 0.
+        directory: a full checkpoint, or the stage directory of this stage.
+        stage: number of the stage, from 0.
         partition: the layer ranges of all stages.
 
     Raises:
-        ZppError: (INVALID) the checkpoint cannot be read or cut, or the stage directory is of another stage or of
+        ZppError: (INVALID) the checkpoint cannot be read or split, or the stage directory belongs to another stage or
             another partition, or lacks a tensor.
     """
     if not 0 <= stage < len(partition):
@@ -46,18 +46,18 @@ def load_plan(directory: Path, stage: int, partition: Partition) -> list[TensorI
     for entry in manifest.tensors:
         held = index.tensors.get(entry.name)
         if held is None or (held.dtype, held.shape) != (entry.dtype, entry.shape):
-            fault = "lacks" if held is None else "holds, with another dtype or shape,"
+            fault = "lacks" if held is None else "has, with another dtype or shape,"
             raise invalid_error(
-                f"{directory} {fault} tensor {entry.name} of its manifest", "`zpptool validate` tells what is wrong"
+                f"{directory} {fault} tensor {entry.name} of its manifest", "`zpptool validate` lists all faults"
             )
     return [index.tensors[entry.name] for entry in manifest.tensors]
 
 
 def count_layers(directory: Path) -> int:
-    """The number of decoder layers of a full checkpoint: config.json's, or the tensors' where that keeps silent.
+    """Return the number of decoder layers of a full checkpoint, from config.json or else from the tensor names.
 
     Raises:
-        ZppError: (INVALID) the checkpoint cannot be read, or neither says it.
+        ZppError: (INVALID) the checkpoint cannot be read, or neither determines the number.
     """
     config = read_config(directory)
     stated = stated_layer_count(config)
@@ -69,12 +69,12 @@ def count_layers(directory: Path) -> int:
 
 
 def model_digest(directory: Path) -> str:
-    """The identity of a model: its config, and the names, dtypes and shapes of all its tensors.
+    """Return the identity of a model: a digest of its config and of the names, dtypes and shapes of all its tensors.
 
-    It is the same for a checkpoint and for each of its stage directories; the bytes of tensors have no part in it.
+    It is the same for a checkpoint and for each of its stage directories. Tensor bytes are not part of it.
 
     Raises:
-        ZppError: (INVALID) the directory is neither.
+        ZppError: (INVALID) the directory is neither a checkpoint nor a stage directory.
     """
     if is_stage_directory(directory):
         return model_digest_of(read_config(directory), load_manifest(directory).tensors_digest)
@@ -82,10 +82,10 @@ def model_digest(directory: Path) -> str:
 
 
 def index_digest(index: CheckpointIndex) -> str:
-    """The model digest of a full checkpoint that is already read."""
+    """Return the model digest of a full checkpoint, from its index."""
     return model_digest_of(index.config, tensor_list_digest(index))
 
 
 def tensor_list_digest(index: CheckpointIndex) -> str:
-    """The part of the model digest that stands for the tensor list."""
+    """Return the digest of a checkpoint's tensor list, a part of the model digest."""
     return tensors_digest((tensor.name, tensor.dtype, tensor.shape) for tensor in index.tensors.values())

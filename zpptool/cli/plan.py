@@ -26,7 +26,7 @@ from zpptool.config.endpoints import DEFAULT_API_PORT, DEFAULT_BASE_PORT
 from zpptool.config.engine_kind import Engine
 from zpptool.config.plan import PipelinePlan, make_plan
 from zpptool.console import Console, human_bytes
-from zpptool.deploy.shell_commands import orders
+from zpptool.deploy.shell_commands import host_commands
 from zpptool.errors import ZppError, invalid_error
 from zpptool.wire.compression.adaptive import WireCodec
 
@@ -109,7 +109,7 @@ def _payload(made: PipelinePlan, config: dict[str, Any], output: Path | None) ->
                 "commands": list(machine.commands),
                 "open": [{"port": rule.port, "peer": rule.peer} for rule in machine.rules],
             }
-            for machine in orders(made, output or Path("zpp.yaml"))
+            for machine in host_commands(made, output or Path("zpp.yaml"))
         ],
     }
 
@@ -122,7 +122,7 @@ def _show(out: Console, made: PipelinePlan, payload: dict[str, Any], output: Pat
         rows.append((place.stage, place.host, place.layers, human_bytes(place.weight_bytes), cache, place.bind))
     columns = ("stage", "host", "layers", "weights", "KV of 1024 tokens", "binds")
     out.table(f"{made.num_layers} layers of {made.model}", columns, rows, right=("stage", *columns[3:5]))
-    for machine in orders(made, output or Path("zpp.yaml")):
+    for machine in host_commands(made, output or Path("zpp.yaml")):
         out.line(f"on {machine.host}:")
         for line in (*map(str, machine.rules), *machine.commands):
             out.line(f"  {line}")

@@ -110,8 +110,8 @@ def split(
             try:
                 with console.progress(f"splitting into {output_dir}", plan.nbytes) as advance:
                     kept = write_split(
-                        plan, output_dir, force=force, way=copying, origin=opened.origin, advance=advance
-                    ).kept
+                        plan, output_dir, force=force, options=copying, origin=opened.origin, advance=advance
+                    ).unchanged
             except KeyboardInterrupt:
                 if left := unfinished(target_of(plan, output_dir)):
                     console.note(f"what is finished is kept in {left}: run the same command again to continue")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a deployment is made from: the plan and the few things that a plan does not say."""
+"""The input of a deployment: the plan, and the settings that a plan does not contain."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from zpptool.deploy.quoting import check_image, check_program, check_source
 from zpptool.errors import invalid_error, usage_error
 
 LONGEST_NAME = 40
-"""A Service's name has at most 63 characters (RFC 1123), and `-stage-NN-keys` is put behind ours."""
+"""Maximum length of a deployment's name: a Service name has at most 63 characters (RFC 1123), and a suffix such as
+`-stage-NN-keys` is appended."""
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 
@@ -29,12 +30,12 @@ class Deployment:
 
     Attributes:
         plan: the pipeline.
-        name: of everything that is made for it.
-        image: the container image with zpptool and the engine in it.
+        name: name, or name prefix, of everything generated for it.
+        image: the container image, which contains zpptool and the engine.
         source: where stages get their tensors: `hf://org/name@revision`, `pvc://claim/path`, or a directory.
         device: what each stage computes on.
-        insecure: links without keys.
-        program: the zpptool of the machines that systemd runs it on.
+        insecure: whether links have no keys.
+        program: absolute path of zpptool on the hosts, for systemd.
     """
 
     plan: PipelinePlan
@@ -51,21 +52,23 @@ class Deployment:
         return self.source.startswith("hf://")
 
 
-def check_deployment(wish: Deployment) -> Deployment:
-    """The deployment itself, once its plan can work and its words can be what they stand for.
+def check_deployment(deployment: Deployment) -> Deployment:
+    """Check a deployment and return it.
 
     Raises:
-        ZppError: (USAGE) the name, the image, the source or the program cannot be; (INVALID) the plan cannot work.
+        ZppError: (USAGE) the name, image, source or program is not valid; (INVALID) the plan is not.
     """
-    if not _NAME.fullmatch(wish.name) or len(wish.name) > LONGEST_NAME:
+    if not _NAME.fullmatch(deployment.name) or len(deployment.name) > LONGEST_NAME:
         raise usage_error(
-            f"{wish.name!r} cannot name a deployment",
-            f"Lower-case letters, digits and -, a letter first, {LONGEST_NAME} characters at most.",
+            f"{deployment.name!r} is not a valid name for a deployment",
+            f"Use lower-case letters, digits and -, starting with a letter, {LONGEST_NAME} characters at most.",
         )
-    check_image(wish.image)
-    check_source(wish.source)
-    check_program(wish.program)
-    faults = plan_faults(wish.plan)
+    check_image(deployment.image)
+    check_source(deployment.source)
+    check_program(deployment.program)
+    faults = plan_faults(deployment.plan)
     if faults:
-        raise invalid_error("the plan cannot work: " + "; ".join(faults), "zpptool validate FILE lists this too.")
-    return wish
+        raise invalid_error(
+            "the plan is not valid: " + "; ".join(faults), "Correct the plan; zpptool validate FILE lists its faults."
+        )
+    return deployment

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a deployment's image, source and program may be, before they are written into files of another program's format.
+"""Validate a deployment's image, source and program before they are written into generated files.
 
-All three end up where a stray sign means something: `$` in a compose file, `%` and a line break in a unit, `:` in a
-mount. What cannot be a value is refused here; what can is quoted by the writer of each format.
+All three are written where some characters have a meaning: `$` in a compose file, `%` and a line break in a unit, `:`
+in a mount. Invalid values are refused here; valid ones are quoted by the writer of each format.
 """
 
 from __future__ import annotations
@@ -22,34 +22,36 @@ _IMAGE = re.compile(
     rf"{_COMPONENT}(?:/{_COMPONENT})*"
     r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@sha256:[0-9a-f]{64})?"
 )
-"""An image's reference, as github.com/distribution/reference has it."""
+"""An image reference, as defined in github.com/distribution/reference."""
 _PROGRAM = re.compile(r"(?:/[A-Za-z0-9._+@-]+)+")
 
 
 def check_image(image: str) -> None:
-    """Refuse what cannot name a container image; raises ZppError (USAGE)."""
+    """Refuse an invalid image reference; raises ZppError (USAGE)."""
     if len(image) > LONGEST_IMAGE or not _IMAGE.fullmatch(image):
-        raise usage_error(f"{image[:80]!r} cannot name a container image", "Write REGISTRY/NAME:TAG or NAME:TAG.")
+        raise usage_error(
+            f"{image[:80]!r} is not a valid name of a container image", "Write REGISTRY/NAME:TAG or NAME:TAG."
+        )
 
 
 def check_source(source: str) -> None:
-    """Refuse a source that names no model on the Hub and is no path; raises ZppError (USAGE).
+    """Refuse a source that is neither a model on the Hub nor a path; raises ZppError (USAGE).
 
-    Whether a target can read it is for the writer of that target to say.
+    The writer of each format checks whether its target can read the source.
     """
     hint = "Give --model hf://org/name@revision, or the path of the checkpoint."
     if not source or len(source) > LONGEST_SOURCE or holds_control(source):
-        raise usage_error(f"{source[:80]!r} cannot be where stages get their tensors", hint)
+        raise usage_error(f"{source[:80]!r} is not a valid source of tensors", hint)
     if source.startswith("hf:") and (not source.startswith("hf://") or hub_id(source) is None):
-        raise usage_error(f"{source!r} names no model on the Hub", hint)
+        raise usage_error(f"{source!r} is not a valid name of a model on the Hub", hint)
     if ".." in PurePosixPath(source).parts:
-        raise usage_error(f"{source!r} leads upwards (..), which can mean another directory on each host", hint)
+        raise usage_error(f"{source!r} contains .., which may be a different directory on each host", hint)
 
 
 def check_program(program: str) -> None:
-    """Refuse a program that systemd would not find, or would read as more than a path; raises ZppError (USAGE)."""
+    """Refuse a program that is not an absolute path without special characters; raises ZppError (USAGE)."""
     if not _PROGRAM.fullmatch(program) or ".." in PurePosixPath(program).parts:
         raise usage_error(
-            f"{program[:80]!r} is no absolute path of a program",
-            "systemd wants one that begins with /; letters, digits and . _ + @ - are taken.",
+            f"{program[:80]!r} is not a valid absolute path of a program",
+            "systemd requires a path that begins with /; letters, digits and . _ + @ - are allowed.",
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A plan by hand: for each host, the command lines to run there and the ports to open there."""
+"""Run a plan by hand: for each host, the command lines to run there and the ports to open there."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from zpptool.config.plan import PipelinePlan, PlannedStage
 
 @dataclass(frozen=True)
 class HostCommands:
-    """What to do on one host.
+    """The commands and firewall rules of one host.
 
     Attributes:
-        host: the machine.
-        commands: one command line a stage, to be run as it is, in the directory that holds the plan.
+        host: the host, as in the plan.
+        commands: one shell command line per stage, to be run in the directory that holds the plan.
         rules: the ports to open there.
     """
 
@@ -26,12 +26,12 @@ class HostCommands:
     rules: tuple[FirewallRule, ...]
 
 
-def orders(plan: PipelinePlan, plan_file: Path) -> tuple[HostCommands, ...]:
-    """What to do on each host, in the order of the stages.
+def host_commands(plan: PipelinePlan, plan_file: Path) -> tuple[HostCommands, ...]:
+    """Return the commands and firewall rules of each host, in stage order.
 
     Args:
         plan: the plan.
-        plan_file: the name that its file has on every host.
+        plan_file: name of the plan's file on every host.
     """
     rules = firewall_rules([place.endpoints for place in plan.stages], plan.api_port)
     return tuple(
@@ -45,6 +45,6 @@ def orders(plan: PipelinePlan, plan_file: Path) -> tuple[HostCommands, ...]:
 
 
 def stage_command(plan_file: Path, place: PlannedStage) -> str:
-    """The command line that runs a stage, in the directory that holds the plan."""
-    words = ["zpptool", "run-stage", "--plan", str(plan_file), "--stage-idx", str(place.stage)]
-    return shlex.join(words + keys_flags(place.endpoints))
+    """Return the shell command line that runs a stage, for the directory that holds the plan."""
+    command = ["zpptool", "run-stage", "--plan", str(plan_file), "--stage-idx", str(place.stage)]
+    return shlex.join(command + keys_flags(place.endpoints))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All checks, in the order in which their findings are read. A check that fails itself is a finding too."""
+"""All checks, in the order in which their findings are shown. A check that raises becomes a finding itself."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-def examine(patient: Target, checks: tuple[Check, ...] = CHECKS) -> Iterator[Finding]:
-    """What every check finds."""
+def examine(target: Target, checks: tuple[Check, ...] = CHECKS) -> Iterator[Finding]:
+    """Run the checks and yield their findings, in order."""
     for check in checks:
         try:
-            yield from check(patient)
-        except Exception as cause:  # one broken check must not hide what the others find
+            yield from check(target)
+        except Exception as cause:  # one broken check must not hide the findings of the others
             name = check.__name__.removeprefix("check_")
-            yield warning(name, f"could not be checked: {type(cause).__name__}: {cause}", "Look at it by hand.")
+            yield warning(name, f"could not be checked: {type(cause).__name__}: {cause}", "Check it by hand.")

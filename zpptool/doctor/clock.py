@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is the clock kept? Logs of several hosts are read side by side, and TLS and Hub tokens need the time of day.
+"""Check that the clock is synchronised: logs of several hosts are compared, and TLS and Hub tokens need correct time.
 
-The kernel knows (adjtimex(2)): an NTP client that keeps the clock clears STA_UNSYNC. No link of zpptool depends on it.
+The kernel reports it (adjtimex(2)): an NTP client that disciplines the clock clears STA_UNSYNC. No link of zpptool
+depends on the clock.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from zpptool.doctor.finding import Finding, ok, warning
 from zpptool.doctor.target import Target
 
 STA_UNSYNC = 0x0040
-"""<sys/timex.h>."""
+"""Status bit of an unsynchronised clock, from <sys/timex.h>."""
 
 
 class _Timex(ctypes.Structure):
-    """struct timex of <sys/timex.h>, as far as it is read; the kernel writes up to 208 bytes."""
+    """The first fields of struct timex of <sys/timex.h>, and space for the rest (the kernel writes up to 208 bytes)."""
 
     _fields_ = (
         ("modes", ctypes.c_uint),
@@ -30,25 +31,25 @@ class _Timex(ctypes.Structure):
     )
 
 
-def check_clock(_patient: Target) -> Iterator[Finding]:
-    """What the kernel says of its clock; nothing where it cannot be asked."""
+def check_clock(_target: Target) -> Iterator[Finding]:
+    """Report the kernel's clock status; nothing if it is not available."""
     status = clock_status()
     if status is not None:
         yield clock_finding(*status)
 
 
 def clock_status() -> tuple[int, int] | None:
-    """The kernel's clock status bits and its largest error in microseconds; None where the system has no adjtimex."""
-    told = _Timex()
+    """Return the kernel's clock status bits and its maximum error in microseconds; None if there is no adjtimex."""
+    timex = _Timex()
     try:
-        answer = ctypes.CDLL(None).adjtimex(ctypes.byref(told))
+        state = ctypes.CDLL(None).adjtimex(ctypes.byref(timex))
     except (AttributeError, OSError):
         return None
-    return None if answer < 0 else (int(told.status), int(told.maxerror))
+    return None if state < 0 else (int(timex.status), int(timex.maxerror))
 
 
 def clock_finding(status: int, error_us: int) -> Finding:
-    """The clock's status bits and largest error in microseconds."""
+    """Judge the clock's status bits and its maximum error in microseconds."""
     if status & STA_UNSYNC:
         return warning("clock", "not synchronised", "Run an NTP client (chrony, systemd-timesyncd) on every host.")
     return ok("clock", f"synchronised, within {error_us / 1e6:.1f} s")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does the engine import, and which devices does torch see? A process of its own is asked: a crash is a finding."""
+"""Check in a child process, so that a crash is a finding, that the engine imports and which devices torch sees."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from zpptool.doctor.target import Target
 
 IMPORT_TIMEOUT_S = 180.0
 WEIGHTS_SHARE = 0.9
-"""Of a device's free memory, vLLM takes this much by itself (--gpu-memory-utilization)."""
-_ANSWER = "ZPP "
-_ASK = """
+"""Share of a device's free memory that vLLM uses by default (--gpu-memory-utilization)."""
+_PREFIX = "ZPP "
+_QUERY = """
 import json, torch
 answer = {"gpus": []}
 if torch.cuda.is_available():
@@ -26,26 +26,26 @@ if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info(number)
         answer["gpus"].append([torch.cuda.get_device_name(number), free, total])
 """
-_TELL = f"print({_ANSWER!r} + json.dumps(answer), flush=True)\n"
+_PRINT = f"print({_PREFIX!r} + json.dumps(answer), flush=True)\n"
 _IMPORTS = {Engine.VLLM: "import vllm, vllm.platforms\n", Engine.TRANSFORMERS: "import transformers\n"}
 
 
-def check_engine_and_devices(patient: Target) -> Iterator[Finding]:
-    """The imports, then the devices and whether the stages of this machine fit."""
-    answer = ask(_IMPORTS[patient.engine] + _ASK + _TELL)
+def check_engine_and_devices(target: Target) -> Iterator[Finding]:
+    """Check the imports, then whether the stages of this machine fit on the devices."""
+    answer = ask(_IMPORTS[target.engine] + _QUERY + _PRINT)
     if isinstance(answer, str):
         yield blocker(
             "import",
-            f"{patient.engine} cannot be imported: {answer}",
+            f"{target.engine} cannot be imported: {answer}",
             "Remove torchvision, torchaudio and torchcodec if they are named; else install zpptool's extra again.",
         )
         return
-    yield ok("import", f"torch and {patient.engine} import")
-    yield from device_findings(answer["gpus"], [place.weight_bytes for place in patient.places])
+    yield ok("import", f"torch and {target.engine} import")
+    yield from device_findings(answer["gpus"], [place.weight_bytes for place in target.places])
 
 
 def ask(script: str) -> dict[str, Any] | str:
-    """What a script answers in a process of its own, or, if it has none, its last words."""
+    """Run a script in a child process and return the object it prints, or, if it fails, the last line of its stderr."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", script],
@@ -59,16 +59,21 @@ def ask(script: str) -> dict[str, Any] | str:
     except subprocess.TimeoutExpired:
         return f"no answer within {IMPORT_TIMEOUT_S:.0f} s"
     for line in done.stdout.splitlines():
-        if line.startswith(_ANSWER):
-            answer: dict[str, Any] = json.loads(line.removeprefix(_ANSWER))
+        if line.startswith(_PREFIX):
+            answer: dict[str, Any] = json.loads(line.removeprefix(_PREFIX))
             return answer
     if done.returncode < 0:
-        return f"the process was ended by signal {-done.returncode}"
-    return (done.stderr.strip().splitlines() or ["no word"])[-1]
+        return f"the process was killed by signal {-done.returncode}"
+    return (done.stderr.strip().splitlines() or ["no output"])[-1]
 
 
 def device_findings(gpus: Sequence[tuple[str, int, int]], weights: Sequence[int]) -> Iterator[Finding]:
-    """The GPUs, each with its name, free and total bytes, against the weights of this machine's stages, in order."""
+    """Compare the GPUs with the weights of this machine's stages, in order.
+
+    Args:
+        gpus: name, free bytes and total bytes of each GPU.
+        weights: bytes of weights of each stage.
+    """
     if not gpus:
         yield ok("devices", "no GPU: stages compute on the CPU")
         return
@@ -77,7 +82,7 @@ def device_findings(gpus: Sequence[tuple[str, int, int]], weights: Sequence[int]
         if number < len(weights) and weights[number] > free * WEIGHTS_SHARE:
             need = human_bytes(weights[number])
             yield blocker(
-                f"GPU {number}", f"{message}, its stage's weights take {need}", "Free it, or use more stages."
+                f"GPU {number}", f"{message}, its stage's weights take {need}", "Free GPU memory, or use more stages."
             )
         else:
             yield ok(f"GPU {number}", message)
@@ -85,5 +90,5 @@ def device_findings(gpus: Sequence[tuple[str, int, int]], weights: Sequence[int]
         yield warning(
             "devices",
             f"{len(weights)} stages for {len(gpus)} GPUs",
-            "Plan fewer stages on this host, or share by --gpu-id.",
+            "Plan fewer stages on this host, or let stages share a GPU with --gpu-id.",
         )

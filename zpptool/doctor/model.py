@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Can the model be read here? A checkpoint's headers, a split's manifests, or the plan against either; no weights."""
+"""Check that the model's headers or manifests can be read, without its weights, and that the plan fits it."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from zpptool.errors import ZppError
 CHECK = "model"
 
 
-def check_model(patient: Target) -> Iterator[Finding]:
-    """The plan, and the model where it is named."""
-    directory = patient.directory
-    if patient.plan is not None:
-        for fault in plan_faults(patient.plan):
-            yield blocker("plan", fault, "zpptool plan writes a new one.")
+def check_model(target: Target) -> Iterator[Finding]:
+    """Check the plan, and the model if one is given."""
+    directory = target.directory
+    if target.plan is not None:
+        for fault in plan_faults(target.plan):
+            yield blocker("plan", fault, "Make a new plan with zpptool plan.")
     if directory is None:
         return
     if not directory.is_dir():
-        yield blocker(CHECK, f"{directory} is no directory on this machine", "Copy it here, or name where it lies.")
+        yield blocker(CHECK, f"{directory} is not a directory on this machine", "Copy it here, or give its path.")
         return
     try:
         yield ok(CHECK, describe(directory))
-        if patient.plan is not None and not _is_split(directory):
-            for fault in plan_faults(patient.plan, directory):
-                yield blocker(CHECK, fault, "Take the model that was planned for, or plan again.")
+        if target.plan is not None and not _is_split(directory):
+            for fault in plan_faults(target.plan, directory):
+                yield blocker(CHECK, fault, "Use the model that was planned for, or plan again.")
     except ZppError as fault:
-        yield blocker(CHECK, fault.message, fault.hint or "zpptool validate says more.")
+        yield blocker(CHECK, fault.message, fault.hint or "zpptool validate lists all faults.")
 
 
 def describe(directory: Path) -> str:
-    """What a directory holds.
+    """Describe the content of a model directory in one line.
 
     Raises:
-        ZppError: (INVALID) it is no checkpoint, no stage and no split.
+        ZppError: (INVALID) it is not a checkpoint, a stage or a split.
     """
     if is_stage_directory(directory):
-        own = load_manifest(directory)
-        return f"{directory}: stage {own.stage} of {len(own.ranges)}, layers {own.layers}"
+        manifest = load_manifest(directory)
+        return f"{directory}: stage {manifest.stage} of {len(manifest.ranges)}, layers {manifest.layers}"
     if _is_split(directory):
         found = sorted(path.parent.name for path in directory.glob("stage_*/zpp-stage.json"))
         for name in found:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ports of this machine, and the stages before its own: can each be bound, and reached?"""
+"""Check that the ports of this machine's stages can be bound, and that the preceding stages can be reached."""
 
 from __future__ import annotations
 
@@ -14,46 +14,46 @@ from zpptool.doctor.target import Target
 CONNECT_S = 3.0
 
 
-def check_ports(patient: Target) -> Iterator[Finding]:
-    """Bind what this machine is to bind, for a moment; say who is in the way."""
-    own = [item for item in patient.endpoints if item.stage in patient.here]
-    if not patient.endpoints:
-        yield ok("ports", "no pipeline is named: give a plan, or --num-stages and --hosts, to look at ports")
+def check_ports(target: Target) -> Iterator[Finding]:
+    """Bind the ports of this machine's stages briefly, and report those in use and by which process."""
+    local = [item for item in target.endpoints if item.stage in target.here]
+    if not target.endpoints:
+        yield ok("ports", "not checked: give a plan, or --num-stages and --hosts")
         return
-    if not own:
-        yield warning("ports", "no stage is on this machine", "Give --host NAME if it has an address that is not seen.")
+    if not local:
+        yield warning("ports", "no stage is on this machine", "Give --host NAME if its address was not recognised.")
         return
-    faults = probe_ports(own, patient.api_port)
+    faults = probe_ports(local, target.api_port)
     for fault in faults:
-        yield blocker("ports", fault.message, "End what is in the way, or choose another --base-port or --api-port.")
+        yield blocker("ports", fault.message, "End that process, or choose another --base-port or --api-port.")
     if not faults:
-        bound = [item.bind for item in own] + ([f"API port {patient.api_port}"] if patient.api_port else [])
+        bound = [item.bind for item in local] + ([f"API port {target.api_port}"] if target.api_port else [])
         yield ok("ports", f"free: {', '.join(bound)}")
 
 
-def check_peers(patient: Target) -> Iterator[Finding]:
-    """Connect to every stage that one of this machine hears from, if it is on another."""
-    for item in patient.endpoints:
-        before = patient.endpoints[item.stage - 1]
-        if item.stage in patient.here and before.stage not in patient.here and item.connect.startswith("tcp://"):
+def check_peers(target: Target) -> Iterator[Finding]:
+    """Connect to every stage on another machine that a stage of this machine receives from."""
+    for item in target.endpoints:
+        before = target.endpoints[item.stage - 1]
+        if item.stage in target.here and before.stage not in target.here and item.connect.startswith("tcp://"):
             yield peer_finding(before.stage, item.connect)
 
 
 def peer_finding(stage: int, endpoint: str) -> Finding:
-    """Whether something listens at a stage's endpoint, `tcp://host:port`."""
+    """Try to connect to a stage's endpoint, `tcp://host:port`."""
     check = f"stage {stage}"
     parts = urlsplit(endpoint)
     host, port = parts.hostname or "", parts.port or 0
     try:
         with socket.create_connection((host, port), timeout=CONNECT_S):
-            return ok(check, f"{endpoint} answers")
+            return ok(check, f"{endpoint} accepts connections")
     except socket.gaierror:
-        return blocker(check, f"{host} is no name that this machine knows", "Use its address, or add it to /etc/hosts.")
+        return blocker(check, f"this machine cannot resolve {host}", "Use its address, or add it to /etc/hosts.")
     except ConnectionRefusedError:
         return warning(
-            check, f"{host} is there, nothing listens at port {port}", f"Start stage {stage}; did it bind {host}?"
+            check, f"nothing listens on port {port} of {host}", f"Start stage {stage}, and check that it binds {host}."
         )
     except TimeoutError:
-        return blocker(check, f"{endpoint} does not answer", f"Open tcp {port} on {host} for this machine.")
+        return blocker(check, f"{endpoint} does not respond", f"Open tcp {port} on {host} for this machine.")
     except OSError as cause:
-        return blocker(check, f"{endpoint} cannot be reached: {cause.strerror}", "Look at routes and firewalls.")
+        return blocker(check, f"{endpoint} cannot be reached: {cause.strerror}", "Check routes and firewalls.")

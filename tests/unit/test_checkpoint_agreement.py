@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A split may leave out what predicts tokens past the next one, and nothing else, whatever its manifests say."""
+"""A split may leave out prediction layers and nothing else, even if all its manifests list more as dropped."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ LOST = "model.layers.3.mlp.up_proj.weight"
 
 
 def manifests_of(directory: Path) -> dict[int, Manifest]:
-    """Of a model split in two without its layer that predicts."""
+    """Return the manifests of a model split in two without its prediction layer."""
     kinds = {**llama(), "model.layers.4.eh_proj.weight": ("F32", (2, 2))}
     source = write_checkpoint(directory / "model", kinds, CONFIG)
     write_split(plan_split(source, 2, drop_prediction=True), directory / "out")
     return {stage: load_manifest(directory / f"out/stage_{stage}") for stage in range(2)}
 
 
-def test_what_predicts_may_be_left_out(tmp_path: Path) -> None:
+def test_a_prediction_layer_may_be_left_out(tmp_path: Path) -> None:
     manifests = manifests_of(tmp_path)
-    assert [gone.name for gone in manifests[0].dropped_tensors] == ["model.layers.4.eh_proj.weight"]
+    assert [tensor.name for tensor in manifests[0].dropped_tensors] == ["model.layers.4.eh_proj.weight"]
     assert check_agreement(manifests, CONFIG, tmp_path) == []
 
 
-def test_a_layers_tensor_may_not_be_left_out_even_where_all_manifests_say_so(tmp_path: Path) -> None:
+def test_a_decoder_tensor_may_not_be_left_out_even_if_all_manifests_drop_it(tmp_path: Path) -> None:
     manifests = manifests_of(tmp_path)
     lost = next(entry for entry in manifests[1].tensors if entry.name == LOST)
     dropped = (*manifests[0].dropped_tensors, DroppedTensor(lost.name, lost.dtype, lost.shape))
@@ -45,4 +45,4 @@ def test_a_layers_tensor_may_not_be_left_out_even_where_all_manifests_say_so(tmp
         for stage, manifest in manifests.items()
     }
     faults = check_agreement(forged, CONFIG, tmp_path)
-    assert any(fault.tensor == LOST and "may be left out" in fault.message for fault in faults)
+    assert any(fault.tensor == LOST and "may not be left out" in fault.message for fault in faults)
