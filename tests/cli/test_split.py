@@ -103,7 +103,7 @@ def test_a_choice_between_files_is_noted(zpptool, model: Path) -> None:
         (["--num-stages", "2", "-o", "OUT"], ExitCode.USAGE, "no model"),
         (["MODEL", "MODEL", "--num-stages", "2", "-o", "OUT"], ExitCode.USAGE, "2 models"),
         (["MODEL", "--num-stages", "2"], ExitCode.USAGE, "no directory for the stages"),
-        (["MODEL", "-o", "OUT"], ExitCode.USAGE, "how to cut"),
+        (["MODEL", "-o", "OUT"], ExitCode.USAGE, "neither --num-stages nor --ranges"),
         (["MODEL", "--num-stages", "5", "-o", "OUT"], ExitCode.INVALID, "5 stages are more than"),
         (["MODEL", "--ranges", "0-1", "2-4", "-o", "OUT"], ExitCode.INVALID, "no stage owns layer 1"),
         (["MODEL/config.json", "--num-stages", "2", "-o", "OUT"], ExitCode.INVALID, "is not a directory"),
@@ -209,7 +209,7 @@ def test_what_ctrl_c_leaves_is_named_and_continued(zpptool, tmp_path: Path) -> N
         process.send_signal(signal.SIGINT)
         _out, err = process.communicate(timeout=30)
     assert process.returncode == ExitCode.INTERRUPTED
-    assert "run the same command again to continue" in err
+    assert "run the same command again to resume" in err
     assert not (tmp_path / "out").exists()
     assert zpptool(*words[3:]).code == 0
     assert {path.name for path in tmp_path.iterdir()} == {"model", "out"}

@@ -107,7 +107,7 @@ def test_a_server_without_ranges_and_a_missing_server_are_named(zpptool, hub: Hu
     hub.ranges = False
     ran = zpptool("split", "org/name", "--num-stages", 2, "--dry-run", env=hub.env)
     assert ran.code == ExitCode.FAILURE
-    assert "does not answer range requests" in ran.err
+    assert "does not support range requests" in ran.err
     gone = zpptool(
         "split", "org/name", "--num-stages", 2, "--dry-run", env={**hub.env, "HF_ENDPOINT": "http://[::1]:9"}
     )

@@ -114,7 +114,7 @@ def split(
                     ).unchanged
             except KeyboardInterrupt:
                 if left := unfinished(target_of(plan, output_dir)):
-                    console.note(f"what is finished is kept in {left}: run the same command again to continue")
+                    console.note(f"finished files are in {left}: run the same command again to resume")
                 raise
     payload = {**_payload(plan, paths, dry_run=dry_run), "kept": kept}
     if explain:
