@@ -28,6 +28,7 @@ OTHER_HELP = {
     ("--force", "plan"): "what is replaced differs",
     ("--force", "deploy"): "what is replaced differs",
     ("--force", "keys generate"): "what is replaced differs",
+    ("--gpu-ids", "run-stage"): "the GPUs of one stage",
     ("--base-port", "serve"): "all stages are on this machine and use ipc by default",
     ("--base-port", "test-pipeline"): "all stages are on this machine and use ipc by default",
     ("--api-port", "serve"): "the head's API is behind the front and takes any port",

@@ -17,6 +17,7 @@ from zpptool.config.engine_kind import Engine
 from zpptool.config.gpu_discovery import Card, cards, find_card, names, parse_cards, refuse_missing
 from zpptool.config.gpu_pool import BY_BUS, CUDA, ORDER, parse_gpu_ids
 from zpptool.config.gpu_sharing import KV_BYTES, UTILIZATION
+from zpptool.config.runtime_options import RuntimeOptions
 from zpptool.config.stage_spec import StageSpec
 from zpptool.errors import ZppError
 
@@ -39,14 +40,14 @@ def model(tmp_path: Path) -> Path:
     return write_checkpoint(tmp_path / "model", llama(layers=4), llama_config(layers=4))
 
 
-def stages(model: Path, *sizes: int, **said: Any) -> list[StageSpec]:
+def stages(model: Path, *sizes: int, **fields: Any) -> list[StageSpec]:
     step = 4 // len(sizes)
     partition = tuple((first, first + step) for first in range(0, 4, step))
     return [
         StageSpec(
-            engine=said.get("engine", Engine.VLLM), model=str(model), partition=partition, stage=stage, bind="",
-            connect="", device=said.get("device", "auto"), tensor_parallel_size=size,
-            engine_args=said.get("engine_args", ()),
+            engine=fields.get("engine", Engine.VLLM), model=str(model), partition=partition, stage=stage, bind="",
+            connect="", tensor_parallel_size=size, engine_args=fields.get("engine_args", ()),
+            runtime=RuntimeOptions(device=fields.get("device", "auto")),
         )
         for stage, size in enumerate(sizes)
     ]  # fmt: skip

@@ -46,13 +46,13 @@ def test_a_trial_without_a_verdict_is_reported_and_raised(model: Path, tmp_path:
 def test_files_that_cannot_be_written_are_refused_before_the_trial(model: Path, tmp_path: Path, name: str) -> None:
     for files in (ReportFiles(report=tmp_path / name), ReportFiles(junit=tmp_path / name)):
         with pytest.raises(ZppError, match="cannot be written") as refused:
-            run_reported_trial(options(model), files, None, print)
+            run_reported_trial(options(model), files, None)
         assert refused.value.exit_code is ExitCode.USAGE
 
 
 def test_a_trace_that_cannot_be_written_is_refused_before_the_trial(model: Path, tmp_path: Path) -> None:
     runtime = RuntimeOptions(trace=str(tmp_path / "no" / "trace.json"))
     with pytest.raises(ZppError) as refused:
-        run_reported_trial(options(model, runtime), ReportFiles(), None, print)
+        run_reported_trial(options(model, runtime), ReportFiles(), None)
     assert refused.value.exit_code is ExitCode.USAGE
     assert "trace.json" in refused.value.message

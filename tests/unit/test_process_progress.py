@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from zpptool.process import progress
+from zpptool.process.environment import PHASE_VARIABLE
 
 
 def test_phases_are_written_to_the_file_and_failures_are_ignored(
@@ -16,12 +17,12 @@ def test_phases_are_written_to_the_file_and_failures_are_ignored(
     path = tmp_path / "stage-0"
     assert progress.read_phase(path) == progress.STARTING
     progress.report_phase("no file is named")
-    monkeypatch.setenv(progress.PHASE_VARIABLE, str(path))
-    count_bytes = progress.loading_teller(1000)
+    monkeypatch.setenv(PHASE_VARIABLE, str(path))
+    count_bytes = progress.loading_progress(1000)
     assert progress.read_phase(path) == "loading 0%"
     count_bytes(430)
     assert progress.read_phase(path) == "loading 43%"
     progress.report_phase("ready")
     assert progress.read_phase(path) == "ready"
-    monkeypatch.setenv(progress.PHASE_VARIABLE, str(tmp_path / "no" / "such"))
+    monkeypatch.setenv(PHASE_VARIABLE, str(tmp_path / "no" / "such"))
     progress.report_phase("lost")

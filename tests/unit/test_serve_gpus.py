@@ -14,6 +14,7 @@ from checkpoints import llama, llama_config, write_checkpoint
 from zpptool.config.engine_kind import Engine
 from zpptool.config.gpu_discovery import Card
 from zpptool.config.gpu_pool import CUDA, Group
+from zpptool.config.runtime_options import RuntimeOptions
 from zpptool.errors import ExitCode, ZppError
 from zpptool.parity.trial_plan import TrialOptions, plan_trial
 from zpptool.serve.gpus import refuse_full, refuse_unseen
@@ -28,9 +29,8 @@ def model(tmp_path: Path) -> Path:
 def serving(model: Path, **changes: Any) -> tuple[PipelineLaunchPlan, ...]:
     options = {
         "model": model, "pipeline_dir": None, "plan_file": None, "num_stages": 2, "ranges": (), "engine": Engine.VLLM,
-        "dtype": "auto", "device": "auto", "gpu_ids": (), "port": 0, "base_port": None, "api_port": None, "replicas": 1,
-        "served_name": "", "engine_args": (), "start_timeout_s": 1.0, "step_timeout_s": 1.0, "beat_timeout_s": 1.0,
-        "recovery_deadline_s": 120.0,
+        "dtype": "auto", "gpu_ids": (), "port": 0, "base_port": None, "api_port": None, "replicas": 1,
+        "served_name": "", "engine_args": (), "runtime": RuntimeOptions(recovery_deadline_s=120.0),
     }  # fmt: skip
     return plan_serving(ServeOptions(**{**options, **changes}))
 
@@ -103,8 +103,8 @@ def test_a_trial_gives_a_stage_all_its_gpus(model: Path, tmp_path: Path, monkeyp
     plan = plan_trial(
         TrialOptions(
             engine=Engine.VLLM, model=model, pipeline_dir=None, num_stages=2, ranges=(), prompts=("hello",),
-            as_chat=False, with_long_prompts=False, batched=False, max_new_tokens=8, dtype="auto", device="auto",
-            gpu_ids=(), base_port=None, api_port=None, engine_args=(), start_timeout_s=10.0, step_timeout_s=5.0,
+            as_chat=False, with_long_prompts=False, batched=False, max_new_tokens=8, dtype="auto",
+            gpu_ids=(), base_port=None, api_port=None, engine_args=(),
             tensor_parallel_sizes=(2, 1),
         ),
         tmp_path,

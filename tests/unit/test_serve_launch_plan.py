@@ -11,6 +11,7 @@ import pytest
 from checkpoints import llama, llama_config, write_checkpoint
 
 from zpptool.config.engine_kind import Engine
+from zpptool.config.runtime_options import RuntimeOptions
 from zpptool.errors import ExitCode, ZppError
 from zpptool.serve.launch_plan import PipelineLaunchPlan, ServeOptions, plan_serving
 
@@ -26,9 +27,9 @@ def planned(model: Path) -> Callable[..., tuple[PipelineLaunchPlan, ...]]:
     def plan(**changes: object) -> tuple[PipelineLaunchPlan, ...]:
         options = {
             "model": model, "pipeline_dir": None, "plan_file": None, "num_stages": 2, "ranges": (),
-            "engine": Engine.TRANSFORMERS, "dtype": "auto", "device": "cpu", "gpu_ids": (), "port": 0,
+            "engine": Engine.TRANSFORMERS, "dtype": "auto", "gpu_ids": (), "port": 0,
             "base_port": None, "api_port": None, "replicas": 1, "served_name": "", "engine_args": (),
-            "start_timeout_s": 1.0, "step_timeout_s": 1.0, "beat_timeout_s": 1.0, "recovery_deadline_s": 120.0,
+            "runtime": RuntimeOptions(device="cpu", recovery_deadline_s=120.0),
         }  # fmt: skip
         return plan_serving(ServeOptions(**{**options, **changes}))  # type: ignore[arg-type]
 
