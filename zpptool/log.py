@@ -169,8 +169,3 @@ def _from_environment(variable: str, default: Choice) -> Choice:
     except ValueError:
         choices = ", ".join(type(default))
         raise usage_error(f"{variable} is {value!r}", f"Set it to one of: {choices}.") from None
-
-
-def say(who: str, text: str) -> None:
-    """Log one line for a place that is known by name only."""
-    logging.getLogger(ROOT).info(text, extra={"stage": who})

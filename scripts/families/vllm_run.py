@@ -21,7 +21,7 @@ from zpptool.engines.base import run_stage_worker
 from zpptool.engines.vllm.compat.arguments import serve_arguments
 from zpptool.engines.vllm.compat.control_objects import SamplingParams
 from zpptool.engines.vllm.compat.engine_config import engine_config
-from zpptool.engines.vllm.compat.environment import set_layer_partition
+from zpptool.engines.vllm.compat.env_variables import set_layer_partition
 from zpptool.engines.vllm.core.executor import RingExecutor
 from zpptool.engines.vllm.worker import StageWorker
 from zpptool.process.environment import set_head_spec

@@ -169,7 +169,7 @@ def test_the_doctor_of_a_machine_reports_its_busy_port(
     assert made.code == 0, made.err
     script = (
         "from pathlib import Path\n"
-        "from zpptool.doctor.network import check_peers, check_ports\n"
+        "from zpptool.doctor.check_network import check_peers, check_ports\n"
         "from zpptool.doctor.target import make_target\n"
         "from zpptool.config.plan import Engine\n"
         f"target = make_target({str(tmp_path / 'zpp.yaml')!r}, engine=Engine.VLLM, num_stages=None, base_port=1,"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -51,3 +52,31 @@ def test_every_module_that_a_page_names_exists(page: Path) -> None:
     for name in _MODULE.findall(page.read_text()):
         candidates = (ROOT / name, PACKAGE / name, ROOT / "tests" / name)
         assert any(path.is_file() for path in candidates), f"{page.name} names {name}"
+
+
+SOURCES = [path for folder in ("zpptool", "tests", "scripts", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+
+
+def test_no_file_is_longer_than_400_lines() -> None:
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in SOURCES}
+    assert {name: length for name, length in lengths.items() if length > 400} == {}
+
+
+def test_no_class_has_more_than_20_attributes() -> None:
+    def attributes(node: ast.ClassDef) -> set[str]:
+        return {
+            child.attr
+            for child in ast.walk(node)
+            if isinstance(child, ast.Attribute)
+            and isinstance(child.ctx, ast.Store)
+            and isinstance(child.value, ast.Name)
+            and child.value.id == "self"
+        }
+
+    counts = {
+        f"{path.relative_to(ROOT)}: {node.name}": len(attributes(node))
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    }
+    assert {name: count for name, count in counts.items() if count > 20} == {}

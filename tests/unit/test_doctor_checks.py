@@ -15,16 +15,14 @@ from stages import free_base_port
 from zpptool.config.engine_kind import Engine
 from zpptool.config.plan import make_plan
 from zpptool.doctor import (
-    checks as checkup,
-)
-from zpptool.doctor import (
-    clock,
-    cpu,
-    engine,
-    keys,
-    memory,
-    model,
-    network,
+    check_clock,
+    check_cpu,
+    check_engine,
+    check_keys,
+    check_memory,
+    check_model,
+    check_network,
+    checks,
     versions,
 )
 from zpptool.doctor.finding import Finding, Level, blocked
@@ -54,8 +52,8 @@ def levels(findings: Iterator[Finding]) -> list[Level]:
 
 
 def test_every_finding_that_needs_action_has_a_fix(checkpoint: Path) -> None:
-    light = tuple(check for check in checkup.CHECKS if check is not engine.check_engine_and_devices)
-    for finding in checkup.examine(target_of_checkpoint(checkpoint, num_stages=2), light):
+    light = tuple(check for check in checks.CHECKS if check is not check_engine.check_engine_and_devices)
+    for finding in checks.examine(target_of_checkpoint(checkpoint, num_stages=2), light):
         assert (finding.level is Level.OK) == (not finding.fix), finding
         assert "\n" not in finding.message + finding.fix
 
@@ -65,7 +63,7 @@ def test_a_check_that_fails_is_a_finding_and_hides_no_other() -> None:
         raise RuntimeError("no such file system")
         yield
 
-    found = list(checkup.examine(target_of_checkpoint(), (broken, versions.check_zeromq)))
+    found = list(checks.examine(target_of_checkpoint(), (broken, versions.check_zeromq)))
     assert "no such file system" in found[0].message
     assert found[1].check == "pyzmq"
 
@@ -79,33 +77,33 @@ def test_only_the_supported_vllm_is_ok(version: str | None, level: Level) -> Non
 
 
 def test_a_scripts_answer_or_its_failure_is_reported() -> None:
-    assert engine.ask("import json; answer = {'gpus': []}\n" + engine._PRINT) == {"gpus": []}
-    assert "nonsense" in str(engine.ask("import nonsense"))
-    assert "signal 6" in str(engine.ask("import os; os.abort()"))
+    assert check_engine.ask("import json; answer = {'gpus': []}\n" + check_engine._PRINT) == {"gpus": []}
+    assert "nonsense" in str(check_engine.ask("import nonsense"))
+    assert "signal 6" in str(check_engine.ask("import os; os.abort()"))
 
 
 @pytest.mark.torch
 @pytest.mark.timeout(200)
 def test_the_engine_imports_here(checkpoint: Path) -> None:
     pytest.importorskip("transformers")
-    assert not blocked(engine.check_engine_and_devices(target_of_checkpoint(checkpoint)))
+    assert not blocked(check_engine.check_engine_and_devices(target_of_checkpoint(checkpoint)))
 
 
 def test_a_gpu_without_room_for_its_stage_is_a_blocker() -> None:
     gpus = [("A", 8 * GIB, 16 * GIB), ("B", 16 * GIB, 16 * GIB)]
-    assert levels(engine.device_findings(gpus, [10 * GIB, 10 * GIB])) == [Level.BLOCKER, Level.OK]
-    assert levels(engine.device_findings(gpus, [1, 1, 1])) == [Level.OK, Level.OK, Level.WARNING]
-    assert levels(engine.device_findings([], [1])) == [Level.OK]
+    assert levels(check_engine.device_findings(gpus, [10 * GIB, 10 * GIB])) == [Level.BLOCKER, Level.OK]
+    assert levels(check_engine.device_findings(gpus, [1, 1, 1])) == [Level.OK, Level.OK, Level.WARNING]
+    assert levels(check_engine.device_findings([], [1])) == [Level.OK]
 
 
 def test_a_shortage_is_reported() -> None:
-    assert memory.memory_finding(GIB, 2 * GIB).level is Level.WARNING
-    assert memory.memory_finding(2 * GIB, GIB).level is Level.OK
-    assert memory.shared_memory_finding(64 << 20).level is Level.WARNING
-    assert memory.shared_memory_finding(GIB).level is Level.OK
-    assert memory.files_finding(1024).level is Level.WARNING
-    assert memory.files_finding(-1).level is Level.OK
-    assert memory.disk_finding(Path("/"), 1).level is Level.WARNING
+    assert check_memory.memory_finding(GIB, 2 * GIB).level is Level.WARNING
+    assert check_memory.memory_finding(2 * GIB, GIB).level is Level.OK
+    assert check_memory.shared_memory_finding(64 << 20).level is Level.WARNING
+    assert check_memory.shared_memory_finding(GIB).level is Level.OK
+    assert check_memory.files_finding(1024).level is Level.WARNING
+    assert check_memory.files_finding(-1).level is Level.OK
+    assert check_memory.disk_finding(Path("/"), 1).level is Level.WARNING
 
 
 @pytest.mark.parametrize(
@@ -122,22 +120,22 @@ def test_a_shortage_is_reported() -> None:
     ],
 )
 def test_stages_share_the_cores(cores: int, nodes: int, stages: int, threads: str, bound: str, level: Level) -> None:
-    assert cpu.cpu_finding(cores, nodes, stages, threads, bound).level is level
+    assert check_cpu.cpu_finding(cores, nodes, stages, threads, bound).level is level
 
 
 def test_the_kernel_reports_its_clock() -> None:
-    assert clock.clock_finding(clock.STA_UNSYNC, 16_000_000).level is Level.WARNING
-    assert clock.clock_finding(0, 500_000).level is Level.OK
-    status = clock.clock_status()
+    assert check_clock.clock_finding(check_clock.STA_UNSYNC, 16_000_000).level is Level.WARNING
+    assert check_clock.clock_finding(0, 500_000).level is Level.OK
+    status = check_clock.clock_status()
     assert status is None or status[1] >= 0
 
 
 def test_a_port_in_use_is_a_blocker_that_names_the_process(checkpoint: Path) -> None:
     base = free_base_port(3)
     pipeline = {"num_stages": 2, "base_port": base, "api_port": base + 1}
-    assert levels(network.check_ports(target_of_checkpoint(checkpoint, **pipeline))) == [Level.OK]
+    assert levels(check_network.check_ports(target_of_checkpoint(checkpoint, **pipeline))) == [Level.OK]
     with socket.create_server(("127.0.0.1", base)):
-        (found,) = network.check_ports(target_of_checkpoint(checkpoint, **pipeline))
+        (found,) = check_network.check_ports(target_of_checkpoint(checkpoint, **pipeline))
     assert found.level is Level.BLOCKER
     assert str(base) in found.message
     assert str(os.getpid()) in found.message
@@ -146,11 +144,11 @@ def test_a_port_in_use_is_a_blocker_that_names_the_process(checkpoint: Path) -> 
 def test_a_peer_is_reached_or_not() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        assert network.peer_finding(1, f"tcp://127.0.0.1:{port}").level is Level.OK
-    closed = network.peer_finding(1, f"tcp://127.0.0.1:{port}")
+        assert check_network.peer_finding(1, f"tcp://127.0.0.1:{port}").level is Level.OK
+    closed = check_network.peer_finding(1, f"tcp://127.0.0.1:{port}")
     assert closed.level is Level.WARNING
     assert "stage 1" in closed.fix
-    assert network.peer_finding(1, "tcp://no-such-host.invalid:1").level is Level.BLOCKER
+    assert check_network.peer_finding(1, "tcp://no-such-host.invalid:1").level is Level.BLOCKER
 
 
 def test_only_preceding_stages_on_other_machines_are_probed() -> None:
@@ -160,7 +158,7 @@ def test_only_preceding_stages_on_other_machines_are_probed() -> None:
             num_stages=2, hosts=["127.0.0.1", "127.0.0.2"], base_port=port - 2, host="127.0.0.1"
         )
         assert ours.here == (0,)
-        (found,) = network.check_peers(ours)
+        (found,) = check_network.check_peers(ours)
     assert found == Finding("stage 1", Level.OK, f"tcp://127.0.0.2:{port} accepts connections")
 
 
@@ -168,17 +166,17 @@ def test_the_model_is_read_and_compared_with_the_plan(checkpoint: Path, tmp_path
     plan = make_plan(checkpoint, num_stages=2, base_port=15550, api_port=8000)
     file = tmp_path / "zpp.yaml"
     file.write_text(plan.to_yaml())
-    assert levels(model.check_model(target_of_checkpoint(file))) == [Level.OK]
+    assert levels(check_model.check_model(target_of_checkpoint(file))) == [Level.OK]
     file.write_text(plan.to_yaml().replace(str(checkpoint), str(tmp_path / "gone")))
-    assert levels(model.check_model(target_of_checkpoint(file))) == [Level.BLOCKER]
+    assert levels(check_model.check_model(target_of_checkpoint(file))) == [Level.BLOCKER]
     other = tmp_path / "other"
     write_checkpoint(other, llama(layers=5), llama_config(layers=5))
     file.write_text(plan.to_yaml().replace(str(checkpoint), str(other)))
-    findings = model.check_model(target_of_checkpoint(file))
+    findings = check_model.check_model(target_of_checkpoint(file))
     found = [finding.message for finding in findings if finding.level is Level.BLOCKER]
     assert any("4 layers" in message for message in found)
     (other / "config.json").write_text("{")
-    assert levels(model.check_model(target_of_checkpoint(other))) == [Level.BLOCKER]
+    assert levels(check_model.check_model(target_of_checkpoint(other))) == [Level.BLOCKER]
 
 
 def test_a_host_outside_the_plan_is_refused() -> None:
@@ -187,12 +185,12 @@ def test_a_host_outside_the_plan_is_refused() -> None:
 
 
 def test_key_files_must_be_private(tmp_path: Path) -> None:
-    assert not list(keys.check_keys(target_of_checkpoint()))
-    assert levels(keys.check_keys(target_of_checkpoint(keys=tmp_path))) == [Level.BLOCKER]
+    assert not list(check_keys.check_keys(target_of_checkpoint()))
+    assert levels(check_keys.check_keys(target_of_checkpoint(keys=tmp_path))) == [Level.BLOCKER]
     file = tmp_path / "stage_0.keys"
-    assert keys.keys_finding(file).level is Level.BLOCKER
+    assert check_keys.keys_finding(file).level is Level.BLOCKER
     file.write_text("secret")
     file.chmod(0o644)
-    assert keys.keys_finding(file).level is Level.BLOCKER
+    assert check_keys.keys_finding(file).level is Level.BLOCKER
     file.chmod(0o600)
-    assert levels(keys.check_keys(target_of_checkpoint(keys=tmp_path))) == [Level.OK]
+    assert levels(check_keys.check_keys(target_of_checkpoint(keys=tmp_path))) == [Level.OK]

@@ -13,7 +13,7 @@ pytest.importorskip("vllm")
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(120)]
 
 from zpptool.config.engine_kind import Engine  # noqa: E402
-from zpptool.config.model_runner import VARIABLE  # noqa: E402
+from zpptool.config.runner_choice import VARIABLE  # noqa: E402
 from zpptool.config.stage_spec import StageSpec  # noqa: E402
 from zpptool.engines.vllm.compat.arguments import serve_arguments  # noqa: E402
 from zpptool.engines.vllm.compat.engine_config import engine_config  # noqa: E402

@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from zpptool.checkpoint.config import stated_layer_count, text_config, unknown_layer_count
 from zpptool.checkpoint.header import TensorInfo
 from zpptool.checkpoint.index import CheckpointIndex
+from zpptool.checkpoint.model_config import stated_layer_count, text_config, unknown_layer_count
 from zpptool.checkpoint.roles import PREDICTION_WORDS, SPEAKER_WORDS, TEXT_WORDS, TOWER_WORDS, words_of
 from zpptool.errors import invalid_error
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zpptool.checkpoint.config import layer_count, read_config
 from zpptool.checkpoint.header import Header, TensorInfo, read_header
+from zpptool.checkpoint.model_config import layer_count, read_config
 from zpptool.document import read_json
 from zpptool.errors import ZppError, invalid_error
 from zpptool.file_names import is_plain_name

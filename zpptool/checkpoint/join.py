@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from zpptool.checkpoint.agreement import check_agreement
-from zpptool.checkpoint.config import read_config
 from zpptool.checkpoint.digest import digest_bytes
 from zpptool.checkpoint.file_copy import Advance
 from zpptool.checkpoint.header import TensorInfo, read_header, write_header
 from zpptool.checkpoint.index import INDEX_NAME, read_index
 from zpptool.checkpoint.manifest import Manifest, TensorEntry, WeightFile, load_manifest
-from zpptool.checkpoint.output import (
+from zpptool.checkpoint.model_config import read_config
+from zpptool.checkpoint.output_directory import (
     Workplace,
     check_output,
     check_space,

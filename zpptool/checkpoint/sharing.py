@@ -11,8 +11,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from zpptool.checkpoint.config import text_config
 from zpptool.checkpoint.decoder import Decoder
+from zpptool.checkpoint.model_config import text_config
 from zpptool.checkpoint.roles import words_of
 from zpptool.errors import invalid_error
 

@@ -23,7 +23,7 @@ from zpptool.checkpoint.header import TensorInfo
 from zpptool.checkpoint.index import INDEX_NAME, MAX_INDEX_BYTES, CheckpointIndex
 from zpptool.checkpoint.manifest import MANIFEST_VERSION
 from zpptool.checkpoint.mode import Mode
-from zpptool.checkpoint.output import (
+from zpptool.checkpoint.output_directory import (
     check_output,
     check_space,
     discard,

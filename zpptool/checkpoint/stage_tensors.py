@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from zpptool.checkpoint.config import read_config, stated_layer_count, unknown_layer_count
 from zpptool.checkpoint.digest import model_digest_of, tensors_digest
 from zpptool.checkpoint.index import CheckpointIndex, TensorInfo, read_index
 from zpptool.checkpoint.manifest import is_stage_directory, load_manifest
+from zpptool.checkpoint.model_config import read_config, stated_layer_count, unknown_layer_count
 from zpptool.checkpoint.structure import infer_structure, stage_tensors
 from zpptool.errors import invalid_error
 from zpptool.partition import Partition

@@ -20,7 +20,7 @@ from zpptool.checkpoint.digest import digest_bytes, model_digest_of, source_dige
 from zpptool.checkpoint.file_copy import Advance
 from zpptool.checkpoint.index import INDEX_NAME
 from zpptool.checkpoint.manifest import MANIFEST_VERSION, DroppedTensor, Manifest, SmallFile, TensorEntry, WeightFile
-from zpptool.checkpoint.output import Workplace
+from zpptool.checkpoint.output_directory import Workplace
 from zpptool.checkpoint.shards import ShardPlan, read_head
 from zpptool.checkpoint.smallfiles import STAGE_FILE
 from zpptool.checkpoint.splitplan import SplitPlan, StagePlan

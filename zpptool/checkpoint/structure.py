@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from zpptool.checkpoint.config import takes_more_than_text, text_config
 from zpptool.checkpoint.decoder import Decoder, find_decoder
 from zpptool.checkpoint.index import CheckpointIndex, TensorInfo
+from zpptool.checkpoint.model_config import takes_more_than_text, text_config
 from zpptool.checkpoint.roles import LAYER, PREDICTION, TEXT_WORDS, Role, Side, outside_role, words_of
 from zpptool.checkpoint.sharing import joined_layers, shared_weights
 from zpptool.checkpoint.tied import tie_ends

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from zpptool.checkpoint.config import text_config
 from zpptool.checkpoint.header import TensorInfo
+from zpptool.checkpoint.model_config import text_config
 from zpptool.checkpoint.roles import BEFORE, BOTH, Role, Side, module_of, words_of
 from zpptool.errors import invalid_error
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from zpptool.checkpoint.agreement import check_agreement
-from zpptool.checkpoint.config import read_config
 from zpptool.checkpoint.digest import digest_file
 from zpptool.checkpoint.faults import SplitFault, SplitFaultCode
 from zpptool.checkpoint.file_copy import Advance
 from zpptool.checkpoint.index import CheckpointIndex, read_index
 from zpptool.checkpoint.manifest import Manifest, is_stage_directory, load_manifest
+from zpptool.checkpoint.model_config import read_config
 from zpptool.checkpoint.smallfiles import small_files
 from zpptool.checkpoint.stage_tensors import index_digest
 from zpptool.checkpoint.stagefiles import WeightCheck, check_small_files, check_weights

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zpptool.cli.examples import epilog
-from zpptool.cli.front import front_status, refuse_two_pipelines
+from zpptool.cli.front_client import front_status, refuse_two_pipelines
 from zpptool.cli.options import (
     DEFAULT_URL,
     ApiKeyOption,

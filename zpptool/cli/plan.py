@@ -54,7 +54,7 @@ def plan(
     What to run and what to open on each host is printed: run the command lines unchanged, in the file's directory.
     What follows -- goes to the engine.
     """
-    from zpptool.checkpoint.config import read_config
+    from zpptool.checkpoint.model_config import read_config
 
     directory, range_words = model_and_ranges(ctx, model, arguments, ranges)
     made = make_plan(

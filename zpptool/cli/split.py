@@ -81,7 +81,7 @@ def split(
     """
     from zpptool.checkpoint.explain import explain as explain_plan
     from zpptool.checkpoint.hub import open_source
-    from zpptool.checkpoint.output import unfinished
+    from zpptool.checkpoint.output_directory import unfinished
     from zpptool.checkpoint.split import target_of, write_split
     from zpptool.checkpoint.splitplan import plan_split
     from zpptool.checkpoint.streaming import CopyOptions

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zpptool.cli.front import front_status, refuse_two_pipelines
+from zpptool.cli.front_client import front_status, refuse_two_pipelines
 from zpptool.cli.options import DEFAULT_URL, ApiKeyOption, DefaultUrlOption, JsonOption, RunDirOption, UrlOption
 from zpptool.console import Console, human_bytes
 from zpptool.errors import ExitCode

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from zpptool.checkpoint.config import text_config
+from zpptool.checkpoint.model_config import text_config
 from zpptool.checkpoint.stage_tensors import load_plan
 from zpptool.config.stage_spec import StageSpec
 from zpptool.console import human_bytes

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from zpptool.doctor.clock import check_clock
-from zpptool.doctor.cpu import check_cpu
-from zpptool.doctor.engine import check_engine_and_devices
+from zpptool.doctor.check_clock import check_clock
+from zpptool.doctor.check_cpu import check_cpu
+from zpptool.doctor.check_engine import check_engine_and_devices
+from zpptool.doctor.check_keys import check_keys
+from zpptool.doctor.check_memory import check_disk, check_files, check_memory, check_shared_memory
+from zpptool.doctor.check_model import check_model
+from zpptool.doctor.check_network import check_peers, check_ports
 from zpptool.doctor.finding import Finding, warning
-from zpptool.doctor.keys import check_keys
-from zpptool.doctor.memory import check_disk, check_files, check_memory, check_shared_memory
-from zpptool.doctor.model import check_model
-from zpptool.doctor.network import check_peers, check_ports
 from zpptool.doctor.target import Target
 from zpptool.doctor.versions import check_versions, check_zeromq
 

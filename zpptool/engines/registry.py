@@ -7,7 +7,7 @@ import importlib.util
 import os
 
 from zpptool.config.engine_kind import ENGINES, Engine
-from zpptool.config.model_runner import refuse_v2_runner
+from zpptool.config.runner_choice import refuse_v2_runner
 from zpptool.engines.vllm.compat.source_check import require_hooks
 from zpptool.errors import usage_error
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import msgspec
 
-from zpptool.checkpoint.config import context_length, read_config
 from zpptool.checkpoint.manifest import Manifest
+from zpptool.checkpoint.model_config import context_length, read_config
 from zpptool.checkpoint.stage_tensors import model_digest
 from zpptool.config.cpu_binding import stage_environments
 from zpptool.config.engine_kind import ENGINES, Engine

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from zpptool.config.cpu_binding import openmp_environment
 from zpptool.config.engine_kind import ENGINES
-from zpptool.config.model_runner import runner_environment
+from zpptool.config.runner_choice import runner_environment
 from zpptool.config.stage_spec import StageSpec
 from zpptool.errors import ExitCode, ZppError, stage_error, usage_error
 from zpptool.places import HEAD, place_name

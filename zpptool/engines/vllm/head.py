@@ -12,7 +12,7 @@ import vllm
 
 from zpptool.config.stage_spec import spec_from_argv
 from zpptool.engines.vllm.compat.arguments import serve_arguments
-from zpptool.engines.vllm.compat.environment import set_layer_partition
+from zpptool.engines.vllm.compat.env_variables import set_layer_partition
 from zpptool.engines.vllm.compat.server import serve_openai_api
 from zpptool.engines.vllm.compat.source_check import version_warning
 from zpptool.engines.vllm.compat.unsupported import vllms_refusal

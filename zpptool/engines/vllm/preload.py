@@ -13,7 +13,7 @@ from contextlib import suppress
 from zpptool.config.stage_spec import StageSpec
 from zpptool.engines.vllm.compat.arguments import serve_arguments
 from zpptool.engines.vllm.compat.engine_config import engine_config
-from zpptool.engines.vllm.compat.environment import set_layer_partition
+from zpptool.engines.vllm.compat.env_variables import set_layer_partition
 from zpptool.engines.vllm.core.executor import RingExecutor
 
 IMPORTED_LATE = ("vllm.model_executor.layers.quantization.online.base",)

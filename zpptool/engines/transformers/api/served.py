@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from zpptool.checkpoint.config import MAX_CONFIG_BYTES
+from zpptool.checkpoint.model_config import MAX_CONFIG_BYTES
 from zpptool.document import read_json
 from zpptool.engines.transformers.loading import load_config
 from zpptool.engines.transformers.sampling import SamplingParams

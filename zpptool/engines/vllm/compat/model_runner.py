@@ -11,7 +11,7 @@ import torch
 
 from zpptool.engines.vllm.compat.control_objects import SchedulerOutput
 from zpptool.engines.vllm.compat.engine_config import VllmConfig
-from zpptool.engines.vllm.compat.worker import WorkerWrapperBase
+from zpptool.engines.vllm.compat.worker_wrapper import WorkerWrapperBase
 from zpptool.errors import ZppError
 
 

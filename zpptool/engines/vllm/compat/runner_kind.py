@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from vllm.config import VllmConfig
 
-from zpptool.config.model_runner import VARIABLE
+from zpptool.config.runner_choice import VARIABLE
 from zpptool.errors import usage_error
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from zpptool.engines.vllm.compat.control_objects import ModelRunnerOutput, SchedulerOutput
-from zpptool.engines.vllm.compat.scheduler import EngineCoreOutputs, Request
+from zpptool.engines.vllm.compat.scheduler_classes import EngineCoreOutputs, Request
 from zpptool.engines.vllm.core.batching_policy import BatchingPolicy
 from zpptool.engines.vllm.core.scheduler import RecoveringScheduler
 

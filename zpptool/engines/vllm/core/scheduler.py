@@ -21,7 +21,7 @@ from zpptool.engines.vllm.compat.control_objects import (
     NewRequestData,
     SchedulerOutput,
 )
-from zpptool.engines.vllm.compat.scheduler import EngineCoreOutputs, RequestStatus, Scheduler
+from zpptool.engines.vllm.compat.scheduler_classes import EngineCoreOutputs, RequestStatus, Scheduler
 from zpptool.engines.vllm.core.executor import ring_of
 from zpptool.engines.vllm.core.step_calls import LOST
 

@@ -25,12 +25,12 @@ from zpptool.config.engine_kind import Engine
 from zpptool.config.gpu_plan import place_on_gpus
 from zpptool.config.gpu_pool import parse_gpu_ids
 from zpptool.config.memory_budget import free_memory, kv_share, refuse_too_much, stage_bytes
-from zpptool.config.model_runner import choose_v1_runner, refuse_v2_runner
 from zpptool.config.resolve import resolve_place
+from zpptool.config.runner_choice import choose_v1_runner, refuse_v2_runner
 from zpptool.config.runtime_options import RuntimeOptions
 from zpptool.config.stage_links import head_endpoint
 from zpptool.config.stage_spec import StageSpec
-from zpptool.engines.vllm.compat import environment, platform
+from zpptool.engines.vllm.compat import env_variables, platform
 from zpptool.engines.vllm.compat.arguments import serve_arguments, serve_parser
 from zpptool.engines.vllm.compat.engine_config import engine_config
 from zpptool.engines.vllm.compat.source_check import require_hooks, version_warning
@@ -228,17 +228,17 @@ def _share_of_memory(specs: Sequence[StageSpec], given: Mapping[str, Any]) -> di
 @contextmanager
 def _head_environment(spec: StageSpec, scratch: Path) -> Iterator[None]:
     """While the engine core is started: pass its spec in the environment, which it inherits."""
-    if environment.runs_engine_core_in_process():
+    if env_variables.runs_engine_core_in_process():
         raise usage_error(
-            f"{environment.MULTIPROCESSING_VARIABLE}=0 would have the script itself end with its parent",
+            f"{env_variables.MULTIPROCESSING_VARIABLE}=0 would have the script itself end with its parent",
             "Leave it out: the engine core runs in a process of its own.",
         )
-    environment.set_layer_partition(spec)
+    env_variables.set_layer_partition(spec)
     try:
         with head_variables(spec, scratch / "fault"):
             yield
     finally:
-        environment.clear_layer_partition()
+        env_variables.clear_layer_partition()
 
 
 def _end(engine_core: Any, watchdog: StageWatchdog, group: ProcessGroup, started: ExitStack) -> None:

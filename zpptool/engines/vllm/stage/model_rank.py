@@ -12,7 +12,7 @@ from typing import Any
 
 from zpptool.config.stage_spec import StageSpec
 from zpptool.engines.vllm.calls import EXECUTE_AND_SAMPLE, RESTORE_REQUESTS, LiveRequest
-from zpptool.engines.vllm.compat import environment, model_runner, platform
+from zpptool.engines.vllm.compat import env_variables, model_runner, platform
 from zpptool.engines.vllm.compat.arguments import serve_arguments
 from zpptool.engines.vllm.compat.control_objects import GrammarOutput, SchedulerOutput
 from zpptool.engines.vllm.compat.cpu_lora import fix_adapter_products
@@ -20,7 +20,7 @@ from zpptool.engines.vllm.compat.engine_config import engine_config, kv_heads, s
 from zpptool.engines.vllm.compat.kv_cache import KVCacheConfig, KVCacheSpec
 from zpptool.engines.vllm.compat.process_groups import ReplacementGroup, pipeline_group, unlink_shared_memory
 from zpptool.engines.vllm.compat.unsupported import refuse_scores_on_a_stage
-from zpptool.engines.vllm.compat.worker import make_worker
+from zpptool.engines.vllm.compat.worker_wrapper import make_worker
 from zpptool.engines.vllm.core.executor import RingExecutor
 from zpptool.engines.vllm.stage import loader, tp_kv_cache
 from zpptool.engines.vllm.stage.restore import restore_requests
@@ -69,8 +69,8 @@ class StageRank:
         self._rank = rank
         self._store = store
         self._log = place_logger(__name__, spec.stage)
-        environment.set_layer_partition(spec)
-        environment.reuse_compiled_code()
+        env_variables.set_layer_partition(spec)
+        env_variables.reuse_compiled_code()
         arguments = serve_arguments(spec, RingExecutor)
         if spec.tensor_parallel_size > 1:
             set_tensor_parallel_size(arguments, spec.tensor_parallel_size)

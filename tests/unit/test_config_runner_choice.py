@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from zpptool.config.engine_kind import Engine
-from zpptool.config.model_runner import VARIABLE, choose_v1_runner, refuse_v2_runner, runner_environment
+from zpptool.config.runner_choice import VARIABLE, choose_v1_runner, refuse_v2_runner, runner_environment
 from zpptool.engines.registry import check_engine
 from zpptool.errors import ExitCode, ZppError
 from zpptool.process.group import ProcessGroup
@@ -24,9 +25,9 @@ def test_v1_is_added_where_nothing_is_said(env: dict[str, str], added: str | Non
     assert runner_environment(env).get(VARIABLE) == added
 
 
+@pytest.mark.skipif(find_spec("vllm") is None, reason="needs vllm")
 @pytest.mark.parametrize("value", ["1", "true"])
 def test_v2_is_refused_by_name_before_anything_starts(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    pytest.importorskip("vllm")
     monkeypatch.setenv(VARIABLE, value)
     for refuse in (lambda: check_engine(Engine.VLLM), choose_v1_runner):
         with pytest.raises(ZppError, match=f"{VARIABLE}={value}: zpptool does not carry") as fault:
@@ -35,8 +36,8 @@ def test_v2_is_refused_by_name_before_anything_starts(monkeypatch: pytest.Monkey
         assert f"{VARIABLE}=0" in str(fault.value.hint)
 
 
+@pytest.mark.skipif(find_spec("transformers") is None, reason="needs transformers")
 def test_the_embedded_engine_does_not_mind(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("transformers")
     monkeypatch.setenv(VARIABLE, "1")
     check_engine(Engine.TRANSFORMERS)
 
