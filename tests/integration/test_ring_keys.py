@@ -149,7 +149,7 @@ def test_strangers_with_any_keys_are_refused_and_do_not_disturb_the_ring(
         assert ring.head.fault is None
     lines = [TextFormatter().format(record) for record in caplog.records]
     for stage in range(3):
-        assert any(line.startswith(f"zpptool stage {stage}: tcp://0.0.0.0:") for line in lines), lines
+        assert any(line.startswith(f"zpptool stage {stage}: warning: tcp://0.0.0.0:") for line in lines), lines
     assert "a connection from 127.0.0.1 was refused: its key" in caplog.text
 
 
