@@ -16,6 +16,7 @@ from zpptool.net.http_server import HttpServer
 from zpptool.ring.status import RingStatus
 from zpptool.serve.gateway import Gateway, GatewayParts
 from zpptool.serve.load_balancing import BackendState
+from zpptool.serve.named_keys import ApiKey
 from zpptool.serve.pool import Pool
 from zpptool.serve.proxy import ProxyLimits, open_client
 
@@ -185,7 +186,7 @@ def gateway_of(
             watch=[],
             client=open_client(),
             limits=ProxyLimits(body_bytes, request_s, keep_key=not keys),
-            keys=keys,
+            keys=[ApiKey(f"key {number}", key) for number, key in enumerate(keys, 1)],
             rings=lambda: rings or {},
         )
         server.start(lambda: Gateway(parts).app())

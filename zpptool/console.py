@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,11 +18,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from zpptool.errors import ZppError
+from zpptool.plain_text import plain
 
 SCHEMA_VERSION = 1
 PLAIN_PROGRESS_INTERVAL_S = 5.0
 _logger = logging.getLogger(__name__)
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 PIPE_WIDTH = 200
 """Maximum width, in columns, of a table that is not drawn on a terminal."""
 
@@ -90,16 +89,15 @@ class Console:
     def note(self, text: str) -> None:
         """Log a line at level info, unless quiet."""
         if not self.quiet:
-            _logger.info("%s", plain(text))
+            _logger.info("%s", text)
 
     def warn(self, text: str) -> None:
         """Log a line at level warning, also when quiet."""
-        _logger.warning("%s", plain(text))
+        _logger.warning("%s", text)
 
     def error(self, fault: ZppError) -> None:
         """Log an error, and with --json print it as the one object on stdout as well."""
-        hint = plain(fault.hint) if fault.hint else None
-        _logger.error("%s", plain(fault.message), extra={"hint": hint, "exit_code": int(fault.exit_code)})
+        _logger.error("%s", fault.message, extra={"hint": fault.hint, "exit_code": int(fault.exit_code)})
         if self.as_json:
             payload = {"schema_version": SCHEMA_VERSION, **fault.beside, "error": fault.as_json()}
             print(json.dumps(payload, indent=2), flush=True)
@@ -121,11 +119,6 @@ class Console:
             yield from _bar(label, total_bytes)
         else:
             yield from _lines(label, total_bytes)
-
-
-def plain(text: str) -> str:
-    """Escape control characters: file and tensor names are untrusted, and could send commands to the terminal."""
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def _bar(label: str, total_bytes: int) -> Iterator[Callable[[int], None]]:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from zpptool.errors import usage_error
 from zpptool.places import place_name
+from zpptool.plain_text import plain
 
 LEVEL_VARIABLE = "ZPP_LOG_LEVEL"
 """The lowest level that is shown, by name. Children inherit it."""
@@ -50,6 +51,7 @@ class TextFormatter(logging.Formatter):
     """One line for a person: `zpptool stage 1: waiting for stage 0`. Any level but information is named.
 
     The error that ends a process is the one record with an exit code, and begins with its level: `error: stage 1: ...`.
+    Control characters are escaped, because messages hold names from files of others.
 
     Args:
         place: the process's place in the ring by name, for records that carry none; empty for none.
@@ -67,9 +69,9 @@ class TextFormatter(logging.Formatter):
             prefix = f"{level}{place}: " if place else level
         else:
             prefix = f"{ROOT} {place}: {level}" if place else level
-        text = f"{prefix}{record.getMessage()}"
+        text = f"{prefix}{plain(record.getMessage())}"
         if hint := getattr(record, "hint", None):
-            text += f"\n  hint: {hint}"
+            text += f"\n  hint: {plain(hint)}"
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 
 

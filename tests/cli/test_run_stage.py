@@ -212,3 +212,24 @@ def test_beside_a_plan_the_flags_that_it_gives_are_refused_by_their_names(
     ran = run_stage("--plan", tmp_path / "zpp.yaml", "--stage-idx", 1, "--local-bind-port", 7000, "--total-stages", 2)
     assert ran.code == 2
     assert "the plan gives these already: leave out --total-stages, --local-bind-port" in plain(ran.err)
+
+
+@pytest.mark.parametrize(
+    ("words", "warned"),
+    [
+        (["stage_0", "--host", "0.0.0.0"], True),
+        (["stage_0", "--host", "10.0.0.1", "--engine", "transformers", "--", "--api-key", "x"], True),
+        (["stage_0"], False),
+        (["stage_0", "--host", "localhost"], False),
+        (["stage_0", "--host", "0.0.0.0", "--insecure"], False),
+        (["stage_0", "--host", "0.0.0.0", "--", "--api_key=x"], False),
+        (["stage_1", "--host", "0.0.0.0"], False),
+    ],
+)
+def test_an_api_without_a_key_is_warned_of_where_others_may_reach_it(
+    run_stage: Callable[..., Ran], stages: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], warned: bool
+) -> None:
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    ran = run_stage(stages / words[0], *words[1:])
+    assert "which is not installed" in ran.err
+    assert ("asks for no key: every machine that can reach it can use the model" in ran.err) == warned

@@ -83,3 +83,12 @@ def test_a_log_that_cannot_be_written_is_no_reason_to_fail(monkeypatch: pytest.M
     with open("/dev/full", "w") as full:
         monkeypatch.setattr(sys, "stderr", full)
         logging.getLogger("zpptool").info("into the void " * 1000)
+
+
+def test_names_from_files_of_others_send_no_commands_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    configure()
+    name = "\x1b]0;title\x07\x1b[31m\x9b5m\rtensor"
+    extra = {"hint": f"rename {name}", "exit_code": 3}
+    logging.getLogger("zpptool.test").error("there is no tensor %s\nsecond line", name, extra=extra)
+    shown = r"\x1b]0;title\x07\x1b[31m\x9b5m\x0dtensor"
+    assert capsys.readouterr().err == f"error: there is no tensor {shown}\nsecond line\n  hint: rename {shown}\n"

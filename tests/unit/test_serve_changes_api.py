@@ -16,11 +16,14 @@ pytest.importorskip("httpx")
 
 import httpx
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.routing import Route
 from test_admin_change_server import FakeRing as Paper
 
 from zpptool.admin.change_server import ChangeServer
+from zpptool.serve.api_keys import KeyGuard
 from zpptool.serve.changes_api import PlannedChanges
+from zpptool.serve.named_keys import ApiKey
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -40,12 +43,16 @@ def planned(tmp_path: Path, rings: dict[str, Paper]) -> PlannedChanges:
     return PlannedChanges(lambda: {name: tmp_path / f"{name}.change" for name in rings})
 
 
-def post(planned: PlannedChanges, path: str, *bodies: Any, **options: Any) -> list[httpx.Response]:
+def post(
+    planned: PlannedChanges, path: str, *bodies: Any, keys: tuple[ApiKey, ...] = (), **options: Any
+) -> list[httpx.Response]:
     """The answers to requests that are sent at the same time."""
     routes = [Route(f"/pipeline/{name}", getattr(planned, name), methods=["POST"]) for name in ("rollout", "rebalance")]
 
+    guard = [Middleware(KeyGuard, keys=keys)] if keys else []
+
     async def ask() -> list[httpx.Response]:
-        transport = httpx.ASGITransport(Starlette(routes=routes))
+        transport = httpx.ASGITransport(Starlette(routes=routes, middleware=guard))
         async with httpx.AsyncClient(transport=transport, base_url="http://front") as client:
             options.setdefault("headers", {"content-type": "application/json"})
             requests = [client.post(f"/pipeline/{path}", content=body, timeout=30, **options) for body in bodies]
@@ -65,6 +72,19 @@ def test_pipelines_change_one_after_the_other_and_the_outcome_comes_last(
         "type": "outcome", "text": "every stage has come again", "exit_code": 0, "hint": ""
     }  # fmt: skip
     assert rings["two"].asked == [(0, "me"), (1, "me"), (2, "me")]
+
+
+@pytest.mark.parametrize(("own", "shown"), [("me", "me"), ("m" * 200, "m" * 100), ("", "POST /pipeline/rollout from ")])
+def test_a_change_is_in_the_name_of_its_api_key(
+    planned: PlannedChanges, rings: dict[str, Paper], own: str, shown: str
+) -> None:
+    headers = {"content-type": "application/json", "authorization": "Bearer secret"}
+    body = json.dumps({"replica": "one", **({"by": own} if own else {})}).encode()
+    (answer,) = post(planned, "rollout", body, keys=(ApiKey("alice", "secret"),), headers=headers)
+    assert answer.status_code == 200, answer.text
+    by = rings["one"].asked[0][1]
+    assert by.startswith(shown)
+    assert by.endswith(", with the API key alice")
 
 
 def test_only_the_named_pipeline_changes(planned: PlannedChanges, rings: dict[str, Paper]) -> None:

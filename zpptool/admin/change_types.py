@@ -18,6 +18,7 @@ from typing import Annotated
 
 import msgspec
 
+from zpptool.admin.own_socket import connect_to_own
 from zpptool.errors import ExitCode, ZppError, stage_error
 
 MOST_BYTES = 64 << 10
@@ -161,12 +162,12 @@ def ask(path: Path, request: Request) -> Iterator[Answer]:
     Closing the generator disconnects: the head completes the step that has begun, and begins no other.
 
     Raises:
-        ZppError: (ADDRESS) no process accepts connections there; (STAGE) the head has ended before the outcome, or what
-            arrives is no answer.
+        ZppError: (ADDRESS) no process accepts connections there; (INVALID) it belongs to another user, or another user
+            may change it; (STAGE) the head has ended before the outcome, or what arrives is no answer.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
-            connection.connect(str(path))
+            connect_to_own(connection, path)
             connection.sendall(encode_line(request))
         except OSError as cause:
             raise no_head(path, cause) from cause

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds the heads that run on this machine, and reads the status of one."""
+"""Finds this user's heads that run on this machine, and reads the status of one.
+
+Anybody can create a directory with such a name in the temp directory, so sockets of other users are left out of the
+search, and refused by name where one is named.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,10 @@ from pathlib import Path
 
 import msgspec
 
+from zpptool.admin.own_socket import connect_to_own
 from zpptool.deadline import Deadline
 from zpptool.errors import ExitCode, ZppError, stage_error, usage_error
+from zpptool.ownership import distrusted_socket, is_own_peer
 from zpptool.ring.status import SUFFIX, RingStatus
 
 _MOST_BYTES = 16 << 20
@@ -19,25 +25,41 @@ _MOST_BYTES = 16 << 20
 
 
 def find_status_paths() -> list[Path]:
-    """The status sockets of this user's pipelines whose heads run on this machine, newest first."""
+    """The status sockets of this user's pipelines whose heads run on this machine, newest first.
+
+    Left out is what another user owns or may change, and what is reached by a symbolic link only.
+    """
     directories = {Path(tempfile.gettempdir())}
     if runtime := environ.get("XDG_RUNTIME_DIR"):
         directories.add(Path(runtime))
     found = {path for directory in directories for path in directory.glob(f"zpp-*/*{SUFFIX}") if _accepts(path)}
-    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+    return sorted(found, key=_changed_at, reverse=True)
 
 
 def _accepts(path: Path) -> bool:
-    """Whether a process accepts connections there: a head that was killed leaves its socket behind."""
+    """Whether a process of this user accepts connections there: a head that was killed leaves its socket behind."""
+    try:
+        if distrusted_socket(path) is not None:
+            return False
+    except OSError:  # removed meanwhile, or a directory that this user may not enter
+        return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.setblocking(False)
         try:
             connection.connect(str(path))
+            return is_own_peer(connection)
         except BlockingIOError:  # other clients are waiting to be accepted
             return True
         except OSError:
             return False
-    return True
+
+
+def _changed_at(path: Path) -> float:
+    """When the socket was made; 0 if it was removed since it was found."""
+    try:
+        return path.lstat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def the_status_path(run_dir: Path | None) -> Path:
@@ -68,14 +90,15 @@ def read_status(path: Path, timeout_s: float = 2.0) -> RingStatus:
     """The status that the head at this socket reports.
 
     Raises:
-        ZppError: (ADDRESS) no process accepts connections there; (STAGE) no status arrives in time.
+        ZppError: (ADDRESS) no process accepts connections there; (INVALID) it belongs to another user, or another user
+            may change it; (STAGE) no status arrives in time.
     """
     deadline = Deadline(timeout_s)
     answer = bytearray()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(timeout_s)
         try:
-            connection.connect(str(path))
+            connect_to_own(connection, path)
             while piece := connection.recv(1 << 16):
                 answer += piece
                 connection.settimeout(max(deadline.remaining_s(), 0.001))

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A server on a unix socket that only its owner can reach.
 
-The invariant: the socket's file is its owner's alone (0600, in a directory that is private too), a client that connects
-and then stays silent never delays the closing of the server, and the file is removed when the server closes.
+The invariant: the socket's file is its owner's alone (0600, in a directory that is private too), only its owner and
+root are answered, a client that connects and then stays silent never delays the closing of the server, and the file is
+removed when the server closes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+
+from zpptool.ownership import peer_user
 
 _POLL_S = 0.5
 
@@ -65,4 +68,7 @@ class UnixServer:
             except OSError:
                 return
             with suppress(OSError):
-                self._handle(connection)
+                if peer_user(connection) in (os.geteuid(), 0):
+                    self._handle(connection)
+                else:
+                    connection.close()

@@ -7,6 +7,7 @@ directory, which holds a part of one, can be indexed. Nothing is written, and no
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -62,10 +63,11 @@ def read_index(directory: Path) -> CheckpointIndex:
     """Read config.json, the index if there is one, and the header of every weight file.
 
     Raises:
-        ZppError: (INVALID) it is not a checkpoint directory, has no safetensors files, a header is invalid, or the
-            index names a file or a tensor that does not exist.
+        ZppError: (INVALID) it is not a checkpoint directory, may not be read, has no safetensors files, a header is
+            invalid, or the index names a file or a tensor that does not exist.
     """
     directory = Path(directory)
+    _refuse_unreadable(directory)
     present = sorted(path.name for path in directory.glob("*.safetensors"))
     if not present and (foreign := _foreign_weights(directory)):
         raise foreign
@@ -77,6 +79,23 @@ def read_index(directory: Path) -> CheckpointIndex:
     if not tensors:
         raise invalid_error(f"the safetensors files of {directory} hold no tensor")
     return CheckpointIndex(directory, config, tensors, headers, stale, tuple(notes))
+
+
+def _refuse_unreadable(directory: Path) -> None:
+    """Refuse a directory that this user may not list or enter: otherwise it would look empty.
+
+    Raises:
+        ZppError: (INVALID) it is refused.
+    """
+    try:
+        for name in os.listdir(directory)[:1]:
+            (directory / name).lstat()
+    except PermissionError as cause:
+        raise invalid_error(
+            f"{directory} cannot be read: {cause.strerror}", "Check its permissions: it needs r and x for this user."
+        ) from cause
+    except OSError:
+        return  # it does not exist, or is no directory: the reader of its config names that
 
 
 def _read_weight_map(directory: Path) -> dict[str, str] | None:

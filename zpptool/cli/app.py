@@ -23,6 +23,7 @@ from typer.core import TyperGroup
 
 import zpptool
 from zpptool.cli.changes import rebalance, rollout, stage_app
+from zpptool.cli.closed_streams import open_closed_streams
 from zpptool.cli.config import config_app
 from zpptool.cli.deploy import deploy
 from zpptool.cli.doctor import doctor
@@ -40,7 +41,7 @@ from zpptool.cli.test_pipeline import test_pipeline
 from zpptool.cli.validate import validate
 from zpptool.cli.validate_ranges import validate_ranges
 from zpptool.console import Console
-from zpptool.errors import ExitCode, ZppError, usage_error
+from zpptool.errors import ExitCode, ZppError, invalid_error, usage_error
 from zpptool.log import FORMAT_VARIABLE, LEVEL_VARIABLE, ROOT, LogFormat, LogLevel, configure
 
 app = typer.Typer(
@@ -161,19 +162,32 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _interrupt)
     arguments, engine_arguments_given = _split_at_dashes(sys.argv[1:])
     try:
+        open_closed_streams()
         app(args=_global_options_first(arguments), obj=engine_arguments_given, prog_name="zpptool")
     except ZppError as fault:
-        if not logging.getLogger(ROOT).handlers:  # the fault is in the options that configure it
-            configure(LogLevel.INFO, LogFormat.TEXT)
-        with _ignoring_closed_terminal():
-            Console(as_json="--json" in arguments).error(fault)
-        sys.exit(fault.exit_code)
+        _end_with(fault, as_json="--json" in arguments)
+    except PermissionError as cause:
+        if cause.filename is None:
+            raise
+        hint = "Check the permissions of it and of the directories above it."
+        _end_with(
+            invalid_error(f"{cause.filename} cannot be used: {cause.strerror}", hint), as_json="--json" in arguments
+        )
     except SystemExit as ended:
         if ended.code == ExitCode.INTERRUPTED:  # typer's exit code for Ctrl-C
             with _ignoring_closed_terminal():
                 print("interrupted", file=sys.stderr)
         raise
     sys.exit(ExitCode.OK)
+
+
+def _end_with(fault: ZppError, *, as_json: bool) -> NoReturn:
+    """Print an error, and exit with its code."""
+    if not logging.getLogger(ROOT).handlers:  # the fault is in the options that configure it
+        configure(LogLevel.INFO, LogFormat.TEXT)
+    with _ignoring_closed_terminal():
+        Console(as_json=as_json).error(fault)
+    sys.exit(fault.exit_code)
 
 
 @contextmanager

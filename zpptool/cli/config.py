@@ -25,6 +25,7 @@ from zpptool.cli.settings import (
 )
 from zpptool.console import Console
 from zpptool.errors import usage_error
+from zpptool.net.addresses import without_credentials
 
 HIDDEN = "(set, not shown)"
 
@@ -126,10 +127,10 @@ def _source(
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON can hold it."""
+    """A value as JSON can hold it, without the credentials of a URL."""
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    return value if value is None or isinstance(value, bool | int | float) else str(value)
+    return value if value is None or isinstance(value, bool | int | float) else without_credentials(str(value))
 
 
 def _show(out: Console, payload: dict[str, Any]) -> None:

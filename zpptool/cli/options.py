@@ -11,6 +11,7 @@ import typer
 
 from zpptool.config.endpoints import DEFAULT_API_PORT, DEFAULT_BASE_PORT
 from zpptool.config.engine_kind import Engine
+from zpptool.console import Console
 from zpptool.errors import usage_error
 from zpptool.net.addresses import DEFAULT_HOST
 from zpptool.wire.compression.adaptive import WireCodec
@@ -171,7 +172,23 @@ InsecureOption = Annotated[
 _url = typer.Option("--url", metavar="URL", help="The front's address.")
 UrlOption = Annotated[str | None, _url]
 DefaultUrlOption = Annotated[str, _url]
-ApiKeyOption = Annotated[str | None, typer.Option("--api-key", metavar="KEY", help="The front's API key.")]
+TYPED_KEY_WARNING = (
+    "every user of this machine can read --api-key in the list of processes (ps): set ZPP_API_KEY instead"
+)
+
+
+def _checked_key(ctx: typer.Context, key: str | None) -> str | None:
+    """Refuse an empty key, and warn of one that was typed."""
+    if key is not None and not key.strip():
+        raise usage_error("the API key is empty", "Give it a value, or leave it out.")
+    if on_command_line(ctx, "api_key"):
+        Console().warn(TYPED_KEY_WARNING)
+    return key
+
+
+ApiKeyOption = Annotated[
+    str | None, typer.Option("--api-key", metavar="KEY", help="The front's API key.", callback=_checked_key)
+]
 RunDirOption = Annotated[
     Path | None,
     typer.Option(

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -40,6 +41,9 @@ from zpptool.console import Console
 from zpptool.errors import usage_error
 from zpptool.net.addresses import DEFAULT_HOST
 from zpptool.wire.compression.adaptive import WireCodec
+
+if TYPE_CHECKING:
+    from zpptool.config.stage_spec import StageSpec
 
 GIVEN_BY_PLAN = (
     "num_stages", "layer_range", "ranges", "engine", "bind_port", "bind_host", "previous", "last", "next_addr", "bind",
@@ -226,8 +230,24 @@ def run_stage(
     if trace is not None:
         check_trace_file(trace)
     spec = resolve_stage(options)
+    if not insecure:
+        _warn_of_open_api(spec, console)
     check_engine(spec.engine)
     run_in_foreground(spec, environment_of_one(spec, parse_gpu_ids(gpu_ids)), standby)
+
+
+def _warn_of_open_api(spec: StageSpec, console: Console) -> None:
+    """Warn of an API without a key at an address that other machines may reach. It is not refused: in a container,
+    whether others reach the port is decided by the network outside."""
+    from zpptool.net.api_exposure import open_api_warning
+
+    if not spec.is_first or spec.headless:
+        return
+    has_keys = bool(os.environ.get("VLLM_API_KEY")) or any(
+        item.partition("=")[0].replace("_", "-") == "--api-key" for item in spec.engine_args
+    )
+    if warning := open_api_warning(spec.api_host, has_keys=has_keys and spec.engine is Engine.VLLM):
+        console.warn(warning)
 
 
 def _refuse_beside_plan(ctx: typer.Context) -> None:

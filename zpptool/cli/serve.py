@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from zpptool.cli.options import (
+    TYPED_KEY_WARNING,
     ApiHostOption,
     BeatTimeoutOption,
     DeviceOption,
@@ -35,9 +37,10 @@ from zpptool.config.engine_kind import Engine
 from zpptool.console import Console
 from zpptool.errors import usage_error
 from zpptool.net.addresses import DEFAULT_HOST
-from zpptool.regular_file import read_regular
 
-MAX_API_KEYS_BYTES = 1 << 20
+if TYPE_CHECKING:
+    from zpptool.serve.named_keys import ApiKey
+    from zpptool.serve.remote_address import RemoteAddress
 GIVEN_BY_PLAN = ("num_stages", "ranges", "base_port", "api_port", "engine", "dtype")
 """Parameters that a plan gives."""
 
@@ -76,11 +79,19 @@ def serve(
     ] = "",
     api_key: Annotated[
         list[str] | None,
-        typer.Option("--api-key", metavar="KEY", help="Ask clients for this key; may be given several times."),
+        typer.Option(
+            "--api-key",
+            metavar="KEY",
+            help="Ask clients for this key; may be given several times. Other users see what is typed: ZPP_API_KEY.",
+        ),
     ] = None,
     api_key_file: Annotated[
-        Path | None, typer.Option("--api-key-file", metavar="FILE", help="Keys to ask for, one a line.")
+        Path | None,
+        typer.Option("--api-key-file", metavar="FILE", help="Keys to ask for, one a line: KEY, or NAME: KEY."),
     ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Serve without keys where other machines can reach the front.")
+    ] = False,
     certificate: Annotated[
         Path | None, typer.Option("--ssl-certfile", metavar="FILE", help="Serve TLS with this certificate (PEM).")
     ] = None,
@@ -124,9 +135,9 @@ def serve(
     """
     from zpptool.config.gpu_pool import parse_gpu_ids
     from zpptool.config.runtime_options import RuntimeOptions, refuse_idle_standby
+    from zpptool.net.api_exposure import open_api_warning, refuse_open_front
     from zpptool.serve.launch_plan import PipelineLaunchPlan, ServeOptions, plan_serving
     from zpptool.serve.proxy import ProxyLimits
-    from zpptool.serve.remote import checked_address
     from zpptool.serve.run import serve as run
     from zpptool.serve.serve_options import ServeSettings
 
@@ -138,7 +149,12 @@ def serve(
         recovery_deadline_s=recovery_deadline,
     )
     refuse_idle_standby(standby, recovery_deadline)
-    keys = [*(api_key or ()), *_keys_in(api_key_file)]
+    console = Console(quiet=quiet)
+    keys = _api_keys(ctx, api_key, api_key_file, console)
+    refuse_open_front(host, has_keys=bool(keys), insecure=insecure)
+    if warning := open_api_warning(host, has_keys=bool(keys)):
+        console.warn(warning)
+    upstreams = _upstreams(ctx, upstream, console)
     named = model is not None or bool(arguments) or pipeline_dir is not None or plan_file is not None
     if not named and not upstream:
         raise usage_error("no model is named", "Name a model, --pipeline-dir, --plan, or an --upstream.")
@@ -170,12 +186,12 @@ def serve(
         )
     serving = ServeSettings(
         launch_plans=launch_plans,
-        upstreams=tuple(checked_address(text) for text in upstream or ()),
+        upstreams=upstreams,
         host=host,
         port=port,
         certificate=certificate,
         key=key,
-        api_keys=tuple(keys),
+        api_keys=keys,
         limits=ProxyLimits(max_request_bytes, request_timeout or None, keep_key=not keys),
         recovery_deadline_s=runtime.recovery_deadline_s,
         drain_timeout_s=drain_timeout,
@@ -183,7 +199,7 @@ def serve(
         log_dir=log_dir,
         spares=standby,
     )
-    run(serving, Console(quiet=quiet))
+    run(serving, console)
 
 
 def _sources(
@@ -210,15 +226,33 @@ def _sources(
     return whole, pipeline_dir, all_ranges
 
 
-def _keys_in(file: Path | None) -> list[str]:
-    """The lines of a file of API keys; empty lines are skipped."""
-    if file is None:
-        return []
-    try:
-        text = read_regular(file, MAX_API_KEYS_BYTES, "file of API keys").decode()
-    except (OSError, UnicodeDecodeError) as cause:
-        raise usage_error(f"--api-key-file {file} cannot be read: {cause}") from cause
-    found = [key for line in text.splitlines() if (key := line.strip())]
-    if not found:
-        raise usage_error(f"--api-key-file {file} holds no key", "One a line.")
-    return found
+def _api_keys(ctx: typer.Context, given: list[str] | None, file: Path | None, console: Console) -> tuple[ApiKey, ...]:
+    """The keys that clients are asked for; warns of those that were typed.
+
+    Raises:
+        ZppError: (USAGE) keys are set, and there is none.
+    """
+    from zpptool.serve.named_keys import collect_keys, refuse_empty_variables
+
+    refuse_empty_variables(os.environ)
+    if on_command_line(ctx, "api_key"):
+        console.warn(TYPED_KEY_WARNING)
+    keys = collect_keys(given or (), file)
+    source = ctx.get_parameter_source("api_key")
+    if not keys and source is not None and source.name != "DEFAULT":
+        raise usage_error("api-key is set and empty", "Give it a value, or leave it out to require no key.")
+    return keys
+
+
+def _upstreams(ctx: typer.Context, given: list[str] | None, console: Console) -> tuple[RemoteAddress, ...]:
+    """The addresses of pipelines elsewhere; warns of credentials that were typed."""
+    from zpptool.serve.remote_address import parse_address, refuse_two_credentials
+
+    addresses = tuple(parse_address(text) for text in given or ())
+    refuse_two_credentials(addresses)
+    if on_command_line(ctx, "upstream") and any(address.authorization for address in addresses):
+        console.warn(
+            "every user of this machine can read the credentials of --upstream in the list of processes (ps):"
+            " set ZPP_UPSTREAM, or use a --config file"
+        )
+    return addresses

@@ -154,11 +154,13 @@ def as_typed(option: TyperOption, value: Any) -> Any:
     """A value of the file as it would be typed: text, which the option's own type then parses.
 
     Raises:
-        ZppError: (USAGE) it is a mapping, or a list that holds one.
+        ZppError: (USAGE) it is a mapping, or a list that holds one, or nothing.
     """
     items = value if isinstance(value, list) else [value]
     if any(isinstance(item, dict | list) for item in items):
         raise usage_error(f"the value of {names_of(option)[0]} is neither a single value nor a list of values")
+    if any(item is None for item in items):
+        raise usage_error(f"the value of {names_of(option)[0]} is empty", "Give it a value, or leave the key out.")
     texts = [str(item).lower() if isinstance(item, bool) else str(item) for item in items]
     if option.multiple:
         return texts if isinstance(value, list) else texts[0].split()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a host name is, by its text alone: nothing is resolved."""
+"""What a host name is, by its text alone, and URLs as they are shown: nothing is resolved."""
 
 from __future__ import annotations
 
@@ -20,6 +20,16 @@ def is_ip_address(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def without_credentials(url: str) -> str:
+    """A URL with `***` in place of the user name and password in it, for messages; also of a text that is not a valid
+    URL, of which rather too much is left out than too little."""
+    before, at, rest = url.rpartition("@")
+    if not at:
+        return url
+    scheme, slashes, _ = before.partition("//")
+    return f"{scheme}//***@{rest}" if slashes else f"***@{rest}"
 
 
 def is_loopback(host: str) -> bool:

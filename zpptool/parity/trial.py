@@ -17,7 +17,6 @@ from typing import Any
 
 from zpptool.config.engine_kind import ENGINES
 from zpptool.config.stage_spec import StageSpec
-from zpptool.console import plain
 from zpptool.errors import ZppError, stage_error
 from zpptool.net.openai_client import ApiClient, Generation
 from zpptool.parity.compare import PromptParity
@@ -77,7 +76,7 @@ def run_trial(plan: TrialLaunchPlan) -> list[PromptParity]:
     """
     unsplit, head = plan.unsplit, plan.stages[0]
     with ProcessGroup() as group:
-        _logger.info("the unsplit model, %s, on %s: starting", plain(unsplit.model), unsplit.engine)
+        _logger.info("the unsplit model, %s, on %s: starting", unsplit.model, unsplit.engine)
         _start_reference(group, unsplit, plan)
         with _ready_client(group, unsplit, "the unsplit model") as client:
             texts, prompts = _tokenized(client, plan)

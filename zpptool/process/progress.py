@@ -10,6 +10,7 @@ part of one.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -32,7 +33,7 @@ def report_phase(phase: str) -> None:
     if path is None:
         return
     with suppress(OSError):
-        file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             os.pwrite(file, phase.encode()[:WIDTH].ljust(WIDTH), 0)
         finally:
@@ -60,8 +61,18 @@ def loading_progress(total_bytes: int) -> Callable[[int], None]:
 
 
 def read_phase(path: Path) -> str:
-    """The phase that a process last wrote to this file; `STARTING` if it has written none."""
+    """The phase that a process last wrote to this file; `STARTING` if it has written none, or if what is there is not a
+    regular file of this user."""
     try:
-        return path.read_bytes().decode(errors="replace").strip() or STARTING
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return STARTING
+    try:
+        found = os.fstat(file)
+        own = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
+        written = os.read(file, WIDTH) if own else b""
+    except OSError:
+        return STARTING
+    finally:
+        os.close(file)
+    return written.decode(errors="replace").strip() or STARTING

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from zpptool.ownership import distrusted_directory
+
 PREFIX = "zpp-"
 _LOCK = "run.lock"
 
@@ -23,8 +25,7 @@ _LOCK = "run.lock"
 def private_directory() -> Iterator[Path]:
     """A directory for this run. Its path is short: the address of a unix socket has at most 107 bytes."""
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    usable = os.path.isabs(runtime) and os.access(runtime, os.W_OK | os.X_OK)  # the variable may outlive its session
-    parent = Path(runtime if usable else tempfile.gettempdir())
+    parent = Path(runtime if _is_usable(runtime) else tempfile.gettempdir())
     _remove_abandoned(parent)
     path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
     try:
@@ -38,6 +39,16 @@ def private_directory() -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def _is_usable(runtime: str) -> bool:
+    """Whether a run's directory may be created there: the variable may outlive its session, and after `sudo` it may
+    name another user's directory, in which that user could replace this one's."""
+    try:
+        trusted = os.path.isabs(runtime) and distrusted_directory(Path(runtime)) is None
+    except OSError:
+        return False
+    return trusted and os.access(runtime, os.W_OK | os.X_OK)
+
+
 def _remove_abandoned(parent: Path) -> None:
     """Remove the directories of this user's killed runs."""
     for lock in parent.glob(f"{PREFIX}*/{_LOCK}"):
@@ -46,7 +57,7 @@ def _remove_abandoned(parent: Path) -> None:
 
 
 def _remove_unlocked(lock: Path) -> None:
-    if lock.parent.lstat().st_uid == os.getuid():
-        with lock.open("r+") as held:
+    if distrusted_directory(lock.parent) is None:
+        with open(os.open(lock, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC), "rb+") as held:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(lock.parent, ignore_errors=True)

@@ -5,13 +5,18 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 from zpptool.serve.http_errors import invalid_api_key
 from zpptool.serve.http_exchange import ClientResponse, Receive, Scope, Send
+from zpptool.serve.named_keys import ApiKey
 
+KEY_NAME = "zpptool.api_key"
+"""Where the scope of a request has the name of its key."""
 OPEN_PATHS = frozenset({"/", "/health", "/livez", "/readyz"})
 """Paths that need no key."""
+_logger = logging.getLogger(__name__)
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
@@ -20,28 +25,39 @@ class KeyGuard:
 
     Args:
         app: the application behind it.
-        keys: the valid keys.
+        keys: the valid keys. Logs have their names at level debug.
     """
 
-    def __init__(self, app: App, keys: Sequence[str]) -> None:
+    def __init__(self, app: App, keys: Sequence[ApiKey]) -> None:
         self._app = app
-        self._digests = [_digest(key.encode()) for key in keys]
+        self._names = [key.name for key in keys]
+        self._digests = [_digest(key.secret.encode()) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward a request that has a valid key, or needs none; refuse any other."""
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS and not self._admits(scope):
-            await ClientResponse(send).refuse(invalid_api_key())
-            return
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+            name = self._valid_key(scope)
+            if _logger.isEnabledFor(logging.DEBUG):
+                _logger.debug("%s %s %s", scope["method"], scope["path"], _described(name))
+            if name is None:
+                await ClientResponse(send).refuse(invalid_api_key())
+                return
+            scope[KEY_NAME] = name
         await self._app(scope, receive, send)
 
-    def _admits(self, scope: Scope) -> bool:
-        """Whether the request's key is valid. Digests are compared in constant time, with every key, so that timing
-        reveals neither the first wrong byte of a guess nor a key's length."""
+    def _valid_key(self, scope: Scope) -> str | None:
+        """The name of the request's key; None if it is not valid. Digests are compared in constant time, with every
+        key, so that timing reveals neither the first wrong byte of a guess nor a key's length."""
         authorization = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
         scheme, _, key = authorization.partition(b" ")
         digest = _digest(key.strip())
         matches = [hmac.compare_digest(digest, valid) for valid in self._digests]
-        return scheme.lower() == b"bearer" and any(matches)
+        valid = [name for name, matched in zip(self._names, matches, strict=True) if matched]
+        return valid[0] if valid and scheme.lower() == b"bearer" else None
+
+
+def _described(name: str | None) -> str:
+    return f"with the API key {name}" if name else "without a valid API key"
 
 
 def _digest(key: bytes) -> bytes:

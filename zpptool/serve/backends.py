@@ -25,6 +25,7 @@ from zpptool.serve.pipeline_status import describe_pipeline, stage_phase
 from zpptool.serve.pool import Pool
 from zpptool.serve.proxy import open_client
 from zpptool.serve.remote import RemotePipeline
+from zpptool.serve.remote_address import UpstreamAuth
 from zpptool.supervisor.lifecycle import Phase
 from zpptool.supervisor.pipeline_view import PipelineView
 from zpptool.supervisor.supervisor import Supervisor
@@ -48,7 +49,7 @@ class Backends:
     ) -> None:
         self._settings, self._supervisors, self._server = settings, supervisors, server
         self._names = tuple(names)
-        self._pool = Pool([*names, *settings.upstreams], settings.recovery_deadline_s)
+        self._pool = Pool([*names, *(address.url for address in settings.upstreams)], settings.recovery_deadline_s)
         self._tasks: list[asyncio.Future[None]] = []
 
     @property
@@ -59,10 +60,11 @@ class Backends:
     def app(self) -> Starlette:
         """The gateway's ASGI application. Must be called on the event loop's thread."""
         client = open_client()
+        client.auth = UpstreamAuth(self._settings.upstreams)
         first_remote = len(self._supervisors)
         remote = [
-            RemotePipeline(first_remote + number, url, self._pool, client)
-            for number, url in enumerate(self._settings.upstreams)
+            RemotePipeline(first_remote + number, address.url, self._pool, client)
+            for number, address in enumerate(self._settings.upstreams)
         ]
         describe: list[Callable[[], Awaitable[dict[str, Any]]]] = [
             partial(asyncio.to_thread, _describe, supervisor) for supervisor in self._supervisors

@@ -21,12 +21,17 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from zpptool.admin import change_types
+from zpptool.admin.own_socket import refuse_foreign_files, refuse_foreign_peer
 from zpptool.errors import ExitCode, ZppError, address_error, stage_error
+from zpptool.net.addresses import without_credentials
+from zpptool.serve.api_keys import KEY_NAME
 
 MAX_BODY_BYTES = change_types.MOST_BYTES
 CONNECT_S = 10.0
 """How long connecting to a front and sending the request may take, in seconds; the change itself has no limit."""
 NDJSON = "application/x-ndjson"
+MAX_BY = 100
+"""The most characters of a requester's own text before the name of its API key."""
 
 
 class ReplicaAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -103,6 +108,8 @@ class PlannedChanges:
             return _refusal(409, self._conflict(), "One at a time: ask again when it is over.")
         host = http_request.client.host if http_request.client else "an unknown host"
         by = change.by or f"POST {http_request.url.path} from {host}"
+        if key_name := http_request.scope.get(KEY_NAME):
+            by = f"{by[:MAX_BY]}, with the API key {key_name}"
         lines = self._lines({name: sockets[name] for name in names}, change.request(by))
         return StreamingResponse(lines, media_type=NDJSON, headers={"cache-control": "no-store"})
 
@@ -134,12 +141,17 @@ class PlannedChanges:
 async def _ask_head(path: Path, request: change_types.Request) -> AsyncIterator[change_types.Answer]:
     """Send a head a request and yield its answers, as `change_types.ask` does; an error becomes an outcome."""
     try:
+        refuse_foreign_files(path)
         reader, writer = await asyncio.open_unix_connection(str(path), limit=change_types.MOST_BYTES)
     except OSError as cause:
         yield change_types.outcome_of(change_types.no_head(path, cause))
         return
+    except ZppError as fault:
+        yield change_types.outcome_of(fault)
+        return
     with closing(writer):
         try:
+            refuse_foreign_peer(writer.get_extra_info("socket"), path)
             writer.write(change_types.encode_line(request))
             while True:
                 answer = change_types.read_answer(await reader.readline())
@@ -198,8 +210,10 @@ def ask_front(url: str, key: str | None, request: change_types.Request) -> Itera
                 raise _refusal_error(url, response.status_code, response.read())
             for line in response.iter_lines():
                 yield _read_line(line)
-    except (httpx.HTTPError, httpx.InvalidURL) as cause:
-        raise address_error(f"the front at {url} does not answer any more: {cause}") from cause
+    except httpx.InvalidURL:
+        raise address_error(f"{without_credentials(url)} is not a valid URL", "Name the front with --url.") from None
+    except httpx.HTTPError as cause:
+        raise address_error(f"the front at {without_credentials(url)} does not answer any more: {cause}") from cause
 
 
 def _read_line(line: str) -> tuple[str, change_types.Answer]:
@@ -212,6 +226,7 @@ def _read_line(line: str) -> tuple[str, change_types.Answer]:
 
 def _refusal_error(url: str, status: int, body: bytes) -> ZppError:
     """The error for a front's answer with that HTTP status."""
+    url = without_credentials(url)
     if status == httpx.codes.UNAUTHORIZED:
         return ZppError(f"the front at {url} requires an API key", "Give it with --api-key, or as ZPP_API_KEY.")
     try:

@@ -13,8 +13,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from zpptool.console import Console, plain
+from zpptool.console import Console
 from zpptool.places import place_name
+from zpptool.plain_text import plain
 from zpptool.ring.status import COMPUTING, READY
 from zpptool.serve.pipeline_status import stage_phase
 from zpptool.supervisor.pipeline_view import PipelineView

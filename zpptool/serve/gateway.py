@@ -27,6 +27,7 @@ from zpptool.ring.status import RingStatus
 from zpptool.serve.api_keys import KeyGuard
 from zpptool.serve.changes_api import PlannedChanges
 from zpptool.serve.metrics import GatewayMetrics, merged, status_metrics
+from zpptool.serve.named_keys import ApiKey
 from zpptool.serve.pipeline_status import whole_status
 from zpptool.serve.pool import Pool
 from zpptool.serve.proxy import Proxy, ProxyLimits
@@ -63,7 +64,7 @@ class GatewayParts:
     watch: Sequence[Callable[[], Awaitable[None]]]
     client: httpx.AsyncClient
     limits: ProxyLimits
-    keys: Sequence[str]
+    keys: Sequence[ApiKey]
     rings: Callable[[], Mapping[str, RingStatus]]
     changes: Callable[[], Mapping[str, Path]] = dict
 

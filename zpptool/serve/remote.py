@@ -9,27 +9,11 @@ from typing import Any
 
 import httpx
 
-from zpptool.errors import usage_error
 from zpptool.serve.load_balancing import BackendState
 from zpptool.serve.pool import Pool
 
 POLL_S = 1.0
 TIMEOUT_S = 3.0
-
-
-def checked_address(text: str) -> str:
-    """An upstream's URL without a trailing slash.
-
-    Raises:
-        ZppError: (USAGE) it is not the URL of a server.
-    """
-    try:
-        url = httpx.URL(text)
-    except httpx.InvalidURL as cause:
-        raise usage_error(f"--upstream {text}: {cause}", "For example http://10.0.0.2:8000.") from cause
-    if url.scheme not in ("http", "https") or not url.host or url.path not in ("", "/") or url.query:
-        raise usage_error(f"--upstream {text} is not the address of a server", "For example http://10.0.0.2:8000.")
-    return str(url).rstrip("/")
 
 
 class RemotePipeline:

@@ -14,7 +14,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from zpptool.console import Console, plain
+from zpptool.console import Console
 from zpptool.engines.registry import check_engine
 from zpptool.errors import ExitCode, ZppError, stage_error
 from zpptool.log import hide_information
@@ -96,7 +96,8 @@ class ServeApp:
         self._server.start(self._backends.app)
         _logger.info("the front listens at %s; the logs are in %s", self._server.url, self._logs)
         if not self._supervisors:
-            self._display.announce(f"serving {', '.join(self._settings.upstreams)} at {self._server.url}")
+            upstreams = ", ".join(address.url for address in self._settings.upstreams)
+            self._display.announce(f"serving {upstreams} at {self._server.url}")
         try:
             for supervisor in self._supervisors:
                 supervisor.start()
@@ -212,10 +213,9 @@ def _report_loss(name: str, cause: Cause, rest_s: float | None) -> None:
         cause: what was lost, and why.
         rest_s: seconds until the next start; None where none follows.
     """
-    message = plain(cause.message)
     if rest_s is None:
-        _logger.info("%s: %s", name, message)
+        _logger.info("%s: %s", name, cause.message)
         return
-    _logger.info("%s: %s; it is started again in %g s", name, message, rest_s)
+    _logger.info("%s: %s; it is started again in %g s", name, cause.message, rest_s)
     if cause.detail:
-        _logger.info("%s", plain(cause.detail))
+        _logger.info("%s", cause.detail)

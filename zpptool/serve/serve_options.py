@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zpptool.serve.launch_plan import PipelineLaunchPlan
+from zpptool.serve.named_keys import ApiKey
 from zpptool.serve.proxy import ProxyLimits
+from zpptool.serve.remote_address import RemoteAddress
 
 
 @dataclass(frozen=True)
@@ -16,7 +18,7 @@ class ServeSettings:
 
     Attributes:
         launch_plans: the pipelines to start here.
-        upstreams: the base URLs of pipelines that run elsewhere.
+        upstreams: the addresses of pipelines that run elsewhere.
         host: the address that the front listens on.
         port: the front's port; 0 for any that is free.
         certificate: a PEM file for TLS, or None.
@@ -31,12 +33,12 @@ class ServeSettings:
     """
 
     launch_plans: tuple[PipelineLaunchPlan, ...]
-    upstreams: tuple[str, ...]
+    upstreams: tuple[RemoteAddress, ...]
     host: str
     port: int
     certificate: Path | None
     key: Path | None
-    api_keys: tuple[str, ...]
+    api_keys: tuple[ApiKey, ...]
     limits: ProxyLimits
     recovery_deadline_s: float
     drain_timeout_s: float

@@ -10,6 +10,7 @@ import httpx
 
 from zpptool.console import human_bytes
 from zpptool.errors import ZppError, address_error
+from zpptool.net.addresses import without_credentials
 
 TIMEOUT_S = 10.0
 STAGE_COLUMNS = ("pipeline", "stage", "phase", "layers", "host", "pid", "generation", "memory", "rtt", "requests")
@@ -31,17 +32,20 @@ def fetch_status(client: httpx.Client, url: str, key: str | None) -> dict[str, A
     Raises:
         ZppError: (ADDRESS) no server answers there, or not with a status; (FAILURE) the API key is missing or wrong.
     """
+    shown = without_credentials(url)
     headers = {"authorization": f"Bearer {key}"} if key else {}
     try:
         response = client.get(f"{url.rstrip('/')}/pipeline/status", headers=headers, timeout=TIMEOUT_S)
         status = response.json() if response.status_code == httpx.codes.OK else None
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as cause:
-        raise address_error(f"no front answers at {url}: {cause}", "Name the one to ask with --url.") from cause
+    except httpx.InvalidURL:  # its message may hold a part of a password
+        raise address_error(f"{shown} is not a valid URL", "Name the front to ask with --url.") from None
+    except (httpx.HTTPError, ValueError) as cause:
+        raise address_error(f"no front answers at {shown}: {cause}", "Name the one to ask with --url.") from cause
     if response.status_code == httpx.codes.UNAUTHORIZED:
-        raise ZppError(f"the front at {url} requires an API key", "Give it with --api-key, or as ZPP_API_KEY.")
+        raise ZppError(f"the front at {shown} requires an API key", "Give it with --api-key, or as ZPP_API_KEY.")
     if not isinstance(status, dict) or "stages" not in status:
         raise address_error(
-            f"{url} answers /pipeline/status with {response.status_code}, not with a status",
+            f"{shown} answers /pipeline/status with {response.status_code}, not with a status",
             "That is no front of zpptool serve; a head's own API has no status.",
         )
     return status

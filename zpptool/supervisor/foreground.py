@@ -15,7 +15,6 @@ from pathlib import Path
 import msgspec
 
 from zpptool.config.stage_spec import StageSpec
-from zpptool.console import plain
 from zpptool.process.group import POLL_S, ProcessGroup
 from zpptool.process.run_dir import private_directory
 from zpptool.supervisor.restarter import Restarter
@@ -43,7 +42,7 @@ def run_in_foreground(spec: StageSpec, env: Mapping[str, str], spares: int = 0) 
             spec = msgspec.structs.replace(spec, local=_local_endpoint(directory))
         _logger.info(
             "stage %d of %d, layers %s of %s on %s: binds %s, %s",
-            spec.stage, spec.num_stages, spec.layers, plain(spec.model), spec.engine, spec.bind, _connection(spec),
+            spec.stage, spec.num_stages, spec.layers, spec.model, spec.engine, spec.bind, _connection(spec),
         )  # fmt: skip
         phases = directory / "phases"
         phases.mkdir()

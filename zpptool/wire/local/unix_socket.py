@@ -16,9 +16,9 @@ import os
 import secrets
 import select
 import socket as net
-import struct
 from pathlib import Path
 
+from zpptool.ownership import is_own_peer
 from zpptool.wire.link_errors import WireError
 from zpptool.wire.local.shared_memory import this_host
 from zpptool.wire.message.framing import INLINE_BELOW_BYTES, PREAMBLE_BYTES, Buffer
@@ -28,7 +28,6 @@ NAME = "unix"
 LONGEST_BYTES = PREAMBLE_BYTES + INLINE_BELOW_BYTES
 """The longest message that is sent here: a preamble, a header, and a payload in the same frame."""
 _TOKEN_BYTES = 16
-_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
 
 def this_namespace() -> str | None:
@@ -108,7 +107,7 @@ class UnixSocketSender:
                 stream, _ = self._listener.accept()
             except OSError:
                 return None
-            if _is_own(stream):
+            if is_own_peer(stream):
                 stream.setblocking(False)
                 self._stream = stream
                 self._listener.close()
@@ -137,7 +136,7 @@ class UnixSocketReceiver:
         except (OSError, UnicodeError) as error:
             self._stream.close()
             raise WireError(f"the sender's Unix socket cannot be reached: {error}.") from error
-        if not _is_own(self._stream):
+        if not is_own_peer(self._stream):
             self._stream.close()
             raise WireError("the sender's Unix socket is another user's.")
 
@@ -178,9 +177,3 @@ def _new_socket() -> net.socket:
 
 def _address(offer: str) -> str:
     return f"\0zpptool.{offer}"
-
-
-def _is_own(stream: net.socket) -> bool:
-    """Whether the process at the other end belongs to this user."""
-    peer = stream.getsockopt(net.SOL_SOCKET, net.SO_PEERCRED, _CREDENTIALS.size)
-    return bool(_CREDENTIALS.unpack(peer)[1] == os.geteuid())

@@ -23,6 +23,7 @@ import zmq
 from zmq.utils import z85
 
 from zpptool.errors import ZppError, invalid_error, usage_error
+from zpptool.ownership import refuse_unguarded
 from zpptool.places import HEAD, place_name
 from zpptool.regular_file import open_regular, read_up_to
 
@@ -162,7 +163,7 @@ def read_key_file(path: Path) -> KeyFile:
     """
     try:
         with open_regular(path) as opened:
-            _refuse_unguarded(path, os.fstat(opened.fileno()))
+            refuse_unguarded(path, os.fstat(opened.fileno()), "key file")
             content = read_up_to(opened, MAX_FILE_BYTES, path, "key file")
     except OSError as cause:
         raise invalid_error(
@@ -248,21 +249,6 @@ def _write(keys: KeyFile, path: Path) -> Path:
         draft.unlink(missing_ok=True)
         raise
     return path
-
-
-def _refuse_unguarded(path: Path, found: os.stat_result) -> None:
-    """Refuse a key file that others can read.
-
-    One of root's may be readable by this process's group too, which is how Kubernetes provides a Secret to a user
-    (PostgreSQL has the same rule for its key files).
-    """
-    me = os.geteuid()
-    if found.st_uid not in (me, 0):
-        raise invalid_error(f"the key file {path} belongs to another user (uid {found.st_uid})", f"chown {me} {path}")
-    shared = stat.S_IRWXO | stat.S_IWGRP | stat.S_IXGRP if found.st_uid == 0 and me != 0 else _OTHERS
-    if found.st_mode & shared:
-        mode = stat.S_IMODE(found.st_mode)
-        raise invalid_error(f"others can read or change the key file {path} (mode {mode:04o})", f"chmod 600 {path}")
 
 
 def _fault(keys: KeyFile) -> str | None:
