@@ -9,11 +9,14 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from zpptool.net.connection_limits import ConnectionLimits
 from zpptool.net.http_server import HttpServer
 from zpptool.ring.status import RingStatus
+from zpptool.serve.front_access import FrontAccess
 from zpptool.serve.gateway import Gateway, GatewayParts
 from zpptool.serve.load_balancing import BackendState
 from zpptool.serve.named_keys import ApiKey
@@ -157,6 +160,9 @@ def gateway_of(
     tls: tuple[Path, Path] | None = None,
     described: Sequence[dict[str, Any]] | None = None,
     rings: Mapping[str, RingStatus] | None = None,
+    access: FrontAccess | None = None,
+    connections: ConnectionLimits | None = None,
+    buffered_bytes: int = 1 << 30,
 ) -> Iterator[RunningGateway]:
     """A gateway before these servers.
 
@@ -170,8 +176,11 @@ def gateway_of(
         tls: certificate and key.
         described: each pipeline's description for the status.
         rings: the rings' statuses by pipeline name.
+        access: further access rules; its keys are those of `keys`.
+        connections: the limits of connections; None for the defaults.
+        buffered_bytes: the limit of the bodies of all requests in progress.
     """
-    with HttpServer("127.0.0.1", 0, *(tls or ())) as server:
+    with HttpServer("127.0.0.1", 0, *(tls or ()), limits=connections or ConnectionLimits()) as server:
         pool = Pool([f"pipeline {number}" for number in range(len(upstreams))], deadline_s)
 
         def describer(number: int) -> Callable[[], Awaitable[dict[str, Any]]]:
@@ -185,8 +194,11 @@ def gateway_of(
             describe=[describer(number) for number in range(len(upstreams))],
             watch=[],
             client=open_client(),
-            limits=ProxyLimits(body_bytes, request_s, keep_key=not keys),
-            keys=[ApiKey(f"key {number}", key) for number, key in enumerate(keys, 1)],
+            limits=ProxyLimits(body_bytes, request_s, keep_key=not keys, buffered_bytes=buffered_bytes),
+            access=replace(
+                access or FrontAccess(),
+                keys=tuple(ApiKey(f"key {number}", key) for number, key in enumerate(keys, 1)),
+            ),
             rings=lambda: rings or {},
         )
         server.start(lambda: Gateway(parts).app())

@@ -33,7 +33,6 @@ OTHER_HELP = {
     ("--base-port", "test-pipeline"): "all stages are on this machine and use ipc by default",
     ("--api-port", "serve"): "the head's API is behind the front and takes any port",
     ("--api-port", "test-pipeline"): "only the trial uses the API, so it takes any port",
-    ("--gpu-ids", "run-stage"): "one stage has one group",
     ("--insecure", "serve"): "it is about the front's clients, not about links",
     ("--plan", "serve"): "every stage of the plan has to be on this machine",
     ("--plan", "rebalance"): "the plan is rewritten",

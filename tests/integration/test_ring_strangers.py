@@ -142,7 +142,8 @@ def test_a_hostile_receiver_is_refused_with_a_reason_and_the_ring_goes_on(
         assert ring.head.fault is None
         assert not stranger.poll(100), "a stranger was sent something"
     lines = [TextFormatter().format(record) for record in caplog.records]
-    assert any(line.startswith(f"zpptool stage 0: warning: {specs[0].bind}: a receiver was refused: ") for line in lines), lines
+    refused = f"zpptool stage 0: warning: {specs[0].bind}: a receiver was refused: "
+    assert any(line.startswith(refused) for line in lines), lines
 
 
 STOP = encode_control(Stop(reason="go", broke=False))

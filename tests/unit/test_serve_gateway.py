@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
-import ipaddress
 import re
 import socket
 import ssl
@@ -21,6 +19,7 @@ pytest.importorskip("httpx")
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.certificates import certificate
 from tests.fronts import Behave, ReceivedRequest, ToyServer, gateway_of
 from tests.rings import LINK, ring, stage
 from zpptool.errors import ExitCode, ZppError
@@ -53,7 +52,7 @@ def test_with_keys_only_probes_and_the_empty_page_are_open(server: ToyServer) ->
     with gateway_of([server], keys=["first", "second"]) as gateway:
         for path in ("/", "/health", "/livez", "/readyz"):
             assert get(gateway.url + path).status_code == 200
-        for path in ("/v1/models", "/metrics", "/pipeline/status", "/anything"):
+        for path in ("/v1/models", "/metrics", "/pipeline/status", "/version"):
             for key in (None, "third", "firs", "first1", ""):
                 refused = get(gateway.url + path, key)
                 assert refused.status_code == 401
@@ -185,34 +184,6 @@ def test_the_status_has_every_field_that_the_page_reads(server: ToyServer) -> No
         assert read, name
         assert read - {"map", "filter", "reduce"} <= object_.keys()
     assert {"in_flight", "waiting", "answered"} <= status["requests"].keys()
-
-
-def certificate(directory: Path) -> tuple[Path, Path]:
-    """A self-signed certificate of 127.0.0.1, and its key."""
-    x509 = pytest.importorskip("cryptography.x509")
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "zpptool test")])
-    now = datetime.datetime.now(datetime.UTC)
-    signed = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    files = directory / "cert.pem", directory / "key.pem"
-    files[0].write_bytes(signed.public_bytes(serialization.Encoding.PEM))
-    files[1].write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return files
 
 
 def test_the_gateway_serves_tls(server: ToyServer, tmp_path: Path) -> None:

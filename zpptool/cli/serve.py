@@ -92,6 +92,16 @@ def serve(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Serve without keys where other machines can reach the front.")
     ] = False,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option("--allowed-host", metavar="NAME", help="A name that clients may use for the front; * for any."),
+    ] = None,
+    allowed_origins: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allowed-origins", metavar="ORIGIN", help="An origin whose pages may call the API; a JSON list, or *."
+        ),
+    ] = None,
     certificate: Annotated[
         Path | None, typer.Option("--ssl-certfile", metavar="FILE", help="Serve TLS with this certificate (PEM).")
     ] = None,
@@ -104,6 +114,28 @@ def serve(
     request_timeout: Annotated[
         float, typer.Option("--request-timeout", metavar="S", min=0, help="Seconds a request may take; 0 for no limit.")
     ] = 0.0,
+    max_buffered_bytes: Annotated[
+        int,
+        typer.Option("--max-buffered-bytes", metavar="N", min=1, help="The most bytes of all bodies in progress."),
+    ] = 1 << 30,
+    max_connections: Annotated[
+        int, typer.Option("--max-connections", metavar="N", min=1, help="The most connections to the front.")
+    ] = 4096,
+    max_connections_per_address: Annotated[
+        int,
+        typer.Option(
+            "--max-connections-per-address", metavar="N", min=1, help="The most of them of one client address."
+        ),
+    ] = 2048,
+    header_timeout: Annotated[
+        float, typer.Option("--header-timeout", metavar="S", min=0.1, help="Seconds a request's headers may take.")
+    ] = 10.0,
+    body_timeout: Annotated[
+        float, typer.Option("--body-timeout", metavar="S", min=0.1, help="Seconds a request's body may take to arrive.")
+    ] = 120.0,
+    keep_alive_timeout: Annotated[
+        int, typer.Option("--keep-alive-timeout", metavar="S", min=1, help="Seconds a connection may be idle.")
+    ] = 5,
     recovery_deadline: RecoveryDeadlineOption = 120.0,
     standby: StandbyOption = 0,
     drain_timeout: Annotated[
@@ -136,6 +168,8 @@ def serve(
     from zpptool.config.gpu_pool import parse_gpu_ids
     from zpptool.config.runtime_options import RuntimeOptions, refuse_idle_standby
     from zpptool.net.api_exposure import open_api_warning, refuse_open_front
+    from zpptool.net.connection_limits import ConnectionLimits
+    from zpptool.serve.front_access import access_rules
     from zpptool.serve.launch_plan import PipelineLaunchPlan, ServeOptions, plan_serving
     from zpptool.serve.proxy import ProxyLimits
     from zpptool.serve.run import serve as run
@@ -184,6 +218,7 @@ def serve(
                 runtime=runtime,
             )
         )
+    engine_args = launch_plans[0].specs[0].engine_args if launch_plans else ()
     serving = ServeSettings(
         launch_plans=launch_plans,
         upstreams=upstreams,
@@ -191,8 +226,15 @@ def serve(
         port=port,
         certificate=certificate,
         key=key,
-        api_keys=keys,
-        limits=ProxyLimits(max_request_bytes, request_timeout or None, keep_key=not keys),
+        access=access_rules(keys, host, allowed_host or (), allowed_origins or (), engine_args),
+        limits=ProxyLimits(max_request_bytes, request_timeout or None, not keys, max_buffered_bytes),
+        connections=ConnectionLimits(
+            connections=max_connections,
+            per_address=max_connections_per_address,
+            header_s=header_timeout,
+            body_s=body_timeout,
+            keep_alive_s=keep_alive_timeout,
+        ),
         recovery_deadline_s=runtime.recovery_deadline_s,
         drain_timeout_s=drain_timeout,
         max_restarts=max_restarts,

@@ -36,3 +36,8 @@ def is_loopback(host: str) -> bool:
     """Whether a host is a loopback address or `localhost`."""
     machine = machine_of(host)
     return is_ip_address(machine) and ipaddress.ip_address(machine).is_loopback
+
+
+def url_host(host: str) -> str:
+    """A host as it is written in a URL: an IPv6 address is in brackets, and `%` before its zone is `%25`."""
+    return f"[{host.replace('%', '%25')}]" if ":" in host else host

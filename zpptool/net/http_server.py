@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import resource
 import socket
-import ssl
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,8 +20,13 @@ from typing import Self
 import uvicorn
 from starlette.applications import Starlette
 
-from zpptool.errors import ZppError, address_error, usage_error
-from zpptool.regular_file import open_regular
+from zpptool.errors import ZppError, address_error
+from zpptool.net.addresses import url_host
+from zpptool.net.connection_limits import ConnectionLimits, affordable_connections, open_file_limit, scaled_down
+from zpptool.net.connection_register import ConnectionRegister
+from zpptool.net.connection_watch import ConnectionWatch
+from zpptool.net.guarded_connection import guarded_protocol
+from zpptool.net.tls import server_tls
 
 STOP_GRACE_S = 2
 """Seconds that responses in progress may take when the server is stopped."""
@@ -45,6 +50,7 @@ class HttpServer:
         key: the PEM file of its key.
         name: what the server is called in errors.
         port_option: the command-line option that chooses another port.
+        limits: of connections; None for a server whose clients are trusted, as those of a head are.
 
     Raises:
         ZppError: (ADDRESS) host and port cannot be used; (USAGE) certificate or key cannot.
@@ -59,13 +65,13 @@ class HttpServer:
         *,
         name: str = "the API",
         port_option: str = "--api-port",
+        limits: ConnectionLimits | None = None,
     ) -> None:
-        _check_certificate(certificate, key)
-        self._tls = {"ssl_certfile": certificate, "ssl_keyfile": key} if certificate else {}
+        self._tls = server_tls(certificate, key)
+        self._limits = limits or (ConnectionLimits() if self._tls is not None else None)
         self._name, self._port_option = name, port_option
         self._socket = _bound_socket(name, host, port, port_option)
-        shown = f"[{host}]" if ":" in host else host
-        self.url = f"{'https' if self._tls else 'http'}://{shown}:{self._socket.getsockname()[1]}"
+        self.url = f"{'https' if self._tls else 'http'}://{url_host(host)}:{self._socket.getsockname()[1]}"
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
         self._started = threading.Event()
@@ -134,17 +140,7 @@ class HttpServer:
             self.loop.close()
 
     async def _serve(self, make_app: Callable[[], Starlette]) -> None:
-        config = uvicorn.Config(
-            make_app(),
-            log_level="error",  # bytes that are no HTTP request are not worth a line
-            access_log=False,
-            lifespan="on",
-            ws="none",
-            server_header=False,
-            backlog=BACKLOG,
-            timeout_graceful_shutdown=STOP_GRACE_S,
-            **self._tls,  # type: ignore[arg-type]
-        )
+        config = self._config(make_app())
         self._server = uvicorn.Server(config)
         serving = asyncio.ensure_future(self._server.serve(sockets=[self._socket]))
         while not self._server.started and not serving.done():
@@ -152,6 +148,32 @@ class HttpServer:
         if self._server.started:
             self._started.set()
         await serving
+
+    def _config(self, app: Starlette) -> uvicorn.Config:
+        """uvicorn's settings. A guarded server accepts no more connections at once than it may hold, because each has
+        a descriptor from the moment it is accepted."""
+        limits = self._limits
+        common = partial(
+            uvicorn.Config,
+            log_level="error",  # bytes that are no HTTP request are not worth a line
+            access_log=False,
+            lifespan="on",
+            ws="none",
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=STOP_GRACE_S,
+        )
+        if limits is None:
+            return common(app, backlog=BACKLOG)
+        connections = affordable_connections(limits.connections, open_file_limit())
+        register = ConnectionRegister(connections, scaled_down(limits.per_address, limits.connections, connections))
+        return common(
+            ConnectionWatch(app),
+            http=guarded_protocol(limits, register, self._tls),
+            h11_max_incomplete_event_size=limits.header_bytes,
+            timeout_keep_alive=limits.keep_alive_s,
+            backlog=min(BACKLOG, connections),
+        )
 
     def _ended_by(self, fault: BaseException) -> ZppError:
         return address_error(
@@ -165,19 +187,6 @@ def raise_file_limit() -> None:
     most = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-
-
-def _check_certificate(certificate: Path | None, key: Path | None) -> None:
-    if (certificate is None) != (key is None):
-        raise usage_error("TLS needs both a certificate and its key", "Give --ssl-certfile and --ssl-keyfile.")
-    if certificate is None or key is None:
-        return
-    try:
-        for file in (certificate, key):
-            open_regular(file).close()
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=lambda: "")
-    except (OSError, ssl.SSLError) as cause:
-        raise usage_error(f"{certificate} and {key} cannot be used: {cause}", "Both are PEM files.") from cause
 
 
 def _bound_socket(name: str, host: str, port: int, port_option: str) -> socket.socket:

@@ -18,6 +18,7 @@ from typing import Any
 from zpptool.config.engine_kind import ENGINES
 from zpptool.config.stage_spec import StageSpec
 from zpptool.errors import ZppError, stage_error
+from zpptool.net.addresses import url_host
 from zpptool.net.openai_client import ApiClient, Generation
 from zpptool.parity.compare import PromptParity
 from zpptool.process.group import ProcessGroup
@@ -100,7 +101,7 @@ def _start_reference(group: ProcessGroup, unsplit: StageSpec, plan: TrialLaunchP
 
 def _ready_client(group: ProcessGroup, head: StageSpec, server: str) -> ApiClient:
     """Wait for the server of `head` to become ready, and return a client of it; `server` names it in messages."""
-    client = ApiClient(f"http://{head.api_host}:{head.api_port}", head.start_timeout_s)
+    client = ApiClient(f"http://{url_host(head.api_host)}:{head.api_port}", head.start_timeout_s)
     began = time.monotonic()
     while not client.is_ready():
         raise_if_ended(group)

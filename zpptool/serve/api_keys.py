@@ -1,23 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""API keys: with keys configured, every path except the probes and the empty page requires one of them."""
+"""API keys: with keys configured, every request except those that read a probe or the empty page requires one."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
+
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from zpptool.serve.http_errors import invalid_api_key
-from zpptool.serve.http_exchange import ClientResponse, Receive, Scope, Send
 from zpptool.serve.named_keys import ApiKey
+from zpptool.serve.probe_paths import READING, is_probe
 
 KEY_NAME = "zpptool.api_key"
 """Where the scope of a request has the name of its key."""
-OPEN_PATHS = frozenset({"/", "/health", "/livez", "/readyz"})
-"""Paths that need no key."""
+PAGE_PATH = "/"
+"""The page holds no data: it asks for a key, and requests what it shows with that key."""
 _logger = logging.getLogger(__name__)
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class KeyGuard:
@@ -28,19 +29,19 @@ class KeyGuard:
         keys: the valid keys. Logs have their names at level debug.
     """
 
-    def __init__(self, app: App, keys: Sequence[ApiKey]) -> None:
+    def __init__(self, app: ASGIApp, keys: Sequence[ApiKey]) -> None:
         self._app = app
         self._names = [key.name for key in keys]
         self._digests = [_digest(key.secret.encode()) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward a request that has a valid key, or needs none; refuse any other."""
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+        if scope["type"] == "http" and not _is_open(scope):
             name = self._valid_key(scope)
             if _logger.isEnabledFor(logging.DEBUG):
                 _logger.debug("%s %s %s", scope["method"], scope["path"], _described(name))
             if name is None:
-                await ClientResponse(send).refuse(invalid_api_key())
+                await invalid_api_key().response()(scope, receive, send)
                 return
             scope[KEY_NAME] = name
         await self._app(scope, receive, send)
@@ -58,6 +59,10 @@ class KeyGuard:
 
 def _described(name: str | None) -> str:
     return f"with the API key {name}" if name else "without a valid API key"
+
+
+def _is_open(scope: Scope) -> bool:
+    return is_probe(scope) or (scope["path"] == PAGE_PATH and scope["method"] in READING)
 
 
 def _digest(key: bytes) -> bytes:

@@ -75,7 +75,7 @@ class Backends:
             watch=[each.watch for each in remote],
             client=client,
             limits=self._settings.limits,
-            keys=self._settings.api_keys,
+            access=self._settings.access,
             rings=self._rings,
             changes=self._change_sockets,
         )

@@ -111,7 +111,9 @@ class PlannedChanges:
         if key_name := http_request.scope.get(KEY_NAME):
             by = f"{by[:MAX_BY]}, with the API key {key_name}"
         lines = self._lines({name: sockets[name] for name in names}, change.request(by))
-        return StreamingResponse(lines, media_type=NDJSON, headers={"cache-control": "no-store"})
+        return StreamingResponse(
+            lines, media_type=NDJSON, headers={"cache-control": "no-store", "x-accel-buffering": "no"}
+        )
 
     async def _lines(self, sockets: Mapping[str, Path], request: change_types.Request) -> AsyncIterator[bytes]:
         """The answers of the heads, one head after the other, up to the first that fails; the outcome comes last."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The HTTP gateway: a few routes of its own; every other path is forwarded to a pipeline.
+"""The HTTP gateway: a few routes of its own; those of the engines are forwarded to a pipeline.
 
 It listens from the start: before anything is loaded the probes and the page answer, and other requests wait.
 """
@@ -17,20 +17,30 @@ from typing import Any
 import httpx
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import Route
 
 from zpptool.admin.prometheus import metrics_text
 from zpptool.ring.status import RingStatus
+from zpptool.serve.admin_guard import AdminGuard
 from zpptool.serve.api_keys import KeyGuard
+from zpptool.serve.bounded_fetch import FetchError, fetch
+from zpptool.serve.canonical_path import CanonicalPath
 from zpptool.serve.changes_api import PlannedChanges
+from zpptool.serve.cross_origin import CrossOrigin
+from zpptool.serve.engine_routes import engine_routes
+from zpptool.serve.front_access import FrontAccess
+from zpptool.serve.host_guard import HostGuard
+from zpptool.serve.http_errors import method_not_allowed, no_such_route
 from zpptool.serve.metrics import GatewayMetrics, merged, status_metrics
-from zpptool.serve.named_keys import ApiKey
+from zpptool.serve.model_lookup import ModelLookup
 from zpptool.serve.pipeline_status import whole_status
 from zpptool.serve.pool import Pool
 from zpptool.serve.proxy import Proxy, ProxyLimits
+from zpptool.serve.request_ids import RequestIds
 from zpptool.serve.throughput import Rates
 
 SCRAPE_S = 5.0
@@ -54,7 +64,7 @@ class GatewayParts:
         watch: coroutine functions that run until the gateway stops.
         client: for requests to the pipelines.
         limits: of one request.
-        keys: the valid API keys; empty to require none.
+        access: who may use the gateway.
         rings: returns the ring statuses that the local heads report, by pipeline name.
         changes: returns the sockets on which the local heads accept planned changes, by pipeline name.
     """
@@ -64,7 +74,7 @@ class GatewayParts:
     watch: Sequence[Callable[[], Awaitable[None]]]
     client: httpx.AsyncClient
     limits: ProxyLimits
-    keys: Sequence[ApiKey]
+    access: FrontAccess
     rings: Callable[[], Mapping[str, RingStatus]]
     changes: Callable[[], Mapping[str, Path]] = dict
 
@@ -86,8 +96,8 @@ class Gateway:
     def app(self) -> Starlette:
         """The ASGI application."""
         parts = self._parts
-        guard = [Middleware(KeyGuard, keys=parts.keys)] if parts.keys else []
         planned = PlannedChanges(parts.changes)
+        models = ModelLookup(parts.pool, parts.client, keep_key=parts.limits.keep_key)
         return Starlette(
             routes=[
                 Route("/", self.page),
@@ -98,9 +108,11 @@ class Gateway:
                 Route("/pipeline/status", self.status),
                 Route("/pipeline/rollout", planned.rollout, methods=["POST"]),
                 Route("/pipeline/rebalance", planned.rebalance, methods=["POST"]),
-                Mount("/", app=Proxy(parts.pool, parts.client, parts.limits, self._metrics)),
+                Route("/v1/models/{model_id:path}", models.model),
+                *engine_routes(Proxy(parts.pool, parts.client, parts.limits, self._metrics)),
             ],
-            middleware=guard,
+            exception_handlers={HTTPException: _refuse_route},
+            middleware=_guards(parts.access),
             lifespan=self._lifespan,
         )
 
@@ -155,10 +167,10 @@ class Gateway:
         if not url:
             return ""
         try:
-            response = await self._parts.client.get(f"{url}/metrics", timeout=SCRAPE_S)
-        except httpx.TransportError:
+            response = await fetch(self._parts.client, f"{url}/metrics", SCRAPE_S)
+        except FetchError:
             return ""
-        return response.text if response.status_code == httpx.codes.OK else ""
+        return response.text if response.is_ok else ""
 
     @asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
@@ -171,3 +183,24 @@ class Gateway:
             with suppress(asyncio.CancelledError):
                 await asyncio.gather(*tasks, return_exceptions=True)
             await self._parts.client.aclose()
+
+
+def _guards(access: FrontAccess) -> list[Middleware]:
+    """What a request passes before it reaches a route, in this order."""
+    return [
+        *([Middleware(RequestIds)] if access.request_ids else []),
+        Middleware(CanonicalPath),
+        Middleware(HostGuard, names=access.hosts),
+        Middleware(CrossOrigin, origins=access.origins),
+        *([Middleware(KeyGuard, keys=access.keys)] if access.keys else []),
+        Middleware(AdminGuard, has_keys=bool(access.keys)),
+    ]
+
+
+async def _refuse_route(request: Request, error: Exception) -> Response:
+    """The error object for a path that does not exist, or does not accept the method."""
+    assert isinstance(error, HTTPException)
+    if error.status_code != httpx.codes.METHOD_NOT_ALLOWED:
+        return no_such_route(request.url.path).response()
+    allowed = sorted(method.strip() for method in (error.headers or {}).get("Allow", "").split(","))
+    return method_not_allowed(request.method, request.url.path, allowed).response()

@@ -12,26 +12,19 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
+from zpptool.serve.body_budget import BodyAccount
+from zpptool.serve.hop_headers import EVENT_STREAM, Headers, end_to_end, is_event_stream
 from zpptool.serve.http_errors import Refusal, body_too_large
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Headers = list[tuple[bytes, bytes]]
 
-HOP_BY_HOP = frozenset(
-    {
-        b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te",
-        b"trailer", b"transfer-encoding", b"upgrade",
-    }
-)  # fmt: skip
-"""Headers that concern one connection only and are not forwarded (RFC 9110, 7.6.1)."""
 REPEATABLE = (
     "completions", "responses", "embeddings", "messages", "tokenize", "detokenize", "score", "rerank", "pooling",
     "classify", "transcriptions", "translations", "invocations", "generate", "render", "count_tokens",
 )  # fmt: skip
 """The last path segment of POST routes that change nothing, so that a request may be repeated."""
-EVENT_STREAM = b"text/event-stream"
 
 
 class ClientDisconnected(Exception):
@@ -44,7 +37,7 @@ class ProxiedRequest:
 
     Attributes:
         method: the HTTP method.
-        target: path and query as they were sent.
+        target: path and query.
         headers: those that are forwarded.
         body: all of it.
     """
@@ -61,17 +54,20 @@ class ProxiedRequest:
         return self.method in ("GET", "HEAD", "OPTIONS") or (self.method == "POST" and last in REPEATABLE)
 
 
-async def read_request(scope: Scope, receive: Receive, limit: int, *, keep_key: bool) -> ProxiedRequest:
+async def read_request(
+    scope: Scope, receive: Receive, limit: int, account: BodyAccount, *, keep_key: bool
+) -> ProxiedRequest:
     """Read the client's whole request.
 
     Args:
         scope: of the ASGI call.
         receive: of the ASGI call.
         limit: the most bytes that the body may have.
+        account: takes the body's bytes from the budget of all bodies.
         keep_key: whether `Authorization` is forwarded; it is not where this server has API keys of its own.
 
     Raises:
-        Refusal: (413) the body is larger than the limit.
+        Refusal: (413) the body is larger than the limit; (503) all bodies together are larger than their budget.
         ClientDisconnected: the client closed its connection before the body was complete.
     """
     headers: Headers = scope["headers"]
@@ -87,15 +83,16 @@ async def read_request(scope: Scope, receive: Receive, limit: int, *, keep_key: 
         size += len(chunk)
         if size > limit:
             raise body_too_large(limit)
+        account.add(len(chunk))
         chunks.append(chunk)
         if not message.get("more_body", False):
             break
     query = scope["query_string"]
-    dropped = HOP_BY_HOP | {b"host", b"content-length", b"expect"} | (set() if keep_key else {b"authorization"})
+    dropped = {b"host", b"content-length", b"expect"} | (set() if keep_key else {b"authorization"})
     return ProxiedRequest(
         method=scope["method"],
         target=scope["raw_path"] + (b"?" + query if query else b""),
-        headers=[(name, value) for name, value in headers if name not in dropped],
+        headers=end_to_end(headers, dropped),
         body=b"".join(chunks),
     )
 
@@ -143,9 +140,7 @@ class ClientResponse:
     async def begin(self, status: int, headers: Headers) -> None:
         """Send status and headers."""
         self.status = status
-        self._events = any(
-            name.lower() == b"content-type" and value.startswith(EVENT_STREAM) for name, value in headers
-        )
+        self._events = is_event_stream(headers)
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def add(self, chunk: bytes) -> None:
@@ -168,8 +163,3 @@ class ClientResponse:
         elif self._events and self._tail in (b"", b"\n\n"):
             await self.add(refusal.event())
             await self.end()
-
-
-def forwarded_headers(headers: Headers) -> Headers:
-    """The headers of an upstream's response that are forwarded to the client."""
-    return [(name, value) for name, value in headers if name.lower() not in HOP_BY_HOP | {b"date", b"server"}]

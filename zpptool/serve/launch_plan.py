@@ -22,7 +22,7 @@ from zpptool.config.resolve import spec_of_plan
 from zpptool.config.runtime_options import RuntimeOptions
 from zpptool.config.stage_spec import StageSpec
 from zpptool.errors import address_error, invalid_error, usage_error
-from zpptool.net.addresses import DEFAULT_HOST
+from zpptool.net.addresses import DEFAULT_HOST, url_host
 from zpptool.serve.gpus import refuse_full, refuse_unseen
 
 FRONT_OPTIONS = (
@@ -154,7 +154,7 @@ def _specs_of_plan_file(options: ServeOptions) -> tuple[StageSpec, ...]:
         raise usage_error(
             f"{options.plan_file} puts stages on {', '.join(dict.fromkeys(elsewhere))}, which is not this machine",
             "Start each stage on its own host (zpptool run-stage --plan), and here: zpptool serve --upstream"
-            f" http://{places[0].host}:{plan.api_port}",
+            f" http://{url_host(places[0].host)}:{plan.api_port}",
         )
     return tuple(
         msgspec.structs.replace(

@@ -15,7 +15,10 @@ from dataclasses import dataclass
 
 import httpx
 
-from zpptool.serve.http_errors import Refusal, pipeline_lost, timed_out
+from zpptool.serve.body_budget import BodyBudget
+from zpptool.serve.bounded_fetch import FetchError, fetch
+from zpptool.serve.hop_headers import response_headers
+from zpptool.serve.http_errors import Refusal, method_not_allowed, no_such_route, pipeline_lost, timed_out
 from zpptool.serve.http_exchange import (
     ClientDisconnected,
     ClientResponse,
@@ -23,12 +26,12 @@ from zpptool.serve.http_exchange import (
     Receive,
     Scope,
     Send,
-    forwarded_headers,
     is_error_event,
     read_request,
     wait_for_disconnect,
 )
 from zpptool.serve.load_balancing import Upstream
+from zpptool.serve.media_types import media_type_refusal
 from zpptool.serve.metrics import GatewayMetrics
 from zpptool.serve.pool import Pool
 
@@ -36,6 +39,7 @@ CONNECT_S = 5.0
 HEALTH_S = 2.0
 KEEPALIVE_S = 2.0
 """Shorter than the 5 s after which uvicorn closes an idle connection, so that none is reused while it is closing."""
+DEFAULT_BUFFERED_BYTES = 1 << 30
 MAX_ATTEMPTS = 20
 MAX_LOSSES = 3
 """A request during which so many pipelines, or starts of one pipeline, were lost is assumed to be the cause."""
@@ -49,11 +53,13 @@ class ProxyLimits:
         body_bytes: the most bytes of its body.
         request_s: seconds from its first byte to the response's last; None for no limit.
         keep_key: whether the client's `Authorization` header is forwarded to the upstreams.
+        buffered_bytes: the most bytes of the bodies of all requests in progress.
     """
 
     body_bytes: int
     request_s: float | None
     keep_key: bool
+    buffered_bytes: int = DEFAULT_BUFFERED_BYTES
 
 
 class UpstreamBroken(Exception):
@@ -90,21 +96,26 @@ class Proxy:
 
     def __init__(self, pool: Pool, client: httpx.AsyncClient, limits: ProxyLimits, metrics: GatewayMetrics) -> None:
         self._pool, self._client, self._limits, self._metrics = pool, client, limits, metrics
+        self._budget = BodyBudget(limits.buffered_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             return
-        response = ClientResponse(send)
+        limits, response = self._limits, ClientResponse(send)
         began = time.monotonic()
         try:
-            async with asyncio.timeout(self._limits.request_s):
-                request = await read_request(scope, receive, self._limits.body_bytes, keep_key=self._limits.keep_key)
-                await self._answer_while_connected(request, receive, response)
+            refusal = media_type_refusal(scope["path"], scope["headers"])
+            if refusal is not None:
+                raise refusal
+            with self._budget.account() as account:
+                async with asyncio.timeout(limits.request_s):
+                    request = await read_request(scope, receive, limits.body_bytes, account, keep_key=limits.keep_key)
+                    await self._answer_while_connected(request, receive, response)
         except Refusal as refusal:
             await response.refuse(refusal)
         except TimeoutError:
-            await response.refuse(timed_out(self._limits.request_s or 0.0))
+            await response.refuse(timed_out(limits.request_s or 0.0))
         except ClientDisconnected:
             response.status = response.status or 499  # nginx's status for it; only the metrics see it
         self._metrics.record_answer(response.status, time.monotonic() - began)
@@ -173,6 +184,7 @@ class Proxy:
         except httpx.TransportError as cause:
             raise UpstreamBroken(f"it did not answer ({_text_of(cause)})", sent=True) from cause
         try:
+            _refuse_plain_error(upstream_response, request)
             await self._copy(upstream_response, upstream, response)
         except httpx.TransportError as cause:
             raise UpstreamBroken(f"its answer broke off ({_text_of(cause)})", sent=True) from cause
@@ -187,7 +199,8 @@ class Proxy:
         )
         if failed and not await self._is_healthy(upstream):
             raise UpstreamBroken(f"it answered {upstream_response.status_code} and is not healthy", sent=True)
-        await response.begin(upstream_response.status_code, forwarded_headers(upstream_response.headers.raw))
+        headers = response_headers(upstream_response.headers.raw, upstream.state.url)
+        await response.begin(upstream_response.status_code, headers)
         self._metrics.record_first_byte()
         if first:
             await response.add(first)
@@ -197,10 +210,24 @@ class Proxy:
 
     async def _is_healthy(self, upstream: Upstream) -> bool:
         try:
-            health = await self._client.get(f"{upstream.state.url}/health", timeout=HEALTH_S)
-        except httpx.TransportError:
+            return (await fetch(self._client, f"{upstream.state.url}/health", HEALTH_S)).is_ok
+        except FetchError:
             return False
-        return health.status_code == httpx.codes.OK
+
+
+def _refuse_plain_error(answer: httpx.Response, request: ProxiedRequest) -> None:
+    """Replace a 404 or 405 of an engine's router, which is plain text, by the error object that clients parse.
+
+    Raises:
+        Refusal: (404 or 405) the engine behind the gateway lacks the route.
+    """
+    if answer.status_code not in (404, 405) or "json" in answer.headers.get("content-type", ""):
+        return
+    path = request.target.partition(b"?")[0].decode("latin-1")
+    if answer.status_code == httpx.codes.NOT_FOUND:
+        raise no_such_route(path)
+    allowed = [method.strip() for method in answer.headers.get("allow", "").split(",") if method.strip()]
+    raise method_not_allowed(request.method, path, allowed)
 
 
 def _text_of(cause: Exception) -> str:

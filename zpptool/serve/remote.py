@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
 
+from zpptool.serve.bounded_fetch import FetchError, fetch
 from zpptool.serve.load_balancing import BackendState
 from zpptool.serve.pool import Pool
 
@@ -42,9 +44,9 @@ class RemotePipeline:
     async def describe(self) -> dict[str, Any]:
         """Model, head and stages from the status of the front there; empty for a server that has no such status."""
         try:
-            response = await self._client.get(f"{self._url}/pipeline/status", timeout=TIMEOUT_S)
-            status = response.json() if response.status_code == httpx.codes.OK else {}
-        except (httpx.TransportError, ValueError):
+            response = await fetch(self._client, f"{self._url}/pipeline/status", TIMEOUT_S)
+            status = json.loads(response.body) if response.is_ok else {}
+        except (FetchError, ValueError, RecursionError):
             return {}
         if not isinstance(status, Mapping):
             return {}
@@ -55,9 +57,9 @@ class RemotePipeline:
     async def _poll(self) -> tuple[bool, str, str | None]:
         """Whether it is ready, its phase, and why it is not ready."""
         try:
-            response = await self._client.get(f"{self._url}/health", timeout=TIMEOUT_S)
-        except httpx.TransportError as cause:
-            return False, "unreachable", f"{self._url} cannot be reached: {str(cause) or type(cause).__name__}"
-        if response.status_code == httpx.codes.OK:
+            response = await fetch(self._client, f"{self._url}/health", TIMEOUT_S)
+        except FetchError as cause:
+            return False, "unreachable", f"{self._url} cannot be reached: {cause}"
+        if response.is_ok:
             return True, "ready", None
-        return False, "not ready", f"{self._url}/health answers with status {response.status_code}"
+        return False, "not ready", f"{self._url}/health answers with status {response.status}"

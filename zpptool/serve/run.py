@@ -54,7 +54,13 @@ def serve(settings: ServeSettings, console: Console) -> None:
         hide_information()
     display = display_for(console)
     with HttpServer(
-        settings.host, settings.port, settings.certificate, settings.key, name="the front", port_option="--port"
+        settings.host,
+        settings.port,
+        settings.certificate,
+        settings.key,
+        name="the front",
+        port_option="--port",
+        limits=settings.connections,
     ) as server:
         try:
             with stop_requests() as stops, log_directory(settings.log_dir) as logs:

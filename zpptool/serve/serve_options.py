@@ -6,8 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from zpptool.net.connection_limits import ConnectionLimits
+from zpptool.serve.front_access import FrontAccess
 from zpptool.serve.launch_plan import PipelineLaunchPlan
-from zpptool.serve.named_keys import ApiKey
 from zpptool.serve.proxy import ProxyLimits
 from zpptool.serve.remote_address import RemoteAddress
 
@@ -23,8 +24,9 @@ class ServeSettings:
         port: the front's port; 0 for any that is free.
         certificate: a PEM file for TLS, or None.
         key: the PEM file of the certificate's key, or None.
-        api_keys: the valid API keys; empty to require none.
+        access: who may use the front.
         limits: of one request.
+        connections: the limits of connections to the front.
         recovery_deadline_s: how long a request waits for a pipeline to become ready.
         drain_timeout_s: how long requests in flight may go on after a stop was requested.
         max_restarts: how many starts in a row may fail after the first.
@@ -38,8 +40,9 @@ class ServeSettings:
     port: int
     certificate: Path | None
     key: Path | None
-    api_keys: tuple[ApiKey, ...]
+    access: FrontAccess
     limits: ProxyLimits
+    connections: ConnectionLimits
     recovery_deadline_s: float
     drain_timeout_s: float
     max_restarts: int

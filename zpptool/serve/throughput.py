@@ -10,6 +10,7 @@ from contextlib import suppress
 
 import httpx
 
+from zpptool.serve.bounded_fetch import FetchError, fetch
 from zpptool.serve.metrics import generated_tokens
 from zpptool.serve.pool import Pool
 
@@ -49,10 +50,11 @@ class Rates:
     async def _sample(self, name: str, url: str) -> None:
         if not url:
             return
-        with suppress(httpx.TransportError):
-            response = await self._client.get(f"{url}/metrics", timeout=SCRAPE_S)
-            if response.status_code == httpx.codes.OK and any(counter in response.text for counter in TOKEN_COUNTERS):
-                add_sample(self._samples[name], time.monotonic(), generated_tokens(response.text))
+        with suppress(FetchError):
+            response = await fetch(self._client, f"{url}/metrics", SCRAPE_S)
+            text = response.text
+            if response.is_ok and any(counter in text for counter in TOKEN_COUNTERS):
+                add_sample(self._samples[name], time.monotonic(), generated_tokens(text))
 
 
 def add_sample(samples: deque[tuple[float, float]], now: float, tokens: float) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from zpptool.config.stage_spec import StageSpec
+from zpptool.net.addresses import url_host
 from zpptool.ring.status import RECOVERING, RingStatus
 from zpptool.supervisor import lifecycle as lc
 
@@ -50,7 +51,7 @@ class PipelineView:
     @property
     def url(self) -> str:
         """The base of the head's API; empty before the first start."""
-        return f"http://{self.specs[0].api_host}:{self.specs[0].api_port}" if self.specs else ""
+        return f"http://{url_host(self.specs[0].api_host)}:{self.specs[0].api_port}" if self.specs else ""
 
     @property
     def is_recovering(self) -> bool:

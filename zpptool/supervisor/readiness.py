@@ -10,6 +10,7 @@ import threading
 
 from zpptool.config.stage_spec import StageSpec
 from zpptool.errors import ZppError
+from zpptool.net.addresses import url_host
 from zpptool.net.openai_client import ApiClient
 
 INTERVAL_S = 0.1
@@ -25,7 +26,7 @@ class ReadinessProbe:
     """
 
     def __init__(self, head: StageSpec) -> None:
-        self._client = ApiClient(f"http://{head.api_host}:{head.api_port}", head.start_timeout_s)
+        self._client = ApiClient(f"http://{url_host(head.api_host)}:{head.api_port}", head.start_timeout_s)
         self._whole = threading.Event()
         self._cancelled = threading.Event()
         threading.Thread(target=self._run, name="readiness", daemon=True).start()
