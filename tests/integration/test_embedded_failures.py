@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import gc
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,7 +21,8 @@ from toys import changed, ring_specs, run_stage
 from zpptool.config.stage_spec import StageSpec
 from zpptool.engines.base import LOAD_MODEL
 from zpptool.engines.transformers.calls import agreed_facts
-from zpptool.engines.transformers.head import RingModel
+from zpptool.engines.transformers.ring_model import RingModel
+from zpptool.engines.transformers.ring_sequence import RingSequence
 from zpptool.engines.transformers.sampling import SamplingParams
 from zpptool.engines.transformers.unsplit import generate, load_unsplit
 from zpptool.engines.transformers.worker import TransformersStage
@@ -104,15 +107,14 @@ def test_a_step_that_fails_on_one_stage_fails_only_its_own_sequence(
     ]
     prompts = [[5 + n, 80 - n, 7] for n in range(NUM_SEQUENCES)]
     sampling = [SamplingParams(0.7, seed=n) for n in range(NUM_SEQUENCES)]
-    with ring(specs, full) as head:
-        ring_model = RingModel(head)
+    with ring(specs, full) as head, closing(RingModel(head)) as ring_model:
         streams = [ring_model.generate(prompts[n], TOKENS, (), sampling[n]) for n in range(NUM_SEQUENCES)]
         # First one after the other, so that sequences are numbered in the order of the prompts; then all at once.
-        answers: list[list[int] | ZppError] = [[next(stream)] for stream in streams]
+        answers: list[list[int] | ZppError] = [[next(stream).token] for stream in streams]
 
         def the_rest(n: int) -> list[int] | ZppError:
             try:
-                return [*answers[n], *streams[n]]
+                return [*answers[n], *(choice.token for choice in streams[n])]
             except ZppError as fault:
                 return fault
 
@@ -121,7 +123,7 @@ def test_a_step_that_fails_on_one_stage_fails_only_its_own_sequence(
         cancelled = ring_model.generate(prompts[0], TOKENS, (), sampling[0])
         next(cancelled)
         cancelled.close()
-        again = list(ring_model.generate(prompts[3], TOKENS, (), sampling[3]))
+        again = [choice.token for choice in ring_model.generate(prompts[3], TOKENS, (), sampling[3])]
         assert head.fault is None, "the pipeline continues"
 
     for stage in ThreadStage.made:
@@ -146,3 +148,51 @@ def test_a_call_that_the_engine_does_not_know_is_refused(tiny_model: Callable[..
     ]
     with ring(specs, 0) as head, pytest.raises(ZppError, match="sleep is no call that the transformers engine knows"):
         head.call("sleep", b"", from_all=False).result(10)
+
+
+def abandoned(sequence: RingSequence) -> Generator[int, None, None]:
+    """The tokens of a sequence that is closed when this generator is, also by the garbage collection."""
+    try:
+        while True:
+            yield next(sequence).token
+    finally:
+        sequence.close()
+
+
+def test_a_garbage_collection_inside_a_link_call_ends_a_sequence_and_nothing_else(
+    tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that collects an abandoned generator has the link's socket just then, so it must not use the link."""
+    model = str(tiny_model("llama", layers=3, initializer_range=0.5))
+    specs = [
+        changed(spec, model=model, partition=((0, 1), (1, 2), (2, 3)), device="cpu") for spec in ring_specs(3, tmp_path)
+    ]
+    with ring(specs, 0) as head, closing(RingModel(head)) as ring_model:
+        turn = head._downstream._turn
+        enter, thread, collected = turn.enter, threading.current_thread(), []
+
+        def enter_and_collect(*args: Any) -> None:
+            enter(*args)
+            if threading.current_thread() is thread and not collected:
+                collected.append(gc.collect())
+
+        tokens = abandoned(ring_model.generate([5, 6], TOKENS, (), SamplingParams()))
+        next(tokens)
+        other = ring_model.generate([7, 8], TOKENS, (), SamplingParams())
+        next(other)
+        gc.collect()
+        gc.disable()
+        try:
+            cycle: list[Any] = [tokens]
+            cycle.append(cycle)
+            del tokens, cycle
+            monkeypatch.setattr(turn, "enter", enter_and_collect)
+            assert len(list(other)) == TOKENS - 1
+        finally:
+            gc.enable()
+        assert collected, "the collection took place while this thread had the socket"
+        until = time.monotonic() + 10
+        while any(stage._part._sequences for stage in ThreadStage.made):
+            assert time.monotonic() < until, "the stages forget the abandoned sequence"
+            time.sleep(0.01)
+        assert head.fault is None

@@ -163,6 +163,13 @@ def test_a_pipeline_with_wrong_weights_differs_from_the_unsplit_model(
     assert ElementTree.parse(junit).getroot().get("failures") == str(len(different)) != "0"
 
 
+SCORED = {
+    "prompt": "again and again", "n": 3, "seed": 5, "temperature": 1.2, "min_p": 0.01, "logprobs": 3, "max_tokens": 12,
+    "presence_penalty": 0.5, "frequency_penalty": 0.5, "repetition_penalty": 1.5,
+}  # fmt: skip
+"""A request for several sequences, whose choices depend on the tokens before."""
+
+
 def test_many_requests_at_once_give_the_unsplit_models_answers(stages: Path, model: Path, tmp_path: Path) -> None:
     """Seeded and streamed, with stages started in any order. An answer does not depend on the others in flight."""
     requests = [
@@ -188,7 +195,8 @@ def test_many_requests_at_once_give_the_unsplit_models_answers(stages: Path, mod
             "POST", "/v1/completions", json={"prompt": "x", "stream": True, "max_tokens": 8000, "ignore_eos": True}
         ) as response:
             next(response.iter_lines())  # and disconnect
-        refused = client.post("/v1/completions", json={"prompt": "x", "n": 2})
+        scored = client.post("/v1/completions", json={**SCORED, **options}).json()["choices"]
+        refused = client.post("/v1/completions", json={"prompt": "x", "best_of": 2})
         chat = client.post(
             "/v1/chat/completions", json={"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
         )
@@ -210,12 +218,15 @@ def test_many_requests_at_once_give_the_unsplit_models_answers(stages: Path, mod
 
     with unsplit(model, tmp_path) as client:
         expected = [completion(client, **body, **options) for body in requests]
+        alone = [completion(client, **{**SCORED, **options, "n": 1, "seed": SCORED["seed"] + n}) for n in range(3)]
     assert [choice["token_ids"] for choice in together] == [choice["token_ids"] for choice in expected]
     assert [choice["text"] for choice in together] == [choice["text"] for choice in expected]
     assert streamed == expected[5]["token_ids"]
     assert several["choices"][0]["token_ids"] == expected[3]["token_ids"]
     assert len({tuple(choice["token_ids"]) for choice in together}) > 20, "different seeds give different answers"
-    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "n")
+    assert [{**choice, "index": 0} for choice in scored] == alone, "log probabilities too"
+    assert len({tuple(choice["token_ids"]) for choice in scored}) == 3
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "best_of")
     assert "no chat template" in chat.json()["error"]["message"]
 
 

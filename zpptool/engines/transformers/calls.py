@@ -2,7 +2,7 @@
 """The calls of the embedded engine's head to its stages, and their payloads.
 
 `LOAD_MODEL` has no payload and every stage answers it. `STEP` has a `Step`, and only the last stage answers it, with
-the token that it chose. `FREE` has the number of a sequence, and the head does not wait for an answer.
+the `Choice` that it made. `FREE` has the number of a sequence, and the head does not wait for an answer.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import transformers
 from zpptool.config.stage_spec import StageSpec
 from zpptool.engines.base import common_facts
 from zpptool.engines.transformers.loading import load_config
-from zpptool.engines.transformers.sampling import SamplingParams
+from zpptool.engines.transformers.sampling import Choice, SamplingParams
 from zpptool.errors import usage_error
 
 STEP, FREE = "step", "free"
@@ -37,6 +37,7 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 _encoder = msgspec.msgpack.Encoder()
 _step_decoder = msgspec.msgpack.Decoder(Step)
 _number_decoder = msgspec.msgpack.Decoder(int)
+_choice_decoder = msgspec.msgpack.Decoder(Choice)
 
 
 def encode_step(step: Step) -> bytes:
@@ -54,7 +55,7 @@ def decode_step(payload: bytes) -> Step:
 
 
 def encode_number(number: int) -> bytes:
-    """A sequence's number, or a token, as a payload."""
+    """A sequence's number as a payload."""
     return _encoder.encode(number)
 
 
@@ -65,6 +66,20 @@ def decode_number(payload: bytes) -> int:
         msgspec.DecodeError: the payload is not a number.
     """
     return _number_decoder.decode(payload)
+
+
+def encode_choice(choice: Choice) -> bytes:
+    """A choice as a payload."""
+    return _encoder.encode(choice)
+
+
+def decode_choice(payload: bytes) -> Choice:
+    """The choice in a payload.
+
+    Raises:
+        msgspec.DecodeError: the payload is not a choice.
+    """
+    return _choice_decoder.decode(payload)
 
 
 def check_arguments(spec: StageSpec) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
+from typing import Self
 
 from transformers import PreTrainedModel
 
@@ -16,10 +18,13 @@ from zpptool.config.stage_spec import spec_from_argv
 from zpptool.engines.transformers.api.front import Front
 from zpptool.engines.transformers.api.served import served_model
 from zpptool.engines.transformers.calls import check_arguments, device_of
-from zpptool.engines.transformers.sampling import SamplingParams
-from zpptool.engines.transformers.unsplit import generate, load_unsplit
+from zpptool.engines.transformers.sampling import Choice, SamplingParams
+from zpptool.engines.transformers.unsplit import generate_choices, load_unsplit
 from zpptool.net.http_server import HttpServer
 from zpptool.process.child import end_on_sigterm, run_child
+
+TURN_POLL_S = 0.05
+"""How often, in seconds, a sequence that waits for its turn checks whether it was closed."""
 
 
 class UnsplitModel:
@@ -27,16 +32,53 @@ class UnsplitModel:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
-        self._lock = threading.Lock()
+        self._turn = threading.Lock()
 
     def generate(
         self, prompt_ids: Sequence[int], max_new_tokens: int, stop_ids: Collection[int], sampling: SamplingParams
-    ) -> Generator[int, None, None]:
-        """The tokens of one sequence. All are computed before the first is yielded."""
-        sampled = sampling if sampling.temperature else None
-        with self._lock:
-            tokens = generate(self._model, prompt_ids, max_new_tokens, sorted(stop_ids), sampled)
-        yield from tokens
+    ) -> UnsplitSequence:
+        """A sequence, which is computed as a whole when its first token is requested."""
+        drawn = None if sampling.is_plain else sampling
+        compute = partial(generate_choices, self._model, prompt_ids, max_new_tokens, sorted(stop_ids), drawn)
+        return UnsplitSequence(compute, self._turn)
+
+
+class UnsplitSequence:
+    """An iterator over the tokens of one sequence.
+
+    Args:
+        compute: returns all of its tokens.
+        turn: held while a sequence is computed.
+    """
+
+    def __init__(self, compute: Callable[[], list[Choice]], turn: threading.Lock) -> None:
+        self._compute = compute
+        self._turn = turn
+        self._computed: Iterator[Choice] | None = None
+        self._closed = False
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Choice:
+        """The next token; the first one waits until the sequences before have been computed.
+
+        Raises:
+            StopIteration: all tokens were returned, or the sequence was closed.
+        """
+        while self._computed is None and not self._closed:
+            if self._turn.acquire(timeout=TURN_POLL_S):
+                try:
+                    self._computed = iter(self._compute())
+                finally:
+                    self._turn.release()
+        if self._computed is None or self._closed:
+            raise StopIteration
+        return next(self._computed)
+
+    def close(self) -> None:
+        """End the sequence; it gives up its turn unless that has begun. Any thread may call it."""
+        self._closed = True
 
 
 def main() -> None:

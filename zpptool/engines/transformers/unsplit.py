@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from zpptool.engines.transformers.loading import no_progress_bars
-from zpptool.engines.transformers.sampling import Sampler, SamplingParams
+from zpptool.engines.transformers.sampling import Choice, Sampler, SamplingParams
 
 
 def load_unsplit(directory: Path, *, dtype: str | torch.dtype = "auto", device: str = "cpu") -> PreTrainedModel:
@@ -47,6 +47,17 @@ def generate(
         stop_token_ids: end after any of these tokens; it is returned too.
         sampling: how zpptool's sampler chooses from the model's logits; None for greedy.
     """
+    return [choice.token for choice in generate_choices(model, prompt, max_new_tokens, stop_token_ids, sampling)]
+
+
+def generate_choices(
+    model: PreTrainedModel,
+    prompt: Sequence[int],
+    max_new_tokens: int,
+    stop_token_ids: Sequence[int] = (),
+    sampling: SamplingParams | None = None,
+) -> list[Choice]:
+    """As `generate`, with the log probabilities that `sampling` requests."""
     token_ids = torch.tensor([list(prompt)], device=model.device)
     config = GenerationConfig(
         do_sample=False,
@@ -54,20 +65,27 @@ def generate(
         eos_token_id=list(stop_token_ids) or None,
         pad_token_id=stop_token_ids[0] if stop_token_ids else 0,
     )
-    draw = LogitsProcessorList([_Draw(Sampler(sampling))] if sampling else [])
+    draw = _Draw(Sampler(sampling, prompt)) if sampling else None
     mask = torch.ones_like(token_ids)
-    output = model.generate(token_ids, attention_mask=mask, generation_config=config, logits_processor=draw)
-    tokens: list[int] = output[0, len(prompt) :].tolist()
-    return tokens
+    processors = LogitsProcessorList([draw] if draw else [])
+    output = model.generate(token_ids, attention_mask=mask, generation_config=config, logits_processor=processors)
+    return draw.choices if draw else [Choice(token) for token in output[0, len(prompt) :].tolist()]
 
 
 class _Draw(LogitsProcessor):
-    """Leaves one token for greedy search to choose: the one that the sampler drew."""
+    """Leaves one token for greedy search to choose: the one that the sampler drew.
+
+    Attributes:
+        choices: what it drew so far.
+    """
 
     def __init__(self, sampler: Sampler) -> None:
         self._sampler = sampler
+        self.choices: list[Choice] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        choice = self._sampler.choose(scores[0])
+        self.choices.append(choice)
         drawn = torch.full_like(scores, -torch.inf)
-        drawn[0, self._sampler(scores[0])] = 0
+        drawn[0, choice.token] = 0
         return drawn

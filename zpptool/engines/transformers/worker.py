@@ -23,7 +23,7 @@ from zpptool.engines.transformers.calls import (
     decode_number,
     decode_step,
     device_of,
-    encode_number,
+    encode_choice,
 )
 from zpptool.engines.transformers.model import PartialModel, load_part
 from zpptool.engines.transformers.sampling import Sampler
@@ -99,7 +99,7 @@ class TransformersStage:
         """Run one step of one sequence.
 
         Returns:
-            on the last stage the token that it chose, on the others no bytes; None where a stage before has failed at
+            on the last stage the choice that it made, on the others no bytes; None where a stage before has failed at
             this step.
         """
         inputs: list[int] | dict[str, Tensor] | None = step.token_ids if self._spec.is_first else self._receive(number)
@@ -109,7 +109,7 @@ class TransformersStage:
         try:
             output = self._part.step(step.sequence, inputs)
             if self._spec.is_last:
-                return encode_number(self._sampler(step)(output))
+                return encode_choice(self._sampler(step).choose(output))
         except Exception:
             self._pass_on({CALL: number, FAILED: True})
             raise
@@ -143,7 +143,7 @@ class TransformersStage:
     def _sampler(self, step: Step) -> Sampler:
         """The sequence's sampler, made in its first step."""
         if step.sampling is not None:
-            self._samplers[step.sequence] = Sampler(step.sampling)
+            self._samplers[step.sequence] = Sampler(step.sampling, step.token_ids)
         return self._samplers[step.sequence]
 
 

@@ -14,11 +14,13 @@ class Counts:
         prompt_tokens: tokens of all prompts.
         generation_tokens: tokens of all answers, counted as they are generated.
         requests: requests that were started.
+        in_progress: requests that are being answered now.
     """
 
     prompt_tokens: int = 0
     generation_tokens: int = 0
     requests: int = 0
+    in_progress: int = 0
 
     def prometheus(self) -> str:
         """Prometheus' text format, version 0.0.4."""
