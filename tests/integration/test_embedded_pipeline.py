@@ -213,7 +213,7 @@ def test_many_requests_at_once_give_the_unsplit_models_answers(stages: Path, mod
             time.sleep(0.3)
             running[0].process.send_signal(signal.SIGINT)
             assert [stage.wait() for stage in running] == [130, 0, 0], [stage.text()[-2000:] for stage in running]
-            assert unfinished.result(1).json()["error"]["message"] == "the head has ended"
+            assert unfinished.result(1).json()["error"]["code"] == "pipeline_stopping"
         assert [process for stage in running for process in stage.left_behind()] == []
 
     with unsplit(model, tmp_path) as client:

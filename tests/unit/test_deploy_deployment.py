@@ -26,6 +26,7 @@ from zpptool.deploy.deployment import Deployment, Device, check_deployment
 from zpptool.deploy.kubernetes.manifests import MONITOR_FILE, kubernetes_files
 from zpptool.deploy.systemd import systemd_files
 from zpptool.errors import ZppError
+from zpptool.process.group import STOP_GRACE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 HUB = "hf://org/name@0123abcd"
@@ -100,6 +101,35 @@ def test_there_is_one_pod_of_each_stage_and_it_fetches_its_own_tensors_only(depl
         assert mounted <= {volume["name"] for volume in pod["volumes"]} | {"model"}
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
             assert ("httpGet" in run[probe]) == (stage == 0)
+
+
+def test_answers_in_progress_end_before_the_stages_are_killed(deployment: Deployment) -> None:
+    """A later stage computes longer than stage 0 drains, and nothing is killed before its own time is up."""
+    pods = [item["spec"]["template"]["spec"] for item in of_kind(objects(kubernetes_files(deployment)), "StatefulSet")]
+    services = yaml.safe_load(compose_files(replace(deployment, source="/models/llama"))["compose.yaml"])["services"]
+    composed = [services[f"zpp-stage-{stage}"] for stage in range(3)]
+    units = systemd_files(replace(deployment, source="/models/llama"))
+    unit_lines = [units[f"{host}/zpp-stage-{stage}.service"].split("\n") for stage, host in enumerate("abb")]
+    stops = [next(line for line in lines if line.startswith("TimeoutStopSec=")) for lines in unit_lines]
+    starts = [next(line for line in lines if line.startswith("ExecStart=")).split() for lines in unit_lines]
+
+    def after(words: list[str]) -> int:
+        return int(words[words.index("--shutdown-timeout") + 1])
+
+    before_stop = int(pods[0]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1])
+    drains = [after(pod["containers"][0]["command"]) for pod in pods]
+    assert min(drains[1:]) > before_stop + drains[0]
+    for stage, drain in enumerate(drains):
+        assert [after(composed[stage]["command"]), after(starts[stage])] == [drain, drain]
+        assert ("lifecycle" in pods[stage]["containers"][0]) == (stage == 0)
+        limits = {
+            pods[stage]["terminationGracePeriodSeconds"],
+            int(composed[stage]["stop_grace_period"].removesuffix("s")),
+            int(stops[stage].removeprefix("TimeoutStopSec=")),
+        }
+        assert len(limits) == 1
+        assert limits.pop() > before_stop + drain + STOP_GRACE_S
+        assert "SuccessExitStatus=130" in unit_lines[stage]
 
 
 def test_each_stage_connects_to_the_service_that_selects_the_stage_before_it(deployment: Deployment) -> None:

@@ -7,16 +7,21 @@ import pytest
 
 from tests.rings import stage
 from zpptool.ring.status import (
+    BROKEN,
     COMPUTING,
     LOADING,
     READY,
+    RECOVERING,
     UNHEARD,
     WAITING,
     WARMING_UP,
+    RingStatus,
     StageStatus,
     aged,
     hung,
+    is_silent,
     phase_of,
+    reason_not_serving,
     unheard,
 )
 
@@ -62,3 +67,34 @@ def test_the_ring_is_in_the_phase_of_its_slowest_stage(
     phases: tuple[str, ...], gathered: bool, busy: bool, whole: str
 ) -> None:
     assert phase_of([stage(0, phase) for phase in phases], gathered=gathered, busy=busy) == whole
+
+
+@pytest.mark.parametrize(
+    ("status", "silent"),
+    [
+        (stage(1), False),
+        (stage(1, COMPUTING, heard_age_s=2.9), False),
+        (stage(1, COMPUTING, heard_age_s=3.1), True),
+        (stage(1, LOADING, heard_age_s=300.0), False),
+        (unheard(1, 0, 4.0), True),
+    ],
+)
+def test_a_stage_without_recent_reports_is_silent_unless_it_loads(status: StageStatus, silent: bool) -> None:
+    assert is_silent(status) == silent
+
+
+@pytest.mark.parametrize(
+    ("phase", "fault", "age_s", "reason"),
+    [
+        (READY, "", 5.0, ""),
+        (COMPUTING, "", 0.1, ""),
+        (RECOVERING, "", 5.0, "no report from stage 1 for 5 s"),
+        (RECOVERING, "", 0.1, "requests wait"),
+        (LOADING, "", 0.1, "requests wait"),
+        (BROKEN, "stage 1 was lost", 5.0, "stage 1 was lost"),
+    ],
+)
+def test_a_ring_that_takes_no_requests_says_why(phase: str, fault: str, age_s: float, reason: str) -> None:
+    stages = (stage(0), stage(1, heard_age_s=age_s))
+    ring = RingStatus(run_id="r", epoch=1, phase=phase, fault=fault, stages=stages, head=stage(-1))
+    assert reason_not_serving(ring) == reason

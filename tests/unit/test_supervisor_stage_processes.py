@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from zpptool.admin.status_client import find_status_paths
 from zpptool.config.engine_kind import Engine
 from zpptool.engines.registry import check_engine
 from zpptool.errors import ExitCode, ZppError
@@ -52,6 +54,30 @@ def test_a_private_directory_is_private_and_removed(
         (directory / "socket").touch()
     assert not directory.exists()
     assert list((tmp_path / "relative").iterdir()) == []
+
+
+def test_a_directory_with_a_long_path_is_not_used_for_sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket is bound in the directory that is taken instead, and `status` looks there."""
+    long = tmp_path / ("x" * 80)
+    long.mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(long))
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    with private_directory() as directory, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(directory / "head.status"))
+        listener.listen()
+        assert directory / "head.status" in find_status_paths()
+    assert list(long.iterdir()) == []
+
+
+def test_without_a_usable_directory_the_run_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = tmp_path / ("x" * 80)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(long))
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    monkeypatch.setattr("zpptool.process.run_dir.SHORT_PARENT", tmp_path / "absent")
+    with pytest.raises(ZppError, match="not writable, or longer than 80 bytes") as refused, private_directory():
+        pass
+    assert str(long) in refused.value.message
+    assert "XDG_RUNTIME_DIR" in str(refused.value.hint)
 
 
 def test_the_directory_of_a_killed_run_is_removed_by_the_next_and_nothing_else_is(

@@ -8,8 +8,6 @@ search, and refused by name where one is named.
 from __future__ import annotations
 
 import socket
-import tempfile
-from os import environ
 from pathlib import Path
 
 import msgspec
@@ -18,6 +16,7 @@ from zpptool.admin.own_socket import connect_to_own
 from zpptool.deadline import Deadline
 from zpptool.errors import ExitCode, ZppError, stage_error, usage_error
 from zpptool.ownership import distrusted_socket, is_own_peer
+from zpptool.process.run_dir import PREFIX, parents
 from zpptool.ring.status import SUFFIX, RingStatus
 
 _MOST_BYTES = 16 << 20
@@ -29,10 +28,7 @@ def find_status_paths() -> list[Path]:
 
     Left out is what another user owns or may change, and what is reached by a symbolic link only.
     """
-    directories = {Path(tempfile.gettempdir())}
-    if runtime := environ.get("XDG_RUNTIME_DIR"):
-        directories.add(Path(runtime))
-    found = {path for directory in directories for path in directory.glob(f"zpp-*/*{SUFFIX}") if _accepts(path)}
+    found = {path for directory in parents() for path in directory.glob(f"{PREFIX}*/*{SUFFIX}") if _accepts(path)}
     return sorted(found, key=_changed_at, reverse=True)
 
 

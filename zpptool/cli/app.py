@@ -152,6 +152,10 @@ TAKES_ENGINE_ARGUMENTS = frozenset({"plan", "run-stage", "serve", "test-pipeline
 """The verbs that pass what follows `--` to the engine."""
 
 
+EXTRAS = {"httpx": "serve", "starlette": "serve", "uvicorn": "serve", "transformers": "transformers", "vllm": "vllm"}
+"""Packages that the base installation lacks, and the extra that installs each."""
+
+
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
     """Handle SIGTERM like Ctrl-C."""
     raise KeyboardInterrupt
@@ -173,6 +177,14 @@ def main() -> NoReturn:
         _end_with(
             invalid_error(f"{cause.filename} cannot be used: {cause.strerror}", hint), as_json="--json" in arguments
         )
+    except ModuleNotFoundError as missing:
+        extra = EXTRAS.get((missing.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        absent = usage_error(
+            f"this command needs {missing.name}, which is not installed", f"pip install 'zpptool[{extra}]'"
+        )
+        _end_with(absent, as_json="--json" in arguments)
     except SystemExit as ended:
         if ended.code == ExitCode.INTERRUPTED:  # typer's exit code for Ctrl-C
             with _ignoring_closed_terminal():

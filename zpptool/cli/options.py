@@ -124,6 +124,16 @@ BeatTimeoutOption = Annotated[
         "--beat-timeout", metavar="S", min=1, help="Seconds without progress at a step after which a stage hangs."
     ),
 ]
+ShutdownTimeoutOption = Annotated[
+    float,
+    typer.Option(
+        "--shutdown-timeout",
+        "--drain-timeout",
+        metavar="S",
+        min=0,
+        help="Seconds that answers in progress have to end after Ctrl-C or SIGTERM.",
+    ),
+]
 RecoveryDeadlineOption = Annotated[
     float,
     typer.Option(

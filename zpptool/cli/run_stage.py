@@ -23,6 +23,7 @@ from zpptool.cli.options import (
     PlanOption,
     RangesOption,
     RecoveryDeadlineOption,
+    ShutdownTimeoutOption,
     StageApiPortOption,
     StandbyOption,
     StartTimeoutOption,
@@ -152,10 +153,14 @@ def run_stage(
     wire_codec: WireCodecOption = WireCodec.NONE,
     recovery_deadline: RecoveryDeadlineOption = 120.0,
     standby: StandbyOption = 0,
+    shutdown_timeout: ShutdownTimeoutOption = 30.0,
     stage_mode: Annotated[str, typer.Option("--pipeline-stage-mode", hidden=True)] = "external",
     external_worker: Annotated[bool, typer.Option("--external-pp-worker", hidden=True)] = False,
 ) -> None:
     """Run one stage until it is interrupted. Start the stages in any order, each on its own machine if you like.
+
+    After Ctrl-C or SIGTERM stage 0 refuses requests, answers those in progress, and stops the pipeline. A later stage
+    computes until then. Either takes --shutdown-timeout at most, and a second Ctrl-C ends it at once.
 
     Stage 0 also runs the head: scheduler and OpenAI API. Everything after -- is passed to the engine unchanged, and has
     to be the same on every stage: zpptool run-stage stages/stage_1 -- --max-model-len 4096.
@@ -233,7 +238,7 @@ def run_stage(
     if not insecure:
         _warn_of_open_api(spec, console)
     check_engine(spec.engine)
-    run_in_foreground(spec, environment_of_one(spec, parse_gpu_ids(gpu_ids)), standby)
+    run_in_foreground(spec, environment_of_one(spec, parse_gpu_ids(gpu_ids)), standby, shutdown_timeout)
 
 
 def _warn_of_open_api(spec: StageSpec, console: Console) -> None:

@@ -26,6 +26,7 @@ from zpptool.cli.options import (
     QuietOption,
     RangesOption,
     RecoveryDeadlineOption,
+    ShutdownTimeoutOption,
     StandbyOption,
     StartTimeoutOption,
     StepTimeoutOption,
@@ -138,9 +139,7 @@ def serve(
     ] = 5,
     recovery_deadline: RecoveryDeadlineOption = 120.0,
     standby: StandbyOption = 0,
-    drain_timeout: Annotated[
-        float, typer.Option("--drain-timeout", metavar="S", min=0, help="Seconds that answers have to end at Ctrl-C.")
-    ] = 30.0,
+    shutdown_timeout: ShutdownTimeoutOption = 30.0,
     max_restarts: Annotated[
         int,
         typer.Option(
@@ -236,7 +235,7 @@ def serve(
             keep_alive_s=keep_alive_timeout,
         ),
         recovery_deadline_s=runtime.recovery_deadline_s,
-        drain_timeout_s=drain_timeout,
+        drain_timeout_s=shutdown_timeout,
         max_restarts=max_restarts,
         log_dir=log_dir,
         spares=standby,

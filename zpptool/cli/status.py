@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
     from zpptool.ring.status import RingStatus, StageStatus
 
+SILENT = "silent"
+"""Shown for a stage, and its link, whose last report is too old."""
+
 
 def status(
     url: UrlOption = None,
@@ -72,19 +75,23 @@ def top(
 
 
 def _head_status(run_dir: Path | None, timeout: float, as_json: bool) -> None:
-    """Show the status of the head on this machine; exit with `STAGE` if its pipeline has failed."""
+    """Show the status of the head on this machine; exit with `STAGE` if it takes no requests."""
     import msgspec
 
     from zpptool.admin.status_client import read_status, the_status_path
+    from zpptool.ring.status import reason_not_serving
 
     ring = read_status(the_status_path(run_dir), timeout)
     Console(as_json=as_json).result(msgspec.to_builtins(ring), lambda out: _show_head(out, ring))
-    if ring.fault:
+    if reason_not_serving(ring):
         raise typer.Exit(ExitCode.STAGE)
 
 
 def _show_head(out: Console, ring: RingStatus) -> None:
-    out.line(f"run {ring.run_id}, epoch {ring.epoch}: {ring.phase}{': ' + ring.fault if ring.fault else ''}")
+    from zpptool.ring.status import reason_not_serving
+
+    reason = reason_not_serving(ring)
+    out.line(f"run {ring.run_id}, epoch {ring.epoch}: {ring.phase}{': ' + reason if reason else ''}")
     places = (ring.head, *ring.stages)
     out.table(
         "",
@@ -105,9 +112,11 @@ def _name(place: StageStatus) -> str:
 
 
 def _stage_row(place: StageStatus) -> tuple[object, ...]:
+    from zpptool.ring.status import is_silent
+
     return (
         _name(place),
-        place.phase,
+        SILENT if place.pid and is_silent(place) else place.phase,
         "-".join(map(str, place.layers)) if place.layers else "-",
         place.host or "-",
         place.pid or "-",
@@ -120,11 +129,13 @@ def _stage_row(place: StageStatus) -> tuple[object, ...]:
 
 
 def _link_row(place: StageStatus) -> tuple[object, ...]:
+    from zpptool.ring.status import is_silent
+
     link = place.link
     assert link is not None
     return (
         f"{_name(place)} -> {link.peer}",
-        link.state,
+        SILENT if is_silent(place) else link.state,
         link.endpoint,
         link.epoch,
         "-" if link.rtt_ms is None else f"{link.rtt_ms:.2f} ms",

@@ -12,11 +12,20 @@ from typing import Any
 
 from zpptool.deploy.deployment import Deployment, Device
 from zpptool.deploy.output import documents
-from zpptool.deploy.stageunit import GIB, MODELS, SOURCE, StageUnit, key_file, link_environment, stage_units
+from zpptool.deploy.stageunit import (
+    GIB,
+    MODELS,
+    SOURCE,
+    StageUnit,
+    key_file,
+    link_environment,
+    stage_units,
+    stop_limit_s,
+)
 from zpptool.errors import usage_error
 
 COMPOSE_FILE = "compose.yaml"
-_HEALTH_CHECK = "import sys, urllib.request as r; r.urlopen(sys.argv[1], timeout=4)"
+_HEALTH_CHECK = "import sys, urllib.request as r; r.build_opener(r.ProxyHandler({})).open(sys.argv[1], timeout=4)"
 
 Service = dict[str, Any]
 
@@ -74,7 +83,7 @@ def _stage(deployment: Deployment, unit: StageUnit) -> Service:
         "volumes": [f"{unit.name}:{MODELS}:ro"],
         "networks": ["ring"] if unit.api_port is None else ["ring", "outside"],
         "restart": "unless-stopped",
-        "stop_grace_period": "60s",
+        "stop_grace_period": f"{stop_limit_s(unit.stage)}s",
         "shm_size": "1gb",
         "ulimits": {"nofile": {"soft": 65536, "hard": 65536}},
         "deploy": {"resources": _resources(deployment, unit)},

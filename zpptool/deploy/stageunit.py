@@ -21,6 +21,15 @@ SOURCE = "/source"
 START_S = 1800
 """Start timeout in seconds: it covers the slowest stage's fetching, loading, and the roll call, but not the stage's own
 fetching."""
+PRE_STOP_S = 5
+"""Seconds between the end of a pod and its SIGTERM, for load balancers to notice that it takes no more requests."""
+DRAIN_S = 30
+"""Seconds that answers in progress have to end after SIGTERM."""
+LATER_DRAIN_S = DRAIN_S + PRE_STOP_S + 10
+"""Seconds that a later stage computes after SIGTERM, unless the ring stops: stage 0 may get its SIGTERM later, and
+stops the ring after its own time."""
+END_S = 15
+"""Seconds that the processes of a stage may take to end after that."""
 GIB = 1 << 30
 PROCESS_BYTES = 4 * GIB
 """Host memory of torch, the engine and its buffers, without weights; 2 to 3 GiB were measured with vLLM 0.32 on CPU."""
@@ -85,6 +94,16 @@ def link_environment(deployment: Deployment, keys: str) -> dict[str, str]:
     return {"ZPP_INSECURE": "1"} if deployment.insecure else {"ZPP_KEYS": keys}
 
 
+def shutdown_timeout_s(stage: int) -> int:
+    """Return the `--shutdown-timeout` of a stage, in seconds."""
+    return LATER_DRAIN_S if stage else DRAIN_S
+
+
+def stop_limit_s(stage: int) -> int:
+    """Return how long a stage may take to stop before it may be killed, in seconds."""
+    return PRE_STOP_S + shutdown_timeout_s(stage) + END_S
+
+
 def key_file(stage: int) -> str:
     """Return the name of a stage's key file, as `zpptool keys generate` writes it."""
     return f"stage_{stage}.keys"
@@ -106,7 +125,7 @@ def _unit(deployment: Deployment, place: PlannedStage, source: str) -> StageUnit
         run=(
             "zpptool", "run-stage", f"{MODELS}/stage_{place.stage}", "--engine", str(plan.engine),
             "--device", str(deployment.device), "--dtype", plan.dtype, "--start-timeout", str(START_S),
-            "--bind-host", "0.0.0.0", "--local-bind-port",
+            "--shutdown-timeout", str(shutdown_timeout_s(place.stage)), "--bind-host", "0.0.0.0", "--local-bind-port",
             str(port), "--prev-stage-addr" if first else "--prev-stage-service-addr", previous, *api,
             *(("--", *plan.engine_args) if plan.engine_args else ()),
         ),

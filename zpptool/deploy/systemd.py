@@ -13,8 +13,8 @@ from pathlib import PurePosixPath
 from zpptool.config.plan import PlannedStage
 from zpptool.deploy.deployment import Deployment, Device
 from zpptool.deploy.quoting import check_program
-from zpptool.deploy.stageunit import START_S, key_file, link_environment
-from zpptool.errors import invalid_error, usage_error
+from zpptool.deploy.stageunit import START_S, key_file, link_environment, shutdown_timeout_s, stop_limit_s
+from zpptool.errors import ExitCode, invalid_error, usage_error
 from zpptool.file_names import holds_control
 
 PLAN_FILE = "zpp.yaml"
@@ -69,7 +69,7 @@ def _service(deployment: Deployment, place: PlannedStage) -> str:
         "--device",
         deployment.device,
     ]
-    run += ["--start-timeout", str(START_S)]
+    run += ["--start-timeout", str(START_S), "--shutdown-timeout", str(shutdown_timeout_s(place.stage))]
     if deployment.device is Device.CUDA:
         run += ["--gpu-id", str(_place_on_host(deployment, place))]
     lines: list[tuple[str, str]] = [("Type", "exec"), ("User", "zpptool"), ("StateDirectory", state)]
@@ -88,7 +88,8 @@ def _service(deployment: Deployment, place: PlannedStage) -> str:
         ("Restart", "always"),
         ("RestartSec", "5"),
         ("TimeoutStartSec", "infinity"),
-        ("TimeoutStopSec", "60"),
+        ("TimeoutStopSec", str(stop_limit_s(place.stage))),
+        ("SuccessExitStatus", str(int(ExitCode.INTERRUPTED))),
         ("KillMode", "mixed"),
         ("LimitNOFILE", "65536"),
         ("NoNewPrivileges", "yes"),

@@ -19,6 +19,7 @@ from typing import Self
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from zpptool.errors import ZppError, address_error
 from zpptool.net.addresses import url_host
@@ -79,7 +80,7 @@ class HttpServer:
         self._fault: BaseException | None = None
         self.loop = asyncio.new_event_loop()
 
-    def start(self, app: Starlette | Callable[[], Starlette]) -> None:
+    def start(self, app: Starlette | Callable[[], ASGIApp]) -> None:
         """Start the thread, and return when the server accepts connections.
 
         Args:
@@ -88,7 +89,7 @@ class HttpServer:
         Raises:
             ZppError: (ADDRESS) another process listens at the address.
         """
-        make_app = (lambda: app) if isinstance(app, Starlette) else app
+        make_app: Callable[[], ASGIApp] = (lambda: app) if isinstance(app, Starlette) else app
         self._thread = threading.Thread(target=self._run, args=(make_app,), name="http-server", daemon=True)
         self._thread.start()
         self._started.wait()
@@ -128,7 +129,7 @@ class HttpServer:
     ) -> None:
         self.stop()
 
-    def _run(self, make_app: Callable[[], Starlette]) -> None:
+    def _run(self, make_app: Callable[[], ASGIApp]) -> None:
         asyncio.set_event_loop(self.loop)
         try:
             self.loop.run_until_complete(self._serve(make_app))
@@ -139,7 +140,7 @@ class HttpServer:
             self._over.set()
             self.loop.close()
 
-    async def _serve(self, make_app: Callable[[], Starlette]) -> None:
+    async def _serve(self, make_app: Callable[[], ASGIApp]) -> None:
         config = self._config(make_app())
         self._server = uvicorn.Server(config)
         serving = asyncio.ensure_future(self._server.serve(sockets=[self._socket]))
@@ -149,7 +150,7 @@ class HttpServer:
             self._started.set()
         await serving
 
-    def _config(self, app: Starlette) -> uvicorn.Config:
+    def _config(self, app: ASGIApp) -> uvicorn.Config:
         """uvicorn's settings. A guarded server accepts no more connections at once than it may hold, because each has
         a descriptor from the moment it is accepted."""
         limits = self._limits

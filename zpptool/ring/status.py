@@ -22,6 +22,10 @@ RECOVERING, BROKEN, STOPPED = "recovering", "broken", "stopped"
 """Phases that only the whole ring has."""
 STEADY_PHASES = frozenset({UNHEARD, WAITING, READY, COMPUTING})
 """Phases in which a healthy stage is never silent for long. The others last as long as loading the weights takes."""
+SERVING_PHASES = frozenset({READY, COMPUTING})
+"""Phases of a ring that takes requests."""
+SILENT_S = 3.0
+"""Without a report for so many seconds, a stage that is not loading or warming up is shown as silent."""
 SUFFIX = ".status"
 """Of the head's status socket."""
 CHANGE_SUFFIX = ".change"
@@ -138,6 +142,19 @@ class RingStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def unheard(stage: int, epoch: int, age_s: float) -> StageStatus:
     """The status of a stage that the head has waited `age_s` seconds for, without a report."""
     return StageStatus(stage, "", 0, None, UNHEARD, epoch, 0, 0.0, age_s, 0, 0.0, None, None)
+
+
+def is_silent(status: StageStatus) -> bool:
+    """Whether a stage's last report is too old to show what it does: it is lost, or out of reach behind one that is."""
+    return status.phase in STEADY_PHASES and status.heard_age_s > SILENT_S
+
+
+def reason_not_serving(ring: RingStatus) -> str:
+    """Why a ring takes no requests, as one line; empty if it takes them."""
+    if ring.fault or ring.phase in SERVING_PHASES:
+        return ring.fault
+    silent = [f"stage {place.stage} for {place.heard_age_s:.0f} s" for place in ring.stages if is_silent(place)]
+    return "no report from " + ", ".join(silent) if silent else "requests wait"
 
 
 def aged(status: StageStatus, seconds: float) -> StageStatus:

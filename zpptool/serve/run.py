@@ -20,11 +20,11 @@ from zpptool.errors import ExitCode, ZppError, stage_error
 from zpptool.log import hide_information
 from zpptool.net.http_server import HttpServer, raise_file_limit
 from zpptool.places import HEAD
+from zpptool.process.signals import stop_requests
 from zpptool.serve.backends import Backends
 from zpptool.serve.display import Display, display_for, rows_of
 from zpptool.serve.launch_plan import PipelineLaunchPlan
 from zpptool.serve.serve_options import ServeSettings
-from zpptool.serve.signals import stop_requests
 from zpptool.supervisor.lifecycle import BACKOFF, Cause, Rules
 from zpptool.supervisor.pipeline_processes import PipelineConfig
 from zpptool.supervisor.pipeline_view import PipelineView

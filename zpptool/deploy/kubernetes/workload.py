@@ -12,7 +12,7 @@ from typing import Any
 from zpptool.deploy.deployment import Deployment, Device
 from zpptool.deploy.kubernetes.labels import PLAN, Object, keys_secret, metadata, stage_labels
 from zpptool.deploy.kubernetes.source import fetching, source_volumes
-from zpptool.deploy.stageunit import GIB, MODELS, START_S, StageUnit, link_environment
+from zpptool.deploy.stageunit import GIB, MODELS, PRE_STOP_S, START_S, StageUnit, link_environment, stop_limit_s
 
 HEALTH = "/health"
 """Health endpoint of the head: 200 when requests are served, 503 when the ring is broken; it refuses connections before
@@ -65,7 +65,7 @@ def _pod(deployment: Deployment, unit: StageUnit) -> Object:
     return {
         "enableServiceLinks": False,
         "automountServiceAccountToken": False,
-        "terminationGracePeriodSeconds": 60,
+        "terminationGracePeriodSeconds": stop_limit_s(unit.stage),
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": USER,
@@ -102,7 +102,15 @@ def _stage(deployment: Deployment, unit: StageUnit) -> Object:
         "resources": _resources(deployment, unit),
         "volumeMounts": mounts,
         **_probes(unit),
+        **_before_stop(unit),
     }
+
+
+def _before_stop(unit: StageUnit) -> Object:
+    """Return the head's pause before SIGTERM, in which the Service drops it: from SIGTERM on it refuses requests."""
+    if unit.api_port is None:
+        return {}
+    return {"lifecycle": {"preStop": {"exec": {"command": ["sleep", str(PRE_STOP_S)]}}}}
 
 
 def _probes(unit: StageUnit) -> Object:

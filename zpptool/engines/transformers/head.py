@@ -20,10 +20,12 @@ from zpptool.engines.transformers.api.served import served_model
 from zpptool.engines.transformers.calls import agreed_facts, check_arguments
 from zpptool.engines.transformers.ring_model import RingModel
 from zpptool.log import place_logger
+from zpptool.net.admission import Admission
 from zpptool.net.http_server import HttpServer
 from zpptool.places import HEAD
 from zpptool.process import progress as phases
 from zpptool.process.child import end_on_sigterm, run_child
+from zpptool.process.signals import end_this_process, on_end_of_requests
 from zpptool.ring.head.node import HeadNode
 from zpptool.ring.membership import open_head_node
 
@@ -35,6 +37,7 @@ def main() -> None:
     spec = spec_from_argv(sys.argv)
     check_arguments(spec)
     end_on_sigterm()
+    on_end_of_requests()
     with HttpServer(spec.api_host, spec.api_port) as server:
         node = open_head_node(spec)
         node.on_fault(lambda _fault: server.interrupt())
@@ -58,7 +61,12 @@ def serve(spec: StageSpec, node: HeadNode, server: HttpServer) -> None:
         node.set_up(LOAD_MODEL, b"", timeout_s=spec.start_timeout_s).result()
         phases.report_phase(phases.LOADED)
         _log.info("all stages have loaded their layers; the API is at http://%s:%d", spec.api_host, spec.api_port)
-        server.start(Front(served).app())
+        admission = Admission(Front(served).app())
+        server.start(lambda: admission)
+        on_end_of_requests(
+            drain=lambda: server.loop.call_soon_threadsafe(admission.close, end_this_process),
+            cut=lambda: server.loop.call_soon_threadsafe(admission.cut, end_this_process),
+        )
         server.wait()
     if node.fault is not None:
         raise node.fault

@@ -22,6 +22,7 @@ from zpptool.log import place_logger
 from zpptool.places import HEAD
 from zpptool.process.child import run_child
 from zpptool.process.environment import set_head_spec
+from zpptool.process.signals import on_end_of_requests
 
 _log = place_logger(__name__, HEAD)
 
@@ -35,6 +36,7 @@ def main() -> None:
     Raises:
         ZppError: (STAGE) the pipeline broke; (USAGE) vLLM refuses its arguments; (FAILURE) the engine core has died.
     """
+    on_end_of_requests()
     spec = spec_from_argv(sys.argv)
     set_layer_partition(spec)
     warning = version_warning(vllm.__version__)

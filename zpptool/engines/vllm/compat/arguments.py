@@ -16,6 +16,12 @@ from zpptool.engines.vllm.compat.platform import device_type
 from zpptool.engines.vllm.compat.unsupported import refuse_unsupported
 from zpptool.errors import usage_error
 
+DRAINING_MIDDLEWARE = "zpptool.engines.vllm.draining.DrainingMiddleware"
+"""Imported by the API server, by this name."""
+ENGINE_CORE_STOP_S = 3
+"""Seconds that the engine core has to stop the ring after SIGTERM; with vLLM's own default, 0, it would be killed at
+once. Requests in progress are ended before (`process.signals.CUT_SIGNAL`)."""
+
 
 def serve_parser() -> argparse.ArgumentParser:
     """The parser of `vllm serve`. It raises `argparse.ArgumentError` where vLLM's own exits."""
@@ -53,6 +59,7 @@ def serve_arguments(spec: StageSpec, executor_class: type | None) -> argparse.Na
     command_line = [
         spec.model, "--pipeline-parallel-size", str(spec.num_stages), "--dtype", spec.dtype,
         "--host", spec.api_host, "--port", str(spec.api_port), "--no-async-scheduling",
+        "--shutdown-timeout", str(ENGINE_CORE_STOP_S),
         *(("--served-model-name", spec.served_name) if spec.served_name else ()), *spec.engine_args,
     ]  # fmt: skip
     try:
@@ -73,6 +80,7 @@ def serve_arguments(spec: StageSpec, executor_class: type | None) -> argparse.Na
     refuse_unsupported(args)
     if executor_class is not None:
         args.distributed_executor_backend = executor_class
+        args.middleware = [*args.middleware, DRAINING_MIDDLEWARE]
         if args.scheduler_cls is None:
             args.scheduler_cls = BALANCED_SCHEDULER if spec.num_stages > 1 else RECOVERING_SCHEDULER
     validate_parsed_serve_args(args)

@@ -43,7 +43,7 @@ from zpptool.process.environment import head_variables
 from zpptool.process.group import ProcessGroup
 from zpptool.process.run_dir import private_directory
 from zpptool.supervisor.restarter import Restarter
-from zpptool.supervisor.stage_processes import process_fault, start_stage
+from zpptool.supervisor.stage_processes import log_directory, process_fault, start_stage
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class LLM(vllm.LLM):
         head_addr: with `launch=False`: `HOST:PORT` at which stage 0 connects to this script; the port after the return
             port by default.
         gpu_ids: with `launch`: the stages' GPUs, `"0,1"`; the next free ones by default. See `zpptool serve --gpu-ids`.
-        log_dir: the directory of the stages' logs; None has them write to this process's output.
+        log_dir: the directory of the stages' logs, created if need be; None has them write to this process's output.
         start_timeout_s: how long the stages may take until all have joined.
         step_timeout_s: how long one step may take.
         recovery_deadline_s: with `launch`: how long a lost stage may take to return, while answers wait for it; with 0
@@ -87,7 +87,7 @@ class LLM(vllm.LLM):
         hosts: Sequence[str] | None = None,
         head_addr: str | None = None,
         gpu_ids: str | None = None,
-        log_dir: Path | None = None,
+        log_dir: str | Path | None = None,
         start_timeout_s: float = 600.0,
         step_timeout_s: float = 300.0,
         recovery_deadline_s: float = 120.0,
@@ -105,6 +105,7 @@ class LLM(vllm.LLM):
         with ExitStack() as started:
             group = started.enter_context(ProcessGroup())
             scratch = started.enter_context(private_directory())
+            logs = None if log_dir is None else started.enter_context(log_directory(Path(log_dir)))
             specs = _stage_specs(Path(model), num_stages, ranges)
             endpoints = (
                 plan_endpoints(len(specs), transport="ipc", ipc_dir=scratch)
@@ -133,7 +134,7 @@ class LLM(vllm.LLM):
                 placed = place_on_gpus(specs, parse_gpu_ids(gpu_ids))
                 specs = list(placed.specs)
                 for spec, env in zip(specs, stage_environments([1] * len(specs), placed.env), strict=True):
-                    start_stage(group, spec, env, log_dir, phases)
+                    start_stage(group, spec, env, logs, phases)
             restarter = Restarter(group, phases)
             watchdog = started.enter_context(StageWatchdog(restarter.poll if recovery_deadline_s else group.any_ended))
             self._start_head(specs[0], watchdog, group, scratch, engine_arguments)
