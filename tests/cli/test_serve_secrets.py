@@ -100,11 +100,11 @@ def test_the_credentials_of_an_upstream_are_sent_there_and_shown_nowhere(tmp_pat
         with httpx.Client(base_url=served.url, timeout=30, trust_env=False) as client:
             wait_for(lambda: client.get("/health").status_code == 200, 30)
             own = {"authorization": "Bearer own"}
-            paths = ("/v1/models", "/pipeline/status", "/metrics", "/readyz", "/", "/none")
+            paths = ("/v1/models", "/pipeline/status", "/metrics", "/readyz", "/", "/version")
             shown = "".join(client.get(path, headers=own).text for path in paths)
             assert NOWHERE in shown
         expected = "authorization: Basic " + base64.b64encode(f"me:{SECRET}".encode()).decode()
-        for path in ("/v1/models", "/metrics", "/pipeline/status", "/none"):
+        for path in ("/v1/models", "/metrics", "/pipeline/status", "/version"):
             received = [request for request in upstream.received if request.path == path]
             assert received, path
             for request in received:

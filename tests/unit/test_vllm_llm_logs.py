@@ -10,8 +10,7 @@ import pytest
 pytest.importorskip("vllm")
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(120)]
 
-from zpptool.config.model_runner import VARIABLE  # noqa: E402
-
+from zpptool.config.runner_choice import VARIABLE  # noqa: E402
 from zpptool.engines.vllm.offline.llm import LLM  # noqa: E402
 from zpptool.errors import ExitCode, ZppError  # noqa: E402
 

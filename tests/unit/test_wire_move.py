@@ -9,6 +9,7 @@ from contextlib import suppress
 
 import pytest
 
+from zpptool.config.port_probe import free_port
 from zpptool.errors import ExitCode, ZppError
 from zpptool.wire.link import LinkOptions, LinkReceiver, LinkRefused, LinkSender, Party, PeerLost
 from zpptool.wire.message.framing import Kind
@@ -24,10 +25,10 @@ def wait_until(condition: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-def open_sender(epoch: int) -> LinkSender:
+def open_sender(epoch: int, address: str = "tcp://127.0.0.1:*") -> LinkSender:
     """Stage 1's sending end, in an epoch of one run."""
     return LinkSender(
-        "tcp://127.0.0.1:*",
+        address,
         stage=1,
         peer=2,
         options=LinkOptions(party=Party(1, 3, run_id="run", epoch=epoch), follows=True),
@@ -44,21 +45,23 @@ def next_header(link: LinkReceiver) -> bytes:
 
 
 def test_a_receiver_moves_to_where_its_sender_is_in_the_next_epoch() -> None:
-    with open_sender(1) as old, open_sender(2) as new:
+    address = f"tcp://127.0.0.1:{free_port()}"
+    with open_sender(1) as old:
         with LinkReceiver(
             old.endpoint, stage=2, peer=1, options=LinkOptions(party=Party(2, 3), follows=True)
         ) as receiver:
             old.send(Kind.CONTROL, b"before", timeout_s=SOON_S)
             assert next_header(receiver) == b"before"
-            receiver.move(new.endpoint)
-            receiver.move(new.endpoint)  # the second call changes nothing
+            receiver.move(address)
+            receiver.move(address)  # the second call changes nothing
             with pytest.raises(PeerLost):
                 receiver.recv(SOON_S)
-            new.send(Kind.CONTROL, b"after", timeout_s=SOON_S)
-            assert next_header(receiver) == b"after"
-            assert (receiver.endpoint, receiver.party.epoch) == (new.endpoint, 2)
-            wait_until(lambda: old.ping() or not old.connected)
-        assert new.counters.sessions == 1
+            with open_sender(2, address) as new:
+                new.send(Kind.CONTROL, b"after", timeout_s=SOON_S)
+                assert next_header(receiver) == b"after"
+                assert (receiver.endpoint, receiver.party.epoch) == (address, 2)
+                wait_until(lambda: old.ping() or not old.connected)
+                assert new.counters.sessions == 1
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1", "what?", "", "udp://127.0.0.1:1"])
