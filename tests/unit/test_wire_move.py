@@ -46,22 +46,21 @@ def next_header(link: LinkReceiver) -> bytes:
 
 def test_a_receiver_moves_to_where_its_sender_is_in_the_next_epoch() -> None:
     address = f"tcp://127.0.0.1:{free_port()}"
-    with open_sender(1) as old:
-        with LinkReceiver(
-            old.endpoint, stage=2, peer=1, options=LinkOptions(party=Party(2, 3), follows=True)
-        ) as receiver:
-            old.send(Kind.CONTROL, b"before", timeout_s=SOON_S)
-            assert next_header(receiver) == b"before"
-            receiver.move(address)
-            receiver.move(address)  # the second call changes nothing
-            with pytest.raises(PeerLost):
-                receiver.recv(SOON_S)
-            with open_sender(2, address) as new:
-                new.send(Kind.CONTROL, b"after", timeout_s=SOON_S)
-                assert next_header(receiver) == b"after"
-                assert (receiver.endpoint, receiver.party.epoch) == (address, 2)
-                wait_until(lambda: old.ping() or not old.connected)
-                assert new.counters.sessions == 1
+    with open_sender(1) as old, LinkReceiver(
+        old.endpoint, stage=2, peer=1, options=LinkOptions(party=Party(2, 3), follows=True)
+    ) as receiver:
+        old.send(Kind.CONTROL, b"before", timeout_s=SOON_S)
+        assert next_header(receiver) == b"before"
+        receiver.move(address)
+        receiver.move(address)  # the second call changes nothing
+        with pytest.raises(PeerLost):
+            receiver.recv(SOON_S)
+        with open_sender(2, address) as new:
+            new.send(Kind.CONTROL, b"after", timeout_s=SOON_S)
+            assert next_header(receiver) == b"after"
+            assert (receiver.endpoint, receiver.party.epoch) == (address, 2)
+            wait_until(lambda: old.ping() or not old.connected)
+            assert new.counters.sessions == 1
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1", "what?", "", "udp://127.0.0.1:1"])
@@ -104,6 +103,7 @@ def test_a_receiver_refused_for_a_taken_place_is_counted_and_admitted_when_it_is
                 second.recv(SOON_S)
             assert sender.counters.knocks == 2
             first.close()
+            wait_until(lambda: sender.ping() or not sender.connected)
             sender.begin("run", 2)
             second.greet_again()
             sender.send(Kind.CONTROL, b"to the second", timeout_s=SOON_S)
