@@ -31,7 +31,7 @@ demo: env model  ## Split the model in three, prove the split, run it, compare w
 	@scripts/demo.sh $(MODEL) $(ENGINE)
 
 test: .venv/.ready-vllm model lint  ## Run the test suite, real vLLM on the CPU included
-	$(BIN)/python -m pytest -n 2 tests/unit tests/cli
+	$(BIN)/python -m pytest -n 2 tests/unit tests/cli tests/hostile
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(LONGEST_FIRST)
 
 test-long: .venv/.ready-vllm model  ## Run the tests that `make test` leaves out for their length

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What encryption costs on a link: two bf16 tensors one way and a word back, over loopback tcp.
+"""What encryption costs on a link: two bf16 tensors sent and a short answer, over loopback tcp.
 
     python benchmarks/encryption.py [--seconds 5]
 
 `plain` is a link without keys, `curve` one with keys. `aes-gcm` is a link without keys whose frames are sealed with
-AES-256-GCM, whole, before they are sent, and opened when they have come (nonce: a counter; bound to the header). None
-goes through shared memory. The variants take short turns in random order. Shown are medians in microseconds,
+AES-256-GCM, whole, before they are sent, and opened when they are received (nonce: a counter; bound to the header).
+None uses shared memory. The variants are measured in short turns, in random order. Shown are medians in microseconds,
 the ratio to `plain`, and the bytes a second. Needs `cryptography` for the third.
 """
 
@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from zpptool.wire.keys import generate, link_keys
-from zpptool.wire.link import PullLink, PushLink
-from zpptool.wire.messages import Kind
-from zpptool.wire.safety import Safety
+from zpptool.wire.link import LinkOptions, LinkReceiver, LinkSender
+from zpptool.wire.message.framing import Kind
+from zpptool.wire.security.exposure import LinkSecurity
+from zpptool.wire.security.key_files import generate, link_keys
 
 TOKENS = (1, 16, 64, 512, 2048, 8192)
 WIDTH = 4096
@@ -47,32 +47,34 @@ def sealed(frames: list[memoryview], number: int) -> list[bytes]:
 
 
 def opened(frames: tuple[memoryview, ...], number: int) -> list[bytes]:
-    """What `sealed` sealed."""
+    """The frames that `sealed` has sealed."""
     cipher = AESGCM(KEY)
     return [
         cipher.decrypt((2 * number + place).to_bytes(12, "little"), frame, HEADER) for place, frame in enumerate(frames)
     ]
 
 
-def receive(link: PullLink, variant: str, number: int) -> None:
-    """One message, down to its plain bytes."""
+def receive(link: LinkReceiver, variant: str, number: int) -> None:
+    """Receive one message, as plain bytes."""
     message = link.recv(TIMEOUT_S)
     if variant == "aes-gcm":
         opened(message.frames, number)
 
 
 def echo(addresses: dict[str, str], files: Any, turns: Any, answers: Any) -> None:
-    """The other process: takes messages and answers each with a word."""
-    pull = {}
+    """The other process: receives messages and answers each with a notification."""
+    receiver = {}
     for variant, address in addresses.items():
         keys = link_keys(files[1], 1, 0) if variant == "curve" else None
-        pull[variant] = PullLink(address, stage=1, peer=0, safety=Safety(keys), shared_memory=False)
+        receiver[variant] = LinkReceiver(
+            address, stage=1, peer=0, options=LinkOptions(security=LinkSecurity(keys), shared_memory=False)
+        )
     answers.put("ready")
     numbers = dict.fromkeys(VARIANTS, 0)
     while variant := turns.get():
-        receive(pull[variant], variant, numbers[variant])
+        receive(receiver[variant], variant, numbers[variant])
         numbers[variant] += 1
-        pull[variant].tell(b"taken")
+        receiver[variant].notify(b"taken")
 
 
 def measure(send: Callable[[str], None], seconds: float) -> dict[str, float]:
@@ -97,13 +99,15 @@ def main() -> None:
     files = generate(2)
     spawn = multiprocessing.get_context("spawn")
     turns, answers = spawn.SimpleQueue(), spawn.SimpleQueue()
-    told_back: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    push = {}
+    acknowledged: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    sender = {}
     for variant in VARIANTS:
         keys = link_keys(files[0], 0, 1) if variant == "curve" else None
-        push[variant] = PushLink("tcp://127.0.0.1:*", stage=0, peer=1, safety=Safety(keys), shared_memory=False)
-        push[variant].on_told(told_back.put)
-    addresses = {variant: link.endpoint for variant, link in push.items()}
+        sender[variant] = LinkSender(
+            "tcp://127.0.0.1:*", stage=0, peer=1, options=LinkOptions(security=LinkSecurity(keys), shared_memory=False)
+        )
+        sender[variant].on_notification(acknowledged.put)
+    addresses = {variant: link.endpoint for variant, link in sender.items()}
     other = spawn.Process(target=echo, args=(addresses, files, turns, answers), daemon=True)
     other.start()
     answers.get()
@@ -117,8 +121,8 @@ def main() -> None:
             turns.put(variant)
             parts = sealed(frames, numbers[variant]) if variant == "aes-gcm" else frames
             numbers[variant] += 1
-            push[variant].send(Kind.CONTROL, HEADER, parts, timeout_s=TIMEOUT_S)
-            told_back.get(timeout=TIMEOUT_S)
+            sender[variant].send(Kind.CONTROL, HEADER, parts, timeout_s=TIMEOUT_S)
+            acknowledged.get(timeout=TIMEOUT_S)
 
         medians = measure(send, given.seconds)
         cells = [

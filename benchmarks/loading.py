@@ -23,8 +23,8 @@ from pathlib import Path
 
 import msgspec
 
-from zpptool.checkpoint.loading import count_layers, load_plan
-from zpptool.layers import LayerRange, Partition, even_partition
+from zpptool.checkpoint.stage_tensors import count_layers, load_plan
+from zpptool.partition import LayerRange, Partition, even_partition
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -22,8 +22,8 @@ from load import Taken, ask
 from servers import ENGINE, Side, start_native, start_ours, start_unsplit
 from tiny import make_tiny_model
 
-from zpptool.checkpoint.loading import count_layers
-from zpptool.layers import even_partition
+from zpptool.checkpoint.stage_tensors import count_layers
+from zpptool.partition import even_partition
 
 ROOT = Path(__file__).resolve().parents[1]
 QUIET_S = 1.5

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import psutil
 
-from zpptool.layers import Partition, vllm_layer_partition
+from zpptool.partition import Partition, vllm_layer_partition
 
 READY_S = 900
 KV_BYTES = 512 << 20

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `--wire-codec` gains on a thin link: real activations between two network namespaces, at several link speeds.
+"""What `--wire-codec` gains on a slow link: real activations between two network namespaces, at several link speeds.
 
     sudo python benchmarks/thinlink.py --model MODEL [--rates 200 1000 0] [--seconds 20]
 
 Two namespaces and a pair of veths, with `tc tbf` (rate in Mbit/s, 0 for none) and with `netem` where a delay is asked
-for. Hidden states of two layers of MODEL in bf16 go over, and a few bytes come back when they are there; the codecs
-take turns in random order. What arrives is compared bit for bit. Shown are medians in milliseconds, and the ratio to
-no codec.
+for. Hidden states of two layers of MODEL in bf16 are sent, and a few bytes answer their receipt; the codecs are
+measured in turns, in random order. Received tensors are compared bit for bit. Shown are medians in milliseconds, and
+the ratio to no codec.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from zpptool.wire import ZeroMQCommunicator
-from zpptool.wire.gauge import WireCodec
+from zpptool.wire.compression.adaptive import WireCodec
 
 CODECS = tuple(WireCodec)
 PORT = 29500
@@ -68,7 +68,7 @@ def communicators(rank: int) -> dict[WireCodec, ZeroMQCommunicator]:
 
 
 def receive(file: str) -> None:
-    """The other host: compares what comes with what was captured, and answers."""
+    """The other host: compares received tensors with the captured ones, and answers."""
     captured, links = torch.load(file), communicators(1)
     codec = CODECS[0]
     while True:
@@ -92,7 +92,7 @@ def send(file: str, seconds: float) -> None:
             following = random.choice(CODECS)
             start = time.perf_counter()
             links[codec].send_tensor_dict({**tensors, "tokens": tokens, "next": following.value})
-            assert links[codec].recv_tensor_dict()["identical"], "other bits came than were sent"
+            assert links[codec].recv_tensor_dict()["identical"], "the received bits differ"
             times[codec].append(time.perf_counter() - start)
             codec = following
         medians = {one: statistics.median(taken[WARM_UP:]) * 1e3 for one, taken in times.items()}
@@ -105,9 +105,9 @@ def send(file: str, seconds: float) -> None:
 
 @contextmanager
 def hosts(rate_mbit: int, delay_ms: float) -> Iterator[tuple[str, str]]:
-    """The names of two namespaces with that link between them."""
+    """Create two namespaces with that link between them; their names."""
     names = tuple(f"zpp-{os.getpid()}-{side}" for side in "ab")
-    run = lambda *words: subprocess.run(words, check=True)  # noqa: E731
+    run = lambda *command: subprocess.run(command, check=True)  # noqa: E731
     try:
         for name in names:
             run("ip", "netns", "add", name)
@@ -131,7 +131,7 @@ def hosts(rate_mbit: int, delay_ms: float) -> Iterator[tuple[str, str]]:
 
 
 def main() -> None:
-    """Measure at each rate, or be one of the two hosts."""
+    """Measure at each rate, or run one of the two hosts."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--model", help="the checkpoint whose activations are sent")
     options.add_argument("--rates", type=int, nargs="+", default=[200, 1000, 0], help="Mbit/s; 0 for no limit")
@@ -152,11 +152,11 @@ def main() -> None:
         for rate in given.rates:
             print(f"{rate or 'no limit of'} Mbit/s, {given.delay_ms} ms each way, load {os.getloadavg()[0]:.1f}")
             print(f"{'tokens':>6} {'KiB':>8} " + " ".join(f"{codec:>17}" for codec in CODECS), flush=True)
-            words = [sys.executable, __file__, "--file", file, "--seconds", str(given.seconds), "--as-host"]
+            command = [sys.executable, __file__, "--file", file, "--seconds", str(given.seconds), "--as-host"]
             with hosts(rate, given.delay_ms) as (here, there):
-                other = subprocess.Popen(["ip", "netns", "exec", there, *words, "receiver"])
+                other = subprocess.Popen(["ip", "netns", "exec", there, *command, "receiver"])
                 try:
-                    subprocess.run(["ip", "netns", "exec", here, *words, "sender"], check=True)
+                    subprocess.run(["ip", "netns", "exec", here, *command, "sender"], check=True)
                     other.wait(TIMEOUT_S)
                 finally:
                     other.kill()

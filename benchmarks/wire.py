@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the wire costs: round trips of two bf16 tensors between two processes, every way in the same run.
+"""What the wire costs: round trips of two bf16 tensors between two processes, all transports in the same run.
 
-    python benchmarks/wire.py [--seconds 20] [--tokens 1 16 64 2048 8192] [--json FILE] [--only WAY ...]
+    python benchmarks/wire.py [--seconds 20] [--tokens 1 16 64 2048 8192] [--json FILE] [--only TRANSPORT ...]
 
-The ways (`wirepaths.py`) take turns in random order, so that a busy machine slows all alike. Shown is the median round
-trip in microseconds, below it the ratio to bare ZeroMQ over tcp (up to 64 tokens) or to raw TCP, and the targets.
+The transports (`wirepaths.py`) are measured in turns, in random order, so that a busy machine slows all of them. Shown
+are the median round trip in microseconds, below it the ratio to bare ZeroMQ over tcp (up to 64 tokens) or to raw TCP,
+and the targets.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from wirepaths import NAMES, WIDTH, End, open_paths
 
 TOKENS = (1, 16, 64, 2048, 8192)
 SMALL = 64
-PORTS = 7  # that `open_paths` takes
-WARM_UP = 4  # round trips of each way and size: memory is mapped, schemas are met
+PORTS = 7  # used by `open_paths`
+WARM_UP = 4  # round trips of each transport and size, which map memory and cache schemas
 TURN = 16  # small round trips in a row
 
 
 def echo(directory: str, ports: list[int], orders: Connection) -> None:
-    """The other process: sends back what it is told to expect, by the same way."""
+    """The other process: sends the ordered tensors back by the same transport."""
     torch.set_num_threads(1)
     paths = open_paths(1, directory, ports)
     orders.send("ready")
@@ -47,7 +48,7 @@ def echo(directory: str, ports: list[int], orders: Connection) -> None:
 
 
 def measure(paths: dict[str, End], orders: Connection, tokens: int, seconds: float) -> dict[str, list[float]]:
-    """Round trips of each way, in seconds."""
+    """Round trips of each transport, in seconds."""
     tensors = _tensors(tokens)
     times: dict[str, list[float]] = {name: [] for name in paths}
     turn = TURN if tokens <= SMALL else 1
@@ -87,8 +88,8 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
     options.add_argument("--seconds", type=float, default=20.0, help="for each size")
-    options.add_argument("--json", type=Path, help="write the medians here too")
-    options.add_argument("--only", nargs="+", help="measure these ways, and show no targets")
+    options.add_argument("--json", type=Path, help="also write the medians to this file")
+    options.add_argument("--only", nargs="+", help="measure these transports, and show no targets")
     given = options.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as directory:

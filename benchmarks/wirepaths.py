@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ways that `wire.py` compares, each one class: how two processes hand two bf16 tensors to each other.
+"""The transports that `wire.py` compares, each one class: how two processes send two bf16 tensors to each other.
 
-The invariant: `receive` returns when every byte of the tensors lies in this process's reach, and every way is given its
-best: bare sockets read into memory that is used again, bare ZeroMQ copies where that is faster.
+The invariant: `receive` returns when every byte of the tensors is in this process's memory, and every transport is used
+at its best: bare sockets read into memory that is reused, bare ZeroMQ copies where that is faster.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ Tensors = dict[str, torch.Tensor]
 
 
 class End(Protocol):
-    """One process's end of a way."""
+    """One process's end of a transport."""
 
     def send(self, tensors: Tensors) -> None:
-        """Hand the tensors to the other process."""
+        """Send the tensors to the other process."""
 
     def receive(self, tokens: int) -> Any:
-        """What the other process sent."""
+        """Receive what the other process has sent."""
 
 
 def memory(tensor: torch.Tensor) -> memoryview:
@@ -44,7 +44,7 @@ def memory(tensor: torch.Tensor) -> memoryview:
 
 
 class RawSocket:
-    """A stream of bytes whose number both sides know beforehand: what no message format can beat."""
+    """A byte stream whose length both sides know: the lower bound of every message format."""
 
     def __init__(self, rank: int, place: str) -> None:
         unix = place.startswith("/")
@@ -100,30 +100,30 @@ class Gloo:
 
     def send(self, tensors: Tensors) -> None:
         described = pickle.dumps([(name, tensor.dtype, tensor.size()) for name, tensor in tensors.items()])
-        told = torch.frombuffer(bytearray(described), dtype=torch.uint8)
-        torch.distributed.send(torch.tensor([told.numel()]), self._other)
-        torch.distributed.send(told, self._other)
-        under_way = [torch.distributed.isend(tensor, self._other) for tensor in tensors.values()]
-        for one in under_way:
+        description = torch.frombuffer(bytearray(described), dtype=torch.uint8)
+        torch.distributed.send(torch.tensor([description.numel()]), self._other)
+        torch.distributed.send(description, self._other)
+        pending = [torch.distributed.isend(tensor, self._other) for tensor in tensors.values()]
+        for one in pending:
             one.wait()
 
     def receive(self, tokens: int) -> Any:
         size = torch.empty(1, dtype=torch.long)
         torch.distributed.recv(size, self._other)
-        told = torch.empty(int(size.item()), dtype=torch.uint8)
-        torch.distributed.recv(told, self._other)
-        tensors, under_way = {}, []
-        for name, dtype, shape in pickle.loads(told.numpy().tobytes()):
+        description = torch.empty(int(size.item()), dtype=torch.uint8)
+        torch.distributed.recv(description, self._other)
+        tensors, pending = {}, []
+        for name, dtype, shape in pickle.loads(description.numpy().tobytes()):
             tensors[name] = torch.empty(shape, dtype=dtype)
-            under_way.append(torch.distributed.irecv(tensors[name], self._other))
-        for one in under_way:
+            pending.append(torch.distributed.irecv(tensors[name], self._other))
+        for one in pending:
             one.wait()
         return tensors
 
 
 class PickleAndSave:
-    """A pickled description and each tensor by `torch.save`, in one multipart ZeroMQ message. Not for any network: who
-    reaches the port runs code here."""
+    """A pickled description and each tensor by `torch.save`, in one multipart ZeroMQ message. Not for networks: a peer
+    that can reach the port can run code here."""
 
     def __init__(self, rank: int, mine: str, other: str) -> None:
         self._bare = BareZeroMQ(rank, mine, other)
@@ -171,11 +171,12 @@ def _connected(family: int, address: Any) -> socket.socket:
 
 
 def open_paths(rank: int, directory: str, ports: list[int]) -> dict[str, End]:
-    """This process's end of every way; the other process opens them in the same order.
+    """This process's end of every transport; the other process opens them in the same order.
 
     Args:
         directory: for sockets and gloo's rendezvous.
-        ports: seven that are free.
+        rank: 0 or 1.
+        ports: seven free ones.
     """
     free = iter(ports)
     one = Path(directory)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which model classes of the installed transformers can be split and run: try each, and write docs/coverage.md.
+"""Find out which model classes of the installed transformers can be split and run, and write docs/coverage.md.
 
-    python scripts/coverage_report.py                       # all; carries on where an earlier run was stopped
+    python scripts/coverage_report.py                       # all; continues where an earlier run was stopped
     python scripts/coverage_report.py --only LlamaForCausalLM,GPT2LMHeadModel --no-table
-    python scripts/coverage_report.py --table-only          # from the results that are there
+    python scripts/coverage_report.py --table-only          # from existing results
 
 Each class is tried in a process of its own, with a time limit, and its outcome is one line of the results file.
 """
@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> int:
-    """Try the classes, print a line for each, write the table; 1 if anything is wrong."""
+    """Try the classes, print a line for each, and write the table. Returns 1 if anything is wrong."""
     options = _parser().parse_args()
     only = set(options.only.split(",")) if options.only else None
     options.results.parent.mkdir(parents=True, exist_ok=True)
@@ -60,12 +60,12 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", help="class names, with commas between")
-    parser.add_argument("--results", type=Path, default=ROOT / "build/coverage.jsonl", help="one line a class")
-    parser.add_argument("--table", type=Path, default=ROOT / "docs/coverage.md", help="what to write")
+    parser.add_argument("--results", type=Path, default=ROOT / "build/coverage.jsonl", help="one line for each class")
+    parser.add_argument("--table", type=Path, default=ROOT / "docs/coverage.md", help="the page to write")
     parser.add_argument("--table-only", action="store_true", help="try nothing")
     parser.add_argument("--no-table", action="store_true", help="write no table")
-    parser.add_argument("--fresh", action="store_true", help="forget earlier results")
-    parser.add_argument("--limit", type=int, default=120, metavar="SECONDS", help="for one class")
+    parser.add_argument("--fresh", action="store_true", help="discard earlier results")
+    parser.add_argument("--limit", type=int, default=120, metavar="SECONDS", help="time limit for one class")
     return parser
 
 
@@ -75,7 +75,7 @@ def _read(results: Path) -> Iterator[Outcome]:
 
 
 def _in_a_process(name: str, model_class: type, config_class: type, limit_s: int) -> Outcome:
-    """The outcome of one class; its process is forked, so that it need not import transformers again."""
+    """The outcome of one class. Its process is forked, so that it need not import transformers again."""
     start = time.monotonic()
     directory = Path(tempfile.mkdtemp(prefix="zpp-coverage-"))
     ours, theirs = os.pipe()
@@ -91,11 +91,11 @@ def _in_a_process(name: str, model_class: type, config_class: type, limit_s: int
         os._exit(0)
     os.close(theirs)
     with os.fdopen(ours) as stream:
-        said = stream.read()
+        outcome_json = stream.read()
     os.waitpid(child, 0)
     shutil.rmtree(directory, ignore_errors=True)
-    outcome = Outcome(**json.loads(said)) if said else Outcome(name, config_class.model_type)
-    if not said:
+    outcome = Outcome(**json.loads(outcome_json)) if outcome_json else Outcome(name, config_class.model_type)
+    if not outcome_json:
         outcome.structure, outcome.reason = "not built", f"no outcome within {limit_s} s"
     outcome.seconds = round(time.monotonic() - start, 1)
     return outcome

@@ -1,13 +1,13 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Feed the decoders of the wire what no peer should send, and see that each answers with a value or a named error.
+"""Feed mutated frames to the decoders of the wire, and check that each returns a value or raises a named error.
 
-    python scripts/fuzz_wire.py --frames 10000000 --targets wire,tensors,control,words,parcel,codec
+    python scripts/fuzz_wire.py --frames 10000000 --targets wire,tensors,control,link,fragments,codec
 
-Every frame is a sound one, mutated: bits flipped, bytes set, parts cut out, doubled or taken from another frame,
-lengths and extension marks of msgpack put in. Batch `n` of a seed is always the same, so a run that was stopped goes on
-where it was (`--state FILE`), and a frame that fails is printed and can be made again. An error that is not named, a
-batch that takes longer than `HANG_S`, and more memory than `--memory` MiB are failures (exit 1).
+Every frame is a valid one, mutated: bits flipped, bytes set, parts removed, doubled or copied from another frame,
+lengths and extension marks of msgpack inserted. Batch `n` of a seed is always the same, so a run that was stopped
+continues where it was (`--state FILE`), and a frame that fails is printed and can be reproduced. An error that is not a
+`ZppError`, a batch that takes longer than `HANG_S`, and more memory than `--memory` MiB are failures (exit 1).
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ import numpy as np
 import psutil
 
 from zpptool.errors import ZppError
-from zpptool.pipeline.ring import control as c
-from zpptool.wire import words
-from zpptool.wire.codec import shrink
-from zpptool.wire.credit import Window
-from zpptool.wire.inbound import Inbound
-from zpptool.wire.messages import HEAD, Kind, Limits, decode, encode
-from zpptool.wire.parcel import PLAIN, PLANES, Chunk, Entry, encode_chunk, encode_entries
-from zpptool.wire.tensors import pack, unpack
-from zpptool.wire.ways.shared import SharedGiver
+from zpptool.ring import messages as c
+from zpptool.wire.compression.byte_planes import shrink
+from zpptool.wire.link.fragments import PLAIN, PLANES, Chunk, Entry, encode_chunk, encode_entries
+from zpptool.wire.link.inbound import Inbound
+from zpptool.wire.local.shared_memory import SharedMemorySender
+from zpptool.wire.message.framing import HEAD, Kind, Limits, decode, encode
+from zpptool.wire.message.tensors import pack, unpack
+from zpptool.wire.protocol import link_messages as lm
+from zpptool.wire.protocol.flow_control import Window
 
 BATCH = 2000
 HANG_S = 120.0
@@ -51,13 +51,13 @@ TOKENS = [
 
 
 def message(kind: Kind, header: bytes, frames: Sequence[Any] = ()) -> bytes:
-    """A whole message as one run of bytes: its frames, each behind its length."""
+    """A whole message as one byte string: its frames, each after its length."""
     parts = encode(kind, header, frames, source=1, epoch=2, sequence=3, session=4)
     return framed([bytes(part) for part in parts])
 
 
 def parts_of(data: bytes) -> list[bytes]:
-    """The frames in a run of bytes, whatever it is."""
+    """The frames in a byte string, valid or not."""
     parts, at = [], 0
     while at + 4 <= len(data) and len(parts) < 2000:
         end = at + 4 + int.from_bytes(data[at : at + 4], "little")
@@ -67,23 +67,23 @@ def parts_of(data: bytes) -> list[bytes]:
 
 
 def take_message(data: bytes) -> Any:
-    """As a link and its owner take one: the frames, then what they hold."""
+    """Decode a message as a link and its owner do: the frames, then what they hold."""
     got = decode(parts_of(data), LIMITS)
     if got.kind is Kind.TENSORS:
         return unpack(got.header, got.frames, limits=LIMITS)
     if got.kind is Kind.LINK:
-        return words.decode_word(got.header)
-    return c.decode(got.header, got.frames, stage=HEAD, peer="stage 1", endpoint="here")
+        return lm.decode_link_message(got.header)
+    return c.decode_control(got.header, got.frames, stage=HEAD, peer="stage 1", endpoint="here")
 
 
 def take_tensors(data: bytes) -> Any:
-    """A tensor message whose frames are sound, so that its header and its sizes are what is tried."""
+    """Unpack a tensor message with valid frames, so that its header and its sizes are tested."""
     header, *frames = parts_of(data) or [b""]
     return unpack(header, frames, limits=LIMITS)
 
 
 def tensor_dicts() -> list[dict[str, Any]]:
-    """Dicts as models send them, and odd ones."""
+    """Dicts as models send them, and unusual ones."""
     import torch
 
     return [
@@ -97,10 +97,10 @@ def tensor_dicts() -> list[dict[str, Any]]:
 
 def wire_target() -> Target:
     packed = [pack(item) for item in tensor_dicts()]
-    sound = [message(Kind.TENSORS, item.header, item.frames) for item in packed]
-    sound += [message(Kind.CONTROL, header, [b"payload"]) for header in control_headers()]
-    sound += [message(Kind.LINK, word) for word in word_headers()]
-    return take_message, sound
+    valid = [message(Kind.TENSORS, item.header, item.frames) for item in packed]
+    valid += [message(Kind.CONTROL, header, [b"payload"]) for header in control_headers()]
+    valid += [message(Kind.LINK, header) for header in link_message_headers()]
+    return take_message, valid
 
 
 def tensors_target() -> Target:
@@ -110,59 +110,59 @@ def tensors_target() -> Target:
 
 def control_headers() -> list[bytes]:
     facts = c.StageFacts(stage=1, host="b", pid=7, num_stages=3, layers=(2, 4), agreed={"dtype": "bfloat16"})
-    said = [
+    values = [
         c.RollCall(stages=(facts, facts)), c.Verdict(reasons=("no",)), c.Call(number=5, method="step", from_all=False),
         c.Reply(number=5, stage=2), c.Fault(stage=1, number=None, message="m", detail="d"),
         c.Stop(reason="over", broke=True),
     ]  # fmt: skip
-    return [c.encode(item) for item in said]
+    return [c.encode_control(item) for item in values]
 
 
 def control_target() -> Target:
-    return lambda data: c.decode(data, (), stage=HEAD, peer="stage 1", endpoint="here"), control_headers()
+    return lambda data: c.decode_control(data, (), stage=HEAD, peer="stage 1", endpoint="here"), control_headers()
 
 
-def word_headers() -> list[bytes]:
-    party = words.Party(1, 3, "digest", "run", 2)
-    said = [
-        words.Hello(party, Window(), Limits(), {"shm": "x"}), words.Welcome(party, Window(), {}), words.Hold("later"),
-        words.Refused("no", plan=True), words.Taken(7), words.Ping(1.5), words.Pong(1.5), words.Told(b"payload"),
+def link_message_headers() -> list[bytes]:
+    party = lm.Party(1, 3, "digest", "run", 2)
+    messages = [
+        lm.Hello(party, Window(), Limits(), {"shm": "x"}), lm.Welcome(party, Window(), {}), lm.Hold("later"),
+        lm.Refused("no", plan=True), lm.Acknowledgement(7), lm.Ping(1.5), lm.Pong(1.5), lm.Notification(b"payload"),
     ]  # fmt: skip
-    return [words.encode_word(item) for item in said]
+    return [lm.encode_link_message(item) for item in messages]
 
 
-def words_target() -> Target:
-    return words.decode_word, word_headers()
+def link_target() -> Target:
+    return lm.decode_link_message, link_message_headers()
 
 
-def parcel_target() -> Target:
-    """A message that comes apart: its announcement, its chunks, plain and compressed, and a frame in shared memory."""
+def fragments_target() -> Target:
+    """A fragmented message: its announcement, its chunks, plain and compressed, and a frame in shared memory."""
     frames = [bytes(range(200)), bytes(64), b"\1\0\2\0" * 300]
-    giver = SharedGiver()
-    ticket = giver.put(frames[1])
+    sender = SharedMemorySender()
+    ticket = sender.put(frames[1])
     assert ticket is not None
     entries = [Entry(0, len(frames[0])), Entry(1, len(frames[1]), ticket), Entry(0, len(frames[2]))]
-    sound = []
+    valid = []
     for codec in (PLAIN, PLANES):
-        said = [list(encode(Kind.CONTROL, b"header", frames, source=1, epoch=2, sequence=3, session=4,
+        messages = [list(encode(Kind.CONTROL, b"header", frames, source=1, epoch=2, sequence=3, session=4,
                             table=encode_entries(entries)))]  # fmt: skip
         for number, index in enumerate((0, 2)):
             data = frames[index] if codec == PLAIN else shrink(memoryview(frames[index]), 2) or b""
             head = Chunk(codec if data else PLAIN, 2, index, 4, len(frames[index]), number, 3)
-            said.append([encode_chunk(head), data or frames[index]])
-        sound.append(framed([framed([bytes(part) for part in parts]) for parts in said]))
+            messages.append([encode_chunk(head), data or frames[index]])
+        valid.append(framed([framed([bytes(part) for part in parts]) for parts in messages]))
 
     def take(data: bytes) -> None:
         inbound = Inbound(LIMITS)
-        inbound.begin({"memfd": giver.offer})
+        inbound.begin({"memfd": sender.offer})
         for one in parts_of(data):
             inbound.take(parts_of(one))
 
-    return take, sound
+    return take, valid
 
 
 def framed(parts: Sequence[bytes]) -> bytes:
-    """The parts as one run of bytes, each behind its length."""
+    """The parts as one byte string, each after its length."""
     return b"".join(len(part).to_bytes(4, "little") + part for part in parts)
 
 
@@ -185,33 +185,33 @@ def codec_target() -> Target:
         total_num_scheduled_tokens=4, scheduled_spec_decode_tokens={}, scheduled_encoder_inputs={},
         finished_req_ids={"gone"}, free_encoder_mm_hashes=[], num_common_prefix_blocks=[0],
     )  # fmt: skip
-    said = [
+    values = [
         step, ModelRunnerOutput(req_ids=["new"], req_id_to_index={"new": 0}, sampled_token_ids=[[5]]),
         [torch.ones(2, 3, dtype=torch.bfloat16), np.arange(6).reshape(2, 3), torch.float16, fractions.Fraction(1, 3)],
         {"a": (1, {2, 3}), "b": [None, b"x", "y"]},
     ]  # fmt: skip
-    return codec.decode, [codec.encode(item) for item in said]
+    return codec.decode, [codec.encode(item) for item in values]
 
 
 TARGETS = {
-    "wire": wire_target, "tensors": tensors_target, "control": control_target, "words": words_target,
-    "parcel": parcel_target, "codec": codec_target,
+    "wire": wire_target, "tensors": tensors_target, "control": control_target, "link": link_target,
+    "fragments": fragments_target, "codec": codec_target,
 }  # fmt: skip
 
 
-def mutated(sound: Sequence[bytes], rng: np.random.Generator, count: int) -> Iterator[bytes]:
-    """That many frames, each a sound one with one to four changes."""
-    which = rng.integers(0, len(sound), count)
+def mutated(valid: Sequence[bytes], rng: np.random.Generator, count: int) -> Iterator[bytes]:
+    """That many frames, each a valid one with one to four changes."""
+    which = rng.integers(0, len(valid), count)
     dice = rng.integers(0, 1 << 31, (count, 4, 4)).tolist()
     changes = rng.integers(1, 5, count).tolist()
     for index in range(count):
-        data = bytearray(sound[which[index]])
+        data = bytearray(valid[which[index]])
         for how, a, b, by in dice[index][: changes[index]]:
-            change(data, how % 8, a, b, by, sound)
+            change(data, how % 8, a, b, by, valid)
         yield bytes(data)
 
 
-def change(data: bytearray, how: int, a: int, b: int, by: int, sound: Sequence[bytes]) -> None:
+def change(data: bytearray, how: int, a: int, b: int, by: int, valid: Sequence[bytes]) -> None:
     """One change, near the beginning as often as anywhere."""
     size = max(len(data), 1)
     at = a % min(size, 96) if by & 1 else a % size
@@ -230,22 +230,22 @@ def change(data: bytearray, how: int, a: int, b: int, by: int, sound: Sequence[b
         case 6:
             data[at:at] = data[at : at + b % 64]
         case 7:
-            other = sound[b % len(sound)]
+            other = valid[b % len(valid)]
             begin = b % len(other)
             data[at:at] = other[begin : begin + by % 200]
 
 
 def run_batch(target: Target, seed: int, name: str, number: int) -> tuple[int, int]:
-    """One batch: how many frames were taken, how many refused.
+    """Run one batch; how many frames were accepted, how many refused.
 
     Raises:
-        SystemExit: one was neither.
+        SystemExit: a frame was neither.
     """
-    take, sound = target
+    take, valid = target
     rng = np.random.default_rng([seed, list(TARGETS).index(name), number])
     taken = refused = 0
     faulthandler.dump_traceback_later(HANG_S, exit=True)
-    for data in mutated(sound, rng, BATCH):
+    for data in mutated(valid, rng, BATCH):
         try:
             take(data)
             taken += 1
@@ -258,19 +258,19 @@ def run_batch(target: Target, seed: int, name: str, number: int) -> tuple[int, i
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run, and print how it went."""
+    """Run, and print the outcome as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--frames", type=int, default=100_000, help="how many in all, shared among the targets")
-    parser.add_argument("--targets", default="wire,tensors,control,words,parcel", help=f"of {', '.join(TARGETS)}")
+    parser.add_argument("--frames", type=int, default=100_000, help="number of frames, shared among the targets")
+    parser.add_argument("--targets", default="wire,tensors,control,link,fragments", help=f"of {', '.join(TARGETS)}")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--state", type=Path, help="remembers what is done, and goes on from there")
+    parser.add_argument("--state", type=Path, help="file with the progress, from which a later run continues")
     parser.add_argument("--memory", type=int, default=256, help="MiB that the process may grow by")
     options = parser.parse_args(arguments)
     names = options.targets.split(",")
     targets = {name: TARGETS[name]() for name in names}
-    for name, (take, sound) in targets.items():
-        for data in sound:
-            take(data)  # or the fuzz would be of noise
+    for name, (take, valid) in targets.items():
+        for data in valid:
+            take(data)  # otherwise only noise would be tested
             assert data, name
     done = dict.fromkeys(names, 0)
     if options.state and options.state.exists():
@@ -286,9 +286,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     batches = -(-options.frames // (BATCH * len(names)))
     for number in range(batches):
         for name in names:
-            accepted, turned_away = run_batch(targets[name], options.seed, name, done[name])
+            accepted, rejected = run_batch(targets[name], options.seed, name, done[name])
             done[name] += 1
-            taken, refused = taken + accepted, refused + turned_away
+            taken, refused = taken + accepted, refused + rejected
         peak = max(peak, process.memory_info().rss)
         if peak - base > options.memory << 20:
             sys.exit(f"memory grew by {(peak - base) >> 20} MiB in {taken + refused} frames")

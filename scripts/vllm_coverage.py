@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which model classes stock vLLM runs as a pipeline of two stages on a CPU: try each, and keep what came of it.
+"""Find out which model classes stock vLLM runs as a pipeline of two stages on a CPU, and record the outcomes.
 
-    nice -n 10 python scripts/vllm_coverage.py              # all; carries on where an earlier run was stopped
+    nice -n 10 python scripts/vllm_coverage.py              # all; continues where an earlier run was stopped
     python scripts/vllm_coverage.py --only LlamaForCausalLM,Qwen3ForCausalLM --results /tmp/some.jsonl
-    python scripts/coverage_report.py --table-only          # then: the page, with the new column
+    python scripts/coverage_report.py --table-only          # afterwards: writes the page with the new column
 
-Needs vllm, and for the classes that look at images torchvision, of any build (a directory of its own on PYTHONPATH will
-do; for Gemma3nForConditionalGeneration timm too). One process imports vllm, once; each class is tried in forks of that
-process, every one with a time limit.
+Needs vllm, and for the classes that take images torchvision, of any build (a directory on PYTHONPATH is enough; for
+Gemma3nForConditionalGeneration timm too). vllm is imported once; each class is tried in forks of that process, each
+with a time limit.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ try:
     import torchvision
 except ModuleNotFoundError:
     pass
-except RuntimeError:  # it is built for another torch: its operators, which no prompt of text alone calls, are declared
+except RuntimeError:  # built for another torch: declare its operators, which text prompts never call
     for operator in ("nms", "qnms"):
         torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     import torchvision  # noqa: F401
@@ -45,13 +45,13 @@ from vllm.model_executor.models import registry
 
 
 def main() -> int:
-    """Try the classes, print and keep a line for each; 1 if a pipeline is wrong."""
+    """Try the classes, and print and record a line for each. Returns 1 if a pipeline is wrong."""
     options = _parser().parse_args()
     only = list(dict.fromkeys(options.only.split(","))) if options.only else None
-    # vLLM looks at a class in a new process, which would import everything again; here every fork is such a process.
+    # vLLM inspects a class in a new process, which would import everything again; here every fork is such a process.
     registry._run_in_subprocess = lambda ask: ask()
     done = {} if options.fresh else read_outcomes(options.results)
-    made = ", ".join(f"{package.__name__} {package.__version__}" for package in (vllm, transformers, torch))
+    versions = ", ".join(f"{package.__name__} {package.__version__}" for package in (vllm, transformers, torch))
     classes = model_classes()
     tried = sorted(only or classes, key=lambda name: name not in registry.ModelRegistry.models)  # vLLM's own first
     for name in tried:
@@ -62,7 +62,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="zpp-", ignore_cleanup_errors=True) as work:
             outcome = try_on_vllm(name, model_class, config_class, Path(work), options.limit)
         outcome.seconds = round(time.monotonic() - start, 1)
-        outcome.date, outcome.versions = datetime.now(UTC).date().isoformat(), made
+        outcome.date, outcome.versions = datetime.now(UTC).date().isoformat(), versions
         done[name] = outcome
         write_outcomes(done, options.results)
         print(f"{name}: {outcome.verdict} {outcome.runs_as} {outcome.reason}".strip(), flush=True)
@@ -75,10 +75,10 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", help="class names, with commas between")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="one line a class")
-    parser.add_argument("--again", nargs="+", choices=VERDICTS, default=(), help="try those that came to this again")
-    parser.add_argument("--fresh", action="store_true", help="forget earlier results")
-    parser.add_argument("--limit", type=int, default=90, metavar="SECONDS", help="for one process of one class")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="file with one line for each class")
+    parser.add_argument("--again", nargs="+", choices=VERDICTS, default=(), help="repeat classes with this outcome")
+    parser.add_argument("--fresh", action="store_true", help="discard earlier results")
+    parser.add_argument("--limit", type=int, default=90, metavar="SECONDS", help="for each process of a class")
     return parser
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asking two servers the same, and whether they answer the same."""
+"""Sends requests to two servers and compares their answers."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import httpx
 import pytest
 
 LOGPROB_TOLERANCE = 1e-4
-"""How far a logprob of the pipeline may be from the unsplit engine's: batches differ, and with them the last bits."""
+"""The greatest difference between a logprob of the pipeline and the unsplit engine's: batches differ, and with them the
+last bits."""
 
 
 def same(one: Any, other: Any, where: str = "choices") -> None:
-    """Both are equal, floats to `LOGPROB_TOLERANCE`."""
+    """Assert that both are equal, floats to `LOGPROB_TOLERANCE`."""
     if isinstance(one, float) and isinstance(other, float):
         assert one == pytest.approx(other, abs=LOGPROB_TOLERANCE), where
     elif isinstance(one, dict) and isinstance(other, dict):
@@ -23,8 +24,8 @@ def same(one: Any, other: Any, where: str = "choices") -> None:
             same(item, other[key], f"{where}.{key}")
     elif isinstance(one, list) and isinstance(other, list):
         assert len(one) == len(other), where
-        for place, item in enumerate(one):
-            same(item, other[place], f"{where}[{place}]")
+        for index, item in enumerate(one):
+            same(item, other[index], f"{where}[{index}]")
     else:
         assert one == other, where
 
@@ -36,11 +37,13 @@ def metric(client: httpx.Client, name: str) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in lines)
 
 
-def together(client: httpx.Client, wishes: list[dict[str, Any]], *, at_once: int) -> list[list[int]]:
-    def tokens(wish: dict[str, Any]) -> list[int]:
-        answer = client.post("/v1/completions", json=wish)
+def together(client: httpx.Client, requests: list[dict[str, Any]], *, at_once: int) -> list[list[int]]:
+    """The token ids of each completion; `at_once` requests are sent in parallel."""
+
+    def tokens(request: dict[str, Any]) -> list[int]:
+        answer = client.post("/v1/completions", json=request)
         assert answer.status_code == httpx.codes.OK, answer.text
         return answer.json()["choices"][0]["token_ids"]
 
     with ThreadPoolExecutor(at_once) as pool:
-        return list(pool.map(tokens, wishes))
+        return list(pool.map(tokens, requests))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiny checkpoints made on the spot, without torch: names, dtypes and shapes as published models have them.
+"""Write tiny checkpoints without torch, with the names, dtypes and shapes of published models.
 
 The bytes of a tensor are random but follow from its name, so that the same call makes the same checkpoint.
 """
@@ -27,13 +27,13 @@ LLAMA_LAYER = {
 
 
 def layered(prefix: str, layers: int, of_one: Mapping[str, tuple[str, tuple[int, ...]]] | None = None) -> Kinds:
-    """The tensors of `layers` layers, Llama's unless told otherwise."""
+    """The tensors of `layers` layers, with Llama's tensors by default."""
     parts = LLAMA_LAYER if of_one is None else of_one
     return {f"{prefix}.{layer}.{name}": kind for layer in range(layers) for name, kind in parts.items()}
 
 
 def llama(layers: int = 4, *, tied: bool = False, root: str = "model.") -> Kinds:
-    """A Llama: embedding, layers, norm, and a head unless it is tied."""
+    """The tensors of a Llama: embedding, layers, norm, and a head unless it is tied."""
     kinds: Kinds = {f"{root}embed_tokens.weight": ("BF16", (VOCAB, HIDDEN))}
     kinds |= layered(f"{root}layers", layers)
     kinds[f"{root}norm.weight"] = ("BF16", (HIDDEN,))
@@ -43,18 +43,18 @@ def llama(layers: int = 4, *, tied: bool = False, root: str = "model.") -> Kinds
 
 
 def llama_config(layers: int = 4, **more: Any) -> dict[str, Any]:
-    """The config that goes with `llama`."""
+    """The config of a `llama` model."""
     sizes = {"num_hidden_layers": layers, "vocab_size": VOCAB, "hidden_size": HIDDEN}
     return {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **sizes, **more}
 
 
 def content(name: str, dtype: str, shape: Sequence[int]) -> bytes:
-    """The bytes of a tensor, which follow from its name."""
+    """Return the bytes of a tensor, derived from its name."""
     return random.Random(name).randbytes(math.prod(shape) * BITS[dtype] // 8)
 
 
 def write_safetensors(path: Path, kinds: Kinds, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file, by hand: length, JSON that ends at a multiple of eight, bytes."""
+    """Write a safetensors file without zpptool: length, JSON padded to a multiple of eight bytes, tensor bytes."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     body = b""
     for name, (dtype, shape) in kinds.items():
@@ -66,7 +66,7 @@ def write_safetensors(path: Path, kinds: Kinds, metadata: Mapping[str, str] | No
 
 
 def write_raw(path: Path, header: Any, body: bytes = b"") -> None:
-    """Write a file with this header, true or not, and these bytes."""
+    """Write a file with this header, valid or not, and these bytes."""
     raw = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(len(raw).to_bytes(8, "little") + raw + body)
 
@@ -97,7 +97,7 @@ def write_checkpoint(
 
 
 def write_sparse(directory: Path, tensor_bytes: int, *, layers: int = 4) -> Path:
-    """A checkpoint whose tensors are holes: as large as asked, on no disk."""
+    """Write a checkpoint of sparse files, so that large tensors take no disk space."""
     names = ["model.embed_tokens.weight", "lm_head.weight"]
     names += [f"model.layers.{layer}.{part}.weight" for layer in range(layers) for part in ("attn", "mlp")]
     starts = [place * tensor_bytes for place in range(len(names))]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 from conftest import Ran
 
 from zpptool.cli.app import main
+from zpptool.log import FORMAT_VARIABLE, LEVEL_VARIABLE
 
 
 def typed_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
@@ -20,12 +22,17 @@ def typed_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
         monkeypatch.setattr(sys, "argv", ["zpptool", *map(str, words)])
         capsys.readouterr()
         on_sigterm = signal.getsignal(signal.SIGTERM)
+        logging_before = {name: os.environ.get(name) for name in (LEVEL_VARIABLE, FORMAT_VARIABLE)}
         try:
             with pytest.raises(SystemExit) as ended:
                 main()
         finally:
             signal.signal(signal.SIGTERM, on_sigterm)
-        told = capsys.readouterr()
-        return Ran(int(ended.value.code or 0), told.out, told.err)
+            for name, value in logging_before.items():  # a process sets them for its children
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
+        printed = capsys.readouterr()
+        return Ran(int(ended.value.code or 0), printed.out, printed.err)
 
     return run

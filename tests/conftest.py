@@ -4,18 +4,22 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from zpptool.log import FORMAT_VARIABLE, LEVEL_VARIABLE
+from zpptool.log import ROOT as LOGGING_ROOT
 
 pytest_plugins = ("links",)
 
@@ -45,6 +49,18 @@ SPEAKER_SIZES = {
     "max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2,
 }  # fmt: skip
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+@pytest.fixture
+def own_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let a test configure zpptool's logging; afterwards it is as it was."""
+    for variable in (LEVEL_VARIABLE, FORMAT_VARIABLE):
+        monkeypatch.setenv(variable, "")
+    logger = logging.getLogger(LOGGING_ROOT)
+    handlers, level, propagate = logger.handlers, logger.level, logger.propagate
+    yield
+    logger.handlers, logger.propagate = handlers, propagate
+    logger.setLevel(level)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A split of three stages, and what can be done to it that a validation has to find."""
+"""A split of three stages, and ways to damage it that validation has to detect."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from zpptool.checkpoint.manifest import Manifest, SmallFile, load_manifest
 from zpptool.checkpoint.mode import Mode
 from zpptool.checkpoint.smallfiles import STAGE_FILE
 from zpptool.checkpoint.split import split_checkpoint
-from zpptool.checkpoint.streaming import Way
+from zpptool.checkpoint.streaming import CopyOptions
 
 LAYERS = 6
 UP = "model.layers.2.mlp.up_proj.weight"
 NORM = "model.layers.2.input_layernorm.weight"
 EMBEDDING = "model.embed_tokens.weight"
 WEIGHTS = "model-00001-of-00002.safetensors"
-"""Of stage 1, which owns layers 2 and 3, each in a file of its own."""
+"""The first weight file of stage 1, which owns layers 2 and 3, each in its own file."""
 
 
 def stage(split: Path, number: int = 1) -> Path:
@@ -43,12 +43,12 @@ def header_of(path: Path) -> dict[str, Any]:
 
 
 def with_header(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Change a file's header as JSON, its data as it is."""
+    """Change a file's header JSON and keep its data."""
     raw = path.read_bytes()
     start = 8 + int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8:start])
-    made = change(header)
-    changed = made if isinstance(made, bytes) else json.dumps(header).encode()
+    result = change(header)
+    changed = result if isinstance(result, bytes) else json.dumps(header).encode()
     changed += b" " * (-len(changed) % 8)
     path.write_bytes(len(changed).to_bytes(8, "little") + changed + raw[start:])
 
@@ -63,7 +63,7 @@ def renamed(old: str, new: str) -> Callable[[dict[str, Any]], None]:
 
 
 def swap_layers(split: Path) -> None:
-    """Layers 2 and 3 trade names in both files of the stage."""
+    """Swap the names of layers 2 and 3 in both files of the stage."""
     files = sorted(stage(split).glob("model-*.safetensors"))
     files[0].rename(files[0].with_suffix(".x"))
     files[1].rename(files[0])
@@ -73,7 +73,7 @@ def swap_layers(split: Path) -> None:
             with_header(path, renamed(name, name.replace(old, new)))
 
 
-def trade_names(split: Path) -> None:
+def swap_names(split: Path) -> None:
     stage(split, 0).rename(split / "aside")
     stage(split, 1).rename(stage(split, 0))
     (split / "aside").rename(stage(split, 1))
@@ -110,12 +110,12 @@ def shift(header: dict[str, Any], by: int) -> None:
 
 
 def rewrite(directory: Path, change: Callable[[Manifest], Manifest]) -> None:
-    """Change a manifest as one who knows how could: its own digest stays right."""
+    """Change a manifest and update its own digest, as a skilled forger could."""
     (directory / STAGE_FILE).write_bytes(change(load_manifest(directory)).to_bytes())
 
 
 def refresh(split: Path) -> None:
-    """Make the manifest of stage 1 agree with its files again, as a forger would."""
+    """Make the manifest of stage 1 match its files again, as a forger would."""
 
     def change(manifest: Manifest) -> Manifest:
         files, tensors = [], []
@@ -124,12 +124,12 @@ def refresh(split: Path) -> None:
             header, raw = read_header(path), path.read_bytes()
             head = digest_bytes(raw[: header.header_bytes])
             files.append(msgspec.structs.replace(file, header_blake3=head, nbytes=len(raw)))
-            for own in header.tensors:
+            for tensor in header.tensors:
                 entry = next(entry for entry in manifest.tensors if entry.file == file.name)
                 tensors.append(
                     msgspec.structs.replace(
-                        entry, name=own.name, dtype=own.dtype, shape=own.shape, nbytes=own.nbytes,
-                        blake3=digest_bytes(raw[own.offset : own.offset + own.nbytes]),
+                        entry, name=tensor.name, dtype=tensor.dtype, shape=tensor.shape, nbytes=tensor.nbytes,
+                        blake3=digest_bytes(raw[tensor.offset : tensor.offset + tensor.nbytes]),
                     )
                 )  # fmt: skip
         return msgspec.structs.replace(manifest, weight_files=tuple(files), tensors=tuple(tensors))
@@ -147,7 +147,7 @@ def without(directory: Path, name: str) -> None:
 
 
 def drop_everywhere(split: Path) -> None:
-    kinds = {own.name: (own.dtype, own.shape) for own in read_header(weights(split)).tensors if own.name != UP}
+    kinds = {t.name: (t.dtype, t.shape) for t in read_header(weights(split)).tensors if t.name != UP}
     write_safetensors(weights(split), kinds, {"format": "pt"})
     refresh(split)
 
@@ -165,13 +165,13 @@ def copy_into(split: Path, name: str, to: int) -> None:
 
 def index(split: Path, change: Callable[[dict[str, str]], object]) -> None:
     path = stage(split) / INDEX_NAME
-    told = json.loads(path.read_text())
-    change(told["weight_map"])
-    path.write_text(json.dumps(told))
+    content = json.loads(path.read_text())
+    change(content["weight_map"])
+    path.write_text(json.dumps(content))
 
 
 def replace_stage(split: Path, seed: bytes, ranges: list[str]) -> None:
-    """Put stage 1 of a split of another model, or of other ranges, into its place."""
+    """Replace stage 1 by that of a split of another model or with other ranges."""
     source = model_at(split.parent / "other")
     for path in source.glob("*.safetensors"):
         raw = bytearray(path.read_bytes())
@@ -191,11 +191,11 @@ def forge_config(split: Path) -> None:
     for directory in split.iterdir():
         edit(directory / "config.json", rope_theta=5.0)
         path = directory / "config.json"
-        own = SmallFile("config.json", path.stat().st_size, digest_file(path))
+        forged = SmallFile("config.json", path.stat().st_size, digest_file(path))
         rewrite(
             directory,
-            lambda manifest, own=own: msgspec.structs.replace(
-                manifest, small_files=tuple(own if f.path == own.path else f for f in manifest.small_files)
+            lambda manifest, forged=forged: msgspec.structs.replace(
+                manifest, small_files=tuple(forged if f.path == forged.path else f for f in manifest.small_files)
             ),
         )
 
@@ -208,16 +208,16 @@ def link_out(path: Path) -> None:
 
 
 def model_at(directory: Path) -> Path:
-    """A model of one file a layer, so that a stage has several."""
+    """Write a model with one file per layer, so that a stage has several files."""
     kinds = llama(LAYERS, tied=True)
     write_checkpoint(directory, kinds, llama_config(LAYERS, tie_word_embeddings=True))
     (directory / "model.safetensors").unlink()
     weight_map = {}
     for layer in (None, *range(LAYERS)):
-        own = {name: kind for name, kind in kinds.items() if layer_of(name) == layer}
+        tensors = {name: kind for name, kind in kinds.items() if layer_of(name) == layer}
         file = f"model-{0 if layer is None else layer + 1:05}.safetensors"
-        write_safetensors(directory / file, own, {"format": "pt"})
-        weight_map |= dict.fromkeys(own, file)
+        write_safetensors(directory / file, tensors, {"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, file)
     (directory / INDEX_NAME).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return directory
 
@@ -237,5 +237,5 @@ def file_with(directory: Path, tensor: str) -> Path:
 
 def unhashed(split: Path) -> None:
     shutil.rmtree(split)
-    split_checkpoint(in_model(split), split, 3, way=Way(Mode.COPY, hashed=False))
+    split_checkpoint(in_model(split), split, 3, options=CopyOptions(Mode.COPY, hashed=False))
     flip(file_with(stage(split), UP), UP)

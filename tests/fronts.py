@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A front on a real socket, and servers behind it that say byte for byte what a test wants, or break."""
+"""A gateway on a real socket, and upstream servers whose responses a test determines byte for byte."""
 
 from __future__ import annotations
 
@@ -9,57 +9,70 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from zpptool.pipeline.ring.status import RingStatus
-from zpptool.serve.balance import Standing
-from zpptool.serve.front import Front, FrontParts
+from zpptool.net.connection_limits import ConnectionLimits
+from zpptool.net.http_server import HttpServer
+from zpptool.ring.status import RingStatus
+from zpptool.serve.front_access import FrontAccess
+from zpptool.serve.gateway import Gateway, GatewayParts
+from zpptool.serve.load_balancing import BackendState
+from zpptool.serve.named_keys import ApiKey
 from zpptool.serve.pool import Pool
 from zpptool.serve.proxy import ProxyLimits, open_client
-from zpptool.serve.server import FrontServer
 
-Behave = Callable[["Heard", asyncio.StreamWriter], Awaitable[None]]
+Behave = Callable[["ReceivedRequest", asyncio.StreamWriter], Awaitable[None]]
 OK_JSON = b'HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 11\r\n\r\n{"a": "b"}\n'
 EVENTS = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
 ONE_EVENT = b'data: {"choices": [{"text": "x"}]}\n\n'
 
 
-class Heard:
-    """A request as it came over the wire."""
+class ReceivedRequest:
+    """A request as its bytes arrived.
 
-    def __init__(self, head: bytes, body: bytes, gone: asyncio.StreamReader) -> None:
+    Attributes:
+        line: the request line.
+        headers: the header lines.
+        body: all of it.
+        reader: of the connection; it ends when the client disconnects.
+    """
+
+    def __init__(self, head: bytes, body: bytes, reader: asyncio.StreamReader) -> None:
         self.line, *self.headers = head.decode("latin-1").rstrip().split("\r\n")
         self.body = body
-        self.reader = gone
+        self.reader = reader
 
     @property
     def path(self) -> str:
+        """The path of the request line, with its query."""
         return self.line.split(" ")[1]
 
 
 def chunk(content: bytes) -> bytes:
-    """A piece of a body of unknown length; an empty one ends it."""
+    """A chunk of a body with chunked transfer encoding; an empty one ends the body."""
     return f"{len(content):x}\r\n".encode() + content + b"\r\n"
 
 
-async def fine(_heard: Heard, writer: asyncio.StreamWriter) -> None:
-    """Answer well."""
+async def answer_ok(_request: ReceivedRequest, writer: asyncio.StreamWriter) -> None:
+    """Answer with a JSON object."""
     writer.write(OK_JSON)
 
 
 class ToyServer:
-    """A server that hears requests and behaves as it is told.
+    """A server that answers requests with a function of the test.
 
     Attributes:
-        heard: every request but those for its health.
-        behave: what it does with one.
-        healthy: what /health says.
+        received: every request except those for `/health`.
+        behave: answers one request.
+        healthy: whether `/health` answers 200.
+        url: its base URL.
     """
 
-    def __init__(self, behave: Behave = fine) -> None:
+    def __init__(self, behave: Behave = answer_ok) -> None:
         self.behave = behave
-        self.heard: list[Heard] = []
+        self.received: list[ReceivedRequest] = []
         self.healthy = True
         self._socket = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
@@ -69,6 +82,7 @@ class ToyServer:
         self._thread.start()
 
     def close(self) -> None:
+        """Stop the server and close its connections."""
         self._loop.call_soon_threadsafe(self._over.set)
         self._thread.join(5)
 
@@ -89,13 +103,13 @@ class ToyServer:
                 head = await reader.readuntil(b"\r\n\r\n")
                 length = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
                 body = await reader.readexactly(int(length[0].split(b":")[1])) if length else b""
-                heard = Heard(head, body, reader)
-                if heard.path == "/health":
+                request = ReceivedRequest(head, body, reader)
+                if request.path == "/health":
                     status = b"200 OK" if self.healthy else b"503 Service Unavailable"
                     writer.write(b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\n\r\n")
                 else:
-                    self.heard.append(heard)
-                    await self.behave(heard, writer)
+                    self.received.append(request)
+                    await self.behave(request, writer)
                 await writer.drain()
                 if writer.is_closing():
                     return
@@ -105,34 +119,37 @@ class ToyServer:
             writer.close()
 
 
-class RunningFront:
-    """A front and its pool.
+class RunningGateway:
+    """A gateway and its pool.
 
     Attributes:
-        url: where it listens.
+        url: the gateway's base URL.
+        pool: its pipelines.
     """
 
-    def __init__(self, server: FrontServer, pool: Pool) -> None:
+    def __init__(self, server: HttpServer, pool: Pool) -> None:
         self.url, self.pool, self._loop = server.url, pool, server.loop
 
-    def update(self, number: int, standing: Standing) -> None:
-        """Tell the front of a pipeline's standing, and return when it knows."""
-        self.do(lambda: self.pool.update(number, standing))
+    def update(self, number: int, state: BackendState) -> None:
+        """Set a pipeline's state, and return once the gateway uses it."""
+        self.call_on_loop(lambda: self.pool.update(number, state))
 
-    def do(self, what: Callable[[], Any]) -> None:
+    def call_on_loop(self, function: Callable[[], Any]) -> None:
+        """Call a function on the event loop's thread, and return when it has returned."""
         done = threading.Event()
-        self._loop.call_soon_threadsafe(lambda: (what(), done.set()))
+        self._loop.call_soon_threadsafe(lambda: (function(), done.set()))
         assert done.wait(10)
 
-    def until(self, true: Callable[[], object], within_s: float = 20.0) -> None:
+    def until(self, condition: Callable[[], object], within_s: float = 20.0) -> None:
+        """Return once the condition is true; fail after `within_s` seconds."""
         deadline = time.monotonic() + within_s
-        while not true():
-            assert time.monotonic() < deadline, "it did not come about in time"
+        while not condition():
+            assert time.monotonic() < deadline, "the condition did not become true in time"
             time.sleep(0.01)
 
 
 @contextmanager
-def front_of(
+def gateway_of(
     upstreams: Sequence[ToyServer],
     *,
     ready: bool = True,
@@ -143,9 +160,27 @@ def front_of(
     tls: tuple[Path, Path] | None = None,
     described: Sequence[dict[str, Any]] | None = None,
     rings: Mapping[str, RingStatus] | None = None,
-) -> Iterator[RunningFront]:
-    """A front before these servers; they are ready from the beginning unless told otherwise."""
-    with FrontServer("127.0.0.1", 0, *(tls or ())) as server:
+    access: FrontAccess | None = None,
+    connections: ConnectionLimits | None = None,
+    buffered_bytes: int = 1 << 30,
+) -> Iterator[RunningGateway]:
+    """A gateway before these servers.
+
+    Args:
+        upstreams: the servers.
+        ready: whether their pipelines are ready from the start.
+        deadline_s: how long a request waits for a ready pipeline.
+        body_bytes: the limit of a request's body.
+        request_s: the request timeout; None for none.
+        keys: the valid API keys; empty to require none.
+        tls: certificate and key.
+        described: each pipeline's description for the status.
+        rings: the rings' statuses by pipeline name.
+        access: further access rules; its keys are those of `keys`.
+        connections: the limits of connections; None for the defaults.
+        buffered_bytes: the limit of the bodies of all requests in progress.
+    """
+    with HttpServer("127.0.0.1", 0, *(tls or ()), limits=connections or ConnectionLimits()) as server:
         pool = Pool([f"pipeline {number}" for number in range(len(upstreams))], deadline_s)
 
         def describer(number: int) -> Callable[[], Awaitable[dict[str, Any]]]:
@@ -154,18 +189,21 @@ def front_of(
 
             return describe
 
-        parts = FrontParts(
+        parts = GatewayParts(
             pool=pool,
             describe=[describer(number) for number in range(len(upstreams))],
             watch=[],
             client=open_client(),
-            limits=ProxyLimits(body_bytes, request_s, keep_key=not keys),
-            keys=keys,
+            limits=ProxyLimits(body_bytes, request_s, keep_key=not keys, buffered_bytes=buffered_bytes),
+            access=replace(
+                access or FrontAccess(),
+                keys=tuple(ApiKey(f"key {number}", key) for number, key in enumerate(keys, 1)),
+            ),
             rings=lambda: rings or {},
         )
-        server.start(lambda: Front(parts).app())
-        front = RunningFront(server, pool)
+        server.start(lambda: Gateway(parts).app())
+        gateway = RunningGateway(server, pool)
         if ready:
             for number, upstream in enumerate(upstreams):
-                front.update(number, Standing(upstream.url, ready=True, phase="ready", epoch=1))
-        yield front
+                gateway.update(number, BackendState(upstream.url, ready=True, phase="ready", generation=1))
+        yield gateway

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of a link have in common; `conftest.py` makes its fixtures known."""
+"""What the tests of a link have in common; `conftest.py` registers its fixtures."""
 
 from __future__ import annotations
 
@@ -7,74 +7,82 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
-from zpptool.wire.link import LinkTimeout, PullLink, PushLink, Window
-from zpptool.wire.messages import Kind
-from zpptool.wire.shortcut import ShortcutSender
+from zpptool.wire.link import LinkOptions, LinkReceiver, LinkSender, LinkTimeout, Window
+from zpptool.wire.local.unix_socket import UnixSocketSender
+from zpptool.wire.message.framing import Kind
 
 SOON_S = 10.0
 
 
 @pytest.fixture
-def push() -> Iterator[PushLink]:
+def sender() -> Iterator[LinkSender]:
     """Stage 0's sending end on a free port."""
-    with PushLink("tcp://127.0.0.1:*", stage=0, peer=1, window=Window(4)) as link:
+    with LinkSender("tcp://127.0.0.1:*", stage=0, peer=1, options=LinkOptions(window=Window(4))) as link:
         yield link
         link.close(linger_s=0)
 
 
 @pytest.fixture
-def pull(push: PushLink) -> Iterator[PullLink]:
+def receiver(sender: LinkSender) -> Iterator[LinkReceiver]:
     """Stage 1's receiving end of it."""
-    with PullLink(push.endpoint, stage=1, peer=0, window=Window(4)) as link:
+    with LinkReceiver(sender.endpoint, stage=1, peer=0, options=LinkOptions(window=Window(4))) as link:
         yield link
 
 
+@pytest.fixture(params=["tcp", "ipc"])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An address for a sender to bind, by either transport."""
+    return "tcp://127.0.0.1:*" if request.param == "tcp" else f"ipc://{tmp_path}/link"
+
+
 def wait_until(condition: Callable[[], object], within_s: float = SOON_S) -> None:
-    """Fail when the condition does not come true."""
+    """Fail if the condition is not true in time."""
     end = time.monotonic() + within_s
     while not condition():
-        assert time.monotonic() < end, "it did not come true"
+        assert time.monotonic() < end, "the condition was not true in time"
         time.sleep(0.005)
 
 
-def send(link: PushLink, number: int, *frames: bytes, timeout_s: float = SOON_S) -> None:
-    """A message that says its number."""
+def send_number(link: LinkSender, number: int, *frames: bytes, timeout_s: float = SOON_S) -> None:
+    """Send a message whose header is its number."""
     link.send(Kind.CONTROL, str(number).encode(), frames, timeout_s=timeout_s)
 
 
-def fill(link: PushLink, timeout_s: float) -> tuple[int, LinkTimeout]:
-    """Send 4 MB messages until one is not taken in time: how many were, and what the next one raised."""
+def fill_window(link: LinkSender, timeout_s: float) -> tuple[int, LinkTimeout]:
+    """Send 4 MB messages until one times out; how many were accepted, and the timeout."""
     for accepted in range(1000):
         try:
-            send(link, accepted, bytes(4_000_000), timeout_s=timeout_s)
+            send_number(link, accepted, bytes(4_000_000), timeout_s=timeout_s)
         except LinkTimeout as error:
             return accepted, error
-    raise AssertionError("the link took 4 GB that nobody read")
+    raise AssertionError("the link accepted 4 GB that was not read")
 
 
-def receive(link: PullLink) -> int:
-    """The number of the next message."""
+def receive_number(link: LinkReceiver) -> int:
+    """Receive a message of `send_number`; its number."""
     return int(link.recv(SOON_S).header)
 
 
 def open_descriptors() -> set[str]:
+    """The file descriptors of this process."""
     return set(os.listdir("/proc/self/fd"))
 
 
 def open_sockets() -> int:
-    """How many this process has. (Shared memory lasts as long as the object that has made it.)"""
+    """The number of sockets of this process. (Shared memory stays open as long as the object that has created it.)"""
     count = 0
     for descriptor in open_descriptors():
-        with suppress(OSError):  # the listing's own has gone
+        with suppress(OSError):  # the descriptor of the listing itself is closed
             count += os.readlink(f"/proc/self/fd/{descriptor}").startswith("socket:")
     return count
 
 
-def is_listed(sender: ShortcutSender | None) -> bool:
-    """Whether the system knows the sender's address, be it that of the connection only."""
-    assert sender is not None
-    with open("/proc/net/unix") as known:
-        return f"@zpptool.{sender.offer}" in known.read()
+def is_bound(end: UnixSocketSender | None) -> bool:
+    """Whether the sender's address, or a connection to it, exists in the system."""
+    assert end is not None
+    with open("/proc/net/unix") as sockets:
+        return f"@zpptool.{end.offer}" in sockets.read()

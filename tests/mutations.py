@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What somebody else could have written: values of JSON with a few places changed into odd ones, for hypothesis."""
+"""Hypothesis strategies for untrusted input: JSON values with a few places replaced by odd values."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ ODD = st.one_of(
 
 @st.composite
 def mutated(draw: st.DrawFn, value: Any) -> Any:
-    """`value` with one to four places replaced, removed, doubled or added."""
-    made = copy.deepcopy(value)
+    """Draw `value` with one to four places replaced, removed, duplicated or added."""
+    result = copy.deepcopy(value)
     for _change in range(draw(st.integers(1, 4))):
         holder, key = None, None
-        place = made
+        place = result
         while isinstance(place, dict | list) and place and (holder is None or draw(st.integers(0, 3))):
             holder = place
             key = draw(st.sampled_from(sorted(place, key=str) if isinstance(place, dict) else range(len(place))))
@@ -61,19 +61,19 @@ def mutated(draw: st.DrawFn, value: Any) -> Any:
             holder[draw(st.sampled_from(ODD_TEXT)) if what == "add" else f"{key}x"] = copy.deepcopy(place)
         else:
             holder.append(copy.deepcopy(draw(ODD) if what == "add" else place))
-    return made
+    return result
 
 
 few_or_many = pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.long)])
-"""How many examples a fuzz test tries: few in every run, many where the long tests are asked for."""
+"""Number of examples of a fuzz test: few by default, many in long runs."""
 
 
 def fuzz(count: int, strategy: st.SearchStrategy[Any], check: Callable[[Any], None]) -> None:
-    """Hold `check` against `count` examples; each may take ten seconds."""
+    """Run `check` on `count` examples, each with a deadline of ten seconds."""
     quiet = [HealthCheck.too_slow, HealthCheck.data_too_large]
     settings(max_examples=count, deadline=10_000, suppress_health_check=quiet, database=None)(given(strategy)(check))()
 
 
 def listing(directory: Path) -> dict[str, bytes]:
-    """All files below a directory, and what they hold."""
+    """Return the content of all files below a directory, by path."""
     return {str(path): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()}

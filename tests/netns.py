@@ -91,7 +91,7 @@ class Network:
         assert self._switch.stdin is not None
         self._switch.stdin.write(json.dumps({"hosts": hosts, **disturbance}) + "\n")
         self._switch.stdin.flush()
-        assert self._answer() == "so it is"
+        assert self._answer() == "done"
 
     @contextmanager
     def disturbed(self, *, hosts: Sequence[int] | None = None, **disturbance: float) -> Iterator[None]:

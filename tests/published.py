@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Families of models as they are published: the names of their tensors, and which stage of four needs each.
+"""Tensor names of published model families, and which of four stages needs each tensor.
 
-`L` stands for the number of each of the four layers, `T` for that of each of four tower blocks.
+`L` is replaced by the number of each of the four layers, `T` by that of each of four tower blocks.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ LAYERS = 4
 
 @dataclass(frozen=True)
 class Published:
-    """A checkpoint: its config without sizes, its layers, and the names outside them by where they belong."""
+    """A checkpoint: its config without sizes, its layers, and the names outside them by the stages that need them."""
 
     prefix: str
     inside: str

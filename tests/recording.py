@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Schedulers that keep a copy of what passes between them and the workers; otherwise vLLM's own, and the stages' own.
+"""Schedulers of vLLM and of the stages that record what they exchange with the workers.
 
 Selected with `--scheduler-cls recording.RecordingScheduler` (unsplit) and `recording.RecordingStagesScheduler`. Each
-engine core appends to a file of its own in `ZPP_TEST_RECORD`; the copies are pickled, for they stay in the test's own
+engine core appends to a file of its own in `ZPP_TEST_RECORD`. The records are pickled, which is safe in the test's own
 directory.
 """
 
@@ -17,51 +17,51 @@ from typing import Any
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from zpptool.engines.vllm import hooks
+from zpptool.config.engine_kind import BALANCED_SCHEDULER
 
 
 class Recording:
-    """What is kept; goes before a scheduler among the bases of a class."""
+    """A mix-in that records; it comes before the scheduler among the bases of a class."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._file = (Path(os.environ["ZPP_TEST_RECORD"]) / f"{os.getpid()}.pickle").open("ab")
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
-        made = super().schedule(*args, **kwargs)
-        self._keep(made)
-        return made
+        output = super().schedule(*args, **kwargs)
+        self._record(output)
+        return output
 
     def get_grammar_bitmask(self, *args: Any, **kwargs: Any) -> GrammarOutput | None:
-        made = super().get_grammar_bitmask(*args, **kwargs)
-        self._keep(made)
-        return made
+        output = super().get_grammar_bitmask(*args, **kwargs)
+        self._record(output)
+        return output
 
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: Any) -> Any:
-        self._keep(model_runner_output)
+        self._record(model_runner_output)
         return super().update_from_output(scheduler_output, model_runner_output)
 
-    def _keep(self, passed: Any) -> None:
-        pickle.dump(passed, self._file)
+    def _record(self, value: Any) -> None:
+        pickle.dump(value, self._file)
         self._file.flush()
 
 
 class RecordingScheduler(Recording, Scheduler):
-    """vLLM's scheduler, watched."""
+    """vLLM's scheduler, recorded."""
 
 
-class RecordingStagesScheduler(Recording, pkgutil.resolve_name(hooks.BALANCED_SCHEDULER)):
-    """The scheduler that stages have unless the user names another, watched."""
+class RecordingStagesScheduler(Recording, pkgutil.resolve_name(BALANCED_SCHEDULER)):
+    """The scheduler that stages have unless the user names another, recorded."""
 
 
 def recorded(directory: Path) -> list[Any]:
-    """Everything that was kept, in order, one engine core after the other."""
-    kept = []
+    """Everything recorded, in order, one engine core after the other."""
+    records = []
     for path in sorted(directory.glob("*.pickle")):
         with path.open("rb") as file:
             while True:
                 try:
-                    kept.append(pickle.load(file))
+                    records.append(pickle.load(file))
                 except EOFError:
                     break
-    return kept
+    return records

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The status of rings that never were."""
+"""Statuses of rings, made up for tests."""
 
 from __future__ import annotations
 
 import msgspec
 
-from zpptool.pipeline.ring.status import READY, LinkStatus, RingStatus, StageStatus, unheard
+from zpptool.ring.status import READY, LinkStatus, RingStatus, StageStatus, unheard
 
 LINK = LinkStatus(
     peer="stage 2", endpoint="ipc:///x", state="connected", epoch=3, rtt_ms=1.5, queue=4, bytes_sent=1000,
@@ -15,7 +15,7 @@ LINK = LinkStatus(
 
 
 def stage(place: int, phase: str = READY, **fields: object) -> StageStatus:
-    """A stage, well unless told otherwise."""
+    """A healthy stage, apart from these fields."""
     known = msgspec.structs.replace(
         unheard(place, 3, 0.1), phase=phase, host="here", pid=7, layers=(0, 2), link=LINK, steps=5, receive_s=2.5
     )
@@ -23,5 +23,5 @@ def stage(place: int, phase: str = READY, **fields: object) -> StageStatus:
 
 
 def ring(*stages: StageStatus) -> RingStatus:
-    """A ring of these stages."""
+    """The status of a ring of these stages."""
     return RingStatus("run", 3, READY, "", stages, stage(-1, link=msgspec.structs.replace(LINK, peer="stage 0")))

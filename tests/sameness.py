@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether two control objects are the same to the last field, tensors and arrays included."""
+"""Compares two control objects field by field, including tensors and arrays."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 def differences(one: Any, other: Any, where: str = "it") -> list[str]:
-    """Where two values differ; empty where they do not."""
+    """The places where two values differ; empty if they are equal."""
     if type(one) is not type(other):
         return [f"{where}: {type(one).__name__} became {type(other).__name__}"]
     if isinstance(one, torch.Tensor):
@@ -32,7 +32,7 @@ def differences(one: Any, other: Any, where: str = "it") -> list[str]:
         if len(one) != len(other):
             return [f"{where}: another length"]
         return [
-            fault for place, item in enumerate(one) for fault in differences(item, other[place], f"{where}[{place}]")
+            fault for index, item in enumerate(one) for fault in differences(item, other[index], f"{where}[{index}]")
         ]
     return [] if one == other else [f"{where}: {one!r} became {other!r}"]
 

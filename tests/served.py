@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`zpptool serve` as a user runs it, in a process of its own, and nothing left of it afterwards."""
+"""`zpptool serve` as a user runs it, in a process of its own, with every process ended afterwards."""
 
 from __future__ import annotations
 
@@ -15,26 +15,33 @@ from typing import TypeVar
 
 import psutil
 
-from zpptool.pipeline.process import STOP_GRACE_S
+from zpptool.process.group import STOP_GRACE_S
 
-What = TypeVar("What")
+Value = TypeVar("Value")
 READY_S = 150
 END_S = 2 * STOP_GRACE_S + 10
 
 
 class Served:
-    """One `zpptool serve`, as in a terminal of its own.
+    """One run of `zpptool serve`.
 
     Attributes:
-        process: the command.
-        errors: what it prints on stderr.
+        process: the command's process.
+        errors: the file with its stderr.
+        output: the file with its stdout.
+        seen: every descendant process that was ever observed.
+
+    Args:
+        directory: for the two files.
+        arguments: of the command.
     """
 
-    def __init__(self, directory: Path, *words: object) -> None:
+    def __init__(self, directory: Path, *arguments: object) -> None:
         self.errors, self.output = directory / "stderr", directory / "stdout"
         with self.errors.open("wb") as errors, self.output.open("wb") as output:
+            command = [sys.executable, "-m", "zpptool", "serve", "--port", "0", "--engine", "transformers"]
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "zpptool", "serve", "--port", "0", "--engine", "transformers", *map(str, words)],
+                [*command, *map(str, arguments)],
                 stdout=output, stderr=errors, stdin=subprocess.DEVNULL,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
             )  # fmt: skip
@@ -42,11 +49,11 @@ class Served:
 
     @property
     def url(self) -> str:
-        """Where the front listens, as soon as it says so."""
+        """The front's base URL; waits until the command has printed it."""
         return self.find(r"the front listens at (\S+);")
 
     def find(self, pattern: str, within_s: float = READY_S) -> str:
-        """The first group of what is printed and matches."""
+        """Wait for a match in stderr; return its first group, or all of it where the pattern has none."""
         deadline = time.monotonic() + within_s
         while (found := re.search(pattern, self.text())) is None:
             assert time.monotonic() < deadline, f"no {pattern}:\n{self.text()}"
@@ -55,31 +62,35 @@ class Served:
         return found[1] if found.groups() else found[0]
 
     def text(self) -> str:
+        """Everything on stderr so far."""
         return self.errors.read_text(errors="replace")
 
     def look(self) -> dict[str, psutil.Process]:
-        """The processes of the pipeline by what they are: `stage 0`, `head`."""
+        """The pipeline's processes by place: `stage 0`, `head`."""
         with suppress(psutil.NoSuchProcess):
             self.seen.update(psutil.Process(self.process.pid).children(recursive=True))
         found = {}
         for process in self.seen:
             with suppress(psutil.NoSuchProcess):
-                words = process.cmdline()
-                if any(word.endswith(".head") for word in words):
+                command_line = process.cmdline()
+                if any(argument.endswith(".head") for argument in command_line):
                     found["head"] = process
-                for place in re.findall(r'"stage":(\d+)', words[-1] if "worker" in " ".join(words[:-1]) else ""):
+                spec = command_line[-1] if "worker" in " ".join(command_line[:-1]) else ""
+                for place in re.findall(r'"stage":(\d+)', spec):
                     found[f"stage {place}"] = process
         return found
 
-    def until_ready(self, epoch: int = 1, within_s: float = READY_S) -> None:
-        self.find("ready after" if epoch == 1 else f"ready again, epoch {epoch}", within_s)
+    def until_ready(self, generation: int = 1, within_s: float = READY_S) -> None:
+        """Wait until the command reports that the pipeline is ready in that generation."""
+        self.find("ready after" if generation == 1 else f"ready again, generation {generation}", within_s)
         self.look()
 
     def left_behind(self) -> list[psutil.Process]:
-        """What still runs of all that was ever seen."""
+        """The observed processes that still run after a grace period."""
         return psutil.wait_procs(self.seen, timeout=END_S)[1]
 
     def close(self) -> None:
+        """Kill the command and every process that it has left."""
         self.look()
         if self.process.poll() is None:
             self.process.kill()
@@ -89,10 +100,10 @@ class Served:
                 process.kill()
 
 
-def wait_for(true: Callable[[], What], within_s: float = READY_S) -> What:
-    """What it is, as soon as it is true."""
+def wait_for(condition: Callable[[], Value], within_s: float = READY_S) -> Value:
+    """Wait until the condition's value is true, and return it; fail after `within_s` seconds."""
     deadline = time.monotonic() + within_s
-    while not (what := true()):
-        assert time.monotonic() < deadline, "it did not come about in time"
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "the condition did not become true in time"
         time.sleep(0.05)
-    return what
+    return value

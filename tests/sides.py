@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two servers of one model, started together: vLLM's own unsplit engine, and a pipeline of `zpptool run-stage`.
 
-Both are told the same engine arguments, so that whatever one answers the other has to answer too.
+Both get the same engine arguments, so they must give the same answers.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 import httpx
 from stages import Stage, free_base_port, wait_until_ready
 
-from zpptool.pipeline.spec import StageSpec
-from zpptool.plan import Engine
+from zpptool.config.engine_kind import Engine
+from zpptool.config.stage_spec import StageSpec
 
 READY_S = 1200
 
@@ -29,8 +29,8 @@ class Sides:
     """Clients of both servers.
 
     Attributes:
-        unsplit: asks the unsplit engine.
-        pipeline: asks the stages.
+        unsplit: client of the unsplit engine.
+        pipeline: client of the stages.
         stages: the pipeline's processes, in order.
     """
 
@@ -39,7 +39,7 @@ class Sides:
     stages: Sequence[Stage]
 
     def ask(self, path: str, **body: Any) -> tuple[Any, Any]:
-        """Both answers to one request.
+        """Send one request to both; returns both answers.
 
         Raises:
             AssertionError: one of them is not 200.
@@ -51,7 +51,7 @@ class Sides:
 
 
 class Reference(Stage):
-    """The unsplit engine, watched as a stage is."""
+    """The unsplit engine, as a process like a stage."""
 
     def __init__(self, log: Path, spec: StageSpec, env: Mapping[str, str]) -> None:
         self.log = log
@@ -78,7 +78,7 @@ def both_sides(
     """Start the unsplit engine and the pipeline, wait for both, and leave nothing behind.
 
     Args:
-        arguments: the engine arguments of both; `unsplit` and `pipeline` are those of one side alone.
+        arguments: the engine arguments of both; `unsplit` and `pipeline` are extra arguments of one side.
     """
     base = free_base_port(len(ranges) + 3)
     api, unsplit_api = base + len(ranges) + 1, base + len(ranges) + 2
@@ -87,12 +87,12 @@ def both_sides(
         dtype="float32", api_port=unsplit_api, engine_args=(*arguments, *unsplit),
     )  # fmt: skip
     seen: list[Stage] = [Reference(directory / "unsplit.log", spec, env)]
-    words = ("--ranges", *(f"{start}-{end}" for start, end in ranges), "--dtype", "float32")
+    options = ("--ranges", *(f"{start}-{end}" for start, end in ranges), "--dtype", "float32")
     os.environ.update(env)
     try:
         for stage in range(len(ranges)):
             links = ("--stage-idx", stage, "--base-port", base, "--port", api, "--", *arguments, *pipeline)
-            seen.append(Stage(directory / f"stage-{stage}.log", "--model", model, *words, *links))
+            seen.append(Stage(directory / f"stage-{stage}.log", "--model", model, *options, *links))
         urls = [f"http://127.0.0.1:{port}" for port in (unsplit_api, api)]
         for url in urls:
             wait_until_ready(url, seen, READY_S)
@@ -106,7 +106,7 @@ def both_sides(
 
 
 def end_all(processes: Sequence[Stage]) -> None:
-    """End what was started, and whatever it has started."""
+    """End the processes and their children."""
     for process in processes:
         process.look()
         process.process.terminate()

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stages as a user runs them: `zpptool run-stage` in a process of its own each, and nothing left of them afterwards."""
+"""Stages as a user runs them: `zpptool run-stage` in a process of its own each, and nothing left of them afterwards.
+
+They end at once when they are asked to, unless a test gives `--shutdown-timeout`."""
 
 from __future__ import annotations
 
@@ -47,7 +49,7 @@ class Stage:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env={"ZPP_SHUTDOWN_TIMEOUT": "0", **os.environ, "OMP_NUM_THREADS": "1"},
             )
         self._seen: set[psutil.Process] = set()
 

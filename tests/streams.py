@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Streams of completions that are under way at once, and what they get."""
+"""Several streams of completions in progress at once, and their texts."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ TOKENS = 60
 
 
 class Streams:
-    """Streams that are under way at once, every other one drawn at random.
+    """Streams in progress at once, every other one sampled.
 
     Attributes:
-        told: how many pieces each has got so far.
+        pieces: the number of pieces that each has received.
     """
 
     def __init__(self, client: httpx.Client) -> None:
-        self.told = [0] * STREAMS
+        self.pieces = [0] * STREAMS
         self._pool = ThreadPoolExecutor(STREAMS)
         self._answers = [self._pool.submit(self._ask, client, number) for number in range(STREAMS)]
 
     def begun(self) -> bool:
-        return all(pieces >= 3 for pieces in self.told)
+        return all(count >= 3 for count in self.pieces)
 
     def answers(self) -> list[str]:
         with self._pool:
@@ -46,5 +46,5 @@ class Streams:
                     event = json.loads(line[6:])
                     assert "error" not in event, event
                     text += event["choices"][0]["text"]
-                    self.told[number] += 1
+                    self.pieces[number] += 1
         return text

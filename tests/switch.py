@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network of the tests' own: it carries IP packets between hosts, and delays, loses, reorders, repeats, damages or
-cuts them as it is told.
+"""A simulated network for tests: it carries IP packets between hosts, and delays, loses, reorders, duplicates, corrupts
+or drops them on request.
 
-The invariant: what each host's kernel sees is what a real network does, packet by packet; a host is a network namespace
-whose `eth0` is a TUN device that ends here. (The kernel's own netem is a module that many a machine lacks.)
+The invariant: each host's kernel sees single packets, as on a real network. A host is a network namespace whose `eth0`
+is a TUN device that this process reads and writes. (The kernel's own netem is a module that many machines lack.)
 
-It runs as a process: `python switch.py NAMESPACE=ADDRESS ...`. Each line of standard input is a JSON object of a
-`Disturbance`'s fields, with `hosts`, and is answered by a line when it is in force; the end of input ends it.
+It runs as a process: `python switch.py NAMESPACE=ADDRESS ...`. Each line of standard input is a JSON object with the
+fields of a `Disturbance` and `hosts`, and is answered by a line when it is in force. The process ends at end of input.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _AT_ONCE = 64
 
 @dataclass(frozen=True)
 class Disturbance:
-    """What becomes of the packets that leave a host: milliseconds, percent of packets, Mbit/s (0: no limit).
+    """What happens to the packets that a host sends: milliseconds, percent of packets, Mbit/s (0: no limit).
 
-    A packet that is reordered goes at once, ahead of those that are delayed.
+    A reordered packet is delivered at once, before those that are delayed.
     """
 
     delay_ms: float = 0.0
@@ -52,7 +52,7 @@ class Disturbance:
 
 @dataclass
 class Port:
-    """One host's cable."""
+    """One host's connection to the switch."""
 
     tun: int
     out: Disturbance = Disturbance()
@@ -61,16 +61,16 @@ class Port:
 
 
 class Switch:
-    """Passes packets on by their destination."""
+    """Forwards packets by their destination."""
 
     def __init__(self) -> None:
         self.ports: dict[bytes, Port] = {}
         self._due: list[tuple[float, int, Port, Port, bytes]] = []
         self._count = itertools.count()
-        self._chance = random.Random(1)
+        self._random = random.Random(1)
 
     def take(self, source: Port, packet: bytes, now: float) -> None:
-        """A packet has left a host."""
+        """Accept a packet that a host has sent."""
         target = self.ports.get(packet[16:20]) if len(packet) >= _IP_HEADER_BYTES else None
         out = source.out
         if target is None or self._happens(out.loss) or source.waiting >= out.queue_packets:
@@ -79,31 +79,32 @@ class Switch:
         if out.rate_mbit:
             at = source.free_at = max(now, source.free_at) + len(packet) * 8 / (out.rate_mbit * 1e6)
         if not self._happens(out.reorder):
-            at += (out.delay_ms + self._chance.uniform(-out.jitter_ms, out.jitter_ms)) / 1000
+            at += (out.delay_ms + self._random.uniform(-out.jitter_ms, out.jitter_ms)) / 1000
         if self._happens(out.corrupt):
-            place = self._chance.randrange(_IP_HEADER_BYTES, len(packet))
-            packet = packet[:place] + bytes([packet[place] ^ (1 << self._chance.randrange(8))]) + packet[place + 1 :]
+            offset = self._random.randrange(_IP_HEADER_BYTES, len(packet))
+            flipped = packet[offset] ^ (1 << self._random.randrange(8))
+            packet = packet[:offset] + bytes([flipped]) + packet[offset + 1 :]
         for _ in range(2 if self._happens(out.duplicate) else 1):
             source.waiting += 1
             heapq.heappush(self._due, (at, next(self._count), source, target, packet))
 
     def deliver(self, now: float) -> float | None:
-        """Hand over what is due by now; the seconds until there is more, None for no more."""
+        """Deliver the packets that are due. Returns the seconds until the next one is due, None if there is none."""
         while self._due and self._due[0][0] <= now:
             _, _, source, target, packet = heapq.heappop(self._due)
             source.waiting -= 1
             try:
                 os.write(target.tun, packet)
             except OSError:
-                continue  # that host is gone, or takes nothing now: packets may be lost
+                continue  # that host has ended, or its queue is full: packets may be lost
         return max(self._due[0][0] - now, 0.0) if self._due else None
 
     def _happens(self, percent: float) -> bool:
-        return percent > 0 and self._chance.random() * 100 < percent
+        return percent > 0 and self._random.random() * 100 < percent
 
 
-def plug_in(namespace: str, address: str) -> Port:
-    """The cable of a host: its `eth0`."""
+def connect_host(namespace: str, address: str) -> Port:
+    """Connect a host: make its `eth0`."""
     tun = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
     name = f"zpp{os.getpid()}.{tun}"
     fcntl.ioctl(tun, _TUNSETIFF, struct.pack("16sH", name.encode(), _IFF_TUN | _IFF_NO_PI))
@@ -116,28 +117,28 @@ def plug_in(namespace: str, address: str) -> Port:
 def main() -> None:
     """Carry packets until the end of input."""
     switch = Switch()
-    for words in sys.argv[1:]:
-        namespace, address = words.split("=")
-        switch.ports[ipaddress.IPv4Address(address).packed] = plug_in(namespace, address)
+    for argument in sys.argv[1:]:
+        namespace, address = argument.split("=")
+        switch.ports[ipaddress.IPv4Address(address).packed] = connect_host(namespace, address)
     by_tun = {port.tun: port for port in switch.ports.values()}
     print("ready", flush=True)
-    orders = sys.stdin.fileno()
-    waiting = select.poll()
-    for descriptor in (orders, *by_tun):
-        waiting.register(descriptor, select.POLLIN)
+    requests = sys.stdin.fileno()
+    poller = select.poll()
+    for descriptor in (requests, *by_tun):
+        poller.register(descriptor, select.POLLIN)
     while True:
         pause = switch.deliver(time.monotonic())
-        for descriptor, _ in waiting.poll(None if pause is None else pause * 1000):
-            if descriptor == orders:
+        for descriptor, _ in poller.poll(None if pause is None else pause * 1000):
+            if descriptor == requests:
                 line = sys.stdin.readline()
                 if not line:
                     return
-                told = json.loads(line)
-                hosts = told.pop("hosts")
+                fields = json.loads(line)
+                hosts = fields.pop("hosts")
                 for number, port in enumerate(by_tun.values()):
                     if hosts is None or number in hosts:
-                        port.out = Disturbance(**told)
-                print("so it is", flush=True)
+                        port.out = Disturbance(**fields)
+                print("done", flush=True)
             else:
                 _drain(switch, by_tun[descriptor])
 
@@ -151,8 +152,8 @@ def _drain(switch: Switch, port: Port) -> None:
         switch.take(port, packet, time.monotonic())
 
 
-def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True)
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)
 
 
 if __name__ == "__main__":

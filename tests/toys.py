@@ -2,7 +2,7 @@
 """A ring with real links and an engine that computes nothing: stages as threads of this process, or as processes.
 
 The toy engine's step takes the tensors of the stage before, appends its own place, and passes them on; the last stage
-answers with what came. Every other method does one thing wrong, or waits, at the stage that its payload names.
+answers with what has arrived. Every other method fails in one way, or waits, at the stage that its payload names.
 """
 
 from __future__ import annotations
@@ -17,35 +17,37 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import msgspec
 
+from zpptool.admin.attach import admin_servers
+from zpptool.config.endpoints import plan_endpoints
+from zpptool.config.engine_kind import Engine
+from zpptool.config.runtime_options import RuntimeOptions
+from zpptool.config.stage_spec import StageSpec
 from zpptool.engines.base import run_stage_worker, serve_calls
 from zpptool.errors import ZppError
-from zpptool.pipeline.ring.control import Call
-from zpptool.pipeline.ring.headnode import HeadNode
-from zpptool.pipeline.ring.node import StageNode
-from zpptool.pipeline.ring.place import facts_of, take_head_place, take_stage_place
-from zpptool.pipeline.spec import StageSpec
-from zpptool.plan import Engine
-from zpptool.ports import plan_endpoints
-from zpptool.wire.errors import StaleEpoch
+from zpptool.ring.head.node import HeadNode
+from zpptool.ring.membership import open_head_node, open_stage_node, stage_facts
+from zpptool.ring.messages import Call
+from zpptool.ring.stage.node import StageNode
+from zpptool.wire.link_errors import StaleEpoch
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOOD_MESSAGES = 400
 FLOOD_BYTES = 1 << 20
-SPEAKS_AFTER_S = 20.0
+SLEEP_S = 20.0
 
 
 class ToyEngine:
-    """An engine of no model; `agreed` says what the spec calls its model."""
+    """An engine without a model; `agreed` is the name of the model in the spec."""
 
     def __init__(self, spec: StageSpec, node: StageNode) -> None:
         self._spec = spec
         self._node = node
-        self._learnt: list[bytes] = []
+        self._learned: list[bytes] = []
 
     def agreed(self) -> dict[str, str]:
         return {"model": self._spec.model}
@@ -56,23 +58,23 @@ class ToyEngine:
             return str(stage).encode() + payload
         if call.method == "step":
             return self._pass_on(payload)
-        if call.method == "learn":  # to be a set-up call
-            self._learnt.append(payload)
+        if call.method == "learn":  # used as a set-up call
+            self._learned.append(payload)
             return str(os.getpid()).encode()
         if call.method == "slow learn":
             time.sleep(float(payload))
-            self._learnt.append(payload)
+            self._learned.append(payload)
             return b""
         if call.method == "learnt":
-            return b" ".join(self._learnt)
+            return b" ".join(self._learned)
         if int(payload) != stage:
             return b"not me"
         if call.method == "fail":
-            raise ValueError(f"stage {stage} was told to fail")
+            raise ValueError(f"stage {stage} fails as the test wants")
         if call.method == "refuse":
             raise ZppError(f"stage {stage} will not", "Ask another one.")
         if call.method == "sleep":
-            time.sleep(SPEAKS_AFTER_S)
+            time.sleep(SLEEP_S)
         if call.method == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         if call.method == "flood":
@@ -83,7 +85,7 @@ class ToyEngine:
         return b"done"
 
     def _pass_on(self, payload: bytes) -> bytes:
-        """Tensors that name the call they belong to and the stages that they met."""
+        """Tensors that name the call they belong to and the stages that they have passed."""
         tensors = payload
         if not self._spec.is_first:
             message = self._node.receive_tensors()
@@ -118,24 +120,24 @@ def ring_specs(
             bind=link.bind,
             connect=link.connect,
             local=f"ipc://{directory}/local",
-            start_timeout_s=start_s,
-            step_timeout_s=step_s,
-            recovery_deadline_s=recovery_s,
+            runtime=RuntimeOptions(start_timeout_s=start_s, step_timeout_s=step_s, recovery_deadline_s=recovery_s),
         )
         for link in endpoints
     )
 
 
 def changed(spec: StageSpec, **fields: object) -> StageSpec:
-    return msgspec.structs.replace(spec, **fields)
+    """The spec with fields replaced; those of its `RuntimeOptions` too."""
+    runtime = {name: fields.pop(name) for name in RuntimeOptions.__struct_fields__ if name in fields}
+    return msgspec.structs.replace(spec, **fields).with_runtime(**runtime)
 
 
-def stage_life(spec: StageSpec, engine: type[ToyEngine] = ToyEngine) -> None:
-    """What a worker process does between its first and its last line."""
-    node = take_stage_place(spec)
+def run_stage(spec: StageSpec, engine: type[ToyEngine] = ToyEngine) -> None:
+    """The body of a stage's worker process."""
+    node = open_stage_node(spec)
     try:
         toy = engine(spec, node)
-        node.join(facts_of(spec, toy.agreed()))
+        node.join(stage_facts(spec, toy.agreed()))
         serve_calls(spec, node, toy.do)
     finally:
         node.close()
@@ -145,33 +147,37 @@ class Ring:
     """A head in this process, and stages as its threads.
 
     Attributes:
-        head: the head's place, open.
-        stages: how each stage's life goes on, in the order in which they were started.
-        faults: what broke the pipeline, as `on_fault` told it.
+        head: the head's node, open.
+        stages: the run of each stage, in the order in which they were started.
+        faults: what broke the pipeline, from `on_fault`.
+        broken: set when it has broken.
     """
 
     def __init__(self, specs: Sequence[StageSpec], agreed: str = "toy", head: StageSpec | None = None) -> None:
         self._specs = specs
         self._agreed = agreed
         self._pool = ThreadPoolExecutor(max(len(specs), 1))
-        self.head = take_head_place(head or specs[0])
+        spec = head or specs[0]
+        self.head = open_head_node(spec)
+        self._admin = ExitStack()
+        self._admin.enter_context(admin_servers(self.head, spec))
         self.stages: list[Future[None]] = []
         self.faults: list[ZppError] = []
         self.broken = threading.Event()
-        self.head.on_fault(self._note)
+        self.head.on_fault(self._record_fault)
 
     def start(self, apart_s: float = 0.0) -> None:
         for spec in self._specs:
-            self.stages.append(self._pool.submit(stage_life, spec))
+            self.stages.append(self._pool.submit(run_stage, spec))
             time.sleep(apart_s)
 
     def gather(self) -> None:
         self.head.gather({"model": self._agreed})
 
-    def insist(
+    def ask_until_answered(
         self, method: str, payload: bytes = b"", *, from_all: bool = False, within_s: float = 30.0
     ) -> list[bytes]:
-        """As `ask`, again and again until no loss comes in between."""
+        """As `ask`, repeated while losses end its epochs."""
         while True:
             with suppress(StaleEpoch):
                 return self.ask(method, payload, from_all=from_all, within_s=within_s)
@@ -181,11 +187,12 @@ class Ring:
         return self.head.call(method, payload, from_all=from_all).result(within_s)
 
     def close(self) -> None:
+        self._admin.close()
         self.head.stop("the test is over")
         self.head.close()
         self._pool.shutdown()
 
-    def _note(self, fault: ZppError) -> None:
+    def _record_fault(self, fault: ZppError) -> None:
         self.faults.append(fault)
         self.broken.set()
 
@@ -223,8 +230,8 @@ class Processes(Ring):
             self.children[stage].kill()
             self.children[stage].wait()
 
-    def start_again(self, *stages: int) -> None:
-        """Give stages that have ended another life; their logs go on."""
+    def restart(self, *stages: int) -> None:
+        """Start stages that have ended again; their logs are continued."""
         for stage in stages:
             spec = next(spec for spec in self._specs if spec.stage == stage)
             self.children[stage] = start_process("stage", spec, self.log(stage), append=True)
@@ -241,7 +248,7 @@ class Processes(Ring):
 
 @contextmanager
 def processes(specs: Sequence[StageSpec], logs: Path) -> Iterator[Processes]:
-    """As `threads`, with processes. Whatever breaks the ring is answered with a stop, as real heads do."""
+    """As `threads`, with processes. At the end the head sends a stop, as real heads do."""
     ring = Processes(specs, logs)
     try:
         ring.start()
@@ -257,7 +264,7 @@ def start_process(
     """A stage or a head of toys in a process of its own.
 
     Args:
-        within: makes the command line one that runs elsewhere, on another host for instance.
+        within: changes the command line so that it runs elsewhere, for instance on another host.
     """
     with log.open("ab" if append else "wb") as output:
         return subprocess.Popen(
@@ -267,9 +274,9 @@ def start_process(
         )  # fmt: skip
 
 
-def head_life(spec: StageSpec) -> None:
-    """A head that gathers the stages, says so, and waits."""
-    head: HeadNode = take_head_place(spec)
+def run_head(spec: StageSpec) -> None:
+    """A head that gathers the stages, prints that, and waits."""
+    head: HeadNode = open_head_node(spec)
     broken = threading.Event()
     head.on_fault(lambda _fault: broken.set())
     try:
@@ -283,25 +290,25 @@ def head_life(spec: StageSpec) -> None:
         head.close()
 
 
-def learning_head_life(spec: StageSpec) -> None:
-    """A head that has the stages learn something, says what they answer, and waits."""
-    head = take_head_place(spec)
+def run_learning_head(spec: StageSpec) -> None:
+    """A head that has the stages learn something, prints their answers, and waits."""
+    head = open_head_node(spec)
     head.gather({"model": "toy"})
     answers = head.set_up("learn", b"this", timeout_s=10).result(20)
     print("learnt", *(answer.decode() for answer in answers), flush=True)
     threading.Event().wait()
 
 
-ASKED_BYTES = 1 << 16
+PAYLOAD_BYTES = 1 << 16
 
 
-def asking_head_life(spec: StageSpec) -> None:
-    """A head that asks for step after step, checks every byte of the answers, and says how many were right."""
-    head = take_head_place(spec)
+def run_asking_head(spec: StageSpec) -> None:
+    """A head that asks for step after step, checks every byte of the answers, and prints how many were right."""
+    head = open_head_node(spec)
     try:
         head.gather({"model": "toy"})
         for number in itertools.count():
-            payload = random.Random(number).randbytes(ASKED_BYTES)
+            payload = random.Random(number).randbytes(PAYLOAD_BYTES)
             answer = head.call("step", payload, from_all=False).result()
             assert answer == [payload + b" 0 1 2"[: 2 * spec.num_stages]], f"answer {number} differs"
             print(f"right {number + 1}", flush=True)
@@ -312,12 +319,12 @@ def asking_head_life(spec: StageSpec) -> None:
 
 
 if __name__ == "__main__":
-    from zpptool.pipeline import child
-    from zpptool.pipeline.spec import spec_from_argv
+    from zpptool.config.stage_spec import spec_from_argv
+    from zpptool.process import child
 
     child.EXIT_GRACE_S = 1.0
     role = sys.argv.pop(1)
     if role == "stage":
         run_stage_worker(ToyEngine)
-    life = {"asking head": asking_head_life, "learning head": learning_head_life}.get(role, head_life)
-    child.run_child("head", lambda: life(spec_from_argv(sys.argv)))
+    run = {"asking head": run_asking_head, "learning head": run_learning_head}.get(role, run_head)
+    child.run_child("head", lambda: run(spec_from_argv(sys.argv)))

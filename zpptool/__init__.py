@@ -9,7 +9,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_LAZY = {"LLM": "zpptool.engines.vllm.llm"}
+_LAZY = {"LLM": "zpptool.engines.vllm.offline.llm"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The only printer: data goes to stdout, everything else to stderr.
+"""Output of a command: results on stdout; notes, warnings and errors as log records; progress on stderr.
 
-With `--json` a command prints exactly one object, which holds `schema_version`, and nothing else on stdout. rich is
-imported where a table or a bar is drawn, so that a command that draws none starts quickly.
+With `--json` a command prints exactly one object with a `schema_version` on stdout and nothing else. `zpptool.log`
+formats the log records, and other modules log directly. rich is imported only where a table or a progress bar is drawn,
+so that other commands start quickly.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import re
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,20 +18,21 @@ from contextlib import contextmanager
 from typing import Any
 
 from zpptool.errors import ZppError
+from zpptool.plain_text import plain
 
 SCHEMA_VERSION = 1
 PLAIN_PROGRESS_INTERVAL_S = 5.0
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_logger = logging.getLogger(__name__)
 PIPE_WIDTH = 200
-"""How wide a table may be where it is not drawn on a terminal."""
+"""Maximum width, in columns, of a table that is not drawn on a terminal."""
 
 
 class Console:
-    """Where one command prints.
+    """The output of one command.
 
     Args:
-        as_json: print results as one JSON object instead of tables.
-        quiet: print results and errors only: no notes, no progress.
+        as_json: print results as one JSON object instead of text.
+        quiet: suppress notes and progress; results, warnings and errors remain.
     """
 
     def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
@@ -38,26 +40,31 @@ class Console:
         self.quiet = quiet
 
     def result(self, payload: Mapping[str, Any], human: Callable[[Console], None]) -> None:
-        """Print a command's result: `payload` as JSON, or whatever `human` prints through this console."""
+        """Print a command's result on stdout.
+
+        Args:
+            payload: the result as a JSON object, printed with --json.
+            human: prints the result as text through this console, otherwise.
+        """
         if self.as_json:
             print(json.dumps({"schema_version": SCHEMA_VERSION, **payload}, indent=2), flush=True)
         else:
             human(self)
 
     def line(self, text: str = "") -> None:
-        """One line of a human result, on stdout."""
+        """Print one line of a result on stdout."""
         print(plain(text), flush=True)
 
     def table(
         self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, right: Sequence[str] = ()
     ) -> None:
-        """A table of a human result, on stdout: drawn in full width in a pipe, so that no cell is cut.
+        """Print a table of a result on stdout. In a pipe it is `PIPE_WIDTH` columns wide, so that cells are not cut.
 
         Args:
-            title: stands above the table; empty for none.
+            title: printed above the table; empty for none.
             columns: the headings.
-            rows: cells, turned to text with `str`.
-            right: the headings of the columns whose cells are flush right.
+            rows: the cells of each row, converted with `str`.
+            right: the headings of right-aligned columns.
         """
         import rich.box
         import rich.console
@@ -80,30 +87,31 @@ class Console:
             self.line(line.rstrip())
 
     def note(self, text: str) -> None:
-        """A line about what is going on, on stderr."""
+        """Log a line at level info, unless quiet."""
         if not self.quiet:
-            print(plain(text), file=sys.stderr, flush=True)
+            _logger.info("%s", text)
 
     def warn(self, text: str) -> None:
-        """A line that the user should read even when quiet, on stderr."""
-        print(f"warning: {plain(text)}", file=sys.stderr, flush=True)
+        """Log a line at level warning, also when quiet."""
+        _logger.warning("%s", text)
 
     def error(self, fault: ZppError) -> None:
-        """The one rendering of a fault: on stderr for people, and with --json also as the one object on stdout."""
-        print(f"error: {plain(fault.message)}", file=sys.stderr)
-        if fault.hint:
-            print(f"  hint: {plain(fault.hint)}", file=sys.stderr)
-        sys.stderr.flush()
+        """Log an error, and with --json print it as the one object on stdout as well."""
+        _logger.error("%s", fault.message, extra={"hint": fault.hint, "exit_code": int(fault.exit_code)})
         if self.as_json:
             payload = {"schema_version": SCHEMA_VERSION, **fault.beside, "error": fault.as_json()}
             print(json.dumps(payload, indent=2), flush=True)
 
     @contextmanager
     def progress(self, label: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
-        """Show the progress of a long work on stderr: a bar on a terminal, a plain line now and then in a pipe.
+        """Show the progress of a long operation on stderr: a bar on a terminal, an occasional line in a pipe.
+
+        Args:
+            label: printed before the progress.
+            total_bytes: total size of the operation in bytes.
 
         Yields:
-            a function, safe to call from any thread, that is told how many more bytes are done.
+            a function, callable from any thread, that takes the number of bytes just completed.
         """
         if self.quiet:
             yield lambda _more: None
@@ -111,11 +119,6 @@ class Console:
             yield from _bar(label, total_bytes)
         else:
             yield from _lines(label, total_bytes)
-
-
-def plain(text: str) -> str:
-    """The text as a terminal may show it: names of files and tensors are strangers', and could move its cursor."""
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def _bar(label: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
@@ -132,7 +135,7 @@ def _bar(label: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
 
 
 def _lines(label: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
-    began = shown = time.monotonic()
+    started = shown = time.monotonic()
     done = 0
 
     def advance(more: int) -> None:
@@ -141,16 +144,16 @@ def _lines(label: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
         now = time.monotonic()
         if now - shown >= PLAIN_PROGRESS_INTERVAL_S and done:
             shown = now
-            rate = done / (now - began)
+            rate = done / (now - started)
             left = max(total_bytes - done, 0) / rate
-            reached = f"{human_bytes(done)} of {human_bytes(total_bytes)}"
-            print(f"{label}: {reached}, {human_bytes(round(rate))}/s, {left:.0f} s left", file=sys.stderr, flush=True)
+            completed = f"{human_bytes(done)} of {human_bytes(total_bytes)}"
+            print(f"{label}: {completed}, {human_bytes(round(rate))}/s, {left:.0f} s left", file=sys.stderr, flush=True)
 
     yield advance
 
 
 def human_bytes(count: int) -> str:
-    """A byte count as people read it, in binary units: `1536` is `1.5 KiB`."""
+    """Format a byte count in binary units: `1536` as `1.5 KiB`."""
     size = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JSON and YAML that somebody else wrote, read within bounds: of length, depth and numbers, and without a traceback.
+"""Read untrusted JSON and YAML within limits on length, nesting and numbers.
 
-What a parser makes of a short text can be endless (YAML's aliases and merges), too deep to walk, or a number that
-Python refuses to print. None of it is needed in a config, an index, a plan or a file of settings.
+A short document can expand without bound (YAML aliases and merges), be too deeply nested to process, or contain a
+number that Python refuses to print. No config, index, plan or settings file needs any of these.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from typing import Annotated, Any
 import msgspec
 
 from zpptool.errors import ZppError, invalid_error
-from zpptool.regularfile import read_regular
+from zpptool.regular_file import read_regular
 
 MAX_DEPTH = 64
 MAX_DIGITS = 40
-"""More than any count of bytes or tokens has, and few enough to compute with; tokenizers write 10**30 for no limit."""
-_ABSURD = re.compile(rf"[-+]?(?:[0-9_:.]{{{MAX_DIGITS + 1},}}|0[xXbB][0-9a-fA-F_]{{{MAX_DIGITS + 1},}})")
+"""Maximum digits of an integer: enough for any count (tokenizers write 10**30 for no limit), and cheap to process."""
+_HUGE_NUMBER = re.compile(rf"[-+]?(?:[0-9_:.]{{{MAX_DIGITS + 1},}}|0[xXbB][0-9a-fA-F_]{{{MAX_DIGITS + 1},}})")
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
-"""A number of things or bytes, as a file of somebody else's may give it."""
+"""A count of items or bytes in an untrusted file."""
 
 
 def read_json(path: Path, limit: int, what: str, hint: str | None = None) -> Any:
-    """The value that a JSON file holds.
+    """Read a JSON file.
 
     Args:
         path: the file.
-        limit: of its length, in bytes.
-        what: it should be, for messages: "config".
-        hint: what to do about a file that cannot be read.
+        limit: maximum length in bytes.
+        what: the kind of file, for messages, for example "config".
+        hint: what to do if the file cannot be read, for messages.
 
     Raises:
-        ZppError: (INVALID) it is no regular file, too long, no JSON, or out of bounds.
+        ZppError: (INVALID) it is not a regular file, is too long, is not JSON, or exceeds a limit.
     """
     try:
         value = json.loads(read_regular(path, limit, what))
@@ -49,10 +49,10 @@ def read_json(path: Path, limit: int, what: str, hint: str | None = None) -> Any
 
 
 def read_yaml(path: Path, limit: int, what: str, hint: str | None = None) -> Any:
-    """The value that a YAML file holds; None for an empty one. Arguments as of `read_json`.
+    """Read a YAML file; None for an empty one. The arguments are those of `read_json`.
 
     Raises:
-        ZppError: (INVALID) it is no regular file, too long, no YAML, or out of bounds.
+        ZppError: (INVALID) it is not a regular file, is too long, is not YAML, or exceeds a limit.
     """
     import yaml
 
@@ -64,15 +64,15 @@ def read_yaml(path: Path, limit: int, what: str, hint: str | None = None) -> Any
     except OSError as cause:
         raise invalid_error(f"{path} cannot be read: {cause.strerror}", hint) from cause
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as cause:
-        raise _no_yaml(path, cause, hint) from cause
+        raise _yaml_error(path, cause, hint) from cause
 
 
-def _no_yaml(path: Path, cause: Exception, hint: str | None) -> ZppError:
+def _yaml_error(path: Path, cause: Exception, hint: str | None) -> ZppError:
     return invalid_error(f"{path} is not YAML: {' '.join(str(cause).split())}", hint)
 
 
 def _check_events(events: Any) -> None:
-    """Refuse, before anything is made of it, what grows or is too deep; raises ValueError."""
+    """Refuse aliases, tags, deep nesting and huge numbers before values are constructed; raises ValueError."""
     import yaml
 
     depth = 0
@@ -83,15 +83,15 @@ def _check_events(events: Any) -> None:
         if depth > MAX_DEPTH:
             raise ValueError(f"line {line} is nested more than {MAX_DEPTH} deep")
         if isinstance(event, yaml.AliasEvent):
-            raise ValueError(f"line {line} has an alias (*{event.anchor}); write the value out")
+            raise ValueError(f"line {line} has an alias (*{event.anchor}); write out the value")
         if getattr(event, "tag", None) is not None:
             raise ValueError(f"line {line} has the tag {event.tag}; write a plain value")
-        if isinstance(event, yaml.ScalarEvent) and event.implicit[0] and _ABSURD.fullmatch(event.value):
+        if isinstance(event, yaml.ScalarEvent) and event.implicit[0] and _HUGE_NUMBER.fullmatch(event.value):
             raise ValueError(f"line {line} has a number of {len(event.value)} digits")
 
 
 def _check_bounds(value: Any) -> None:
-    """Refuse a value of JSON that is too deep, has an absurd number, or half a surrogate pair; raises ValueError."""
+    """Refuse a JSON value with deep nesting, a huge number, or an unpaired surrogate; raises ValueError."""
     level = [value]
     for _depth in range(MAX_DEPTH):
         below: list[Any] = []

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What went wrong, where, what to do next, and the exit code: the only error type that reaches a user.
+"""The error type shown to users: what went wrong and where, what to do next, and the exit code.
 
-Every function of zpptool that refuses its input raises `ZppError` (or a subclass); `zpptool.cli.app.main` is the one
-place that catches it, prints it and exits with its code.
+Functions of zpptool that refuse their input raise `ZppError` or a subclass. Commands catch it in `zpptool.cli.app.main`
+and child processes in `zpptool.process.child`; both report it and exit with its code.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ class ExitCode(IntEnum):
     FAILURE = 1
     USAGE = 2
     INVALID = 3
-    """Layer ranges, a plan or a checkpoint that cannot be right."""
+    """Invalid layer ranges, an invalid plan or an invalid checkpoint."""
     MISMATCH = 4
     """The pipeline's tokens differ from the unsplit model's."""
     ADDRESS = 5
-    """A port or an address that cannot be used."""
+    """A port or an address cannot be used."""
     STAGE = 6
     """A stage died or timed out."""
     AGAIN = 75
-    """A stage's worker has left because it was asked to, and is to be started again. No command ends with it: it is for
-    whoever keeps the worker up."""
+    """A stage's worker left the ring as requested and is to be restarted. No command exits with it: it is meant for the
+    process that supervises the worker."""
     INTERRUPTED = 130
 
 
 class ZppError(Exception):
-    """One fault as a user should read it.
+    """An error to be shown to the user.
 
     Attributes:
-        message: what is wrong and where, one sentence.
-        hint: what to do next, or None where the message says it.
-        exit_code: what the process exits with.
-        beside: what a command's JSON object holds beside the error.
+        message: what is wrong and where, in one sentence.
+        hint: what to do next; None if the message makes it clear.
+        exit_code: the exit code of the process.
+        beside: further entries of the command's JSON object, next to the error.
     """
 
     def __init__(self, message: str, hint: str | None = None, exit_code: ExitCode = ExitCode.FAILURE) -> None:
@@ -49,31 +49,37 @@ class ZppError(Exception):
         self.exit_code = exit_code
         self.beside: Mapping[str, Any] = {}
 
+    def with_details(self, beside: Mapping[str, Any]) -> ZppError:
+        """The same fault with what a command's JSON object is to hold beside it."""
+        detailed = ZppError(self.message, self.hint, self.exit_code)
+        detailed.beside = beside
+        return detailed
+
     def as_json(self) -> dict[str, Any]:
-        """The fault for machines."""
+        """Return the error as a JSON object."""
         return {"message": self.message, "hint": self.hint, "exit_code": int(self.exit_code)}
 
 
 def usage_error(message: str, hint: str | None = None) -> ZppError:
-    """A command line that cannot be understood (exit 2)."""
+    """Build an error for a wrong command line (exit 2)."""
     return ZppError(message, hint, ExitCode.USAGE)
 
 
 def invalid_error(message: str, hint: str | None = None) -> ZppError:
-    """Layer ranges, a plan or a checkpoint that cannot be right (exit 3)."""
+    """Build an error for invalid layer ranges, an invalid plan or an invalid checkpoint (exit 3)."""
     return ZppError(message, hint, ExitCode.INVALID)
 
 
 def address_error(message: str, hint: str | None = None) -> ZppError:
-    """A port or an address that cannot be used (exit 5)."""
+    """Build an error for a port or an address that cannot be used (exit 5)."""
     return ZppError(message, hint, ExitCode.ADDRESS)
 
 
 def stage_error(message: str, hint: str | None = None) -> ZppError:
-    """A stage that died or did not answer in time (exit 6)."""
+    """Build an error for a stage that died or did not respond in time (exit 6)."""
     return ZppError(message, hint, ExitCode.STAGE)
 
 
 def in_words(fault: BaseException) -> str:
-    """An error in one line: the message of one of ours, any other behind the name of its class."""
+    """Format an exception in one line: the message of a `ZppError`; class name and message of any other."""
     return fault.message if isinstance(fault, ZppError) else f"{type(fault).__name__}: {fault}"

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model families of the installed transformers, made tiny, and what is true of each: see `coverage_report.py`."""
+"""Tiny models of every family of the installed transformers, and tests of each: see `coverage_report.py`."""

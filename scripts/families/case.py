@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One model class from end to end: made tiny, saved, its structure inferred and held against the truth, split, run."""
+"""One model class from end to end: a tiny model is made and saved, its structure inferred and checked, split and
+run."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, PreTrainedModel
 
 from families.tiny import tiny_config
-from families.truth import Truth, ask, needed_at, stages_in_need, stamp
+from families.truth import Truth, needed_at, observe, stages_in_need, stamp
 from zpptool.checkpoint.index import read_index
 from zpptool.checkpoint.roles import Side
 from zpptool.checkpoint.split import split_checkpoint
@@ -21,7 +22,7 @@ from zpptool.checkpoint.verify import find_target, verify_split
 from zpptool.engines.transformers.model import load_part
 from zpptool.engines.transformers.unsplit import generate, load_unsplit
 from zpptool.errors import ZppError
-from zpptool.layers import LayerRange, Partition, even_partition
+from zpptool.partition import LayerRange, Partition, even_partition
 
 STAGES = 3
 LARGE_BYTES = 64 * 1024 * 1024
@@ -32,18 +33,18 @@ _REASON_LENGTH = 180
 
 @dataclass
 class Outcome:
-    """What is true of one class.
+    """The outcome of one class.
 
     Attributes:
-        name: of the class.
+        name: the class's name.
         family: the model type.
-        layers: what stands before a layer's number in the tensor names.
+        layers: the prefix of a layer's number in the tensor names.
         structure: `right`, `refused`, `wrong`, or `not built` where no tiny model could be made.
-        checked: `all`; `layers` where the model could not be watched at its two ends; `names` where transformers does
-            not keep its layers in one list of the config's length.
+        checked: `all`; `layers` where the model could not be run from end to end; `names` where transformers does not
+            keep its layers in one list of the config's length.
         embedded: `identical`, `refused`, `different`, or empty where it was not run.
-        reason: of the first of these that is not as wished.
-        seconds: it took.
+        reason: why the first of these is not `right` or `identical`.
+        seconds: the duration.
     """
 
     name: str
@@ -56,7 +57,7 @@ class Outcome:
     seconds: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
-        """For a line of the results file."""
+        """The outcome for a line of the results file."""
         return asdict(self)
 
 
@@ -77,10 +78,10 @@ def try_class(name: str, model_class: type[PreTrainedModel], config_class: type[
         torch.manual_seed(0)
         model = model_class(tiny_config(config_class)).float().eval()
         model.save_pretrained(directory / "model")
-        truth = ask(model)
+        truth = observe(model)
         stamp(model, truth)
         model.save_pretrained(directory / "stamped")
-    except Exception as cause:  # the model's own code, at sizes that it was not made for
+    except Exception as cause:  # of the model's own code, at sizes that it was not made for
         outcome.structure, outcome.reason = "not built", _first_line(cause)
         return outcome
     try:
@@ -100,7 +101,7 @@ def try_class(name: str, model_class: type[PreTrainedModel], config_class: type[
 
 
 def disagreement(structure: Structure, truth: Truth, directory: Path) -> str:
-    """How what was inferred differs from the truth, with a stage for each layer; empty where it does not."""
+    """How the inferred structure differs from the truth, with one stage for each layer; empty if it does not."""
     if truth.num_layers and structure.num_layers != truth.num_layers:
         return f"{structure.num_layers} layers inferred, {truth.num_layers} there"
     if truth.loops:
@@ -118,7 +119,7 @@ def disagreement(structure: Structure, truth: Truth, directory: Path) -> str:
 
 
 def partition_of(structure: Structure, num_stages: int) -> Partition:
-    """As many stages as wanted, or as many as the layers that must stay together leave."""
+    """`num_stages` stages, or fewer if layers that must stay together do not allow as many."""
     bounds = [layer for layer in range(1, structure.num_layers) if layer not in structure.joined]
     even = [owned.start for owned in even_partition(structure.num_layers, min(num_stages, structure.num_layers))[1:]]
     chosen = sorted(even if set(even) <= set(bounds) else bounds[: num_stages - 1])
@@ -126,7 +127,7 @@ def partition_of(structure: Structure, num_stages: int) -> Partition:
 
 
 def _structure_at_full_size(directory: Path) -> Structure:
-    """The structure, with every matrix taken to be large: in a tiny model all tensors pass for small ones."""
+    """The structure, with every matrix declared large: in a tiny model all tensors would count as small."""
     index = read_index(directory)
     for name, tensor in index.tensors.items():
         if len(tensor.shape) > 1:
@@ -147,16 +148,16 @@ def _split_and_run(directory: Path, partition: Partition, outcome: Outcome) -> N
         return
     try:
         expected = generate(load_unsplit(directory / "model"), _PROMPT, _NEW_TOKENS)
-    except Exception as cause:  # the unsplit model cannot generate from text alone: nothing to compare with
+    except Exception as cause:  # the unsplit model cannot generate from text alone, so there is nothing to compare with
         outcome.reason = f"unsplit: {_first_line(cause)}"
         return
     try:
-        said = _run(parts, _NEW_TOKENS)
-    except Exception as cause:  # whatever the model's own code raises; a refusal at load time would be right
+        tokens = _run(parts, _NEW_TOKENS)
+    except Exception as cause:  # of the model's own code; it should have been refused when it was loaded
         outcome.embedded, outcome.reason = "different", f"fails while it runs: {_first_line(cause)}"
         return
-    outcome.embedded = "identical" if said == expected else "different"
-    outcome.reason = "" if said == expected else f"{said} for {expected}"
+    outcome.embedded = "identical" if tokens == expected else "different"
+    outcome.reason = "" if tokens == expected else f"{tokens} for {expected}"
 
 
 def _run(parts: list[Any], count: int) -> list[int]:
@@ -172,14 +173,14 @@ def _run(parts: list[Any], count: int) -> list[int]:
 
 
 def plain(refusal: ZppError, directory: Path) -> str:
-    """The refusal without the place of a directory that is gone, and no longer than a table can hold."""
+    """The refusal without the path of the temporary directory, shortened for the table."""
     text = refusal.message.replace(f"{directory / 'stamped'}: ", "").replace(f"{directory}/stamped", "it")
     text = text.replace(f"{directory}/", "")
     return shortened(text)
 
 
 def shortened(text: str) -> str:
-    """No longer than a table can hold."""
+    """The text, shortened for the table."""
     return text if len(text) <= _REASON_LENGTH else f"{text[:_REASON_LENGTH]}..."
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tiny sizes do not fit together by their names alone: by model type, a change of the values."""
+"""Changes of config values, by model type, where tiny sizes that are chosen by name do not fit together."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Children that import nothing again: forks of a process that has imported vLLM, each with a log, all ended."""
+"""Child processes that need not import vLLM again: forks of a process that has, each with a log, all ended at exit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
-from zpptool.pipeline.child import PARENT_VARIABLE, die_with_parent
+from zpptool.process.child import die_with_parent
+from zpptool.process.environment import PARENT_VARIABLE
 
 _POLL_S = 0.05
 
@@ -25,9 +26,9 @@ class Fork:
     """One child.
 
     Attributes:
-        pid: its process, and its process group: what it starts is in it too.
-        log: where its output goes.
-        code: how it ended, negative for a signal; None while it runs.
+        pid: its process id, and that of its process group, to which its own children belong.
+        log: the file of its output.
+        code: its exit code, negative for a signal; None while it runs.
     """
 
     pid: int
@@ -36,8 +37,9 @@ class Fork:
 
     def ended(self) -> bool:
         """Whether it has ended."""
-        if self.code is None and (told := os.waitpid(self.pid, os.WNOHANG))[0]:
-            self.code = os.waitstatus_to_exitcode(told[1])
+        if self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.code = os.waitstatus_to_exitcode(status) if pid else None
         return self.code is not None
 
     def tail(self, lines: int = 30) -> str:
@@ -46,7 +48,7 @@ class Fork:
 
 
 class Forks:
-    """Children of one try; when the block is left, none of them is alive, nor what they started."""
+    """The children of one trial. Leaving the block kills them and their children."""
 
     def __init__(self, log_dir: Path) -> None:
         self._log_dir = log_dir
@@ -63,14 +65,14 @@ class Forks:
                 os.waitpid(fork.pid, 0)
 
     def start(self, name: str, body: Callable[[], None]) -> Fork:
-        """Run `body` in a child, which ends with the code that it exits with, 0 when it returns, 1 when it raises."""
+        """Run `body` in a child. Its exit code is that of `body`: 0 if it returns, 1 if it raises."""
         log = self._log_dir / f"{name}.log"
         sys.stdout.flush()
         sys.stderr.flush()
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            _live(body, log, parent)
+            _run_child(body, log, parent)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.setpgid(pid, pid)
         fork = Fork(pid, log)
@@ -79,23 +81,23 @@ class Forks:
 
 
 def wait_for(forks: list[Fork], deadline: float) -> Fork | None:
-    """The first of them that fails, or None when all have ended well.
+    """Wait for the first that fails and return it, or for all; None if none has failed.
 
     Raises:
-        TimeoutError: some had not ended at `deadline` (of `time.monotonic`).
+        TimeoutError: some have not ended at `deadline` (of `time.monotonic`).
     """
     while True:
-        over = [fork for fork in forks if fork.ended()]
-        failed = next((fork for fork in over if fork.code), None)
-        if failed or len(over) == len(forks):
+        finished = [fork for fork in forks if fork.ended()]
+        failed = next((fork for fork in finished if fork.code), None)
+        if failed or len(finished) == len(forks):
             return failed
         if time.monotonic() > deadline:
             raise TimeoutError("it has not ended in time")
         time.sleep(_POLL_S)
 
 
-def _live(body: Callable[[], None], log: Path, parent: int) -> NoReturn:
-    """The whole life of a child; nothing of the parent's is flushed or cleaned up by it."""
+def _run_child(body: Callable[[], None], log: Path, parent: int) -> NoReturn:
+    """Run a child from fork to exit, without flushing or cleaning up anything of the parent's."""
     code = 1
     try:
         os.setpgid(0, 0)
@@ -105,8 +107,8 @@ def _live(body: Callable[[], None], log: Path, parent: int) -> NoReturn:
         os.dup2(output, 2)
         body()
         code = 0
-    except SystemExit as left:
-        code = left.code if isinstance(left.code, int) else 1
+    except SystemExit as exited:
+        code = exited.code if isinstance(exited.code, int) else 1
     except BaseException:
         traceback.print_exc()
     finally:
@@ -116,7 +118,7 @@ def _live(body: Callable[[], None], log: Path, parent: int) -> NoReturn:
 
 
 def alone(body: Callable[[], None]) -> Callable[[], None]:
-    """`body` as a child that ends with its parent; a stage's worker sees to that itself."""
+    """`body` for a child that ends with its parent. A stage's worker does that itself."""
 
     def run() -> None:
         die_with_parent()

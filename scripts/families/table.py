@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The coverage table, as Markdown, from the outcomes: generated, never written by hand."""
+"""The coverage table as Markdown, generated from the outcomes."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ and {layers} decoder layers (towers get as many), saved, its structure inferred,
 validated against the source, and run on the embedded engine against the unsplit model. Made by
 `python scripts/coverage_report.py`, which takes about five minutes on two cores.
 
-**Structure.** {right} right, {refused} refused in words, {wrong} wrong, {unbuilt} not tried (no tiny model of it
-could be made here). *Right* is not our own opinion: the running model is watched for which parameters it reads
-before, in and after which decoder layer, and parameters are filled with numbers that show up again in the saved
+**Structure.** {right} right, {refused} refused with a reason, {wrong} wrong, {unbuilt} not tried (no tiny model of it
+could be made here). *Right* is measured on the running model: a recorder notes which parameters it reads before,
+in and after which decoder layer, and parameters are filled with numbers that can be recognised in the saved
 tensors (`scripts/families/truth.py`). Marked *layers* ({partly}): the tiny model does not run on text alone, and only
-the tensors in its layers are known in this way. Marked *names* ({unheld}): not even these are, because transformers
-keeps its layers in no one list of the config's length. While the structure is inferred, every matrix is taken to be
-large, so that no tensor passes for a small one.
+the tensors in its layers are verified. Marked *names* ({unheld}): not even these are, because transformers
+does not keep its layers in one list of the config's length. While the structure is inferred, every matrix is treated
+as large, so that no tensor is accepted because it is small.
 
-**Embedded engine.** {identical} give the very tokens of the unsplit model, {engine_refused} are refused when a stage
-loads, {different} differ. The rest were not run: their structure is refused, or the unsplit model does not generate
-from text alone.
+**Embedded engine.** {identical} generate the same tokens as the unsplit model, {engine_refused} are refused
+when a stage loads, {different} differ. The rest were not run: their structure is refused, or the unsplit
+model does not generate from text alone.
 
 **vLLM.** {vllm}
 
@@ -40,17 +40,17 @@ from text alone.
 """
 _VLLM = """\
 {count} classes, {first} to {last}, with {versions}, by
-`python scripts/vllm_coverage.py`, which keeps its records in [coverage-vllm.jsonl](coverage-vllm.jsonl): unsplit stock
-vLLM against two stages in processes of their own over zpptool's links; float32 (bfloat16 where vLLM's linear attention
-asks for it), greedy, eager, three prompts in flight at once, one of them longer than a step. A tiny model has no
-processor beside it, so prompts are text alone, and vLLM leaves the towers out. A class that vLLM has not written itself
-runs by transformers' code there, as the cell says.
+`python scripts/vllm_coverage.py`, which stores its records in [coverage-vllm.jsonl](coverage-vllm.jsonl): unsplit stock
+vLLM against two stages in separate processes over zpptool's links; float32 (bfloat16 where vLLM's linear attention
+requires it), greedy, eager, three prompts in flight at once, one of them longer than a step. A tiny model has no
+processor, so prompts are text only, and vLLM skips the towers. A class without an implementation in vLLM runs with
+transformers' code there, as the cell shows.
 
-{met}"""
+{verdicts}"""
 
 
 def coverage_table(outcomes: Sequence[Outcome], on_vllm: Mapping[str, VllmOutcome]) -> str:
-    """The page for `outcomes`, with what is kept of each on vLLM, by name."""
+    """The page for `outcomes`, and their records on vLLM by class name."""
     structure = Counter(outcome.structure for outcome in outcomes)
     embedded = Counter(outcome.embedded for outcome in outcomes)
     head = _HEAD.format(
@@ -73,18 +73,19 @@ def coverage_table(outcomes: Sequence[Outcome], on_vllm: Mapping[str, VllmOutcom
 
 
 def _vllm_words(tried: Sequence[VllmOutcome]) -> str:
-    """What was tried on vLLM, with what, and what came of it."""
+    """The paragraph on vLLM: what was tried, with which versions, and the outcomes."""
     if not tried:
         return "Not run."
     count = Counter(outcome.verdict for outcome in tried)
     versions = "; ".join(sorted({outcome.versions for outcome in tried}))
     dates = sorted({outcome.date for outcome in tried})
-    met = "\n".join(f"* *{verdict}* ({count[verdict]}): {VERDICTS[verdict]};" for verdict in VERDICTS if count[verdict])
-    return _VLLM.format(count=len(tried), versions=versions, first=dates[0], last=dates[-1], met=f"{met[:-1]}.")
+    listed = (f"* *{verdict}* ({count[verdict]}): {meaning}" for verdict, meaning in VERDICTS.items() if count[verdict])
+    verdicts = ";\n".join(listed) + "."
+    return _VLLM.format(count=len(tried), versions=versions, first=dates[0], last=dates[-1], verdicts=verdicts)
 
 
 def vllm_cell(outcome: VllmOutcome | None) -> str:
-    """What the table says of one class on vLLM."""
+    """The table's cell of one class on vLLM."""
     if outcome is None:
         return "not run"
     runs_as = f" (as {outcome.runs_as})" if outcome.runs_as and outcome.verdict in (IDENTICAL, FAILED) else ""
@@ -94,7 +95,7 @@ def vllm_cell(outcome: VllmOutcome | None) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown takes as it is, in one cell."""
+    """Text with Markdown's special characters escaped, in one line."""
     return text.replace("|", "\\|").replace("<", "\\<").replace("\n", " ")
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A tiny config for any model class of transformers: its default config with every size made small by its name.
 
-Kinds stay: a model that mixes layer types, experts or towers mixes them here too. All towers get as many layers as the
-decoder, the hardest case for telling them apart.
+A model that mixes layer types, experts or towers mixes them here too. All towers get as many layers as the decoder,
+which makes them hardest to tell apart.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _SIZES: Sizes = (
     (r"patch_size$", 14),
     (r"(sliding_window|attention_window_size|window_size|attention_chunk_size|chunk_size)$", 8),
 )  # fmt: skip
-"""What a size is called, and how large it is made; the first that fits counts."""
+"""Patterns of the names of sizes, and the tiny sizes; the first pattern that matches counts."""
 _VLLM_SIZES: Sizes = (
     (r"^kv_lora_rank$", 512),
     (r"^linear_(key|value)_head_dim$", 128),
@@ -51,15 +51,15 @@ _VLLM_SIZES: Sizes = (
     (r"(state_size|d_state)$", 16),
     (r"^(hidden_size|d_model|n_embd|word_embed_proj_dim|embedding_size|dim|hidden_dim|lru_width)$", 128),
 )
-"""Before `_SIZES` where vLLM is to run the model: heads of 32 are the smallest that its attention on a CPU knows
-(`CPUAttentionBackend.get_supported_head_sizes`), and latent attention comes there in DeepSeek's size alone."""
+"""Tried before `_SIZES` for models that vLLM runs: 32 is the smallest head size of its attention on a CPU
+(`CPUAttentionBackend.get_supported_head_sizes`), and latent attention has DeepSeek's size only."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What is made tiny in another way: sizes that count before `_SIZES`, and exceptions beyond `EXCEPTIONS`.
+    """Another way of making a config tiny: sizes that are tried before `_SIZES`, and exceptions beside `EXCEPTIONS`.
 
-    Where heads are larger, so are in proportion the parts of one that turn with time, height and width.
+    With larger heads, the parts of a head that rotate with time, height and width grow in proportion.
     """
 
     sizes: Sizes = ()
@@ -72,15 +72,18 @@ VLLM = Variant(_VLLM_SIZES, VLLM_EXCEPTIONS, head_scale=2)
 _DROPPED = ("transformers_version", "_attn_implementation", "architectures", "id2label", "label2id", "_name_or_path")
 _FIRST_SPECIAL_TOKEN = 300
 _INITIALISER = 0.3
-"""Weights so large that what a layer does is seen in the tokens."""
+"""Weights large enough that every layer affects the tokens."""
 
 
 def tiny_config(config_class: type[Any], variant: Variant = PLAIN) -> Any:
-    """A config of this class with tiny sizes; raises whatever the class raises at sizes that do not fit together.
+    """A config of this class with tiny sizes.
 
     Args:
         config_class: the class.
-        variant: `VLLM` where vLLM is to run the model.
+        variant: `VLLM` for a model that vLLM runs.
+
+    Raises:
+        Exception: any error of the class, for sizes that do not fit together.
     """
     values = _shrink(config_class().to_dict(), (*variant.sizes, *_SIZES))
     values["model_type"] = config_class.model_type
@@ -132,12 +135,12 @@ def _small_value(key: str, value: Any, sizes: Sizes) -> Any:
 
 
 def _small_rope(values: dict[str, Any]) -> dict[str, Any]:
-    """Rotary settings; the three parts of a head that turn with time, height and width must add up to half of it."""
+    """Rotary settings. The parts of a head that rotate with time, height and width must add up to half of it."""
     return {**values, "mrope_section": [4, 2, 2]} if "mrope_section" in values else values
 
 
 def _first_of_each_kind(values: list[Any]) -> list[Any]:
-    """As many entries as there are layers, with each kind of layer among them."""
+    """As many entries as there are layers, including every kind of layer."""
     first = values[:LAYERS]
     if not all(isinstance(value, str) for value in values):
         return first

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where each saved tensor is needed, asked of the running model, never of names: the truth that inference must meet.
+"""Finds out where each saved tensor is needed, by running the model instead of interpreting names.
 
-The model tells in two ways. While it runs, every operation is watched: a parameter that is read before the first
-decoder layer is needed there, and so on; what lies inside a layer's module is that layer's. Then every parameter is
-filled with a number of its own and the model is saved: whatever transformers renames, splits or stacks as it saves, the
-numbers in a saved tensor tell which parameters it is made of.
+This is done in two steps. While the model runs, every operation is intercepted: a parameter that is read before the
+first decoder layer is needed there, and so on; what is inside a layer's module belongs to that layer. Then every
+parameter is filled with a number of its own and the model is saved: however transformers renames, splits or stacks
+tensors when it saves, the numbers in a saved tensor show which parameters it was made from.
 """
 
 from __future__ import annotations
@@ -21,23 +21,24 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from zpptool.layers import Partition
+from zpptool.partition import Partition
 
 BEFORE, AFTER = "before", "after"
 Place = int | str
-"""A decoder layer, or before the first, or after the last."""
+"""A decoder layer's index, or before the first layer, or after the last."""
 _PROMPT_TOKENS = 8
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What the model itself says.
+    """What was observed of the model.
 
     Attributes:
-        num_layers: that the decoder has; 0 where transformers keeps them in no one list.
-        watched: whether a forward pass was seen from the first layer to the last; otherwise only layers are known.
-        loops: whether a layer is run again, or after a later one.
-        places: by parameter number, where it is needed; none where it was never read.
+        num_layers: the number of decoder layers; 0 where transformers does not keep them in one list.
+        watched: whether a forward pass was observed from the first layer to the last; otherwise only the parameters in
+            layers are known.
+        loops: whether a layer is run twice, or after a later one.
+        places: by parameter number, where it is needed; empty where it was never read.
         numbers: the number of each parameter, by its name in the model.
     """
 
@@ -63,7 +64,7 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
 
 
 class _Watch(TorchDispatchMode):
-    """Notes the place at which each storage is read."""
+    """Records the place at which each storage is read."""
 
     def __init__(self, numbers: Mapping[int, int]) -> None:
         super().__init__()
@@ -80,8 +81,8 @@ class _Watch(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def ask(model: nn.Module) -> Truth:
-    """Run the model once over random tokens, and note where it reads each parameter and saved buffer."""
+def observe(model: nn.Module) -> Truth:
+    """Run the model once over random tokens, and record where it reads each parameter and saved buffer."""
     saved = model.state_dict(keep_vars=True)
     numbers: dict[str, int] = {}
     by_storage: dict[int, int] = {}
@@ -98,7 +99,7 @@ def ask(model: nn.Module) -> Truth:
         if name.startswith(f"{prefix}."):
             places[number].add(int(name[len(prefix) + 1 :].partition(".")[0]))
     watch = _Watch(by_storage)
-    calls = _note_calls(layers, watch)
+    calls = _record_calls(layers, watch)
     watched = any(_run(module, watch, calls) and watch.place == AFTER for module in _from_outside(model, prefix))
     for number, own in watch.read.items():
         places[number] |= {place for place in own if isinstance(place, int)} if places[number] else own
@@ -115,7 +116,7 @@ def stamp(model: nn.Module, truth: Truth) -> None:
 
 
 def needed_at(directory: Path, truth: Truth) -> dict[str, frozenset[Place] | None]:
-    """For each tensor of a stamped checkpoint where it is needed; None where its numbers do not tell."""
+    """For each tensor of a stamped checkpoint, where it is needed; None where its numbers do not show it."""
     needed: dict[str, frozenset[Place] | None] = {}
     for file in sorted(directory.glob("*.safetensors")):
         with safe_open(file, "pt") as stored:
@@ -139,8 +140,8 @@ def stages_in_need(places: frozenset[Place], partition: Partition) -> set[int]:
     }
 
 
-def _note_calls(layers: nn.ModuleList, watch: _Watch) -> list[int]:
-    """Have the watch told of the place; what is read between two layers counts as the later one's."""
+def _record_calls(layers: nn.ModuleList, watch: _Watch) -> list[int]:
+    """Update the watch's place at each layer. What is read between two layers counts as the later one's."""
     calls: list[int] = []
 
     def enter(layer: int) -> Any:
@@ -171,7 +172,8 @@ def _from_outside(model: nn.Module, prefix: str) -> Iterator[nn.Module]:
 
 
 def _run(module: nn.Module, watch: _Watch, calls: list[int]) -> bool:
-    """Run one module over random tokens; a model of sound takes a row for each of its codebooks."""
+    """Run one module over random tokens. An audio model takes a row for each of its codebooks. Returns whether it
+    ran."""
     watch.place = BEFORE
     calls.clear()
     rows = getattr(getattr(module, "config", None), "num_codebooks", None) or 1
@@ -179,6 +181,6 @@ def _run(module: nn.Module, watch: _Watch, calls: list[int]) -> bool:
     try:
         with torch.no_grad(), watch:
             module(input_ids=tokens)
-    except Exception:  # the model's own code, given less than it asks for: the next part inside is tried
+    except Exception:  # of the model's own code, which needs more input: the next inner module is tried
         return False
     return True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What became of one class on vLLM, as a line of a file that is kept; reading it needs neither vLLM nor torch."""
+"""The recorded outcome of one class on vLLM, a line of a file. Reading it needs neither vLLM nor torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VERDICTS = {
     REFUSED: "zpptool refuses to split it, or to run its stages on vLLM",
     NOT_BUILT: "no tiny model of it could be made",
 }
-"""What a class can come to, and what that means."""
+"""The possible outcomes of a class, and their meanings."""
 WRONG = (DIFFERENT, FAILED)
 CAUSES = {
     "Ernie4_5_MoeForCausalLM": "vLLM's class ties the head to the embedding on every stage, also where it has neither",
@@ -32,7 +32,7 @@ CAUSES = {
     "stages do not",
     "ZayaForCausalLM": "run by transformers' code, whose every stage has the parameters that come before the layers",
 }
-"""Why a pipeline fails or differs where the cause lies in vLLM, whose own pipeline meets it too."""
+"""Why a pipeline fails or differs where the cause is in vLLM, whose own pipeline has it too."""
 
 
 @dataclass
@@ -40,13 +40,13 @@ class VllmOutcome:
     """One class on vLLM.
 
     Attributes:
-        name: of transformers' class, which is what a checkpoint's config names.
+        name: transformers' class, which a checkpoint's config names.
         verdict: one of `VERDICTS`.
-        runs_as: the class that vLLM runs it with, where that has another name.
-        reason: vLLM's or zpptool's own, where it is not identical.
-        seconds: it took.
-        date: of the try, as YYYY-MM-DD.
-        versions: of what it was tried with.
+        runs_as: the class that vLLM runs it with, if that has another name.
+        reason: vLLM's or zpptool's error, where the outcome is not identical.
+        seconds: the duration.
+        date: the day of the trial, as YYYY-MM-DD.
+        versions: the packages that it was tried with.
     """
 
     name: str
@@ -58,18 +58,18 @@ class VllmOutcome:
     versions: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """For a line of the results file."""
+        """The outcome for a line of the results file."""
         return asdict(self)
 
 
 def read_outcomes(results: Path = RESULTS) -> dict[str, VllmOutcome]:
-    """The outcomes by name; of several of one class the last counts."""
+    """The outcomes by name. If a class has several, the last one counts."""
     lines = results.read_text().splitlines() if results.is_file() else []
     return {outcome.name: outcome for outcome in (VllmOutcome(**json.loads(line)) for line in lines)}
 
 
 def write_outcomes(outcomes: dict[str, VllmOutcome], results: Path = RESULTS) -> None:
-    """All outcomes, in the order of their names; a reader never sees half of them."""
+    """Write all outcomes, sorted by name. The file is replaced at once, so a reader never sees a part of it."""
     text = "".join(json.dumps(outcomes[name].as_json()) + "\n" for name in sorted(outcomes))
     fresh = results.with_suffix(".new")
     fresh.write_text(text)

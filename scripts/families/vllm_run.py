@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the children of one try on vLLM do: the unsplit model by stock vLLM, a stage, the head of the pipeline.
+"""The child processes of one trial on vLLM: the unsplit model with stock vLLM, a stage, the head of the pipeline.
 
-All of them get vLLM's configuration from `zpptool.engines.vllm.hooks`, as `run-stage` and `test-pipeline` do. The API
-server is left out: the engine core is driven in its own process, with prompts of token ids.
+All of them get vLLM's configuration from `zpptool.engines.vllm.compat`, as `run-stage` and `test-pipeline` do.
+There is no API server: the engine core is driven directly, with prompts of token ids.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,43 +16,47 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.core import EngineCore
 from vllm.v1.executor.abstract import Executor
 
+from zpptool.config.stage_spec import StageSpec
 from zpptool.engines.base import run_stage_worker
-from zpptool.engines.vllm import hooks
-from zpptool.engines.vllm.executor import SPEC_VARIABLE, RingExecutor
+from zpptool.engines.vllm.compat.arguments import serve_arguments
+from zpptool.engines.vllm.compat.control_objects import SamplingParams
+from zpptool.engines.vllm.compat.engine_config import engine_config
+from zpptool.engines.vllm.compat.env_variables import set_layer_partition
+from zpptool.engines.vllm.core.executor import RingExecutor
 from zpptool.engines.vllm.worker import StageWorker
-from zpptool.pipeline.spec import StageSpec
+from zpptool.process.environment import set_head_spec
 
 NEW_TOKENS = 8
-PROMPTS = [[(11 * place + 29 * length) % 250 + 2 for place in range(length)] for length in (5, 21, 70)]
+PROMPTS = [[(11 * index + 29 * length) % 250 + 2 for index in range(length)] for length in (5, 21, 70)]
 """Token ids; the last one takes two steps of `--max-num-batched-tokens 64`."""
 
 
-def examine(spec: StageSpec, said: Path) -> None:
-    """Write what vLLM makes of a model: the class that it runs it with, and whether that can be a pipeline's."""
-    hooks.prepare_environment(spec)
-    model = hooks.engine_config(hooks.serve_arguments(spec, None)).model_config
+def examine(spec: StageSpec, output: Path) -> None:
+    """Write the class with which vLLM runs a model, and whether that class supports pipelines."""
+    set_layer_partition(spec)
+    model = engine_config(serve_arguments(spec, None)).model_config
     known = model.registry.is_pp_supported_model(model.architectures, model)
-    said.write_text(json.dumps({"class": model.architecture, "pipeline": bool(known)}))
+    output.write_text(json.dumps({"class": model.architecture, "pipeline": bool(known)}))
 
 
-def run_unsplit(spec: StageSpec, said: Path) -> None:
-    """Write the answers of stock vLLM, asked one prompt after the other."""
-    hooks.prepare_environment(spec)
-    config = hooks.engine_config(hooks.serve_arguments(spec, None))
+def run_unsplit(spec: StageSpec, output: Path) -> None:
+    """Write the answers of stock vLLM, one prompt after the other."""
+    set_layer_partition(spec)
+    config = engine_config(serve_arguments(spec, None))
     core = EngineCore(config, Executor.get_class(config), log_stats=False)
-    answers = [_answers(core, {str(place): prompt})[str(place)] for place, prompt in enumerate(PROMPTS)]
-    said.write_text(json.dumps(answers))
+    answers = [_answers(core, {str(number): prompt})[str(number)] for number, prompt in enumerate(PROMPTS)]
+    output.write_text(json.dumps(answers))
     core.shutdown()
 
 
-def run_head(spec: StageSpec, said: Path) -> None:
-    """Write the answers of the pipeline, asked all prompts at once."""
-    hooks.prepare_environment(spec)
-    os.environ[SPEC_VARIABLE] = spec.to_json()
-    config = hooks.engine_config(hooks.serve_arguments(spec, RingExecutor))
+def run_head(spec: StageSpec, output: Path) -> None:
+    """Write the answers of the pipeline, all prompts at once."""
+    set_layer_partition(spec)
+    set_head_spec(spec)
+    config = engine_config(serve_arguments(spec, RingExecutor))
     core = EngineCore(config, RingExecutor, log_stats=False)
-    answers = _answers(core, {str(place): prompt for place, prompt in enumerate(PROMPTS)})
-    said.write_text(json.dumps([answers[str(place)] for place in range(len(PROMPTS))]))
+    answers = _answers(core, {str(number): prompt for number, prompt in enumerate(PROMPTS)})
+    output.write_text(json.dumps([answers[str(number)] for number in range(len(PROMPTS))]))
     core.shutdown()
 
 
@@ -71,9 +74,9 @@ def _answers(core: EngineCore, prompts: dict[str, list[int]]) -> dict[str, list[
         core.add_request(request, wave)
     waiting = set(prompts)
     while waiting:
-        told, ran = core.step_fn()
-        core.post_step(model_executed=ran)
-        for outputs in (told or {}).values():
+        by_client, executed = core.step_fn()
+        core.post_step(model_executed=executed)
+        for outputs in (by_client or {}).values():
             for output in outputs.outputs:
                 answers[output.request_id] += output.new_token_ids
                 if output.finish_reason is not None:
@@ -82,7 +85,7 @@ def _answers(core: EngineCore, prompts: dict[str, list[int]]) -> dict[str, list[
 
 
 def _request(name: str, prompt: list[int]) -> EngineCoreRequest:
-    sampling: Any = hooks.SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, ignore_eos=True, detokenize=False)
+    sampling: Any = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, ignore_eos=True, detokenize=False)
     return EngineCoreRequest(
         request_id=name, prompt_token_ids=list(prompt), mm_features=None, sampling_params=sampling,
         pooling_params=None, arrival_time=0.0, lora_request=None, cache_salt=None, data_parallel_rank=None,

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults at random, done to the stages of a running pipeline, each one made good after a while or by who started it.
+"""Random faults in the stages of a running pipeline, each of which is undone here or by the command under test.
 
-A worker that is killed is started again by its `run-stage` command, or by `serve`; a process that is stopped is
-continued, or by `serve` killed and started again; a `run-stage` command that is killed is typed again here; a host
-that is cut off is joined again.
+A worker that is killed is restarted by its `run-stage` command, or by `serve`; a process that is stopped is continued,
+or killed and restarted by `serve`; a `run-stage` command that is killed is run again here; a host that is cut off is
+connected again.
 """
 
 from __future__ import annotations
 
-import random
 import signal
 import time
 from collections import Counter
@@ -17,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Protocol
 
 import psutil
@@ -27,17 +27,17 @@ from stages import Stage
 STOPPED_S = (0.5, 4.0)
 CUT_S = (0.5, 6.0)
 FOUND_S = 1.0
-"""By then, a worker's death has been found."""
+"""Seconds within which the end of a worker is detected."""
 
 
 class Pipeline(Protocol):
-    """What can be struck."""
+    """A pipeline in which faults can be injected."""
 
     def workers(self) -> dict[int, psutil.Process]:
-        """The process that computes each stage, of those that there are just now."""
+        """The process that computes each stage, where there is one now."""
 
     def processes(self) -> list[psutil.Process]:
-        """All of them, of all stages."""
+        """All processes of all stages."""
 
 
 @dataclass
@@ -45,13 +45,13 @@ class Commands:
     """A pipeline of `run-stage` commands.
 
     Attributes:
-        words: of the commands, in order.
+        arguments: of the commands, in order.
         logs: where their logs go.
-        hosts: the network that has a host for each stage; all are on this one, if None.
-        stages: the commands that run; one that is typed again takes the place of the one that was killed.
+        hosts: the network that has a host for each stage; None for all on this host.
+        stages: the commands that run; one that is run again replaces the one that was killed.
     """
 
-    words: list[list[object]]
+    arguments: list[list[object]]
     logs: Path
     hosts: Network | None = None
     stages: list[Stage] = field(default_factory=list)
@@ -66,25 +66,25 @@ class Commands:
     def processes(self) -> list[psutil.Process]:
         return [process for stage in self.stages for process in stage.look()]
 
-    def kill_and_type_again(self, stage: int) -> None:
-        """The command in the foreground and all that it has started, as when a host goes; then it is typed again."""
+    def kill_and_run_again(self, stage: int) -> None:
+        """Kill a command and everything that it has started, as when its host fails, and run it again."""
         processes = self.stages[stage].look()
         for process in processes:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(processes, timeout=10)
-        life = len(list(self.logs.glob(f"stage-{stage}*.log")))
-        log = self.logs / f"stage-{stage}-{life}.log"
-        self.stages[stage] = Stage(log, *self.words[stage], inside=partial(self.line, stage))
+        number = len(list(self.logs.glob(f"stage-{stage}*.log")))
+        log = self.logs / f"stage-{stage}-{number}.log"
+        self.stages[stage] = Stage(log, *self.arguments[stage], inside=partial(self.argv, stage))
 
-    def line(self, stage: int, words: list[str]) -> list[str]:
-        """A command line that runs these words on the host of a stage."""
-        return self.hosts.words(stage, *words) if self.hosts else words
+    def argv(self, stage: int, argv: list[str]) -> list[str]:
+        """A command line that runs `argv` on the host of a stage."""
+        return self.hosts.words(stage, *argv) if self.hosts else argv
 
 
 @dataclass
-class Household:
-    """A pipeline that one `zpptool serve` keeps up."""
+class ServeCommand:
+    """A pipeline that one `zpptool serve` keeps running."""
 
     served: Served
 
@@ -99,73 +99,73 @@ class Household:
 
 @dataclass
 class Killer:
-    """Does one fault after the other.
+    """Injects one fault after the other.
 
     Attributes:
-        pipeline: what is struck.
+        pipeline: where faults are injected.
         num_stages: how many stages it has.
-        chance: decides what is done to whom.
-        done: how often each fault was done.
+        random: chooses fault and stage.
+        done: how often each fault was injected.
     """
 
     pipeline: Pipeline
     num_stages: int
-    chance: random.Random
+    random: Random
     done: Counter[str] = field(default_factory=Counter)
     _deck: list[Callable[[], str]] = field(default_factory=list)
 
-    def strike(self) -> str:
-        """Do one fault; its name. Each kind has its turn before one comes again."""
+    def inject(self) -> str:
+        """Inject one fault and return its name. Each kind is used once before one is repeated."""
         if not self._deck:
             self._deck = [self.kill_one, self.kill_two, self.stop_one]
             if isinstance(self.pipeline, Commands):
                 self._deck.append(self.kill_a_command)
                 if self.pipeline.hosts:
                     self._deck += [self.cut_one, self.cut_one_while_another_recovers]
-            self.chance.shuffle(self._deck)
+            self.random.shuffle(self._deck)
         name = self._deck.pop()()
         self.done[name] += 1
         return name
 
     def kill_one(self) -> str:
-        self._signal(self.chance.randrange(self.num_stages), signal.SIGKILL)
+        self._signal(self.random.randrange(self.num_stages), signal.SIGKILL)
         return "worker killed"
 
     def kill_two(self) -> str:
-        for stage in self.chance.sample(range(self.num_stages), 2):
+        for stage in self.random.sample(range(self.num_stages), 2):
             self._signal(stage, signal.SIGKILL)
         return "two workers killed"
 
     def stop_one(self) -> str:
         """SIGSTOP, and SIGCONT after a while."""
-        stage = self.chance.randrange(self.num_stages)
+        stage = self.random.randrange(self.num_stages)
         self._signal(stage, signal.SIGSTOP)
-        time.sleep(self.chance.uniform(*STOPPED_S))
+        time.sleep(self.random.uniform(*STOPPED_S))
         self._signal(stage, signal.SIGCONT)
         return "worker stopped for a while"
 
     def kill_a_command(self) -> str:
-        """Never stage 0's: its API is what the streams hang on."""
+        """Never stage 0's: the streams are connected to its API."""
         assert isinstance(self.pipeline, Commands)
-        self.pipeline.kill_and_type_again(self.chance.randrange(1, self.num_stages))
-        return "command killed and typed again"
+        self.pipeline.kill_and_run_again(self.random.randrange(1, self.num_stages))
+        return "command killed and run again"
 
     def cut_one(self) -> str:
-        """What a host sends gets nowhere for a while."""
+        """Everything that a host sends is dropped for a while."""
         assert isinstance(self.pipeline, Commands)
         assert self.pipeline.hosts is not None
-        with self.pipeline.hosts.disturbed(hosts=[self.chance.randrange(self.num_stages)], loss=100):
-            time.sleep(self.chance.uniform(*CUT_S))
+        with self.pipeline.hosts.disturbed(hosts=[self.random.randrange(self.num_stages)], loss=100):
+            time.sleep(self.random.uniform(*CUT_S))
         return "host cut off for a while"
 
     def cut_one_while_another_recovers(self) -> str:
         self.kill_one()
-        time.sleep(self.chance.uniform(0, FOUND_S))
+        time.sleep(self.random.uniform(0, FOUND_S))
         self.cut_one()
         return "host cut off while a stage recovers"
 
     def _signal(self, stage: int, number: signal.Signals) -> None:
-        """To the worker of a stage, if it has one just now."""
+        """Send a signal to the worker of a stage, if it has one now."""
         with suppress(KeyError, psutil.NoSuchProcess):
             self.pipeline.workers()[stage].send_signal(number)
 

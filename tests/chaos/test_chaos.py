@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random faults under 16 streams: no request fails, no token differs from a quiet run, and nothing grows.
+"""Random faults under 16 streams: no request fails, no token differs from an undisturbed run, and memory does not grow.
 
-Done to `run-stage` commands, on one host and on a host each, and to `serve`; to each for a moment by default.
-`ZPP_CHAOS_SECONDS=3600` makes it an hour, `-k serve` chooses, `ZPP_CHAOS_ENGINE=vllm` does it to vLLM, `ZPP_CHAOS_SEED`
-repeats one. The verdict is a table on stderr, and in the file that `ZPP_CHAOS_REPORT` names.
+The faults are injected in `run-stage` commands, on one host and on a host each, and in `serve`: in each for some
+seconds by default. `ZPP_CHAOS_SECONDS=3600` makes it an hour, `-k serve` chooses, `ZPP_CHAOS_ENGINE=vllm` uses vLLM,
+`ZPP_CHAOS_SEED` repeats a run. The result is a table on stderr, and in the file that `ZPP_CHAOS_REPORT` names.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from pathlib import Path
 import httpx
 import pytest
 from conftest import Ran
-from killer import Commands, Household, Killer, Pipeline, resident_bytes
+from killer import Commands, Killer, Pipeline, ServeCommand, resident_bytes
 from netns import PORT_BASE, network, why_not
 from served import Served
 from stages import free_base_port, started, wait_until_ready
 
-from zpptool.ports import plan_endpoints
-from zpptool.wire.keys import generate, write_key_files
+from zpptool.config.endpoints import plan_endpoints
+from zpptool.wire.security.key_files import generate, write_key_files
 
 pytest.importorskip("torch")
 
@@ -41,16 +41,16 @@ TOKENS = 48
 STAGES = 3
 API_PORT = 8000
 READY_S = 240 if ENGINE == "transformers" else 600
-CALM_S = (1.0, 6.0) if ENGINE == "transformers" else (10.0, 40.0)
-"""How long it is quiet between two faults: what is killed again and again before it has loaded is given up, and vLLM
-takes ten seconds for that and more."""
+QUIET_S = (1.0, 6.0) if ENGINE == "transformers" else (10.0, 40.0)
+"""Seconds between two faults: a process that is killed repeatedly before it has loaded is given up, and vLLM takes ten
+seconds and more to load."""
 AFTER_S = 300
-"""How long the last streams may take after the last fault, on a busy machine."""
+"""Seconds that the last streams may take after the last fault, on a busy machine."""
 GROWTH = 1.5
 FEWEST_FAULTS = 3
-PATIENCE = ("--beat-timeout", 2 if ENGINE == "transformers" else 20, "--recovery-deadline", AFTER_S)
+TIMEOUTS = ("--beat-timeout", 2 if ENGINE == "transformers" else 20, "--recovery-deadline", AFTER_S)
 VLLM = ("--", "--enforce-eager", "--dtype", "float32", "--max-model-len", 256, "--kv-cache-memory-bytes", 64 << 20)
-HOW = ("--engine", ENGINE, *PATIENCE, *(VLLM if ENGINE == "vllm" else ()))
+HOW = ("--engine", ENGINE, *TIMEOUTS, *(VLLM if ENGINE == "vllm" else ()))
 
 Run = Callable[[Path, Path], AbstractContextManager[tuple[str, Pipeline, Callable[[], str]]]]
 
@@ -58,8 +58,8 @@ pytestmark = pytest.mark.timeout(SECONDS + 4 * READY_S)
 
 
 @dataclass
-class Verdict:
-    """What the streams have seen."""
+class StreamResults:
+    """The results of all streams."""
 
     requests: int = 0
     failures: list[str] = field(default_factory=list)
@@ -69,20 +69,20 @@ class Verdict:
 
 
 class Streams:
-    """Clients that ask again and again, and compare."""
+    """Clients that send requests all the time, and compare the responses."""
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._over = threading.Event()
         self._lock = threading.Lock()
-        self.verdict = Verdict()
-        self.quiet: dict[int, list[int]] = {}
+        self.results = StreamResults()
+        self.undisturbed: dict[int, list[int]] = {}
         self._threads: list[threading.Thread] = []
 
-    def learn(self) -> None:
+    def record_undisturbed(self) -> None:
         with httpx.Client(base_url=self._url, timeout=AFTER_S, trust_env=False) as client:
             for number in range(PROMPTS):
-                self.quiet[number] = self._ask(client, number)
+                self.undisturbed[number] = self._complete(client, number)
 
     def start(self) -> None:
         for place in range(STREAMS):
@@ -101,18 +101,18 @@ class Streams:
             while not self._over.is_set():
                 number = chance.randrange(PROMPTS)
                 try:
-                    tokens = self._ask(client, number)
+                    tokens = self._complete(client, number)
                 except (httpx.HTTPError, AssertionError) as fault:
                     with self._lock:
-                        self.verdict.requests += 1
-                        self.verdict.failures.append(repr(fault))
+                        self.results.requests += 1
+                        self.results.failures.append(repr(fault))
                     continue
                 with self._lock:
-                    self.verdict.requests += 1
-                    self.verdict.tokens += len(tokens)
-                    self.verdict.different += tokens != self.quiet[number]
+                    self.results.requests += 1
+                    self.results.tokens += len(tokens)
+                    self.results.different += tokens != self.undisturbed[number]
 
-    def _ask(self, client: httpx.Client, number: int) -> list[int]:
+    def _complete(self, client: httpx.Client, number: int) -> list[int]:
         body = {
             "prompt": [2 + number, 50, 60 + number, 7], "max_tokens": TOKENS, "ignore_eos": True,
             "temperature": number % 2, "seed": number, "stream": True, "return_token_ids": True,
@@ -124,7 +124,7 @@ class Streams:
             for line in lines.iter_lines():
                 now = time.monotonic()
                 with self._lock:
-                    self.verdict.longest_stall_s = max(self.verdict.longest_stall_s, now - last)
+                    self.results.longest_stall_s = max(self.results.longest_stall_s, now - last)
                 last = now
                 if line.startswith("data: {"):
                     event = json.loads(line[6:])
@@ -136,16 +136,16 @@ class Streams:
 
 @contextmanager
 def by_run_stage(split: Path, logs: Path) -> Iterator[tuple[str, Pipeline, Callable[[], str]]]:
-    """A command for each stage: its API, what is struck, and what says that it has recovered."""
+    """A command for each stage: the URL of the API, where faults are injected, and a log that has the recoveries."""
     base = free_base_port(STAGES + 2)
     places = [("--base-port", base, "--port", base + STAGES + 1)] * STAGES
-    with commanded(Commands(directories(split, places), logs)) as what:
-        yield what
+    with running(Commands(directories(split, places), logs)) as pipeline:
+        yield pipeline
 
 
 @contextmanager
 def by_hosts(split: Path, logs: Path) -> Iterator[tuple[str, Pipeline, Callable[[], str]]]:
-    """The same, on a host each; what is in the block is on stage 0's."""
+    """The same on a host each; the block runs on stage 0's."""
     if why_not():
         pytest.skip(why_not())
     with network(STAGES) as hosts, hosts.inside(0):
@@ -154,21 +154,21 @@ def by_hosts(split: Path, logs: Path) -> Iterator[tuple[str, Pipeline, Callable[
             ("--bind", link.bind, "--connect", link.connect, "--keys", keys, "--port", API_PORT)
             for link, keys in zip(plan_endpoints(STAGES, PORT_BASE, hosts.addresses), files, strict=True)
         ]
-        with commanded(Commands(directories(split, places), logs, hosts)) as what:
-            yield what
+        with running(Commands(directories(split, places), logs, hosts)) as pipeline:
+            yield pipeline
 
 
 def directories(split: Path, places: Sequence[Sequence[object]]) -> list[list[object]]:
-    """The words of a `run-stage` for each directory."""
+    """The arguments of a `run-stage` for each directory."""
     return [[split / f"stage_{stage}", *place, *HOW] for stage, place in enumerate(places)]
 
 
 @contextmanager
-def commanded(commands: Commands) -> Iterator[tuple[str, Pipeline, Callable[[], str]]]:
+def running(commands: Commands) -> Iterator[tuple[str, Pipeline, Callable[[], str]]]:
     """Commands that are ready."""
-    words = commands.words[0]
-    url = f"http://127.0.0.1:{words[words.index('--port') + 1]}"
-    with started(commands.logs, commands.words, commands.line) as commands.stages:
+    arguments = commands.arguments[0]
+    url = f"http://127.0.0.1:{arguments[arguments.index('--port') + 1]}"
+    with started(commands.logs, commands.arguments, commands.argv) as commands.stages:
         first = commands.stages[0]
         wait_until_ready(url, commands.stages, READY_S)
         yield url, commands, first.text
@@ -180,14 +180,14 @@ def by_serve(split: Path, logs: Path) -> Iterator[tuple[str, Pipeline, Callable[
     one = Served(logs, "--pipeline-dir", split, "--log-dir", logs, *HOW)
     try:
         one.until_ready(within_s=READY_S)
-        yield one.url, Household(one), (logs / "epoch-1" / "head.log").read_text
+        yield one.url, ServeCommand(one), (logs / "generation-1" / "head.log").read_text
     finally:
         one.close()
 
 
 @pytest.fixture
 def model(tiny_model: Callable[..., Path], request: pytest.FixtureRequest) -> Path:
-    """Its tokens come quickly, and differ when anything does."""
+    """A model whose tokens are computed quickly, and differ when anything does."""
     if ENGINE == "vllm":
         speaker: Path = request.getfixturevalue("speaker")
         return speaker
@@ -202,35 +202,35 @@ def test_faults_at_random_under_sixteen_streams(
 ) -> None:
     split = tmp_path / "stages"
     assert zpptool("split", model, "--num-stages", STAGES, "-o", split).code == 0
-    with run(split, tmp_path) as (url, pipeline, head_says):
+    with run(split, tmp_path) as (url, pipeline, head_log):
         streams, killer = Streams(url), Killer(pipeline, STAGES, random.Random(SEED))
-        streams.learn()
+        streams.record_undisturbed()
         before = resident_bytes(pipeline)
         streams.start()
         end = time.monotonic() + SECONDS
         while time.monotonic() < end or killer.done.total() < FEWEST_FAULTS:
-            time.sleep(killer.chance.uniform(*CALM_S))
-            killer.strike()
+            time.sleep(killer.random.uniform(*QUIET_S))
+            killer.inject()
         streams.end()
         after = resident_bytes(pipeline)
-        table = told(streams.verdict, killer, before, after)
-        assert streams.verdict.failures == [], table
-        assert streams.verdict.different == 0, table
-        assert streams.verdict.requests >= STREAMS, table
+        table = report(streams.results, killer, before, after)
+        assert streams.results.failures == [], table
+        assert streams.results.different == 0, table
+        assert streams.results.requests >= STREAMS, table
         assert after < before * GROWTH, table
-        assert "recovered: the ring is whole again" in head_says(), table
+        assert "recovered: the ring is whole again" in head_log(), table
 
 
-def told(verdict: Verdict, killer: Killer, before: int, after: int) -> str:
-    """The verdict, as a table."""
+def report(results: StreamResults, killer: Killer, before: int, after: int) -> str:
+    """The results as a table."""
     rows = [
         ("seed", SEED),
         *(("faults: " + name, count) for name, count in sorted(killer.done.items())),
-        ("requests", verdict.requests),
-        ("failed", len(verdict.failures)),
-        ("tokens compared", verdict.tokens),
-        ("answers that differ", verdict.different),
-        ("longest stall", f"{verdict.longest_stall_s:.1f} s"),
+        ("requests", results.requests),
+        ("failed", len(results.failures)),
+        ("tokens compared", results.tokens),
+        ("answers that differ", results.different),
+        ("longest stall", f"{results.longest_stall_s:.1f} s"),
         ("memory before", f"{before / 2**20:.0f} MiB"),
         ("memory after", f"{after / 2**20:.0f} MiB"),
     ]
@@ -238,4 +238,4 @@ def told(verdict: Verdict, killer: Killer, before: int, after: int) -> str:
     print(f"\n{table}", file=sys.stderr)
     if os.environ.get("ZPP_CHAOS_REPORT"):
         Path(os.environ["ZPP_CHAOS_REPORT"]).write_text(table + "\n")
-    return table + "".join(f"\n{failure}" for failure in verdict.failures[:5])
+    return table + "".join(f"\n{failure}" for failure in results.failures[:5])

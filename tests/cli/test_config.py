@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options from file and environment: who goes before whom, what is refused, and what `config show` tells of it."""
+"""Options from file and environment: which takes precedence, what is refused, and what `config show` shows of it."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,12 +15,15 @@ from conftest import Ran
 
 from zpptool.cli.app import app
 from zpptool.cli.settings import environment_names, options, walk
+from zpptool.log import FORMAT_VARIABLE, LEVEL_VARIABLE
 
 Run = Callable[..., Ran]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], own_logging: None) -> Run:
+    monkeypatch.delenv(LEVEL_VARIABLE, raising=False)
+    monkeypatch.delenv(FORMAT_VARIABLE, raising=False)
     return typed_here(monkeypatch, capsys)
 
 
@@ -39,7 +43,7 @@ def base_port(run: Run, *words: object) -> int:
     return ran.json["base_port"]
 
 
-def test_typed_goes_before_environment_before_file_before_default(
+def test_command_line_environment_file_and_default_take_precedence_in_this_order(
     run: Run, file: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = file("base-port: 2000\nnum-stages: 2\n")
@@ -55,14 +59,14 @@ def test_typed_goes_before_environment_before_file_before_default(
     assert base_port(run) == 2000
 
 
-def test_a_commands_own_key_goes_before_the_common_one(run: Run, file: Callable[[str], Path]) -> None:
+def test_a_commands_own_key_takes_precedence_over_the_common_one(run: Run, file: Callable[[str], Path]) -> None:
     path = file("base-port: 2000\nnum-stages: 2\nplan-ports:\n  base-port: 2500\n  hosts: [a, b]\n")
     ran = run("plan-ports", "--json", "--config", path)
     assert ran.json["base_port"] == 2500
     assert [stage["host"] for stage in ran.json["stages"]] == ["a", "b"]
 
 
-def test_another_name_of_an_option_is_one_in_file_and_environment_too(
+def test_every_name_of_an_option_works_in_file_and_environment(
     run: Run, file: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert base_port(run, "--config", file("pipeline-parallel-size: 2\n")) == 15550
@@ -71,7 +75,7 @@ def test_another_name_of_an_option_is_one_in_file_and_environment_too(
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "named"),
     [
         ("base-prt: 1\n", "base-port"),
         ("base_port: 1\n", "base-port"),
@@ -83,17 +87,22 @@ def test_another_name_of_an_option_is_one_in_file_and_environment_too(
         ("base-port: {a: 1}\n", "base-port"),
         ("engine-args: --max-model-len 3\n", "engine-args"),
         ("version: true\n", "version"),
+        ("log-level: loud\n", "log-level"),
+        ("log-leve: debug\n", "log-level"),
+        ("plan-ports:\n  log-level: debug\n", "plan-ports.log-level"),
     ],
 )
-def test_what_is_wrong_in_a_file_is_named(text: str, told: str, run: Run, file: Callable[[str], Path]) -> None:
+def test_an_unknown_key_or_an_invalid_value_is_named(
+    text: str, named: str, run: Run, file: Callable[[str], Path]
+) -> None:
     ran = run("--config", file(text), "plan-ports", "--num-stages", 2)
     assert ran.code == 2
-    assert told in ran.err
+    assert named in ran.err
     assert not ran.out
 
 
 @pytest.mark.parametrize("text", ["- a\n", "a: [\n", "\x00"])
-def test_a_file_that_is_no_mapping_is_refused(text: str, run: Run, file: Callable[[str], Path]) -> None:
+def test_a_file_that_is_not_a_mapping_is_refused(text: str, run: Run, file: Callable[[str], Path]) -> None:
     assert run("--config", file(text), "plan-ports", "--num-stages", 2).code == 3
     assert run("--config", "/no/such/file", "plan-ports", "--num-stages", 2).code == 3
 
@@ -116,12 +125,12 @@ def test_stages_in_the_file_do_not_turn_validate_into_another_command(
     write_checkpoint(tmp_path / "model", llama(), llama_config())
     path = file("num-stages: 2\n")
     assert run("--config", path, "split", tmp_path / "model", "-o", tmp_path / "out").code == 0
-    proven = run("--config", path, "validate", tmp_path / "out", "--json")
-    assert proven.code == 0, proven.err
-    assert len(proven.json["stages"]) == 2
+    checked = run("--config", path, "validate", tmp_path / "out", "--json")
+    assert checked.code == 0, checked.err
+    assert len(checked.json["stages"]) == 2
 
 
-def test_what_goes_to_the_engine_may_stand_in_file_and_environment(
+def test_engine_arguments_may_be_in_file_and_environment(
     tmp_path: Path, run: Run, file: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_checkpoint(tmp_path / "model", llama(), llama_config())
@@ -140,23 +149,55 @@ def test_what_goes_to_the_engine_may_stand_in_file_and_environment(
     assert run("--config", path, "split", tmp_path / "model", "--num-stages", 2, "--dry-run").code == 0
 
 
-def test_config_show_tells_where_each_value_comes_from(
+def test_config_show_names_the_source_of_each_value(
     run: Run, file: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = file("base-port: 2000\nplan-ports:\n  transport: ipc\n")
     monkeypatch.setenv("ZPP_HOSTS", "a")
     ran = run("--config", path, "config", "show", "--json", "plan-ports", "--num-stages", 3)
     assert ran.code == 0, ran.err
-    told = {row["option"]: (row["value"], row["source"]) for row in ran.json["settings"]}
-    assert told["base-port"] == (2000, f"{path}: base-port")
-    assert told["transport"] == ("ipc", f"{path}: plan-ports.transport")
-    assert told["hosts"] == ("a", "ZPP_HOSTS")
-    assert told["num-stages"] == (3, "command line")
-    assert told["api-port"] == (8000, "default")
+    rows = {row["option"]: (row["value"], row["source"]) for row in ran.json["settings"]}
+    assert rows["base-port"] == (2000, f"{path}: base-port")
+    assert rows["transport"] == ("ipc", f"{path}: plan-ports.transport")
+    assert rows["hosts"] == ("a", "ZPP_HOSTS")
+    assert rows["num-stages"] == (3, "command line")
+    assert rows["api-port"] == (8000, "default")
     shown = run("--config", path, "config", "show")
     assert "ZPP_HOSTS" in shown.out
     assert "8000" not in shown.out
     assert run("config", "show", "nonsense").code == 2
+
+
+def test_log_options_may_be_in_the_file_for_all_commands(
+    run: Run, file: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = file("log-level: error\nlog-format: json\n")
+
+    def logged(*words: object) -> str:
+        """What is logged about a port that only a privileged process may bind: a warning."""
+        ran = run("plan-ports", "--num-stages", 2, "--base-port", 80, "--config", path, *words)
+        assert ran.code == 0
+        return ran.err
+
+    assert logged() == ""
+    assert json.loads(logged("--log-level", "warning"))["level"] == "warning"
+    assert logged("--log-level", "warning", "--log-format", "text").startswith("warning: only a privileged process")
+    monkeypatch.setenv(LEVEL_VARIABLE, "info")
+    assert json.loads(logged())["level"] == "warning"
+
+
+def test_config_show_has_the_options_of_zpptool_itself(
+    run: Run, file: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = file("log-level: error\n")
+    shown = run("--config", path, "config", "show", "--json").json["settings"]
+    own = {row["option"]: (row["value"], row["source"]) for row in shown if row["command"] == "zpptool"}
+    assert own == {"log-level": ("error", f"{path}: log-level"), "log-format": ("text", "default")}
+    assert "log-format" not in run("--config", path, "config", "show").out
+    monkeypatch.setenv(LEVEL_VARIABLE, "debug")
+    assert LEVEL_VARIABLE in run("--config", path, "config", "show").out
+    assert "command line" in run("--config", path, "config", "show", "--log-level", "info").out
+    assert LEVEL_VARIABLE not in run("--config", path, "config", "show", "plan-ports").out
 
 
 def test_a_secret_is_never_shown(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,12 +41,12 @@ def test_files_are_written_once_and_replaced_with_force(
     assert {name: (out / name).read_bytes() for name in first.json["files"]} == before
 
 
-def test_the_next_steps_are_told(plan: Path, tmp_path: Path, run: Callable[..., Ran]) -> None:
-    told = run("deploy", "compose", "--plan", plan, "-o", tmp_path / "out").out
-    assert "key files of 2 stages" in told
-    assert "docker compose -f" in told
-    told = run("deploy", "compose", "--plan", plan, "-o", tmp_path / "other", "--insecure").out
-    assert "key files" not in told
+def test_the_next_steps_are_shown(plan: Path, tmp_path: Path, run: Callable[..., Ran]) -> None:
+    shown = run("deploy", "compose", "--plan", plan, "-o", tmp_path / "out").out
+    assert "key files of 2 stages" in shown
+    assert "docker compose -f" in shown
+    shown = run("deploy", "compose", "--plan", plan, "-o", tmp_path / "other", "--insecure").out
+    assert "key files" not in shown
     assert "ZPP_KEYS" not in (tmp_path / "other/compose.yaml").read_text()
 
 

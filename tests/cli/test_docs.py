@@ -20,17 +20,19 @@ import yaml
 from checkpoints import llama, llama_config, write_checkpoint
 from commands import typed_here
 from conftest import Ran
-from typer._click.exceptions import UsageError
 from typer.core import TyperGroup
 
 from zpptool.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md"])
+DOCS = sorted(ROOT.glob("docs/**/*.md"))
+PAGES = sorted([*DOCS, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md"))])
 RUN = {"split", "join", "keys", "validate", "validate-ranges", "plan-ports", "plan", "deploy", "config"}
 EXACT = {"plan-ports", "validate-ranges"}
-"""Commands whose output follows from their words alone."""
-OTHER_PROGRAMS = {"pip", "make", "rsync", "curl", "docker", "kubectl", "systemctl", "useradd", "install"}
+"""Commands whose output depends on their arguments alone."""
+OTHER_PROGRAMS = {
+    "pip", "make", "rsync", "curl", "docker", "kubectl", "systemctl", "useradd", "install", ".venv/bin/python",
+}  # fmt: skip
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)#:\s]+)(#[\w-]+)?\)")
 
@@ -65,35 +67,35 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def lines(page: Path) -> list[Line]:
-    """The command lines of a page; a backslash at the end goes on."""
+    """The command lines of a page; a backslash at the end continues a line."""
     found: list[Line] = []
     for block in blocks(page, "console"):
-        going_on = False
+        continued = False
         for text in block.splitlines():
             if text.startswith("$ "):
                 found.append(Line(text[2:]))
-            elif going_on:
+            elif continued:
                 found[-1].text += "\n" + text
             else:
                 found[-1].output.append(text)
-            going_on = (text.startswith("$ ") or going_on) and text.endswith("\\")
+            continued = (text.startswith("$ ") or continued) and text.endswith("\\")
     return found
 
 
 def parse(arguments: list[str]) -> None:
-    """Have zpptool's own parser take a command line, without running it; raises what it would refuse it with."""
-    group = typer.main.get_command(app)
+    """Parse a command line with zpptool's own parser, without running it; raises the parser's own error."""
+    command = typer.main.get_command(app)
     words = arguments[: arguments.index("--")] if "--" in arguments else list(arguments)
-    context = group.make_context("zpptool", words)
-    while isinstance(group, TyperGroup):
-        rest = [*context._protected_args, *context.args]
-        if not rest:
-            return
-        name, command, own = group.resolve_command(context, rest)
-        assert command is not None
-        assert name is not None
-        context = command.make_context(name, list(own), parent=context)
-        group = command
+    context = command.make_context("zpptool", list(words))
+    while words and words[0].startswith("-"):  # options of zpptool itself, each with a value
+        del words[: 1 if "=" in words[0] else 2]
+    while words and isinstance(command, TyperGroup):
+        name = words.pop(0)
+        if name not in command.commands:
+            raise typer.BadParameter(f"No such command {name!r}.")
+        command = command.commands[name]
+        if not isinstance(command, TyperGroup):
+            command.make_context(name, words, parent=context)
 
 
 def runs(line: Line) -> bool:
@@ -107,7 +109,7 @@ def runs(line: Line) -> bool:
 def test_every_command_line_of_a_page_is_taken(page: Path) -> None:
     for line in lines(page):
         if line.program == "zpptool":
-            if page.parent.name != "docs" or not runs(line):  # the others are run below
+            if page not in DOCS or not runs(line):  # the others are run below
                 parse(line.arguments)
         else:
             assert line.program in OTHER_PROGRAMS, f"{page.name}: {line.text}"
@@ -116,12 +118,18 @@ def test_every_command_line_of_a_page_is_taken(page: Path) -> None:
 
 
 def test_a_line_that_is_wrong_is_not_taken() -> None:
-    for wrong in (["plan-prts"], ["plan-ports", "--num-stage-count", "2"], ["plan-ports", "--num-stages", "two"]):
-        with pytest.raises(UsageError):
-            parse(wrong)
+    wrong = {
+        "No such command": ["plan-prts"],
+        "No such option": ["plan-ports", "--num-stage-count", "2"],
+        "valid integer": ["plan-ports", "--num-stages", "two"],
+        "Missing (option|parameter)": ["plan-ports"],
+    }
+    for message, arguments in wrong.items():
+        with pytest.raises(Exception, match=message):
+            parse(arguments)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.parent.name == "docs"], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
 def test_the_commands_of_a_page_do_what_it_says(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,18 +155,21 @@ def test_the_commands_of_a_page_do_what_it_says(
             assert ran.out.rstrip().splitlines() == [text.rstrip() for text in line.output], line.text
 
 
-def test_the_output_that_the_readme_shows_is_what_is_printed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.model
+def test_the_readme_shows_what_split_prints(
+    real_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = typed_here(monkeypatch, capsys)
-    shown = [line for line in lines(ROOT / "README.md") if line.program == "zpptool" and line.arguments[0] in EXACT]
-    assert shown
-    for line in shown:
-        assert run(*line.arguments).out.rstrip().splitlines() == [text.rstrip() for text in line.output]
+    shown = next(line for line in lines(ROOT / "README.md") if line.program == "zpptool" and line.output)
+    assert shown.arguments[0] == "split"
+    (tmp_path / shown.arguments[1]).parent.mkdir(parents=True)
+    (tmp_path / shown.arguments[1]).symlink_to(real_model)
+    monkeypatch.chdir(tmp_path)
+    printed = typed_here(monkeypatch, capsys)(*shown.arguments).out
+    assert printed.split() == " ".join(shown.output).split()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
+def test_every_link_of_a_page_has_a_target(page: Path) -> None:
     for target, part in _LINK.findall(page.read_text()):
         other = page.parent / target
         assert other.exists(), f"{page.name} links to {target}"
@@ -179,4 +190,5 @@ def test_every_command_has_its_section_and_every_page_its_place() -> None:
         parts = items.values() if isinstance(items, dict) else items
         return [page for part in parts for page in pages(part)]  # type: ignore[union-attr]
 
-    assert sorted(pages(site["nav"])) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+    docs = ROOT / "docs"
+    assert sorted(pages(site["nav"])) == sorted(str(path.relative_to(docs)) for path in docs.glob("**/*.md"))

@@ -32,6 +32,6 @@ def test_a_busy_port_is_found_and_ends_with_1(tmp_path: Path, zpptool: Callable[
     assert {"python", "torch", "import", "model", "disk", "memory", "clock"} <= set(found)
 
 
-def test_a_plan_that_is_none_is_refused(tmp_path: Path, zpptool: Callable[..., Ran]) -> None:
+def test_a_file_that_is_not_a_plan_is_refused(tmp_path: Path, zpptool: Callable[..., Ran]) -> None:
     (tmp_path / "zpp.yaml").write_text("model: 1\n")
     assert zpptool("doctor", tmp_path / "zpp.yaml").code == 3

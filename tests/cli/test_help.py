@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every command and every option explains itself, and the set of commands changes only on purpose."""
+"""Every command and every option has help, and every command has examples that its parser accepts."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import shlex
+import subprocess
+import sys
 
 import pytest
 import typer.core
@@ -44,9 +46,9 @@ PRIOR_ART_FLAGS = {
 def test_the_versions_are_those_that_are_installed(zpptool) -> None:
     own, *others = zpptool("--version").out.splitlines()
     assert own == f"zpptool {__version__}"
-    told = dict(line.split(" ", 1) for line in others)
-    assert list(told) == ["vllm", "torch", "transformers", "pyzmq"]
-    assert told["pyzmq"] == importlib.metadata.version("pyzmq")
+    shown = dict(line.split(" ", 1) for line in others)
+    assert list(shown) == ["vllm", "torch", "transformers", "pyzmq"]
+    assert shown["pyzmq"] == importlib.metadata.version("pyzmq")
 
 
 @pytest.mark.parametrize("name", sorted(EXAMPLES))
@@ -91,3 +93,27 @@ def test_an_unknown_command_is_a_usage_error(zpptool) -> None:
     assert ran.code == 2
     assert "nonsense" in ran.err
     assert not ran.out
+
+
+@pytest.mark.parametrize(
+    "words", [("serve", "MODEL"), ("status",), ("top",), ("rollout", "--url", "http://127.0.0.1:1")], ids=" ".join
+)
+def test_a_command_that_needs_an_extra_says_which(words: tuple[str, ...]) -> None:
+    """As in an installation without extras: the packages of `serve` cannot be found."""
+    script = (
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] in ('httpx', 'starlette', 'uvicorn'):\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+        "from zpptool.cli.app import main\n"
+        "main()\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script, *words], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ran.returncode == 2
+    assert "Traceback" not in ran.stderr
+    assert "which is not installed" in ran.stderr
+    assert "pip install 'zpptool[serve]'" in ran.stderr

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`zpptool keys` makes private files and shows public keys only."""
+"""`zpptool keys` generates private files and shows public keys only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from commands import typed_here
 
-from zpptool.wire.keys import read_key_file
+from zpptool.wire.security.key_files import read_key_file
 
 
 @pytest.fixture
@@ -29,10 +29,10 @@ def test_a_pipelines_keys_are_made_and_shown_without_secrets(keys, tmp_path: Pat
     as_json = keys("show", tmp_path / "k" / "stage_0.keys", "--json")
     assert (shown.code, as_json.code) == (0, 0)
     assert not [secret for secret in secrets if secret in ran.out + shown.out + as_json.out]
-    told = json.loads(as_json.out)["files"][0]
-    assert told["pipeline"] == made["pipeline"]
-    assert [place["place"] for place in told["places"]] == ["head", "stage 0"]
-    assert set(told["peers"]) == {"stage 1"}
+    shown = json.loads(as_json.out)["files"][0]
+    assert shown["pipeline"] == made["pipeline"]
+    assert [place["place"] for place in shown["places"]] == ["head", "stage 0"]
+    assert set(shown["peers"]) == {"stage 1"}
 
 
 def test_keys_are_replaced_only_when_asked(keys, tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_keys_are_replaced_only_when_asked(keys, tmp_path: Path) -> None:
     assert keys("generate", "--num-stages", 2, "-o", tmp_path / "k", "--force").code == 0
 
 
-def test_files_of_two_pipelines_in_one_directory_are_told(keys, tmp_path: Path) -> None:
+def test_files_of_two_pipelines_in_one_directory_are_refused(keys, tmp_path: Path) -> None:
     for name in ("a", "b"):
         assert keys("generate", "--num-stages", 2, "-o", tmp_path / name).code == 0
     (tmp_path / "b" / "stage_1.keys").rename(tmp_path / "a" / "stage_1.keys")

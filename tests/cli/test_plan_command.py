@@ -18,21 +18,21 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def test_a_plan_is_written_read_and_proven(model: Path, tmp_path: Path, zpptool: Callable[..., Ran]) -> None:
+def test_a_plan_is_written_and_validated(model: Path, tmp_path: Path, zpptool: Callable[..., Ran]) -> None:
     file = tmp_path / "zpp.yaml"
     made = zpptool("plan", model, "--ranges", "0-1", "1-6", "--hosts", "a,b", "-o", file, "--", "--max-model-len", "64")
     assert made.code == 0, made.err
     run = f"zpptool run-stage --plan {file} --stage-idx 1 --keys keys/stage_1.keys"
     assert f"on b:\n  open tcp 15552 on host b for host a\n  {run}\n" in made.out
     assert "--max-model-len" in file.read_text()
-    proven = zpptool("validate", file, "--json")
-    assert proven.code == 0, proven.err
-    assert proven.json["valid"] is True
-    assert proven.json["model_checked"] is True
+    checked = zpptool("validate", file, "--json")
+    assert checked.code == 0, checked.err
+    assert checked.json["valid"] is True
+    assert checked.json["model_checked"] is True
 
     again = zpptool("plan", model, "--num-stages", 2, "-o", file)
     assert again.code == 3
-    assert "is there already" in again.err
+    assert "exists already" in again.err
 
     file.write_text(file.read_text().replace("layers: 1-6", "layers: 2-6"))
     broken = zpptool("validate", file)
@@ -41,7 +41,7 @@ def test_a_plan_is_written_read_and_proven(model: Path, tmp_path: Path, zpptool:
     assert "layer 1" in zpptool("run-stage", "--plan", file, "--stage-idx", 0).err
 
 
-def test_the_codec_of_the_wire_is_the_plans_to_say(model: Path, tmp_path: Path, zpptool: Callable[..., Ran]) -> None:
+def test_the_plan_gives_the_wire_codec(model: Path, tmp_path: Path, zpptool: Callable[..., Ran]) -> None:
     file = tmp_path / "zpp.yaml"
     assert zpptool("plan", model, "--num-stages", 2, "--wire-codec", "zstd", "-o", file).code == 0
     assert "wire_codec: zstd" in file.read_text()
@@ -53,7 +53,7 @@ def test_the_codec_of_the_wire_is_the_plans_to_say(model: Path, tmp_path: Path, 
     assert "lossy" in unknown.err
 
 
-def test_json_tells_what_each_stage_needs(model: Path, zpptool: Callable[..., Ran]) -> None:
+def test_json_has_what_each_stage_needs(model: Path, zpptool: Callable[..., Ran]) -> None:
     made = zpptool("plan", "--model", model, "--num-stages", 2, "--json").json
     assert made["schema_version"] == 1
     assert [stage["layers"] for stage in made["stages"]] == [[0, 3], [3, 6]]
@@ -62,7 +62,7 @@ def test_json_tells_what_each_stage_needs(model: Path, zpptool: Callable[..., Ra
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         (("--num-stages", "7"), 3, "7"),
         ((), 2, "stages"),
@@ -73,14 +73,16 @@ def test_json_tells_what_each_stage_needs(model: Path, zpptool: Callable[..., Ra
     ],
 )
 def test_what_cannot_be_planned_is_refused(
-    model: Path, zpptool: Callable[..., Ran], words: tuple[str, ...], code: int, said: str
+    model: Path, zpptool: Callable[..., Ran], words: tuple[str, ...], code: int, message: str
 ) -> None:
     ran = zpptool("plan", model, *words)
     assert ran.code == code, ran.err
-    assert said in ran.err
+    assert message in ran.err
 
 
-def test_beside_a_plan_its_own_words_are_refused(model: Path, tmp_path: Path, zpptool: Callable[..., Ran]) -> None:
+def test_options_that_the_plan_gives_are_refused_beside_it(
+    model: Path, tmp_path: Path, zpptool: Callable[..., Ran]
+) -> None:
     file = tmp_path / "zpp.yaml"
     zpptool("plan", model, "--num-stages", 2, "-o", file)
     ran = zpptool("run-stage", "--plan", file, "--stage-idx", 0, "--base-port", 1, "--", "--x")

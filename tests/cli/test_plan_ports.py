@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`zpptool plan-ports` as it is typed."""
+"""`zpptool plan-ports` as a user runs it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_people_get_flags_to_copy_and_firewall_lines(zpptool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "told"),
+    ("words", "code", "message"),
     [
         (["--num-stages", "3", "--hosts", "a,b"], 2, "2 hosts are given for 3 stages"),
         (["--num-stages", "3", "--hosts", "a,,b"], 5, "''"),
@@ -55,10 +55,10 @@ def test_people_get_flags_to_copy_and_firewall_lines(zpptool) -> None:
         ([], 2, "--num-stages"),
     ],
 )
-def test_what_cannot_be_planned_is_refused(zpptool, words: list[str], code: int, told: str) -> None:
+def test_what_cannot_be_planned_is_refused(zpptool, words: list[str], code: int, message: str) -> None:
     ran = zpptool("plan-ports", *words)
     assert ran.code == code
-    assert told in ran.err
+    assert message in ran.err
     assert not ran.out
 
 
@@ -68,7 +68,7 @@ def test_privileged_ports_are_only_warned_of(zpptool) -> None:
     assert "warning: only a privileged process may bind 1022" in ran.err
 
 
-def test_the_check_names_who_is_in_the_way(zpptool) -> None:
+def test_the_check_names_the_process_in_the_way(zpptool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         words = ("plan-ports", "--num-stages", 1, "--base-port", port - 1, "--api-port", port - 1, "--check")

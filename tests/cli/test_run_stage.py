@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`zpptool run-stage` as it is typed, as far as it goes before an engine computes: all that is refused, and in which
-words; and the prior art's flags, which reach the links that they name."""
+"""`zpptool run-stage` as a user runs it, up to where an engine computes: all that is refused, with its message; and the
+prior art's flags, which reach the links that they name."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def stages(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run_stage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
-    """The command where no engine is installed: what is refused in other words was refused before an engine."""
+    """The command where no engine is installed: another refusal than that was made before an engine was looked for."""
     monkeypatch.setitem(sys.modules, "vllm", None)  # what Python itself keeps of a module that cannot be imported
     monkeypatch.setitem(sys.modules, "transformers", None)
     return partial(typed_here(monkeypatch, capsys), "run-stage")
@@ -51,7 +51,7 @@ NOT_INSTALLED = "error: the engine vllm needs vllm, which is not installed\n  hi
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "told"),
+    ("words", "code", "message"),
     [
         ([], 2, "no model is named"),
         (["MODEL"], 2, "is a full checkpoint: which stage is this to be? hint: Give --stage-idx."),
@@ -67,10 +67,10 @@ NOT_INSTALLED = "error: the engine vllm needs vllm, which is not installed\n  hi
         (["nowhere", "--stage-idx", "0", "--total-stages", "2"], 3, "nowhere"),
         (["STAGES"], 2, "holds 2 stages: which one is this?"),
         (["STAGES", "--stage-idx", "2"], 3, "holds no stage_2; it holds stage_0, stage_1"),
-        (["STAGES/stage_1", "--stage-idx", "0"], 3, "the stage is said to be 0, but"),
-        (["STAGES/stage_1", "--total-stages", "3"], 3, "the number of stages is said to be 3, but"),
-        (["STAGES/stage_1", "--layer-range", "0-1"], 3, "the layer range is said to be 0-1, but"),
-        (["STAGES/stage_1", "--ranges", "0-2", "2-4"], 3, "the partition is said to be 0-2 2-4, but"),
+        (["STAGES/stage_1", "--stage-idx", "0"], 3, "the stage is given as 0, but"),
+        (["STAGES/stage_1", "--total-stages", "3"], 3, "the number of stages is given as 3, but"),
+        (["STAGES/stage_1", "--layer-range", "0-1"], 3, "the layer range is given as 0-1, but"),
+        (["STAGES/stage_1", "--ranges", "0-2", "2-4"], 3, "the partition is given as 0-2 2-4, but"),
         (["STAGES/stage_1", "--engine", "other"], 2, "other"),
         (["STAGES/stage_1", "--tensor-parallel-size", "2,1"], 2, "a stage has one size, its own"),
         (["STAGES/stage_1", "--local-bind-port", "70000"], 5, "70000, does not lie between 1 and 65535"),
@@ -92,12 +92,12 @@ NOT_INSTALLED = "error: the engine vllm needs vllm, which is not installed\n  hi
         (["STAGES/stage_1", "--no-such-flag"], 2, "--no-such-flag"),
     ],
 )
-def test_what_cannot_be_is_refused_before_an_engine_is_looked_for(
-    run_stage: Callable[..., Ran], model: Path, stages: Path, words: list[str], code: int, told: str
+def test_invalid_options_are_refused_before_an_engine_is_looked_for(
+    run_stage: Callable[..., Ran], model: Path, stages: Path, words: list[str], code: int, message: str
 ) -> None:
     ran = run_stage(*(word.replace("MODEL", str(model)).replace("STAGES", str(stages)) for word in words))
     assert ran.code == code, ran.err
-    assert told in plain(ran.err)
+    assert message in plain(ran.err)
     assert "not installed" not in ran.err
     assert "Traceback" not in ran.err
     assert ran.out == ""
@@ -116,7 +116,7 @@ def test_what_cannot_be_is_refused_before_an_engine_is_looked_for(
         ["STAGES/stage_1", "--", "--max-model-len", "4096", "--ranges", "nonsense"],
     ],
 )
-def test_what_can_be_needs_only_an_engine(
+def test_valid_options_need_only_an_engine(
     run_stage: Callable[..., Ran], model: Path, stages: Path, words: list[str]
 ) -> None:
     ran = run_stage(*(word.replace("MODEL", str(model)).replace("STAGES", str(stages)) for word in words))
@@ -149,7 +149,7 @@ PRIOR_ART = {
 
 @pytest.mark.parametrize("stage", [0, 1])
 def test_the_prior_arts_command_lines_work_as_written(run_stage: Callable[..., Ran], model: Path, stage: int) -> None:
-    """Once `vllm serve` is replaced by `zpptool run-stage`; their hosts trust their network, which has to be said."""
+    """Once `vllm serve` is replaced by `zpptool run-stage`; their hosts trust their network, which needs --insecure."""
     ran = run_stage(
         model, "--pipeline-stage-mode", "external", "--pipeline-stage-idx", stage, "--pipeline-total-stages", 2,
         "--pipeline-layer-range", ["0-1", "1-4"][stage], *PRIOR_ART[stage], "--tensor-parallel-size", 1, "--insecure",
@@ -169,19 +169,19 @@ def test_a_taken_port_is_named_by_the_stage(zpptool: Callable[..., Ran], stages:
     assert "error: stage 1 exited with code 5" in ran.err
 
 
-def test_a_process_of_its_own_says_the_same(zpptool: Callable[..., Ran], stages: Path) -> None:
+def test_a_process_of_its_own_prints_the_same(zpptool: Callable[..., Ran], stages: Path) -> None:
     ran = zpptool("run-stage", stages, "--stage-idx", 7)
     assert ran.code == 3
     assert ran.err == f"error: {stages} holds no stage_7; it holds stage_0, stage_1\n"
     assert ran.out == ""
 
 
-def test_help_tells_the_short_flags_and_hides_the_old_ones(zpptool: Callable[..., Ran]) -> None:
-    told = zpptool("run-stage", "--help", env={"COLUMNS": "200"}).out
+def test_help_shows_the_short_flags_and_hides_the_old_ones(zpptool: Callable[..., Ran]) -> None:
+    shown = zpptool("run-stage", "--help", env={"COLUMNS": "200"}).out
     for flag in ("--stage-idx", "--total-stages", "--layer-range", "--local-bind-port", "--prev-stage-service-addr"):
-        assert flag in told
+        assert flag in shown
     for flag in ("--next-stage-addr", "--external-pp-worker", "--pipeline-stage-mode"):
-        assert flag not in told
+        assert flag not in shown
 
 
 def test_links_that_leave_the_machine_need_keys(zpptool, model: Path, tmp_path: Path) -> None:
@@ -204,3 +204,32 @@ def test_links_that_leave_the_machine_need_keys(zpptool, model: Path, tmp_path: 
     ran = zpptool(*there, "--keys", tmp_path / "keys")
     assert ran.code == 3
     assert "chmod 600" in ran.err
+
+
+def test_beside_a_plan_the_flags_that_it_gives_are_refused_by_their_names(
+    run_stage: Callable[..., Ran], model: Path, tmp_path: Path
+) -> None:
+    ran = run_stage("--plan", tmp_path / "zpp.yaml", "--stage-idx", 1, "--local-bind-port", 7000, "--total-stages", 2)
+    assert ran.code == 2
+    assert "the plan gives these already: leave out --total-stages, --local-bind-port" in plain(ran.err)
+
+
+@pytest.mark.parametrize(
+    ("words", "warned"),
+    [
+        (["stage_0", "--host", "0.0.0.0"], True),
+        (["stage_0", "--host", "10.0.0.1", "--engine", "transformers", "--", "--api-key", "x"], True),
+        (["stage_0"], False),
+        (["stage_0", "--host", "localhost"], False),
+        (["stage_0", "--host", "0.0.0.0", "--insecure"], False),
+        (["stage_0", "--host", "0.0.0.0", "--", "--api_key=x"], False),
+        (["stage_1", "--host", "0.0.0.0"], False),
+    ],
+)
+def test_an_api_without_a_key_is_warned_of_where_others_may_reach_it(
+    run_stage: Callable[..., Ran], stages: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], warned: bool
+) -> None:
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    ran = run_stage(stages / words[0], *words[1:])
+    assert "which is not installed" in ran.err
+    assert ("asks for no key: every machine that can reach it can use the model" in ran.err) == warned

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`zpptool split` as it is typed, the prior art's line included."""
+"""`zpptool split` as a user runs it, the prior art's command line included."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_a_dry_run_writes_nothing(zpptool, model: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_a_choice_between_files_is_said(zpptool, model: Path) -> None:
+def test_a_choice_between_files_is_noted(zpptool, model: Path) -> None:
     (model / "consolidated.safetensors").write_bytes(b"")
     ran = zpptool("split", model, "--num-stages", 2, "--dry-run", "--json")
     assert ran.code == 0
@@ -98,39 +98,39 @@ def test_a_choice_between_files_is_said(zpptool, model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "says"),
+    ("words", "code", "message"),
     [
         (["--num-stages", "2", "-o", "OUT"], ExitCode.USAGE, "no model"),
         (["MODEL", "MODEL", "--num-stages", "2", "-o", "OUT"], ExitCode.USAGE, "2 models"),
-        (["MODEL", "--num-stages", "2"], ExitCode.USAGE, "where the stages go"),
-        (["MODEL", "-o", "OUT"], ExitCode.USAGE, "how to cut"),
+        (["MODEL", "--num-stages", "2"], ExitCode.USAGE, "no directory for the stages"),
+        (["MODEL", "-o", "OUT"], ExitCode.USAGE, "neither --num-stages nor --ranges"),
         (["MODEL", "--num-stages", "5", "-o", "OUT"], ExitCode.INVALID, "5 stages are more than"),
         (["MODEL", "--ranges", "0-1", "2-4", "-o", "OUT"], ExitCode.INVALID, "no stage owns layer 1"),
         (["MODEL/config.json", "--num-stages", "2", "-o", "OUT"], ExitCode.INVALID, "is not a directory"),
         (["MODEL/code", "--num-stages", "2", "-o", "OUT"], ExitCode.INVALID, "config.json"),
-        (["MODEL", "--num-stages", "2", "-o", "MODEL"], ExitCode.INVALID, "lies in the source"),
-        (["MODEL", "--num-stages", "2", "-o", "MODEL/.."], ExitCode.INVALID, "holds the source"),
+        (["MODEL", "--num-stages", "2", "-o", "MODEL"], ExitCode.INVALID, "is inside the source"),
+        (["MODEL", "--num-stages", "2", "-o", "MODEL/.."], ExitCode.INVALID, "contains the source"),
     ],
 )
-def test_refusals(zpptool, model: Path, tmp_path: Path, words: list[str], code: ExitCode, says: str) -> None:
+def test_refusals(zpptool, model: Path, tmp_path: Path, words: list[str], code: ExitCode, message: str) -> None:
     typed = [word.replace("MODEL", str(model)).replace("OUT", str(tmp_path / "out")) for word in words]
     ran = zpptool("split", *typed)
     assert (ran.code, ran.out) == (code, "")
     first, *hint = ran.err.splitlines()
     assert first.startswith("error: ")
-    assert says in first
+    assert message in first
     assert len(hint) <= 1
     assert not (tmp_path / "out").exists()
 
 
-def test_an_output_that_is_there_needs_force_be_it_the_same_split_or_another(
+def test_an_existing_output_needs_force_for_the_same_split_and_for_another(
     zpptool, model: Path, tmp_path: Path
 ) -> None:
     words = ["split", model, "--num-stages", 2, "-o", tmp_path / "out"]
     assert zpptool(*words).code == 0
     again = zpptool(*words)
     assert again.code == ExitCode.INVALID
-    assert "holds this very split already" in again.err
+    assert "already holds this split" in again.err
     assert zpptool(*words, "--force").code == 0
     words[3] = 4
     other = zpptool(*words, "--json")
@@ -139,7 +139,7 @@ def test_an_output_that_is_there_needs_force_be_it_the_same_split_or_another(
     assert zpptool(*words, "--force").code == 0
 
 
-def test_a_source_that_nobody_may_write_to_is_fine(zpptool, model: Path, tmp_path: Path) -> None:
+def test_a_read_only_source_can_be_split(zpptool, model: Path, tmp_path: Path) -> None:
     for path in [*model.iterdir(), model]:
         path.chmod(0o555 if path.is_dir() else 0o444)
     assert zpptool("split", model, "--num-stages", 2, "-o", tmp_path / "out").code == 0
@@ -156,7 +156,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_split_leaves_nothing_that_the_next_does_not_put_right(zpptool, tmp_path: Path, how: int) -> None:
+def test_the_next_split_repairs_what_a_stopped_one_leaves(zpptool, tmp_path: Path, how: int) -> None:
     source = write_sparse(tmp_path / "model", 256 * 2**20)
     command = [sys.executable, "-m", "zpptool", "split", str(source), "--num-stages", "2", "-o", str(tmp_path / "out")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -177,7 +177,7 @@ def test_a_stopped_split_leaves_nothing_that_the_next_does_not_put_right(zpptool
     assert {path.name for path in tmp_path.iterdir()} == {"model", "small", "out"}
 
 
-def test_what_ctrl_c_leaves_is_said_and_gone_on_with(zpptool, tmp_path: Path) -> None:
+def test_what_ctrl_c_leaves_is_named_and_continued(zpptool, tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "model", shards=3)
     with (source / "model-00002-of-00003.safetensors").open("r+b") as stream:
         raw = stream.read()
@@ -209,7 +209,7 @@ def test_what_ctrl_c_leaves_is_said_and_gone_on_with(zpptool, tmp_path: Path) ->
         process.send_signal(signal.SIGINT)
         _out, err = process.communicate(timeout=30)
     assert process.returncode == ExitCode.INTERRUPTED
-    assert "run the same again to go on" in err
+    assert "run the same command again to resume" in err
     assert not (tmp_path / "out").exists()
     assert zpptool(*words[3:]).code == 0
     assert {path.name for path in tmp_path.iterdir()} == {"model", "out"}

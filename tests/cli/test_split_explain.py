@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`zpptool split --explain` and `--drop-mtp` as they are typed."""
+"""`zpptool split --explain` and `--drop-mtp` as a user runs them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_every_group_of_tensors_is_explained(zpptool, model: Path) -> None:
     experts = groups["model.layers.*.mlp.experts.*.w1.weight"]
     assert experts == {
         "pattern": "model.layers.*.mlp.experts.*.w1.weight", "count": 32, "nbytes": 32 * 32, "stages": [0, 1],
-        "side": "layer", "reason": "lies in a decoder layer",
+        "side": "layer", "reason": "in a decoder layer",
     }  # fmt: skip
     assert groups["model.embed_tokens.weight"]["stages"] == [0, 1]
     assert groups["model.embed_tokens.weight"]["reason"].startswith("tied")
@@ -44,14 +44,14 @@ def test_people_get_a_table_of_groups(zpptool, model: Path) -> None:
     assert "nothing was written" in ran.out
 
 
-def test_what_predicts_is_dropped_when_asked_and_the_split_is_still_proven(zpptool, model: Path) -> None:
+def test_prediction_layers_are_dropped_on_request_and_the_split_is_still_valid(zpptool, model: Path) -> None:
     out = model.parent / "out"
     ran = zpptool("split", model, "--num-stages", 2, "--drop-mtp", "--explain", "-o", out, "--json")
     assert ran.code == 0, ran.err
     assert {drop["tensor"] for drop in ran.json["dropped"]} == set(PREDICTION)
     groups = {group["pattern"]: group for group in ran.json["groups"]}
     assert groups["model.layers.*.eh_proj.weight"]["stages"] == []
-    assert "left out as asked" in groups["model.layers.*.eh_proj.weight"]["reason"]
+    assert "left out as requested" in groups["model.layers.*.eh_proj.weight"]["reason"]
     proven = zpptool("validate", out, "--model", model, "--json")
     assert proven.code == 0, proven.out
     assert {drop["tensor"] for drop in proven.json["dropped"]} == set(PREDICTION)

@@ -33,7 +33,7 @@ def tree(directory: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("named", ["org/name", "hf://org/name", f"hf://org/name@{COMMIT}"])
-def test_a_stage_is_what_it_is_from_the_directory(zpptool, hub: Hub, model: Path, tmp_path: Path, named: str) -> None:
+def test_a_stage_is_the_same_as_from_the_directory(zpptool, hub: Hub, model: Path, tmp_path: Path, named: str) -> None:
     ran = zpptool("split", named, "--num-stages", 4, "--stage", 2, "-o", tmp_path / "far", "--json", env=hub.env)
     assert ran.code == 0, ran.err
     assert [stage["stage"] for stage in ran.json["stages"]] == [2]
@@ -58,7 +58,7 @@ def test_a_dry_run_fetches_headers_only(zpptool, hub: Hub, tmp_path: Path) -> No
     ran = zpptool("split", "org/name", "--num-stages", 2, "--dry-run", env=hub.env)
     assert ran.code == 0, ran.err
     assert f"hf://org/name@{COMMIT}: 4 layers" in ran.out
-    assert all(count <= 128 * 1024 for _name, _start, count in hub.asked)
+    assert all(count <= 128 * 1024 for _name, _start, count in hub.sent)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -71,26 +71,26 @@ def test_the_whole_split_from_the_hub_is_the_one_from_the_directory(zpptool, hub
     assert tree(tmp_path / "far") == tree(tmp_path / "near")
 
 
-def test_a_second_run_keeps_what_is_there(zpptool, hub: Hub, tmp_path: Path) -> None:
+def test_a_second_run_keeps_existing_stages(zpptool, hub: Hub, tmp_path: Path) -> None:
     words = ["split", "org/name", "--num-stages", 2, "--stage", 0, "-o", tmp_path / "out", "--json"]
     assert zpptool(*words, env=hub.env).json["kept"] is False
-    hub.asked.clear()
+    hub.sent.clear()
     assert zpptool(*words, env=hub.env).json["kept"] is True
-    assert max(count for _name, _start, count in hub.asked) <= 128 * 1024
+    assert max(count for _name, _start, count in hub.sent) <= 128 * 1024
 
 
 @pytest.mark.parametrize(
-    ("named", "code", "says"),
+    ("named", "code", "message"),
     [
-        ("org/other", ExitCode.INVALID, "neither a directory here nor a model on the Hub"),
+        ("org/other", ExitCode.INVALID, "neither a local directory nor a model on the Hub"),
         ("hf://org/name@nowhere", ExitCode.INVALID, "no revision nowhere"),
         ("hf://name", ExitCode.USAGE, "names no model on the Hub"),
     ],
 )
-def test_refusals(zpptool, hub: Hub, tmp_path: Path, named: str, code: ExitCode, says: str) -> None:
+def test_refusals(zpptool, hub: Hub, tmp_path: Path, named: str, code: ExitCode, message: str) -> None:
     ran = zpptool("split", named, "--num-stages", 2, "-o", tmp_path / "out", env=hub.env)
     assert (ran.code, ran.out) == (code, "")
-    assert says in ran.err.splitlines()[0]
+    assert message in ran.err.splitlines()[0]
     assert not (tmp_path / "out").exists()
 
 
@@ -103,11 +103,11 @@ def test_a_closed_model_asks_for_a_token(zpptool, hub: Hub) -> None:
     assert zpptool(*words, env={**hub.env, "HF_TOKEN": "hf_secret"}).code == 0
 
 
-def test_a_server_without_ranges_or_none_at_all_is_said(zpptool, hub: Hub) -> None:
+def test_a_server_without_ranges_and_a_missing_server_are_named(zpptool, hub: Hub) -> None:
     hub.ranges = False
     ran = zpptool("split", "org/name", "--num-stages", 2, "--dry-run", env=hub.env)
     assert ran.code == ExitCode.FAILURE
-    assert "does not answer range requests" in ran.err
+    assert "does not support range requests" in ran.err
     gone = zpptool(
         "split", "org/name", "--num-stages", 2, "--dry-run", env={**hub.env, "HF_ENDPOINT": "http://[::1]:9"}
     )
@@ -115,12 +115,12 @@ def test_a_server_without_ranges_or_none_at_all_is_said(zpptool, hub: Hub) -> No
     assert "fetching it from the Hub failed" in gone.err
 
 
-def test_a_directory_goes_before_the_hub(zpptool, hub: Hub, tmp_path: Path, monkeypatch) -> None:
+def test_a_directory_takes_precedence_over_the_hub(zpptool, hub: Hub, tmp_path: Path, monkeypatch) -> None:
     write_checkpoint(tmp_path / "org/name", llama(2), llama_config(2))
     monkeypatch.chdir(tmp_path)
     ran = zpptool("split", "org/name", "--num-stages", 2, "--dry-run", "--json", env=hub.env)
     assert ran.json["num_layers"] == 2
-    assert not hub.asked
+    assert not hub.sent
 
 
 @pytest.mark.parametrize("name", ["../outside.json", "/outside.json", "a//b.json", "a\nb.json", "config.json/x", "."])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`zpptool test-pipeline` as it is typed, as far as it goes before an engine starts."""
+"""`zpptool test-pipeline` as a user runs it, up to where an engine starts."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def trial(
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "told"),
+    ("words", "code", "message"),
     [
         ([], 2, "no model is named"),
         (["MODEL"], 2, "into how many stages?"),
@@ -82,10 +82,10 @@ def trial(
         (["--pipeline-dir", "STAGES", "--log-dir", "STAGES/stage_0/config.json"], 2, "the logs cannot be kept"),
     ],
 )
-def test_what_cannot_be_is_refused(trial: Callable[..., Ran], words: list[str], code: int, told: str) -> None:
+def test_invalid_options_are_refused(trial: Callable[..., Ran], words: list[str], code: int, message: str) -> None:
     ran = trial(*words)
     assert ran.code == code, ran.err
-    assert told in " ".join(ran.err.replace("│", " ").split())
+    assert message in " ".join(ran.err.replace("│", " ").split())
     assert "Traceback" not in ran.err
     assert "starting" not in ran.err
     assert ran.out == ""
@@ -106,7 +106,7 @@ def test_a_port_that_is_taken_is_named(trial: Callable[..., Ran]) -> None:
     assert "starting" not in ran.err
 
 
-def test_a_prompt_that_is_no_text(trial: Callable[..., Ran]) -> None:
+def test_a_prompt_that_is_not_text(trial: Callable[..., Ran]) -> None:
     ran = trial("--pipeline-dir", "STAGES", "--test-input", "\udcff")
     assert ran.code == 2
     assert "is not UTF-8" in ran.err
@@ -132,7 +132,7 @@ def test_scripts_get_one_object_and_a_verdict_of_error(trial: Callable[..., Ran]
 def test_a_split_without_its_model_is_compared_with_its_stages_joined(
     zpptool: Callable[..., Ran], stages: Path
 ) -> None:
-    """These bytes are no model: that is found by the engine, so all before it was in order."""
+    """These bytes are not a model, which the engine detects, so that everything before it has worked."""
     ran = zpptool("test-pipeline", "--pipeline-dir", stages, "--no-long-prompts", "--max-new-tokens", 1)
     assert "the unsplit model, " in ran.err
     assert "/joined, on transformers: starting" in ran.err

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`zpptool validate` as it is typed."""
+"""`zpptool validate` as a user runs it."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ def test_every_fault_is_listed_with_stage_and_tensor(zpptool, split: Path) -> No
     assert "invalid: 2 fault(s)" in human.out
 
 
-def test_one_stage_is_proven_alone_and_that_is_said(zpptool, split: Path) -> None:
+def test_one_stage_is_checked_alone_with_a_note(zpptool, split: Path) -> None:
     ran = zpptool("validate", split / "stage_1", "--json")
     assert ran.code == 0
     assert ran.json["whole"] is False
     assert [stage["stage"] for stage in ran.json["stages"]] == [1]
-    assert "only that one is proven" in ran.err
+    assert "only that one is checked" in ran.err
 
 
 def test_with_ranges_it_is_validate_ranges(zpptool) -> None:
@@ -75,17 +75,17 @@ def test_with_ranges_it_is_validate_ranges(zpptool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "says"),
+    ("words", "code", "message"),
     [
-        ([], ExitCode.USAGE, "what to validate"),
+        ([], ExitCode.USAGE, "nothing to validate"),
         (["OUT", "OUT"], ExitCode.USAGE, "one split directory"),
         (["OUT/none"], ExitCode.INVALID, "is not a directory"),
         (["MODEL"], ExitCode.INVALID, "holds no stage_0"),
         (["OUT", "--model", "OUT"], ExitCode.INVALID, "config.json"),
     ],
 )
-def test_refusals(zpptool, split: Path, model: Path, words: list[str], code: ExitCode, says: str) -> None:
+def test_refusals(zpptool, split: Path, model: Path, words: list[str], code: ExitCode, message: str) -> None:
     typed = [word.replace("MODEL", str(model)).replace("OUT", str(split)) for word in words]
     ran = zpptool("validate", *typed)
     assert (ran.code, ran.out) == (code, "")
-    assert says in ran.err.splitlines()[0]
+    assert message in ran.err.splitlines()[0]

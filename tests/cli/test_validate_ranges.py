@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`zpptool validate-ranges` as it is typed, the prior art's lines included."""
+"""`zpptool validate-ranges` as a user runs it, the prior art's command lines included."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_the_prior_arts_line_with_a_model_and_ranges(zpptool, model) -> None:
     assert (ran.code, ran.json["valid"]) == (0, True)
 
 
-def test_every_fault_is_told_to_people_and_to_scripts(zpptool) -> None:
+def test_every_fault_is_shown_to_people_and_to_scripts(zpptool) -> None:
     words = ("validate-ranges", "--total-layers", "32", "--num-stages", "4", "--ranges", "0-8", "x", "6-16", "20-40")
     scripted = zpptool(*words, "--json")
     assert scripted.code == 3
@@ -102,13 +102,13 @@ def test_the_number_of_stages_is_checked_against_the_ranges(zpptool) -> None:
         {"audio_config": {"num_hidden_layers": 9}, "thinker_config": {"text_config": {"num_hidden_layers": 12}}},
     ],
 )
-def test_the_model_tells_its_layers_under_any_of_the_usual_names(zpptool, model, config: dict[str, Any]) -> None:
+def test_the_number_of_layers_is_read_under_any_of_the_usual_names(zpptool, model, config: dict[str, Any]) -> None:
     ran = zpptool("validate-ranges", "--model", model(config), "--num-stages", "1", "--json")
     assert ran.json["total_layers"] == 12
 
 
 @pytest.mark.parametrize("config", ["{", "[]", "{}", '"text"', "\xff\xfe", '{"num_hidden_layers": "many"}'])
-def test_a_config_that_tells_no_layers_is_refused_in_one_sentence(zpptool, model, config: str) -> None:
+def test_a_config_without_a_number_of_layers_is_refused_in_one_sentence(zpptool, model, config: str) -> None:
     ran = zpptool("validate-ranges", "--model", model(config), "--num-stages", "2")
     assert ran.code == 3
     assert ran.err.startswith("error: ")
@@ -116,7 +116,7 @@ def test_a_config_that_tells_no_layers_is_refused_in_one_sentence(zpptool, model
     assert "Traceback" not in ran.err
 
 
-def test_no_model_there_is_refused(zpptool, tmp_path: Path) -> None:
+def test_a_missing_model_is_refused(zpptool, tmp_path: Path) -> None:
     for place in (tmp_path / "missing", tmp_path):
         ran = zpptool("validate-ranges", "--model", place, "--num-stages", "2")
         assert ran.code == 3
@@ -154,7 +154,7 @@ def test_a_number_of_layers_that_is_not_the_models_is_a_usage_error(zpptool, mod
     assert "30" in ran.err
 
 
-def test_names_tell_the_layers_where_the_config_does_not(zpptool, tmp_path: Path) -> None:
+def test_tensor_names_give_the_layers_where_the_config_does_not(zpptool, tmp_path: Path) -> None:
     """As published: LLaVA-1.5's config.json has no count."""
     directory = write_checkpoint(tmp_path / "model", config={"text_config": {"vocab_size": VOCAB}})
     ran = zpptool("validate-ranges", "0-1", "1-4", "--model", directory, "--json")

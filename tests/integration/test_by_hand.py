@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Machines that share nothing but a wire: each a network namespace of its own, running what `zpptool plan` printed.
+"""Machines that share only a network: each is a network namespace that runs the commands that `zpptool plan` prints.
 
-The names of the hosts are those of a hosts file, as on machines that know each other by name.
+The host names are in a hosts file, as on machines that resolve each other by name.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ class Machine:
     host: str
     address: str
 
-    def inside(self, *words: str) -> list[str]:
+    def inside(self, *argv: str) -> list[str]:
         """A command line that runs there, with a hosts file of its own."""
         mounted = 'mount --bind "$0" /etc/hosts && exec "$@"'
-        return ["ip", "netns", "exec", self.name, "unshare", "-m", "sh", "-c", mounted, str(hosts_file()), *words]
+        return ["ip", "netns", "exec", self.name, "unshare", "-m", "sh", "-c", mounted, str(hosts_file()), *argv]
 
 
 def hosts_file() -> Path:
     return Path(os.environ["ZPP_TEST_HOSTS"])
 
 
-def ip(*words: str, check: bool = True) -> bool:
-    done = subprocess.run(["ip", *words], capture_output=True, text=True, timeout=30, check=False)
-    assert not check or done.returncode == 0, f"ip {' '.join(words)}: {done.stderr}"
+def ip(*args: str, check: bool = True) -> bool:
+    done = subprocess.run(["ip", *args], capture_output=True, text=True, timeout=30, check=False)
+    assert not check or done.returncode == 0, f"ip {' '.join(args)}: {done.stderr}"
     return done.returncode == 0
 
 
@@ -89,11 +89,11 @@ def machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[M
 @contextmanager
 def running(machine: Machine, line: str, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A printed command line, run on its machine in the directory of the plan."""
-    program, *words = shlex.split(line)
+    program, *args = shlex.split(line)
     assert program == "zpptool"
     with (directory / f"{machine.host}.log").open("wb") as log:
         process = subprocess.Popen(
-            machine.inside(sys.executable, "-m", "zpptool", *words),
+            machine.inside(sys.executable, "-m", "zpptool", *args),
             cwd=directory,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -111,16 +111,16 @@ def running(machine: Machine, line: str, directory: Path) -> Iterator[subprocess
             process.wait()
 
 
-def asked(machine: Machine, url: str, script: str) -> subprocess.CompletedProcess[str]:
-    """What a client on a machine gets from the API."""
-    words = machine.inside(sys.executable, "-c", ASK + script, url)
-    return subprocess.run(words, capture_output=True, text=True, timeout=90, check=False)
+def request(machine: Machine, url: str, script: str) -> subprocess.CompletedProcess[str]:
+    """Run a script with a client of the API on a machine."""
+    argv = machine.inside(sys.executable, "-c", ASK + script, url)
+    return subprocess.run(argv, capture_output=True, text=True, timeout=90, check=False)
 
 
-def test_what_is_printed_for_each_host_is_what_runs_there(
+def test_the_printed_commands_of_each_host_run_there(
     machines: list[Machine], tmp_path: Path, tiny_model: Callable[..., Path], zpptool: Callable[..., Ran]
 ) -> None:
-    """Hosts by name and by address; the last machine is a client, and a stranger who knocks at a link's port."""
+    """Hosts by name and by address; the last machine is a client, and connects to the ports of the links too."""
     first, second, client = machines
     shutil.copytree(tiny_model("llama", layers=4), tmp_path / "model")
     hosts = f"{first.host},{second.address}"
@@ -131,34 +131,34 @@ def test_what_is_printed_for_each_host_is_what_runs_there(
     assert made.code == 0, made.err
     keys = zpptool("keys", "generate", "--num-stages", 2, "-o", tmp_path / "keys")
     assert keys.code == 0, keys.err
-    orders = made.json["hosts"]
-    assert [order["host"] for order in orders] == hosts.split(",")
-    assert all(len(order["commands"]) == 1 for order in orders)
+    hosts_of_plan = made.json["hosts"]
+    assert [host["host"] for host in hosts_of_plan] == hosts.split(",")
+    assert all(len(host["commands"]) == 1 for host in hosts_of_plan)
     url = f"http://{first.host}:8000"
     with (
-        running(second, orders[1]["commands"][0], tmp_path) as stage_1,
-        running(first, orders[0]["commands"][0], tmp_path) as stage_0,
+        running(second, hosts_of_plan[1]["commands"][0], tmp_path) as stage_1,
+        running(first, hosts_of_plan[0]["commands"][0], tmp_path) as stage_0,
     ):
         deadline = time.monotonic() + READY_S
-        while asked(client, url, "ask('/health')").returncode != 0:
+        while request(client, url, "ask('/health')").returncode != 0:
             logs = "\n".join(log.read_text(errors="replace")[-2000:] for log in tmp_path.glob("*.log"))
             assert stage_0.poll() is None, logs
             assert stage_1.poll() is None, logs
             assert time.monotonic() < deadline, logs
             time.sleep(0.5)
-        knock = (
+        connect = (
             "import socket\nfor host, port in "
-            + repr([(order["host"], rule["port"]) for order in orders for rule in order["open"]])
+            + repr([(host["host"], rule["port"]) for host in hosts_of_plan for rule in host["open"]])
             + ":\n    socket.create_connection((host, port), timeout=10).close()\n"
         )
-        knocked = asked(client, url, knock)
-        assert knocked.returncode == 0, knocked.stderr
-        answer = asked(client, url, "print(ask('/v1/completions', {'prompt': 'abc', 'max_tokens': 4}).decode())")
+        connected = request(client, url, connect)
+        assert connected.returncode == 0, connected.stderr
+        answer = request(client, url, "print(ask('/v1/completions', {'prompt': 'abc', 'max_tokens': 4}).decode())")
         assert answer.returncode == 0, answer.stderr
         assert '"completion_tokens":4' in answer.stdout.replace(" ", "")
 
 
-def test_a_busy_port_is_told_by_the_doctor_of_that_machine(
+def test_the_doctor_of_a_machine_reports_its_busy_port(
     machines: list[Machine], tmp_path: Path, tiny_model: Callable[..., Path], zpptool: Callable[..., Ran]
 ) -> None:
     first, second, _client = machines
@@ -169,22 +169,22 @@ def test_a_busy_port_is_told_by_the_doctor_of_that_machine(
     assert made.code == 0, made.err
     script = (
         "from pathlib import Path\n"
-        "from zpptool.doctor.network import check_peers, check_ports\n"
-        "from zpptool.doctor.patient import make_patient\n"
-        "from zpptool.plan import Engine\n"
-        f"patient = make_patient({str(tmp_path / 'zpp.yaml')!r}, engine=Engine.VLLM, num_stages=None, base_port=1,"
+        "from zpptool.doctor.check_network import check_peers, check_ports\n"
+        "from zpptool.doctor.target import make_target\n"
+        "from zpptool.config.plan import Engine\n"
+        f"target = make_target({str(tmp_path / 'zpp.yaml')!r}, engine=Engine.VLLM, num_stages=None, base_port=1,"
         " api_port=1, hosts=None, host=None, keys=None)\n"
-        "print(patient.here, *(f'{item.check}:{item.level}' for check in (check_ports, check_peers)"
-        " for item in check(patient)))\n"
+        "print(target.here, *(f'{item.check}:{item.level}' for check in (check_ports, check_peers)"
+        " for item in check(target)))\n"
     )
 
-    def examined(machine: Machine) -> str:
-        words = machine.inside(sys.executable, "-c", script)
-        done = subprocess.run(words, capture_output=True, text=True, timeout=90, check=False)
+    def examine(machine: Machine) -> str:
+        argv = machine.inside(sys.executable, "-c", script)
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=90, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
-    assert examined(second) == "(1,) ports:ok stage 0:warning"
+    assert examine(second) == "(1,) ports:ok stage 0:warning"
     serve = (
         f"import socket\nserver = socket.create_server(({first.address!r}, 15550))\nprint('up', flush=True)\n"
         "server.accept()[0].recv(1)\n"
@@ -193,8 +193,8 @@ def test_a_busy_port_is_told_by_the_doctor_of_that_machine(
     try:
         assert server.stdout is not None
         assert server.stdout.readline() == "up\n"
-        assert examined(first) == "(0,) ports:blocker stage 1:warning"
-        assert examined(second) == "(1,) ports:ok stage 0:ok"
+        assert examine(first) == "(0,) ports:blocker stage 1:warning"
+        assert examine(second) == "(1,) ports:ok stage 0:ok"
     finally:
         server.kill()
         server.wait()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The coverage report tries what it says it tries, and sees a structure that is wrong."""
+"""The coverage report tries the classes that it lists, and detects a wrong structure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ sys.path.insert(0, str(SCRIPTS))
 
 from families.case import disagreement, model_classes  # noqa: E402
 from families.tiny import tiny_config  # noqa: E402
-from families.truth import AFTER, BEFORE, ask, needed_at, stamp  # noqa: E402
+from families.truth import AFTER, BEFORE, needed_at, observe, stamp  # noqa: E402
 
 from zpptool.checkpoint.index import read_index  # noqa: E402
 from zpptool.checkpoint.roles import AFTER as AFTER_THE_LAYERS  # noqa: E402
@@ -42,7 +42,7 @@ EXPECTED = {
 }
 
 
-def test_a_few_classes_are_as_the_table_says(tmp_path: Path) -> None:
+def test_a_few_classes_have_the_expected_outcomes(tmp_path: Path) -> None:
     results, table = tmp_path / "results.jsonl", tmp_path / "coverage.md"
     command = [sys.executable, SCRIPTS / "coverage_report.py", "--only", ",".join(EXPECTED)]
     ran = subprocess.run(
@@ -56,7 +56,7 @@ def test_a_few_classes_are_as_the_table_says(tmp_path: Path) -> None:
     assert "| GPT2LMHeadModel | gpt2 | `transformer.h` | right | identical | " in table.read_text()
 
 
-def test_a_second_run_tries_nothing_again(tmp_path: Path) -> None:
+def test_a_second_run_repeats_nothing(tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
     results.write_text(json.dumps({"name": "LlamaForCausalLM", "family": "llama", "structure": "wrong"}) + "\n")
     command = [sys.executable, SCRIPTS / "coverage_report.py", "--only", "LlamaForCausalLM", "--no-table"]
@@ -65,10 +65,10 @@ def test_a_second_run_tries_nothing_again(tmp_path: Path) -> None:
     assert "wrong: LlamaForCausalLM" in ran.stderr
 
 
-def test_what_the_model_reads_tells_a_structure_that_is_wrong(tmp_path: Path) -> None:
+def test_a_wrong_structure_is_detected_by_what_the_model_reads(tmp_path: Path) -> None:
     model_class, config_class = model_classes()["MixtralForCausalLM"]
     model = model_class(tiny_config(config_class)).float().eval()
-    truth = ask(model)
+    truth = observe(model)
     stamp(model, truth)
     model.save_pretrained(tmp_path)
     needed = needed_at(tmp_path, truth)

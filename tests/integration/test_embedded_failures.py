@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A step that fails on one stage fails its own sequence and no other: each later step still meets its own tensors."""
+"""A step that fails on one stage fails only its own sequence: each later step still gets its own tensors."""
 
 from __future__ import annotations
 
+import gc
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,19 +16,20 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from toys import changed, ring_specs, stage_life
+from toys import changed, ring_specs, run_stage
 
+from zpptool.config.stage_spec import StageSpec
 from zpptool.engines.base import LOAD_MODEL
 from zpptool.engines.transformers.calls import agreed_facts
-from zpptool.engines.transformers.head import RingModel
+from zpptool.engines.transformers.ring_model import RingModel
+from zpptool.engines.transformers.ring_sequence import RingSequence
 from zpptool.engines.transformers.sampling import SamplingParams
 from zpptool.engines.transformers.unsplit import generate, load_unsplit
 from zpptool.engines.transformers.worker import TransformersStage
 from zpptool.errors import ExitCode, ZppError
-from zpptool.pipeline.ring.headnode import HeadNode
-from zpptool.pipeline.ring.node import StageNode
-from zpptool.pipeline.ring.place import take_head_place
-from zpptool.pipeline.spec import StageSpec
+from zpptool.ring.head.node import HeadNode
+from zpptool.ring.membership import open_head_node
+from zpptool.ring.stage.node import StageNode
 
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(60)]
 
@@ -38,7 +41,8 @@ loading = threading.Lock()
 
 
 class ThreadStage(TransformersStage):
-    """A stage as a thread. transformers changes torch for as long as it builds a model, so only one may load."""
+    """A stage as a thread. transformers modifies torch while it builds a model, so only one thread may load at a
+    time."""
 
     made: ClassVar[list[TransformersStage]] = []
 
@@ -61,7 +65,7 @@ class FullStage(ThreadStage):
         answer = super()._load()
         step, left = self._part.step, self.steps_left
 
-        def full(sequence: int, inputs: Any) -> Any:
+        def out_of_memory(sequence: int, inputs: Any) -> Any:
             nonlocal left
             if sequence == self.sequence:
                 left -= 1
@@ -69,7 +73,7 @@ class FullStage(ThreadStage):
                     raise MemoryError("no room for this sequence")
             return step(sequence, inputs)
 
-        self._part.step = full
+        self._part.step = out_of_memory
         return answer
 
 
@@ -80,8 +84,8 @@ def ring(specs: list[StageSpec], full: int) -> Iterator[HeadNode]:
     kinds[full] = FullStage
     ThreadStage.made.clear()
     with ThreadPoolExecutor(len(specs)) as pool:
-        lives = [pool.submit(stage_life, spec, kind) for spec, kind in zip(specs, kinds, strict=True)]
-        head = take_head_place(specs[0])
+        stages = [pool.submit(run_stage, spec, kind) for spec, kind in zip(specs, kinds, strict=True)]
+        head = open_head_node(specs[0])
         try:
             head.gather(agreed_facts(specs[0]))
             head.call(LOAD_MODEL, b"", from_all=True).result(30)
@@ -89,7 +93,7 @@ def ring(specs: list[StageSpec], full: int) -> Iterator[HeadNode]:
         finally:
             head.stop("the test is over")
             head.close()
-    assert [life.result(5) for life in lives] == [None] * len(specs)
+    assert [stage.result(5) for stage in stages] == [None] * len(specs)
 
 
 @pytest.mark.parametrize("full", [0, 1, 2])
@@ -103,29 +107,28 @@ def test_a_step_that_fails_on_one_stage_fails_only_its_own_sequence(
     ]
     prompts = [[5 + n, 80 - n, 7] for n in range(NUM_SEQUENCES)]
     sampling = [SamplingParams(0.7, seed=n) for n in range(NUM_SEQUENCES)]
-    with ring(specs, full) as head:
-        ring_model = RingModel(head)
+    with ring(specs, full) as head, closing(RingModel(head)) as ring_model:
         streams = [ring_model.generate(prompts[n], TOKENS, (), sampling[n]) for n in range(NUM_SEQUENCES)]
-        # In turn, so that the sequences get their numbers in the order of the prompts; then all at once.
-        answers: list[list[int] | ZppError] = [[next(stream)] for stream in streams]
+        # First one after the other, so that sequences are numbered in the order of the prompts; then all at once.
+        answers: list[list[int] | ZppError] = [[next(stream).token] for stream in streams]
 
         def the_rest(n: int) -> list[int] | ZppError:
             try:
-                return [*answers[n], *streams[n]]
+                return [*answers[n], *(choice.token for choice in streams[n])]
             except ZppError as fault:
                 return fault
 
         with ThreadPoolExecutor(NUM_SEQUENCES) as pool:
             answers = list(pool.map(the_rest, range(NUM_SEQUENCES)))
-        given_up = ring_model.generate(prompts[0], TOKENS, (), sampling[0])
-        next(given_up)
-        given_up.close()
-        again = list(ring_model.generate(prompts[3], TOKENS, (), sampling[3]))
-        assert head.fault is None, "the pipeline goes on"
+        cancelled = ring_model.generate(prompts[0], TOKENS, (), sampling[0])
+        next(cancelled)
+        cancelled.close()
+        again = [choice.token for choice in ring_model.generate(prompts[3], TOKENS, (), sampling[3])]
+        assert head.fault is None, "the pipeline continues"
 
     for stage in ThreadStage.made:
         assert stage._part._sequences == stage._samplers == {}, (
-            "finished, failed or given up: every sequence is forgotten"
+            "finished, failed or cancelled: every sequence is forgotten"
         )
     failed = answers[FullStage.sequence]
     assert isinstance(failed, ZppError)
@@ -145,3 +148,51 @@ def test_a_call_that_the_engine_does_not_know_is_refused(tiny_model: Callable[..
     ]
     with ring(specs, 0) as head, pytest.raises(ZppError, match="sleep is no call that the transformers engine knows"):
         head.call("sleep", b"", from_all=False).result(10)
+
+
+def abandoned(sequence: RingSequence) -> Generator[int, None, None]:
+    """The tokens of a sequence that is closed when this generator is, also by the garbage collection."""
+    try:
+        while True:
+            yield next(sequence).token
+    finally:
+        sequence.close()
+
+
+def test_a_garbage_collection_inside_a_link_call_ends_a_sequence_and_nothing_else(
+    tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that collects an abandoned generator has the link's socket just then, so it must not use the link."""
+    model = str(tiny_model("llama", layers=3, initializer_range=0.5))
+    specs = [
+        changed(spec, model=model, partition=((0, 1), (1, 2), (2, 3)), device="cpu") for spec in ring_specs(3, tmp_path)
+    ]
+    with ring(specs, 0) as head, closing(RingModel(head)) as ring_model:
+        turn = head._downstream._turn
+        enter, thread, collected = turn.enter, threading.current_thread(), []
+
+        def enter_and_collect(*args: Any) -> None:
+            enter(*args)
+            if threading.current_thread() is thread and not collected:
+                collected.append(gc.collect())
+
+        tokens = abandoned(ring_model.generate([5, 6], TOKENS, (), SamplingParams()))
+        next(tokens)
+        other = ring_model.generate([7, 8], TOKENS, (), SamplingParams())
+        next(other)
+        gc.collect()
+        gc.disable()
+        try:
+            cycle: list[Any] = [tokens]
+            cycle.append(cycle)
+            del tokens, cycle
+            monkeypatch.setattr(turn, "enter", enter_and_collect)
+            assert len(list(other)) == TOKENS - 1
+        finally:
+            gc.enable()
+        assert collected, "the collection took place while this thread had the socket"
+        until = time.monotonic() + 10
+        while any(stage._part._sequences for stage in ThreadStage.made):
+            assert time.monotonic() < until, "the stages forget the abandoned sequence"
+            time.sleep(0.01)
+        assert head.fault is None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts of a model, chained by direct calls, compute bit for bit what the unsplit model does."""
+"""Parts of a model, chained by direct calls, compute bit for bit what the unsplit model computes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from zpptool.checkpoint.index import read_index  # noqa: E402
-from zpptool.checkpoint.loading import load_plan  # noqa: E402
 from zpptool.checkpoint.split import split_checkpoint  # noqa: E402
+from zpptool.checkpoint.stage_tensors import load_plan  # noqa: E402
 from zpptool.engines.transformers.model import HIDDEN_STATES, PartialModel, load_part  # noqa: E402
 from zpptool.engines.transformers.sampling import Sampler, SamplingParams  # noqa: E402
 from zpptool.engines.transformers.unsplit import generate, load_unsplit  # noqa: E402
 from zpptool.errors import ExitCode, ZppError  # noqa: E402
-from zpptool.layers import LayerRange, Partition  # noqa: E402
+from zpptool.partition import LayerRange, Partition  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -78,7 +78,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said: its tokens, and the logits that each was chosen by."""
+    """A model's answer: its tokens, and the logits from which each was chosen."""
 
     tokens: list[int]
     logits: list[Any]
@@ -92,21 +92,21 @@ def partition_of(*bounds: int) -> Partition:
     return tuple(LayerRange(start, end) for start, end in pairwise(bounds))
 
 
-def load_all(directory: Path, *bounds: int, **how: Any) -> list[PartialModel]:
+def load_all(directory: Path, *bounds: int, **options: Any) -> list[PartialModel]:
     partition = partition_of(*bounds)
-    return [load_part(directory, stage, partition, **how) for stage in range(len(partition))]
+    return [load_part(directory, stage, partition, **options) for stage in range(len(partition))]
 
 
 def steps(parts: list[PartialModel], prompt: list[int], count: int, choose: Any = None) -> Iterator[tuple[int, Any]]:
-    """Run one sequence round the chain, `count` times."""
+    """Run `count` steps of one sequence through the chain."""
     choose = choose or Sampler(SamplingParams())
     inputs, sequence_id = prompt, object()
     for _ in range(count):
-        passed: Any = inputs
+        output: Any = inputs
         for part in parts:
-            passed = part.step(sequence_id, passed)
-        token = choose(passed)
-        yield token, passed
+            output = part.step(sequence_id, output)
+        token = choose(output)
+        yield token, output
         inputs = [token]
     for part in parts:
         part.free(sequence_id)
@@ -117,38 +117,38 @@ def answer_of(parts: list[PartialModel], prompt: list[int] = PROMPT, count: int 
     return Answer(list(tokens), [values.float() for values in logits])
 
 
-def truth_of(directory: Path, prompt: list[int] = PROMPT, count: int = 10, **how: Any) -> Answer:
+def truth_of(directory: Path, prompt: list[int] = PROMPT, count: int = 10, **options: Any) -> Answer:
     """The unsplit model's answer, by transformers' own generate."""
     config = transformers.GenerationConfig(max_new_tokens=count, pad_token_id=0)
-    said = load_unsplit(directory, **how).generate(
+    generated = load_unsplit(directory, **options).generate(
         torch.tensor([prompt]), generation_config=config, return_dict_in_generate=True, output_logits=True
     )
-    return Answer(said.sequences[0, len(prompt) :].tolist(), [values[0].float() for values in said.logits])
+    return Answer(generated.sequences[0, len(prompt) :].tolist(), [values[0].float() for values in generated.logits])
 
 
 @pytest.fixture
 def family(tiny_model: Callable[..., Path]) -> Callable[..., Path]:
-    """A tiny model with weights large enough that what a layer does is seen in the logits."""
+    """A tiny model with weights large enough that every layer affects the logits."""
     return lambda model_type, **changes: tiny_model(model_type, layers=LAYERS, **{"initializer_range": 0.3, **changes})
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_parts_compute_what_the_whole_does(name: str, family: Callable[..., Path]) -> None:
+def test_parts_compute_what_the_whole_model_computes(name: str, family: Callable[..., Path]) -> None:
     model_type, changes = FAMILIES[name]
     directory = family(model_type, **changes)
     truth = truth_of(directory)
-    assert not any(map(torch.equal, truth.logits, truth.logits[1:])), "a model that says one thing tells nothing"
+    assert not any(map(torch.equal, truth.logits, truth.logits[1:])), "a model that repeats itself proves nothing"
     for bounds in CUTS:
         assert answer_of(load_all(directory, *bounds)) == truth, bounds
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_parts_compute_what_the_whole_does_in_half_precision(dtype: str, family: Callable[..., Path]) -> None:
+def test_parts_compute_what_the_whole_model_computes_in_half_precision(dtype: str, family: Callable[..., Path]) -> None:
     directory = family("llama")
     assert answer_of(load_all(directory, 0, 2, 5, dtype=dtype)) == truth_of(directory, dtype=dtype)
 
 
-def test_stage_directories_load_as_the_whole_checkpoint_does(family: Callable[..., Path], tmp_path: Path) -> None:
+def test_stage_directories_load_like_the_whole_checkpoint(family: Callable[..., Path], tmp_path: Path) -> None:
     directory = family("mixtral", shard_size="30KB")
     stages = split_checkpoint(directory, tmp_path / "split", ranges=["0-1", "1-4", "4-5"])
     partition = partition_of(0, 1, 4, 5)
@@ -161,26 +161,26 @@ def test_sequences_in_flight_do_not_disturb_each_other(family: Callable[..., Pat
     prompts = [PROMPT, PROMPT[:3], PROMPT[5:17]]
     alone = [answer_of(parts, prompt).tokens for prompt in prompts]
     in_flight = [steps(parts, prompt, 10) for prompt in prompts]
-    together = [[token for token, _ in taken] for taken in zip(*in_flight, strict=True)]
+    together = [[token for token, _ in step] for step in zip(*in_flight, strict=True)]
     assert [list(tokens) for tokens in zip(*together, strict=True)] == alone
 
 
-def test_a_freed_sequence_begins_anew(family: Callable[..., Path]) -> None:
+def test_a_freed_sequence_begins_again(family: Callable[..., Path]) -> None:
     first, _last = load_all(family("llama"), 0, 2, 5)
-    said = first.step("a", PROMPT)
+    output = first.step("a", PROMPT)
     first.free("a")
-    first.free("never seen")
-    assert torch.equal(first.step("a", PROMPT)[HIDDEN_STATES], said[HIDDEN_STATES])
+    first.free("unknown")
+    assert torch.equal(first.step("a", PROMPT)[HIDDEN_STATES], output[HIDDEN_STATES])
 
 
-def test_where_a_message_lies_in_memory_changes_nothing(family: Callable[..., Path]) -> None:
+def test_the_alignment_of_a_message_changes_nothing(family: Callable[..., Path]) -> None:
     first, last = load_all(family("llama"), 0, 2, 5)
-    said = first.step("a", PROMPT)[HIDDEN_STATES]
-    askew = torch.empty(said.numel() + 1)[1:].view(said.shape).copy_(said)
-    assert torch.equal(last.step("a", {HIDDEN_STATES: said}), last.step("b", {HIDDEN_STATES: askew}))
+    output = first.step("a", PROMPT)[HIDDEN_STATES]
+    misaligned = torch.empty(output.numel() + 1)[1:].view(output.shape).copy_(output)
+    assert torch.equal(last.step("a", {HIDDEN_STATES: output}), last.step("b", {HIDDEN_STATES: misaligned}))
 
 
-def test_sampled_tokens_are_those_of_the_unsplit_model_under_the_same_seed(family: Callable[..., Path]) -> None:
+def test_sampled_tokens_are_those_of_the_unsplit_model_with_the_same_seed(family: Callable[..., Path]) -> None:
     directory = family("qwen2")
     parts, whole = load_all(directory, 0, 1, 4, 5), load_unsplit(directory)
     drawn = set()
@@ -199,7 +199,7 @@ def test_the_unsplit_model_stops_after_a_stop_token(family: Callable[..., Path])
     assert generate(whole, PROMPT, 8, [tokens[3]]) == tokens[: tokens.index(tokens[3]) + 1]
 
 
-def test_penalties_of_the_checkpoint_leave_greedy_tokens_alone(family: Callable[..., Path], tmp_path: Path) -> None:
+def test_penalties_of_the_checkpoint_do_not_change_greedy_tokens(family: Callable[..., Path], tmp_path: Path) -> None:
     directory = shutil.copytree(family("qwen2"), tmp_path / "model")
     plain = generate(load_unsplit(directory), PROMPT, 8)
     (directory / "generation_config.json").write_text(json.dumps({"repetition_penalty": 50.0}))
@@ -212,16 +212,16 @@ def test_a_stage_reads_and_holds_its_own_bytes_only(family: Callable[..., Path])
     for stage in range(len(partition)):
         own = sum(tensor.nbytes for tensor in load_plan(directory, stage, partition))
         assert own < total / 2
-        load_part(directory, stage, partition)  # whatever is read once
+        load_part(directory, stage, partition)  # reads what is read only once in a process
         before = _bytes_read()
         part = load_part(directory, stage, partition)
-        # headers, config and the like
+        # headers and config are allowed for
         assert own <= _bytes_read() - before < own + 200_000
         assert sum(parameter.nbytes for parameter in part._cut.model.parameters()) == own
 
 
 def _bytes_read() -> int:
-    """What this process has read so far, in bytes, from files or else; see proc_pid_io(5)."""
+    """The number of bytes that this process has read so far; see proc_pid_io(5)."""
     fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     return int(fields["rchar"])
 
@@ -240,15 +240,15 @@ def _drop(source: Path, directory: Path, lost: str) -> None:
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(source / "model.safetensors")
-    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(lost)}
-    save_file(kept, directory / "model.safetensors")
+    remaining = {name: tensor for name, tensor in tensors.items() if not name.startswith(lost)}
+    save_file(remaining, directory / "model.safetensors")
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "per-layer embeddings": ("gemma4_text", {"hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": 64}),
     "routed by token ids": ("deepseek_v4", {**MLA, "head_dim": 16}),
     "no cache": ("openai-gpt", {"n_positions": 64, "n_embd": 32, "n_head": 4}),
-    "a state of another kind": ("rwkv", {}),
+    "another kind of state": ("rwkv", {}),
 }
 
 
@@ -261,7 +261,7 @@ def test_a_model_that_cannot_be_run_in_parts_is_refused(name: str, family: Calla
     assert caught.value.exit_code == ExitCode.INVALID
 
 
-def test_a_stage_refuses_what_another_stage_takes(family: Callable[..., Path]) -> None:
+def test_a_stage_refuses_the_input_of_another_stage(family: Callable[..., Path]) -> None:
     first, last = load_all(family("llama"), 0, 2, 5)
     with pytest.raises(ZppError, match="layers 0-2 take token ids"):
         first.step("a", {HIDDEN_STATES: torch.zeros(1, 1, 32)})

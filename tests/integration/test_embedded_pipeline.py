@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The embedded engine as real processes on tiny models: parity, many at once, refusals, and every way to end."""
+"""The embedded engine as real processes on tiny models: parity, many requests at once, refusals, every kind of end."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ import httpx
 
 from tests.conftest import Ran
 from tests.stages import END_S, Stage, completion, free_base_port, started, wait_until_ready
-from zpptool.pipeline.spec import StageSpec
-from zpptool.plan import Engine
+from zpptool.config.engine_kind import Engine
+from zpptool.config.stage_spec import StageSpec
 
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(300)]
 
 READY_S = 120
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 LIVELY = {"initializer_range": 0.5}
-"""At the usual scale a random model with tied embeddings says its last token over and over, whatever its layers do."""
-ASKED = ("--test-input", "one two", "--test-input", "déjà vu", "--max-new-tokens", 12)
+"""At the usual scale a random model with tied embeddings repeats its last token, whatever its layers compute."""
+PROMPTS = ("--test-input", "one two", "--test-input", "déjà vu", "--max-new-tokens", 12)
 
 
 @pytest.fixture(scope="module")
 def model(tiny_model: Callable[..., Path]) -> Path:
-    """Its sequences may be so long that an answer is never at its end when a test wants it under way."""
+    """Sequences may be long enough that an answer is still in progress when a test needs one."""
     return tiny_model("llama", layers=4, max_position_embeddings=8192, **LIVELY)
 
 
@@ -55,7 +55,7 @@ def stages(model: Path, tmp_path_factory: pytest.TempPathFactory, zpptool: Calla
 
 
 def running_on(directory: Path) -> list[psutil.Process]:
-    """The processes of this machine that were started with something in `directory`."""
+    """The processes of this machine with a path in `directory` on their command line."""
     own = os.getpid()
     return [
         process
@@ -90,11 +90,11 @@ def pipeline(
 def test_pre_split_stages_give_the_unsplit_tokens(
     model_type: str, tiny_model: Callable[..., Path], tmp_path: Path, zpptool: Callable[..., Ran]
 ) -> None:
-    """Three uneven stages over ipc, without the source at hand: the unsplit model is the stages put together."""
+    """Three uneven stages over ipc, without the source: the unsplit model is joined from the stages."""
     stages = tmp_path / "stages"
     source = tiny_model(model_type, layers=5, **LIVELY)
     assert zpptool("split", source, "--ranges", "0-1", "1-4", "4-5", "--output-dir", stages).code == 0
-    done = zpptool("test-pipeline", "--pipeline-dir", stages, *ASKED, "--json", timeout_s=200, env=ONE_THREAD)
+    done = zpptool("test-pipeline", "--pipeline-dir", stages, *PROMPTS, "--json", timeout_s=200, env=ONE_THREAD)
     assert done.code == 0, done.err
     outcome = done.json
     assert (outcome["verdict"], outcome["engine"], outcome["num_stages"]) == ("identical", "transformers", 3)
@@ -110,11 +110,11 @@ def test_pre_split_stages_give_the_unsplit_tokens(
 def test_stages_that_load_their_own_layers_give_the_unsplit_tokens(
     model_type: str, tiny_model: Callable[..., Path], tmp_path: Path, zpptool: Callable[..., Ran]
 ) -> None:
-    """Two even stages over tcp, from a checkpoint of several files, with a report for machines."""
+    """Two even stages over tcp, from a checkpoint of several files, with machine-readable reports."""
     source = tiny_model(model_type, layers=4, shard_size="30KB", **LIVELY)
     report, junit, logs = tmp_path / "report.json", tmp_path / "junit.xml", tmp_path / "logs"
     done = zpptool(
-        *("test-pipeline", source, "--num-stages", 2, "--base-port", free_base_port(3), *ASKED, "--no-long-prompts"),
+        *("test-pipeline", source, "--num-stages", 2, "--base-port", free_base_port(3), *PROMPTS, "--no-long-prompts"),
         *("--report", report, "--junit", junit, "--log-dir", logs),
         timeout_s=200,
         env=ONE_THREAD,
@@ -131,10 +131,11 @@ def test_stages_that_load_their_own_layers_give_the_unsplit_tokens(
     assert running_on(source) == []
 
 
-def test_a_pipeline_that_is_wrong_is_told_from_the_unsplit_model(
+def test_a_pipeline_with_wrong_weights_differs_from_the_unsplit_model(
     stages: Path, model: Path, tmp_path: Path, zpptool: Callable[..., Ran]
 ) -> None:
-    """One stage's weights are changed: the trial must see it (4), say where, and call it a failure in both reports."""
+    """One stage's weights are changed: the comparison must detect it (exit 4), report where, and fail in both
+    reports."""
     wrong = tmp_path / "stages"
     for directory in stages.iterdir():
         if directory.is_dir():
@@ -147,7 +148,7 @@ def test_a_pipeline_that_is_wrong_is_told_from_the_unsplit_model(
     weights.write_bytes(content)
     junit = tmp_path / "junit.xml"
     done = zpptool(
-        *("test-pipeline", "--pipeline-dir", wrong, "--model", model, *ASKED, "--no-long-prompts", "--json"),
+        *("test-pipeline", "--pipeline-dir", wrong, "--model", model, *PROMPTS, "--no-long-prompts", "--json"),
         *("--junit", junit),
         timeout_s=200,
         env=ONE_THREAD,
@@ -156,41 +157,51 @@ def test_a_pipeline_that_is_wrong_is_told_from_the_unsplit_model(
     assert done.json["verdict"] == "different"
     different = [prompt for prompt in done.json["prompts"] if not prompt["identical"]]
     for prompt in different:
-        place = prompt["first_difference"]
-        assert prompt["token_ids"][:place] == prompt["reference_token_ids"][:place]
-        assert prompt["token_ids"][place : place + 1] != prompt["reference_token_ids"][place : place + 1]
+        first = prompt["first_difference"]
+        assert prompt["token_ids"][:first] == prompt["reference_token_ids"][:first]
+        assert prompt["token_ids"][first : first + 1] != prompt["reference_token_ids"][first : first + 1]
     assert ElementTree.parse(junit).getroot().get("failures") == str(len(different)) != "0"
 
 
-def test_many_at_once_seeded_and_streamed_as_the_unsplit_model_would(stages: Path, model: Path, tmp_path: Path) -> None:
-    """Stages started in any order. What a sequence gets does not depend on which others are in flight beside it."""
-    asked = [
+SCORED = {
+    "prompt": "again and again", "n": 3, "seed": 5, "temperature": 1.2, "min_p": 0.01, "logprobs": 3, "max_tokens": 12,
+    "presence_penalty": 0.5, "frequency_penalty": 0.5, "repetition_penalty": 1.5,
+}  # fmt: skip
+"""A request for several sequences, whose choices depend on the tokens before."""
+
+
+def test_many_requests_at_once_give_the_unsplit_models_answers(stages: Path, model: Path, tmp_path: Path) -> None:
+    """Seeded and streamed, with stages started in any order. An answer does not depend on the others in flight."""
+    requests = [
         {"prompt": f"number {n}", "seed": n, "temperature": 0.9, "top_k": 40, "top_p": 0.9, "max_tokens": 4 + n % 9}
         for n in range(24)
     ]
-    wanted = {"return_token_ids": True, "ignore_eos": True}
+    options = {"return_token_ids": True, "ignore_eos": True}
     with pipeline(stages, tmp_path, (2, 0, 1)) as (running, client):
         began = time.monotonic()
-        with ThreadPoolExecutor(len(asked)) as pool:
-            together = list(pool.map(lambda body: completion(client, **body, **wanted), asked))
+        with ThreadPoolExecutor(len(requests)) as pool:
+            together = list(pool.map(lambda body: completion(client, **body, **options), requests))
         print(f"{sum(len(choice['token_ids']) for choice in together)} tokens in {time.monotonic() - began:.2f} s")
-        several = client.post("/v1/completions", json={**asked[3], **wanted, "prompt": ["number 3", "number 9"]}).json()
+        several = client.post(
+            "/v1/completions", json={**requests[3], **options, "prompt": ["number 3", "number 9"]}
+        ).json()
 
         streamed = []
-        with client.stream("POST", "/v1/completions", json={**asked[5], **wanted, "stream": True}) as response:
+        with client.stream("POST", "/v1/completions", json={**requests[5], **options, "stream": True}) as response:
             for line in response.iter_lines():
                 if line.startswith("data: {"):
                     streamed += json.loads(line[6:])["choices"][0]["token_ids"]
         with client.stream(
             "POST", "/v1/completions", json={"prompt": "x", "stream": True, "max_tokens": 8000, "ignore_eos": True}
         ) as response:
-            next(response.iter_lines())  # and hang up
-        refused = client.post("/v1/completions", json={"prompt": "x", "n": 2})
+            next(response.iter_lines())  # and disconnect
+        scored = client.post("/v1/completions", json={**SCORED, **options}).json()["choices"]
+        refused = client.post("/v1/completions", json={"prompt": "x", "best_of": 2})
         chat = client.post(
             "/v1/chat/completions", json={"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
         )
         assert [choice["token_ids"] for choice in together[:3]] == [
-            completion(client, **body, **wanted)["token_ids"] for body in asked[:3]
+            completion(client, **body, **options)["token_ids"] for body in requests[:3]
         ]
 
         for stage in running:
@@ -202,23 +213,26 @@ def test_many_at_once_seeded_and_streamed_as_the_unsplit_model_would(stages: Pat
             time.sleep(0.3)
             running[0].process.send_signal(signal.SIGINT)
             assert [stage.wait() for stage in running] == [130, 0, 0], [stage.text()[-2000:] for stage in running]
-            assert unfinished.result(1).json()["error"]["message"] == "the head has ended"
+            assert unfinished.result(1).json()["error"]["code"] == "pipeline_stopping"
         assert [process for stage in running for process in stage.left_behind()] == []
 
     with unsplit(model, tmp_path) as client:
-        expected = [completion(client, **body, **wanted) for body in asked]
+        expected = [completion(client, **body, **options) for body in requests]
+        alone = [completion(client, **{**SCORED, **options, "n": 1, "seed": SCORED["seed"] + n}) for n in range(3)]
     assert [choice["token_ids"] for choice in together] == [choice["token_ids"] for choice in expected]
     assert [choice["text"] for choice in together] == [choice["text"] for choice in expected]
     assert streamed == expected[5]["token_ids"]
     assert several["choices"][0]["token_ids"] == expected[3]["token_ids"]
-    assert len({tuple(choice["token_ids"]) for choice in together}) > 20, "the seeds make a difference"
-    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "n")
+    assert len({tuple(choice["token_ids"]) for choice in together}) > 20, "different seeds give different answers"
+    assert [{**choice, "index": 0} for choice in scored] == alone, "log probabilities too"
+    assert len({tuple(choice["token_ids"]) for choice in scored}) == 3
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "best_of")
     assert "no chat template" in chat.json()["error"]["message"]
 
 
 @contextmanager
 def unsplit(model: Path, logs: Path) -> Iterator[httpx.Client]:
-    """A client of the process that a trial compares with."""
+    """A client of the process that serves the unsplit model for comparisons."""
     port = free_base_port()
     spec = StageSpec(
         engine=Engine.TRANSFORMERS, model=str(model), partition=((0, 4),), stage=0, bind="", connect="", api_port=port
@@ -240,17 +254,17 @@ def unsplit(model: Path, logs: Path) -> Iterator[httpx.Client]:
 
 @pytest.mark.parametrize("lost", [1, 2])
 def test_a_killed_stage_is_named_and_nothing_is_left_running(stages: Path, tmp_path: Path, lost: int) -> None:
-    """SIGKILL of a worker in the middle of an answer: every stage ends with 6, and the head says who it was."""
+    """SIGKILL of a worker in the middle of an answer: every stage ends with 6, and the head names the stage."""
     with pipeline(stages, tmp_path) as (running, client), ThreadPoolExecutor(1) as pool:
         body = {"prompt": "once", "max_tokens": 8000, "ignore_eos": True}
-        asked = pool.submit(client.post, "/v1/completions", json=body)
+        answer = pool.submit(client.post, "/v1/completions", json=body)
         time.sleep(0.5)
-        assert not asked.done(), asked.result().text
+        assert not answer.done(), answer.result().text
         for stage in running:
             stage.look()
         began = time.monotonic()
         running[lost].worker().kill()
-        assert asked.result(END_S).status_code in (500, 503)
+        assert answer.result(END_S).status_code in (500, 503)
         codes = [stage.wait() for stage in running]
         assert time.monotonic() - began < END_S
         assert codes[0] == codes[lost] == 6, [stage.text()[-2000:] for stage in running]
@@ -272,10 +286,10 @@ def test_a_trial_whose_stage_dies_names_it(stages: Path, tmp_path: Path) -> None
         text=True,
         env={**os.environ, **ONE_THREAD},
     )
-    found_child(trial.pid, "zpptool.engines.transformers.worker", stages / "stage_1").kill()
-    _out, told = trial.communicate(timeout=END_S + 10)
-    assert trial.returncode == 6, told
-    assert "error: stage 1 was killed by SIGKILL" in told
+    find_child(trial.pid, "zpptool.engines.transformers.worker", stages / "stage_1").kill()
+    _out, err = trial.communicate(timeout=END_S + 10)
+    assert trial.returncode == 6, err
+    assert "error: stage 1 was killed by SIGKILL" in err
     assert json.loads(report.read_text())["verdict"] == "error"
     assert running_on(stages) == []
 
@@ -287,20 +301,20 @@ def test_an_interrupted_trial_leaves_nothing_running(stages: Path) -> None:
         stderr=subprocess.PIPE,
         env={**os.environ, **ONE_THREAD},
     )
-    found_child(trial.pid, "zpptool.engines.transformers.worker", stages / "stage_2")
+    find_child(trial.pid, "zpptool.engines.transformers.worker", stages / "stage_2")
     trial.send_signal(signal.SIGINT)
     assert trial.wait(END_S + 5) == 130
     assert running_on(stages) == []
 
 
-def found_child(parent: int, module: str, directory: Path) -> psutil.Process:
-    """The child that runs this module on this directory; waits until it is there."""
+def find_child(parent: int, module: str, directory: Path) -> psutil.Process:
+    """Wait for the child that runs this module on this directory."""
     deadline = time.monotonic() + READY_S
     while time.monotonic() < deadline:
         for child in psutil.Process(parent).children():
             with suppress(psutil.Error):  # it has ended meanwhile
-                words = child.cmdline()
-                if module in words and f'"{directory}"' in words[-1]:
+                command = child.cmdline()
+                if module in command and f'"{directory}"' in command[-1]:
                     return child
         time.sleep(0.1)
     raise AssertionError(f"no {module} on {directory}")
@@ -314,9 +328,9 @@ def test_another_model_at_one_stage_is_refused_by_name(
         zpptool("split", tiny_model("llama", layers=4, tied=False, **LIVELY), "--num-stages", 3, "-o", other).code == 0
     )
     base_port = free_base_port(5)
-    words = commands(stages, base_port, base_port + 4)
-    words[1][0] = other / "stage_1"
-    with started(tmp_path, words) as running:
+    lines = commands(stages, base_port, base_port + 4)
+    lines[1][0] = other / "stage_1"
+    with started(tmp_path, lines) as running:
         assert [stage.wait(READY_S) for stage in running] == [3, 3, 3], [stage.text() for stage in running]
         for stage in running:
             assert "stage 1 (" in stage.text()
@@ -326,15 +340,15 @@ def test_another_model_at_one_stage_is_refused_by_name(
 
 def test_another_dtype_at_one_stage_is_refused_by_name(stages: Path, tmp_path: Path) -> None:
     base_port = free_base_port(5)
-    words = commands(stages, base_port, base_port + 4)
-    words[2] += ["--dtype", "bfloat16"]
-    with started(tmp_path, words) as running:
+    lines = commands(stages, base_port, base_port + 4)
+    lines[2] += ["--dtype", "bfloat16"]
+    with started(tmp_path, lines) as running:
         assert [stage.wait(READY_S) for stage in running] == [3, 3, 3]
         assert "has dtype bfloat16, the head has float32" in running[0].text()
 
 
 @pytest.mark.parametrize("taken", ["the forward port of stage 1", "the API's port"])
-def test_a_port_in_use_is_told_before_anything_is_loaded(stages: Path, tmp_path: Path, taken: str) -> None:
+def test_a_port_in_use_is_reported_before_anything_is_loaded(stages: Path, tmp_path: Path, taken: str) -> None:
     base_port = free_base_port(5)
     stage, port = (1, base_port + 1) if "forward" in taken else (0, base_port + 4)
     with (
@@ -346,7 +360,7 @@ def test_a_port_in_use_is_told_before_anything_is_loaded(stages: Path, tmp_path:
         assert "loading layers" not in running[stage].text()
 
 
-def test_what_only_another_engine_understands_is_refused(model: Path, zpptool: Callable[..., Ran]) -> None:
+def test_arguments_of_another_engine_are_refused(model: Path, zpptool: Callable[..., Ran]) -> None:
     done = zpptool("test-pipeline", model, "--num-stages", 2, "--", "--enforce-eager", timeout_s=100)
     assert done.code == 2
     assert "--enforce-eager" in done.err
@@ -354,7 +368,7 @@ def test_what_only_another_engine_understands_is_refused(model: Path, zpptool: C
 
 @pytest.mark.model
 def test_the_real_model_in_five_uneven_stages(real_model: Path, zpptool: Callable[..., Ran]) -> None:
-    """Over tcp, each stage reading its own tensors; prompts of a chat, and two that are long."""
+    """Over tcp; each stage reads its own tensors. A chat prompt, and two long ones."""
     done = zpptool(
         *("test-pipeline", real_model, "--ranges", "0-1", "1-2", "2-17", "17-29", "29-30", "--chat", "--json"),
         *("--base-port", free_base_port(6), "--test-input", "What is the capital of France?", "--max-new-tokens", 16),

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers move between the stages of a running pipeline: no stream notices, and what cannot be changes nothing."""
+"""Layers move between the stages of a running pipeline: streams are not affected, and a refused move changes
+nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from served import READY_S, Served, wait_for
 from test_embedded_recovery import stream
 from test_replace import BACK_S, STREAMS, planned
 
-from zpptool.plan import load_plan_file
+from zpptool.config.plan import load_plan_file
 
 pytest.importorskip("torch")
 
@@ -29,29 +30,29 @@ def model(tiny_model: Callable[..., Path]) -> Path:
 
 
 def test_layers_move_under_load_and_no_token_changes(model: Path, tmp_path: Path, zpptool: Callable[..., Ran]) -> None:
-    """0-2 2-4 4-6 become 0-1 1-4 4-6: two stages come again, the third stays as it is."""
+    """0-2 2-4 4-6 become 0-1 1-4 4-6: two stages restart, the third is unchanged."""
     with planned(model, tmp_path, zpptool) as pipeline, ThreadPoolExecutor(STREAMS) as pool:
         before = load_plan_file(pipeline.plan)
         pids = [stage.worker().pid for stage in pipeline.stages]
         wanted = ("--ranges", "0-1", "1-4", "4-6", "--run-dir", pipeline.directory)
-        assert "--plan" in zpptool("rebalance", *wanted).err  # it was started from one
-        for wrong, told in [
+        assert "--plan" in zpptool("rebalance", *wanted).err  # the pipeline was started from a plan
+        for wrong, message in [
             (("0-1", "1-6"), "2 ranges are given for 3 stages"),
             (("0-1", "2-4", "4-6"), "gap"),
             (("0-2", "2-4", "4-6"), "already"),
         ]:
             ran = zpptool("rebalance", "--ranges", *wrong, "--run-dir", pipeline.directory, "--plan", pipeline.plan)
             assert ran.code in (2, 3)
-            assert told in ran.err or "1" in ran.err
+            assert message in ran.err or "1" in ran.err
             assert load_plan_file(pipeline.plan) == before
         assert [stage.worker().pid for stage in pipeline.stages] == pids
-        asked = [pool.submit(stream, pipeline.client, number) for number in range(STREAMS)]
+        answers = [pool.submit(stream, pipeline.client, number) for number in range(STREAMS)]
         time.sleep(0.3)
         ran = zpptool("rebalance", *wanted, "--plan", pipeline.plan, timeout_s=BACK_S)
         assert ran.code == 0, ran.err
         assert "the layers are now 0-1 1-4 4-6" in ran.out
-        asked += [pool.submit(stream, pipeline.client, number) for number in range(STREAMS)]
-        assert [answer.result(BACK_S) for answer in asked] == pipeline.quiet * 2
+        answers += [pool.submit(stream, pipeline.client, number) for number in range(STREAMS)]
+        assert [answer.result(BACK_S) for answer in answers] == pipeline.quiet * 2
         now = [stage.worker().pid for stage in pipeline.stages]
         assert [old == new for old, new in zip(pids, now, strict=True)] == [False, False, True]
         status = json.loads(zpptool("status", "--run-dir", pipeline.directory, "--json").out)
@@ -61,7 +62,7 @@ def test_layers_move_under_load_and_no_token_changes(model: Path, tmp_path: Path
         after = load_plan_file(pipeline.plan)
         assert [place.layers for place in after.stages] == ["0-1", "1-4", "4-6"]
         assert after.digest == before.digest
-        pipeline.stages[1].worker().kill()  # its next life has the layers of this one
+        pipeline.stages[1].worker().kill()  # it restarts with the same layers
         time.sleep(1)
         wait_for(lambda: "recovered: the ring is whole again" in pipeline.stages[0].text())
         pipeline.still_whole()
@@ -69,7 +70,7 @@ def test_layers_move_under_load_and_no_token_changes(model: Path, tmp_path: Path
 
 
 @pytest.mark.long
-def test_stages_of_directories_of_their_own_are_refused_and_a_front_hands_on(
+def test_a_front_forwards_a_move_and_stages_with_their_own_directories_are_refused(
     model: Path, tmp_path: Path, zpptool: Callable[..., Ran]
 ) -> None:
     served = Served(tmp_path, model, "--num-stages", 2, "--served-model-name", "tiny")
@@ -78,9 +79,9 @@ def test_stages_of_directories_of_their_own_are_refused_and_a_front_hands_on(
         with httpx.Client(base_url=served.url, timeout=READY_S, trust_env=False) as client:
             quiet = [stream(client, number) for number in range(3)]
             with ThreadPoolExecutor(3) as pool:
-                asked = [pool.submit(stream, client, number) for number in range(3)]
+                answers = [pool.submit(stream, client, number) for number in range(3)]
                 ran = zpptool("rebalance", "--ranges", "0-5", "5-6", "--url", served.url, "--json", timeout_s=BACK_S)
-                assert [answer.result(BACK_S) for answer in asked] == quiet
+                assert [answer.result(BACK_S) for answer in answers] == quiet
             assert ran.code == 0, ran.err
             assert ran.json["done"] == "the layers are now 0-5 5-6"
             wait_for(lambda: client.get("/readyz").status_code == 200)

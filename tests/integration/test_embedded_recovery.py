@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The embedded engine's stages, killed under load: every stream goes on, and its tokens are those of a quiet run."""
+"""The embedded engine's stages are killed under load: every stream continues with the tokens of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STREAMS = 12
 TOKENS = 60
 READY_S = 240
 BACK_S = 300
-"""How long a stage may take to come back, on a busy machine."""
+"""Seconds that a stage may take to return, on a busy machine."""
 LIVELY = {"initializer_range": 0.5}
 """Random weights this large make a model that does not repeat itself."""
 
@@ -40,10 +40,12 @@ def split(
 
 
 @contextmanager
-def pipeline(split: Path, logs: Path, *words: object) -> Iterator[tuple[list[Stage], httpx.Client, list[list[object]]]]:
+def pipeline(
+    split: Path, logs: Path, *options: object
+) -> Iterator[tuple[list[Stage], httpx.Client, list[list[object]]]]:
     base = free_base_port(5)
     commands: list[list[object]] = [
-        [split / f"stage_{stage}", "--base-port", base, "--port", base + 4, "--engine", "transformers", *words]
+        [split / f"stage_{stage}", "--base-port", base, "--port", base + 4, "--engine", "transformers", *options]
         for stage in range(3)
     ]
     url = f"http://127.0.0.1:{base + 4}"
@@ -77,7 +79,7 @@ def stream(client: httpx.Client, number: int) -> list[int]:
 
 @dataclass
 class Running:
-    """A pipeline that the tests of this module share, and the answers of a quiet run."""
+    """A pipeline that the tests of this module share, and the answers of an undisturbed run."""
 
     stages: list[Stage]
     client: httpx.Client
@@ -86,12 +88,12 @@ class Running:
     quiet: list[list[int]] = field(default_factory=list)
 
     def answers(self, disturb: Callable[[], None]) -> list[list[int]]:
-        """What many streams get that are disturbed soon after they have begun."""
+        """The answers of many streams that are disturbed soon after they have begun."""
         with ThreadPoolExecutor(STREAMS) as pool:
-            asked = [pool.submit(stream, self.client, number) for number in range(STREAMS)]
+            answers = [pool.submit(stream, self.client, number) for number in range(STREAMS)]
             time.sleep(0.3)
             disturb()
-            return [answer.result(BACK_S) for answer in asked]
+            return [answer.result(BACK_S) for answer in answers]
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +107,7 @@ def running(split: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
 
 @pytest.mark.parametrize("lost", [(0,), (1,), (2,), (0, 2)], ids=str)
 def test_workers_killed_under_load_change_no_token_and_fail_no_request(running: Running, lost: tuple[int, ...]) -> None:
-    """Their commands start them again."""
+    """Their commands restart them."""
     before = running.stages[0].text().count("recovered: the ring is whole again")
 
     def kill() -> None:
@@ -116,7 +118,7 @@ def test_workers_killed_under_load_change_no_token_and_fail_no_request(running: 
     assert running.stages[0].text().count("recovered: the ring is whole again") == before + 1
 
 
-def test_a_head_that_is_killed_finds_its_stages_loaded(running: Running) -> None:
+def test_a_restarted_head_finds_its_stages_loaded(running: Running) -> None:
     head = next(child for child in running.stages[0].look() if any(word.endswith(".head") for word in child.cmdline()))
     workers = [stage.worker().pid for stage in running.stages]
     loads = [stage.text().count("loading layers") for stage in running.stages]
@@ -128,7 +130,7 @@ def test_a_head_that_is_killed_finds_its_stages_loaded(running: Running) -> None
     assert [stage.text().count("loading layers") for stage in running.stages] == loads
 
 
-def test_a_command_that_is_killed_may_be_typed_again(running: Running) -> None:
+def test_a_killed_command_may_be_repeated(running: Running) -> None:
     def kill() -> None:
         processes = running.stages[2].look()
         for process in processes:
@@ -139,13 +141,15 @@ def test_a_command_that_is_killed_may_be_typed_again(running: Running) -> None:
     assert running.answers(kill) == running.quiet
 
 
-def test_a_stage_that_never_comes_back_ends_the_pipeline_by_name(split: Path, tmp_path: Path) -> None:
+def test_a_stage_that_never_returns_ends_the_pipeline_by_name(split: Path, tmp_path: Path) -> None:
     with pipeline(split, tmp_path, "--recovery-deadline", 2) as (stages, client, _), ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(client.post, "/v1/completions", json={"prompt": [5], "max_tokens": 500, "ignore_eos": True})
+        pending = pool.submit(
+            client.post, "/v1/completions", json={"prompt": [5], "max_tokens": 500, "ignore_eos": True}
+        )
         time.sleep(0.3)
         for process in stages[1].look():
             process.kill()
-        answer = asked.result(30)
+        answer = pending.result(30)
         assert answer.status_code >= 500
         assert "stage 1 has not come back in 2 s" in answer.text
         assert stages[0].wait(20) == 6

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Planned changes of the embedded engine's pipelines under load: the stages are others afterwards, and no stream has
-noticed."""
+"""Planned changes of the embedded engine's pipelines under load: every stage process is replaced, and no stream is
+affected."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from served import READY_S, Served, wait_for
 from stages import Stage
 from test_embedded_recovery import STREAMS, Running, pipeline, stream
 
+from zpptool.admin.status_client import find_status_paths, read_status
 from zpptool.errors import ZppError
-from zpptool.pipeline.ring.status import find_status_paths, read_status
 
 pytest.importorskip("torch")
 
@@ -41,7 +41,7 @@ def model(tiny_model: Callable[..., Path]) -> Path:
 def running(
     model: Path, tmp_path_factory: pytest.TempPathFactory, zpptool: Callable[..., Ran]
 ) -> Iterator[tuple[Running, Path]]:
-    """Three `run-stage`, the answers of a quiet run, and the private directory of stage 0."""
+    """Three `run-stage`, the answers of an undisturbed run, and the private directory of stage 0."""
     split, logs = tmp_path_factory.mktemp("split") / "stages", tmp_path_factory.mktemp("logs")
     assert zpptool("split", model, "--num-stages", 3, "-o", split).code == 0
     with pipeline(split, logs, "--recovery-deadline", BACK_S) as (stages, client, commands):
@@ -51,7 +51,7 @@ def running(
 
 
 def run_directory(stages: list[Stage]) -> Path:
-    """Where these stages' head tells its status, whoever else runs one here."""
+    """The directory of the status socket of these stages' head; other pipelines on this machine are ignored."""
     own = {process.pid for process in stages[0].look()}
     return next(path.parent for path in find_status_paths() if head_pid(path) in own)
 
@@ -59,7 +59,7 @@ def run_directory(stages: list[Stage]) -> Path:
 def head_pid(path: Path) -> int | None:
     try:
         return read_status(path).head.pid
-    except ZppError:  # another one's, who has just ended
+    except ZppError:  # of another pipeline, which has just ended
         return None
 
 
@@ -68,14 +68,14 @@ def pids(stages: list[Stage]) -> list[int]:
 
 
 def under_streams(running: Running, change: Callable[[], Ran]) -> tuple[list[list[int]], Ran]:
-    """What streams get during a change, which begins after and ends before some of them."""
+    """The answers of streams during a change that begins after some of them and ends before others."""
     with ThreadPoolExecutor(STREAMS + 1) as pool:
-        asked = [pool.submit(stream, running.client, number) for number in range(STREAMS)]
+        earlier = [pool.submit(stream, running.client, number) for number in range(STREAMS)]
         time.sleep(0.3)
         changing = pool.submit(change)
-        more = [pool.submit(stream, running.client, number) for number in range(STREAMS)]
+        later = [pool.submit(stream, running.client, number) for number in range(STREAMS)]
         ran = changing.result(BACK_S)
-        return [answer.result(BACK_S) for answer in (*asked, *more)], ran
+        return [answer.result(BACK_S) for answer in (*earlier, *later)], ran
 
 
 def test_a_rollout_under_load_changes_every_process_and_no_token(
@@ -91,10 +91,10 @@ def test_a_rollout_under_load_changes_every_process_and_no_token(
     back = [re.match(r"stage (\d) is back after \S+ s: \S+, pid (\d+)", line) for line in lines]
     assert [(int(one[1]), int(one[2])) for one in back if one] == list(enumerate(pids(made.stages)))
     assert lines[-1] == "every stage has come again"
-    told = made.stages[0].text()
-    assert told.count("recovered: the ring") == counted
-    assert told.count("planned: the ring is whole again") == 3
-    assert "stage 1 was asked to leave, to come again: zpptool rollout of" in told
+    log = made.stages[0].text()
+    assert log.count("recovered: the ring") == counted
+    assert log.count("planned: the ring is whole again") == 3
+    assert "stage 1 was asked to leave, to come again: zpptool rollout of" in log
     for stage in made.stages:
         assert stage.process.poll() is None
         assert "has left, as it was asked to; it is started again" in stage.text()
@@ -104,17 +104,17 @@ def test_a_rollout_under_load_changes_every_process_and_no_token(
     assert (status["planned"], status["recoveries"], status["phase"]) == (3, 0, "ready")
 
 
-def test_ctrl_c_ends_it_after_the_stage_that_has_left(running: tuple[Running, Path]) -> None:
+def test_ctrl_c_ends_a_rollout_after_the_stage_that_has_left(running: tuple[Running, Path]) -> None:
     made, directory = running
     before, whole = pids(made.stages), made.stages[0].text().count("planned: the ring is whole again")
-    words = [sys.executable, "-m", "zpptool", "rollout", "--run-dir", str(directory)]
-    asking = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert asking.stdout is not None
-    assert asking.stdout.readline().startswith("stage 0 (")
-    asking.send_signal(signal.SIGINT)
-    _, told = asking.communicate(timeout=30)
-    assert asking.returncode == 130
-    assert "a stage that was asked to leave comes back" in told
+    command = [sys.executable, "-m", "zpptool", "rollout", "--run-dir", str(directory)]
+    rollout = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert rollout.stdout is not None
+    assert rollout.stdout.readline().startswith("stage 0 (")
+    rollout.send_signal(signal.SIGINT)
+    _, err = rollout.communicate(timeout=30)
+    assert rollout.returncode == 130
+    assert "a stage that was asked to leave comes back" in err
     wait_for(lambda: made.stages[0].text().count("planned: the ring is whole again") == whole + 1)
     time.sleep(1.5)
     after = pids(made.stages)
@@ -154,18 +154,18 @@ def test_a_rollout_through_a_front(model: Path, tmp_path: Path, zpptool: Callabl
             quiet = [stream(client, number) for number in range(4)]
             before = served.look()
             with ThreadPoolExecutor(4) as pool:
-                asked = [pool.submit(stream, client, number) for number in range(4)]
+                answers = [pool.submit(stream, client, number) for number in range(4)]
                 ran = zpptool("rollout", "--url", served.url, "--api-key", "secret", "--json", timeout_s=BACK_S)
-                assert [answer.result(BACK_S) for answer in asked] == quiet
+                assert [answer.result(BACK_S) for answer in answers] == quiet
             assert ran.code == 0, ran.err
-            told = json.loads(ran.out)
-            assert [(stage["replica"], stage["stage"]) for stage in told["stages"]] == [
+            outcome = json.loads(ran.out)
+            assert [(stage["replica"], stage["stage"]) for stage in outcome["stages"]] == [
                 ("pipeline", 0), ("pipeline", 1), ("pipeline", 2)
             ]  # fmt: skip
             wait_for(lambda: client.get("/readyz").status_code == 200)
             after = served.look()
-            assert [after[f"stage {stage['stage']}"].pid for stage in told["stages"]] == [
-                stage["pid"] for stage in told["stages"]
+            assert [after[f"stage {stage['stage']}"].pid for stage in outcome["stages"]] == [
+                stage["pid"] for stage in outcome["stages"]
             ]
             for name, process in before.items():
                 assert process.is_running() == (name == "head"), name

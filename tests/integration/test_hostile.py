@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A hostile client at every port of a running pipeline: it goes on, its answers stay, and it takes no memory for it."""
+"""A hostile client at every port of a running pipeline changes neither its answers nor its memory."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Attack = Callable[[int, float], None]
 
 
 def call(port: int) -> socket.socket:
-    """A connection that waits for nobody."""
+    """A connection with short timeouts."""
     made = socket.create_connection(("127.0.0.1", port), timeout=2)
     made.settimeout(0.2)
     return made
@@ -49,7 +49,7 @@ def noise(port: int, end: float) -> None:
 
 
 def broken_handshake(port: int, end: float) -> None:
-    """The first words of ZMTP, and then none of its."""
+    """The greeting of ZMTP, followed by bytes that are not ZMTP."""
     while time.monotonic() < end:
         with suppress(OSError), call(port) as stranger:
             stranger.sendall(GREETING)
@@ -59,7 +59,7 @@ def broken_handshake(port: int, end: float) -> None:
 
 
 def boundless_frames(port: int, end: float) -> None:
-    """A peer in order that announces frames of all the memory there is."""
+    """A well-behaved peer that announces frames as large as all memory."""
     while time.monotonic() < end:
         with suppress(OSError), call(port) as stranger:
             stranger.sendall(GREETING + READY)
@@ -68,8 +68,8 @@ def boundless_frames(port: int, end: float) -> None:
                 stranger.sendall(b"\x02" + nbytes.to_bytes(8, "big") + bytes(1 << 16))
 
 
-def random_words(port: int, end: float) -> None:
-    """A DEALER as a stage has one, that says anything."""
+def random_messages(port: int, end: float) -> None:
+    """A DEALER socket, as a stage has one, that sends random messages."""
     with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
         stranger.linger = 0
         stranger.sndtimeo = 100
@@ -82,7 +82,7 @@ def random_words(port: int, end: float) -> None:
 
 
 def many_that_are_slow(port: int, end: float) -> None:
-    """Hundreds of connections that say a byte of their greeting now and then."""
+    """Hundreds of connections that send their greeting byte by byte."""
     with ExitStack() as held:
         slow = []
         for _ in range(CONNECTIONS):
@@ -97,7 +97,7 @@ def many_that_are_slow(port: int, end: float) -> None:
             time.sleep(0.05)
 
 
-ATTACKS = (noise, broken_handshake, boundless_frames, random_words, many_that_are_slow)
+ATTACKS = (noise, broken_handshake, boundless_frames, random_messages, many_that_are_slow)
 
 
 def memory(stages: list[Stage]) -> int:
@@ -109,7 +109,7 @@ def memory(stages: list[Stage]) -> int:
     return total
 
 
-def test_the_pipeline_goes_on_whatever_strangers_say_to_its_ports(
+def test_the_pipeline_continues_under_attack(
     tiny_model: Callable[..., Path], tmp_path: Path, zpptool: Callable[..., Ran]
 ) -> None:
     model = tiny_model("llama", layers=4, initializer_range=0.5)
@@ -139,4 +139,4 @@ def test_the_pipeline_goes_on_whatever_strangers_say_to_its_ports(
         assert completion(client, prompt="one two")["text"] == answer
     logs = "".join(stage.text() for stage in stages)
     assert "was refused" in logs
-    assert logs.count("zpptool stage") < 300, "strangers fill the log"
+    assert logs.count("zpptool stage") < 300, "the log is flooded"

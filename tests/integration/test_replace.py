@@ -21,7 +21,7 @@ from stages import Stage, free_base_port, started, wait_until_ready
 from test_embedded_recovery import stream
 from test_embedded_rollout import run_directory
 
-from zpptool.plan import load_plan_file
+from zpptool.config.plan import load_plan_file
 
 pytest.importorskip("torch")
 

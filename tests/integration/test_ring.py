@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import pytest
 from stages import free_base_port
-from toys import Ring, changed, ring_specs, stage_life, threads
+from toys import Ring, changed, ring_specs, run_stage, threads
 
 from zpptool.errors import ExitCode, ZppError
+from zpptool.log import TextFormatter
 from zpptool.wire.link import LinkRefused
 
 pytestmark = pytest.mark.timeout(60)
@@ -33,7 +35,7 @@ def test_a_ring_of_any_size_answers_over_both_transports(tmp_path: Path, num_sta
         assert ring.ask("where", from_all=True) == where(num_stages)
         assert ring.ask("where", b"!") == where(num_stages, b"!")[-1:]
         assert ring.ask("step", b"7") == trace(7, num_stages)
-    assert [life.result(5) for life in ring.stages] == [None] * num_stages
+    assert [run.result(5) for run in ring.stages] == [None] * num_stages
 
 
 def test_many_calls_in_flight_keep_their_order_and_their_tensors(tmp_path: Path) -> None:
@@ -54,7 +56,7 @@ def test_calls_from_several_threads_each_get_their_own_answer(tmp_path: Path) ->
     assert asked == [[f"1{number}".encode()] for number in range(200)]
 
 
-def test_large_tensors_go_round_as_small_ones_do(tmp_path: Path) -> None:
+def test_large_tensors_are_passed_on_as_small_ones_are(tmp_path: Path) -> None:
     with threads(ring_specs(3, tmp_path)) as ring:
         calls = [ring.head.call("step", bytes([number]) * (2 << 20), from_all=False) for number in range(10)]
         for number, call in enumerate(calls):
@@ -73,13 +75,13 @@ def test_a_call_that_fails_fails_alone_and_names_its_stage(tmp_path: Path, stage
         assert ring.head.fault is None
     assert isinstance(error, ZppError)
     assert isinstance(refusal, ZppError)
-    assert f"stage {stage}: fail failed: ValueError: stage {stage} was told to fail" in error.message
+    assert f"stage {stage}: fail failed: ValueError: stage {stage} fails as the test wants" in error.message
     assert "Traceback" in (error.hint or "")
     assert refusal.message == f"stage {stage}: refuse failed: stage {stage} will not"
 
 
 def test_a_call_that_one_stage_fails_and_the_last_answers_is_settled_once(tmp_path: Path) -> None:
-    """Whose word comes first decides, and the other's is passed over."""
+    """The first of the two answers counts, and the other is dropped."""
     with threads(ring_specs(3, tmp_path)) as ring:
         calls = [ring.head.call("fail", b"0", from_all=False) for _ in range(20)]
         for call in calls:
@@ -95,28 +97,32 @@ def test_stages_may_be_started_in_any_order(tmp_path: Path) -> None:
             assert ring.ask("where", from_all=True) == where(3)
 
 
-def test_a_pipeline_that_does_not_fit_is_refused_and_both_sides_say_why(tmp_path: Path) -> None:
+def test_stages_that_do_not_fit_are_refused_with_the_reasons_on_both_sides(tmp_path: Path) -> None:
     specs = ring_specs(3, tmp_path)
-    wrong = (changed(specs[0]), changed(specs[1], model="other"), changed(specs[2], partition=((0, 2), (2, 5), (5, 6))))
-    ring = Ring(wrong, head=specs[0])
+    misfits = (
+        changed(specs[0]),
+        changed(specs[1], model="other"),
+        changed(specs[2], partition=((0, 2), (2, 5), (5, 6))),
+    )
+    ring = Ring(misfits, head=specs[0])
     try:
         ring.start()
         with pytest.raises(ZppError) as refused:
             ring.gather()
-        told = [life.exception(5) for life in ring.stages]
+        errors = [run.exception(5) for run in ring.stages]
     finally:
         ring.close()
     assert refused.value.exit_code is ExitCode.INVALID
     for reason in ("stage 2: no stage owns layer 4", "has model other, the head has toy"):
         assert reason in refused.value.message
-        for stage in told:
-            assert isinstance(stage, ZppError)
-            assert reason in stage.message
-            assert stage.exit_code is ExitCode.INVALID
+        for error in errors:
+            assert isinstance(error, ZppError)
+            assert reason in error.message
+            assert error.exit_code is ExitCode.INVALID
 
 
-def test_stages_that_count_themselves_differently_are_refused(tmp_path: Path) -> None:
-    """Stage 2 of 4 binds another port than the last of 3 does, unless it is told to; then only the count shows it."""
+def test_stages_with_different_numbers_of_stages_are_refused(tmp_path: Path) -> None:
+    """Stage 2 of 4 binds another port than the last of 3, unless configured otherwise; then only the number differs."""
     specs = ring_specs(3, tmp_path)
     wrong = changed(specs[2], partition=(*specs[2].partition, (6, 8)))
     ring = Ring([*specs[:2], wrong], head=specs[0])
@@ -131,16 +137,17 @@ def test_stages_that_count_themselves_differently_are_refused(tmp_path: Path) ->
     assert refused.value.exit_code is ExitCode.INVALID
 
 
-def test_a_stop_ends_every_stage_in_good_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stop_ends_every_stage_in_good_order(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "zpptool")
     ring = Ring(ring_specs(3, tmp_path))
     ring.start()
     ring.gather()
     ring.head.stop("that was all")
-    assert [life.result(2) for life in ring.stages] == [None] * 3
+    assert [run.result(2) for run in ring.stages] == [None] * 3
     ring.close()
-    told = capsys.readouterr().err
+    lines = [TextFormatter().format(record) for record in caplog.records]
     for stage in range(3):
-        assert f"zpptool stage {stage}: the head has stopped the run: that was all" in told
+        assert f"zpptool stage {stage}: the head has stopped the run: that was all" in lines
 
 
 def test_answers_under_way_when_the_head_stops_are_no_loss(tmp_path: Path) -> None:
@@ -151,13 +158,13 @@ def test_answers_under_way_when_the_head_stops_are_no_loss(tmp_path: Path) -> No
         assert stage.exception() is None
 
 
-def test_a_stage_that_waits_for_tensors_hears_the_stop(tmp_path: Path) -> None:
+def test_a_stage_that_waits_for_tensors_receives_the_stop(tmp_path: Path) -> None:
     ring = Ring(ring_specs(2, tmp_path))
     ring.start()
     ring.gather()
     waiting = ring.head.call("await tensors", b"1", from_all=True)
     ring.head.stop("that was all")
-    assert [life.result(2) for life in ring.stages] == [None] * 2
+    assert [run.result(2) for run in ring.stages] == [None] * 2
     ring.close()
     assert isinstance(waiting.exception(1), ZppError)
 
@@ -173,7 +180,7 @@ def test_no_call_is_left_waiting_when_the_head_closes(tmp_path: Path) -> None:
     assert isinstance(late.exception(1), ZppError)
 
 
-def test_a_caller_that_gives_up_a_call_harms_no_other(tmp_path: Path) -> None:
+def test_a_cancelled_call_does_not_affect_others(tmp_path: Path) -> None:
     with threads(ring_specs(1, tmp_path)) as ring:
         calls = [ring.head.call("where", b"", from_all=False) for _ in range(50)]
         for call in calls:
@@ -182,7 +189,7 @@ def test_a_caller_that_gives_up_a_call_harms_no_other(tmp_path: Path) -> None:
         assert ring.head.fault is None
 
 
-def test_a_call_past_its_deadline_breaks_the_pipeline_and_says_who_is_silent(tmp_path: Path) -> None:
+def test_a_call_past_its_deadline_breaks_the_pipeline_and_names_the_silent_stage(tmp_path: Path) -> None:
     with threads(ring_specs(2, tmp_path)) as ring:
         silent = ring.head.call("await tensors", b"1", from_all=True, timeout_s=0.5)
         other = ring.head.call("where", b"", from_all=False)
@@ -205,7 +212,7 @@ def test_a_stage_that_waits_too_long_for_tensors_names_the_stage_before(tmp_path
         assert isinstance(ring.stages[1].exception(3), ZppError)
 
 
-def test_a_roll_call_that_does_not_come_round_says_where_to_look(tmp_path: Path) -> None:
+def test_a_roll_call_that_does_not_come_back_names_the_place_to_look(tmp_path: Path) -> None:
     specs = ring_specs(3, tmp_path, start_s=1.2)
     ring = Ring([specs[0], specs[2]], head=changed(specs[0], start_timeout_s=0.6))
     try:
@@ -213,13 +220,13 @@ def test_a_roll_call_that_does_not_come_round_says_where_to_look(tmp_path: Path)
         with pytest.raises(ZppError, match=r"the roll call has not come round in 0\.6 s") as late:
             ring.gather()
         ring.head.stop("the head has ended")
-        told = [life.exception(5) for life in ring.stages]
+        errors = [run.exception(5) for run in ring.stages]
     finally:
         ring.close()
     assert late.value.exit_code is ExitCode.STAGE
     assert "nothing came back from stage 2" in late.value.message
-    assert "the head has stopped the run: the roll call has not come round" in str(told[0])
-    assert "stage 2 has waited 1.2 s for the roll call from stage 1" in str(told[1])
+    assert "the head has stopped the run: the roll call has not come round" in str(errors[0])
+    assert "stage 2 has waited 1.2 s for the roll call from stage 1" in str(errors[1])
 
 
 def test_a_stage_that_is_not_there_is_named_by_the_one_before_it(tmp_path: Path) -> None:
@@ -229,13 +236,13 @@ def test_a_stage_that_is_not_there_is_named_by_the_one_before_it(tmp_path: Path)
         ring.start()
         with pytest.raises(ZppError, match="head has lost stage 0"):
             ring.gather()
-        told = ring.stages[0].exception(5)
+        errors = ring.stages[0].exception(5)
     finally:
         ring.close()
-    assert "Stage 0 waited 0.7 s for stage 1" in str(told)
+    assert "Stage 0 waited 0.7 s for stage 1" in str(errors)
 
 
-def test_a_head_without_stage_0_says_so(tmp_path: Path) -> None:
+def test_a_head_without_stage_0_names_it(tmp_path: Path) -> None:
     ring = Ring((), head=ring_specs(2, tmp_path, start_s=0.5)[0])
     try:
         with pytest.raises(ZppError, match=r"Head waited 0\.5 s for stage 0 .*it is not connected"):
@@ -260,7 +267,7 @@ def test_two_stages_with_the_same_place_on_one_address(tmp_path: Path) -> None:
 def test_a_second_stage_at_the_same_place_is_refused_and_the_ring_goes_on(tmp_path: Path) -> None:
     specs = ring_specs(2, tmp_path)
     with threads(specs) as ring, ThreadPoolExecutor() as pool:
-        twin = pool.submit(stage_life, changed(specs[1], bind=f"ipc://{tmp_path}/twin"))
+        twin = pool.submit(run_stage, changed(specs[1], bind=f"ipc://{tmp_path}/twin"))
         refused = twin.exception(5)
         assert ring.ask("step", b"7") == trace(7, 2)
         assert ring.head.fault is None
@@ -270,7 +277,7 @@ def test_a_second_stage_at_the_same_place_is_refused_and_the_ring_goes_on(tmp_pa
     assert (refused.stage, refused.peer, refused.endpoint) == (1, "stage 0", specs[1].connect)
 
 
-def test_a_stage_connected_to_the_wrong_one_is_told_so(tmp_path: Path) -> None:
+def test_a_stage_connected_to_the_wrong_one_is_refused(tmp_path: Path) -> None:
     specs = ring_specs(3, tmp_path, start_s=1.0)
     lost = changed(specs[2], connect=specs[0].bind)
     ring = Ring([*specs[:2], lost], head=specs[0])
@@ -280,7 +287,7 @@ def test_a_stage_connected_to_the_wrong_one_is_told_so(tmp_path: Path) -> None:
             ZppError, match=r"the roll call has not come round|stage 1 waited 1 s for stage 2|lost stage"
         ):
             ring.gather()
-        errors = [life.exception(5) for life in ring.stages]
+        errors = [run.exception(5) for run in ring.stages]
     finally:
         ring.close()
     assert isinstance(errors[2], LinkRefused)
@@ -296,7 +303,7 @@ def test_a_stage_of_another_plan_is_refused_by_both_sides_before_anything_is_sen
             ZppError, match=r"stage 1 has plan digest xyz, stage 0 abc|head has plan digest abc, stage 1 xyz"
         ) as refused:
             ring.gather()
-        errors = [life.exception(5) for life in ring.stages]
+        errors = [run.exception(5) for run in ring.stages]
     finally:
         ring.close()
     assert refused.value.exit_code is ExitCode.INVALID
@@ -305,9 +312,9 @@ def test_a_stage_of_another_plan_is_refused_by_both_sides_before_anything_is_sen
         assert error.exit_code is ExitCode.INVALID
 
 
-def test_an_address_that_cannot_be_leaves_nothing_open(tmp_path: Path) -> None:
+def test_an_impossible_address_leaves_nothing_open(tmp_path: Path) -> None:
     spec = ring_specs(1, tmp_path)[0]
     with pytest.raises(ZppError) as refused:
-        stage_life(changed(spec, local="nowhere"))
+        run_stage(changed(spec, local="nowhere"))
     assert refused.value.exit_code is ExitCode.ADDRESS
     Ring([spec]).close()  # binds what the refused one had bound

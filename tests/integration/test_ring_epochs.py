@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A new epoch goes round a whole ring, drops what was under way everywhere, and nothing of the old one is believed."""
+"""A new epoch goes round a whole ring and drops what was under way; messages of the old one have no effect."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import pytest
 from test_ring import trace, where
 from toys import ring_specs, threads
 
-from zpptool.pipeline.ring.status import WAITING
+from zpptool.ring.status import WAITING
 from zpptool.wire.link import StaleEpoch
 
 pytestmark = pytest.mark.timeout(30)
 
 
-def until(true: Callable[[], object], within_s: float = 10.0) -> None:
+def until(condition: Callable[[], object], within_s: float = 10.0) -> None:
     end = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < end, "it did not come about in time"
+    while not condition():
+        assert time.monotonic() < end, "the condition was not met in time"
         time.sleep(0.02)
 
 
-def test_what_is_under_way_is_dropped_and_what_is_asked_next_is_answered(tmp_path: Path) -> None:
+def test_open_calls_are_dropped_and_the_next_ones_answered(tmp_path: Path) -> None:
     with threads(ring_specs(3, tmp_path, recovery_s=10)) as ring:
         for epoch in range(2, 7):
             old = [ring.head.call("step", str(number).encode() * 1000, from_all=False) for number in range(40)]
@@ -44,18 +44,18 @@ def test_what_is_under_way_is_dropped_and_what_is_asked_next_is_answered(tmp_pat
         assert {stage.epoch for stage in ring.head.status().stages} == {6}
 
 
-def test_a_stage_that_waits_for_tensors_of_an_old_epoch_is_woken(tmp_path: Path) -> None:
+def test_a_stage_that_waits_for_tensors_of_an_old_epoch_stops_waiting(tmp_path: Path) -> None:
     with threads(ring_specs(3, tmp_path, recovery_s=10)) as ring:
         waiting = ring.head.call("await tensors", b"1", from_all=True)
         time.sleep(0.2)
         assert not waiting.done()
-        ring.head.begin_epoch("nobody sends them")
+        ring.head.begin_epoch("they are not sent")
         assert isinstance(waiting.exception(1), StaleEpoch)
         ring.head.wait_until_whole()
         assert ring.ask("step", b"7", within_s=5) == trace(7, 3)
 
 
-def test_epochs_that_begin_while_others_ask_leave_no_call_without_an_answer_or_a_fault(tmp_path: Path) -> None:
+def test_epochs_that_begin_under_load_leave_no_call_without_an_answer_or_an_error(tmp_path: Path) -> None:
     with threads(ring_specs(2, tmp_path, recovery_s=10)) as ring, ThreadPoolExecutor(4) as pool:
         assert ring.head.status().phase != WAITING
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stages as processes, killed at the worst moments: every other party ends within two seconds and names who is gone."""
+"""Stages as processes, killed at the worst moments: every other process ends in two seconds and names the lost one."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def three(tmp_path: Path) -> Iterator[Processes]:
         yield ring
 
 
-def until(true: Callable[[], object], within_s: float) -> None:
+def until(condition: Callable[[], object], within_s: float) -> None:
     deadline = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < deadline, "it did not come about in time"
+    while not condition():
+        assert time.monotonic() < deadline, "the condition was not met in time"
         time.sleep(0.01)
 
 
 def lose(ring: Processes, stage: int) -> ZppError:
-    """Kill a stage; the error at the head. Everybody has ended in time, with the code of a lost stage."""
+    """Kill a stage; the error at the head. Every process has ended in time, with the exit code of a lost stage."""
     began = time.monotonic()
     ring.children[stage].kill()
     assert ring.broken.wait(SOON_S)
@@ -48,11 +48,11 @@ def lose(ring: Processes, stage: int) -> ZppError:
     return ring.faults[0]
 
 
-def last_words(ring: Processes, stage: int) -> str:
-    """What a stage said when it ended."""
-    told = ring.log(stage).read_text()
-    assert "Traceback" not in told, told
-    return told[told.index("error: ") :]
+def error_of(ring: Processes, stage: int) -> str:
+    """The error that a stage ended with."""
+    log = ring.log(stage).read_text()
+    assert "Traceback" not in log, log
+    return log[log.index("error: ") :]
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
@@ -62,7 +62,7 @@ def test_a_stage_killed_while_all_are_idle(tmp_path: Path, stage: int) -> None:
         fault = lose(ring, stage)
         assert f"has lost stage {stage} at" in fault.message
         for other in {0, 1, 2} - {stage}:
-            assert f"has lost stage {stage} at" in last_words(ring, other)
+            assert f"has lost stage {stage} at" in error_of(ring, other)
 
 
 def test_a_stage_killed_while_the_head_waits_for_it(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_a_stage_killed_while_the_head_waits_for_it(tmp_path: Path) -> None:
 
 
 def test_a_busy_stage_ends_too_when_the_run_is_over(tmp_path: Path) -> None:
-    """Here after a second of grace; a stage that loads weights for minutes would hold up its machine."""
+    """Here after a grace period of a second; a stage that loads weights for minutes would occupy its machine."""
     with three(tmp_path) as ring:
         ring.head.call("sleep", b"1", from_all=True)
         time.sleep(0.3)
@@ -102,12 +102,11 @@ def test_a_stage_killed_while_its_neighbour_sends_to_it(tmp_path: Path) -> None:
         assert not flooding.done()
         fault = lose(ring, 1)
         assert "has lost stage 1 at" in fault.message
-        assert "has lost stage 1 at" in last_words(ring, 0)
+        assert "has lost stage 1 at" in error_of(ring, 0)
 
 
 def ask_too_much(ring: Processes) -> Future[list[bytes]]:
-    """Ask so much that the queues on the way are full, and stage 0 waits in the middle of its relaying; the answer to
-    the last call."""
+    """Send so many calls that the queues are full and stage 0 waits while it relays; returns the answer to the last."""
 
     def ask() -> list[bytes]:
         calls = [ring.head.call("where", bytes(1 << 20), from_all=True) for _ in range(300)]
@@ -126,11 +125,11 @@ def test_a_stage_killed_while_its_neighbour_relays_to_it(tmp_path: Path) -> None
         asked = ask_too_much(ring)
         fault = lose(ring, 1)
         assert "has lost stage 1 at" in fault.message
-        assert "has lost stage 1 at" in last_words(ring, 0)
+        assert "has lost stage 1 at" in error_of(ring, 0)
         assert asked.exception(SOON_S) is fault
 
 
-def test_a_stage_that_is_told_to_end_while_its_neighbour_does_not_read(tmp_path: Path) -> None:
+def test_a_stage_that_is_terminated_while_its_neighbour_does_not_read(tmp_path: Path) -> None:
     with three(tmp_path) as ring, stopped(ring.children[1]):
         asked = ask_too_much(ring)
         ring.children[0].terminate()
@@ -154,12 +153,12 @@ def test_a_killed_head_ends_every_stage(tmp_path: Path) -> None:
             process.wait()
     assert codes == [ExitCode.STAGE] * 2
     for stage in range(2):
-        told = (tmp_path / f"stage-{stage}.log").read_text()
-        assert f"stage {stage} has lost the head at" in told[told.index("error: ") :]
+        log = (tmp_path / f"stage-{stage}.log").read_text()
+        assert f"stage {stage} has lost the head at" in log[log.index("error: ") :]
 
 
 def test_a_stage_lost_before_the_verdict_is_noticed_at_once(tmp_path: Path) -> None:
-    """Stage 2 is not there yet; stage 1 has taken the roll call with it."""
+    """Stage 2 has not connected yet; the roll call is lost with stage 1."""
     specs = ring_specs(3, tmp_path)
     head = start_process("head", specs[0], tmp_path / "head.log")
     stages = [start_process("stage", spec, tmp_path / f"stage-{spec.stage}.log") for spec in specs[:2]]
@@ -186,7 +185,7 @@ def test_a_stop_ends_every_process_in_good_order(tmp_path: Path) -> None:
             assert ring.log(stage).read_text().endswith("the head has stopped the run: that was all\n")
 
 
-def test_a_stage_that_is_told_to_end_ends_and_the_others_say_who_it_was(tmp_path: Path) -> None:
+def test_a_stage_that_is_terminated_ends_and_the_others_name_it(tmp_path: Path) -> None:
     with three(tmp_path) as ring:
         ring.children[1].terminate()
         assert ring.broken.wait(SOON_S)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A ring with keys: nobody on the wire reads what it carries, and no stranger's keys disturb it."""
+"""A ring with keys: its traffic cannot be read on the wire, and strangers' keys do not disturb it."""
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import subprocess
@@ -20,13 +21,14 @@ from stages import free_base_port
 from test_ring import where
 from toys import ROOT, changed, ring_specs, threads
 
-from zpptool.pipeline.spec import StageSpec
-from zpptool.wire.keys import generate, link_keys, write_key_files
-from zpptool.wire.messages import HEAD
+from zpptool.config.stage_spec import StageSpec
+from zpptool.log import TextFormatter
+from zpptool.wire.message.framing import HEAD
+from zpptool.wire.security.key_files import generate, link_keys, write_key_files
 
 pytestmark = pytest.mark.timeout(60)
 
-SECRET = b"an activation that nobody else should see: "
+SECRET = b"an activation that others must not see: "
 ETH_P_ALL = 3
 
 
@@ -46,14 +48,14 @@ def keyed_specs(num_stages: int, directory: Path, *, keys: bool = True) -> tuple
 
 
 class Sniffer:
-    """Listens to all that passes the loopback interface, as somebody beside the wire would.
+    """Captures all traffic of the loopback interface, as an eavesdropper would.
 
     Attributes:
-        heard: the bytes of every frame to or from the watched ports.
+        captured: the bytes of every frame to or from the watched ports.
     """
 
     def __init__(self, ports: set[int]) -> None:
-        self.heard = bytearray()
+        self.captured = bytearray()
         self._ports = {port.to_bytes(2, "big") for port in ports}
         self._over = threading.Event()
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.ntohs(ETH_P_ALL))
@@ -70,7 +72,7 @@ class Sniffer:
             except TimeoutError:
                 continue
             if frame[34:36] in self._ports or frame[36:38] in self._ports:  # Ethernet 14, IPv4 20, then both ports
-                self.heard += frame[54:]
+                self.captured += frame[54:]
 
     def close(self) -> None:
         self._over.set()
@@ -92,21 +94,21 @@ def sniffing(specs: tuple[StageSpec, ...]) -> Iterator[Sniffer]:
 
 @pytest.mark.skipif(not hasattr(socket, "AF_PACKET"), reason="packet sockets are Linux's")
 @pytest.mark.parametrize("keys", [True, False])
-def test_what_is_heard_beside_the_wire(tmp_path: Path, keys: bool) -> None:
-    """Without keys the same ear hears everything, so it would with them too, were it there to be heard."""
+def test_what_an_eavesdropper_captures(tmp_path: Path, keys: bool) -> None:
+    """Without keys the same sniffer finds the payload, so it would with keys too if that were sent in clear text."""
     specs = keyed_specs(2, tmp_path, keys=keys)
-    said = SECRET + os.urandom(8).hex().encode()
+    payload = SECRET + os.urandom(8).hex().encode()
     with sniffing(specs) as sniffer, threads(specs) as ring:
         for _ in range(20):
-            assert ring.ask("step", said) == [said + b" 0 1"]
+            assert ring.ask("step", payload) == [payload + b" 0 1"]
         end = time.monotonic() + 10
-        while len(sniffer.heard) < 20 * len(said) or (not keys and said not in sniffer.heard):
-            assert time.monotonic() < end, "the sniffer hears nothing"
+        while len(sniffer.captured) < 20 * len(payload) or (not keys and payload not in sniffer.captured):
+            assert time.monotonic() < end, "the sniffer captures nothing"
             time.sleep(0.01)
-        heard = bytes(sniffer.heard)
-    assert (said in heard) is not keys
-    assert (b"ZPPW" in heard) is not keys
-    assert (b"CURVE" in heard) is keys
+        captured = bytes(sniffer.captured)
+    assert (payload in captured) is not keys
+    assert (b"ZPPW" in captured) is not keys
+    assert (b"CURVE" in captured) is keys
 
 
 def hostile(context: zmq.Context, kind: int, **keys: bytes) -> zmq.Socket:
@@ -117,9 +119,10 @@ def hostile(context: zmq.Context, kind: int, **keys: bytes) -> zmq.Socket:
     return made
 
 
-def test_strangers_with_any_keys_are_refused_and_disturb_nobody(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def test_strangers_with_any_keys_are_refused_and_do_not_disturb_the_ring(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "zpptool")
     specs = keyed_specs(3, tmp_path)
     old = generate(3)
     public, secret = zmq.curve_keypair()
@@ -139,32 +142,33 @@ def test_strangers_with_any_keys_are_refused_and_disturb_nobody(
                     with hostile(context, kind, **keys) as stranger:
                         stranger.connect(address)
                         for number in range(5):
-                            said = f"{number}".encode()
-                            assert ring.ask("step", said) == [said + b" 0 1 2"]
+                            payload = f"{number}".encode()
+                            assert ring.ask("step", payload) == [payload + b" 0 1 2"]
                             time.sleep(0.01)
         assert ring.ask("where", from_all=True) == where(3)
         assert ring.head.fault is None
-    told = capfd.readouterr().err
+    lines = [TextFormatter().format(record) for record in caplog.records]
     for stage in range(3):
-        assert f"zpptool stage {stage}: tcp://0.0.0.0:" in told
-    assert "a connection from 127.0.0.1 was refused: its key" in told
+        assert any(line.startswith(f"zpptool stage {stage}: warning: tcp://0.0.0.0:") for line in lines), lines
+    assert "a connection from 127.0.0.1 was refused: its key" in caplog.text
 
 
 def files_public(spec: StageSpec) -> bytes:
-    from zpptool.wire.keys import read_key_file
+    from zpptool.wire.security.key_files import read_key_file
 
     return read_key_file(Path(spec.keys)).own[-1].public.encode()
 
 
-def test_a_stage_of_another_generation_is_told_what_is_wrong(tmp_path: Path) -> None:
-    """Its log says it: the keys do not fit, were they generated together?"""
+def test_a_stage_with_keys_of_another_generation_names_the_cause(tmp_path: Path) -> None:
+    """Its log asks whether the key files were generated together."""
     specs = keyed_specs(2, tmp_path)
     other = write_key_files(generate(2), tmp_path / "others")
     wrong = changed(specs[1], keys=str(other[1]), start_timeout_s=2.0)
     code = (
         "import sys; sys.path.insert(0, 'tests')\n"
-        "from toys import stage_life\nfrom zpptool.pipeline.spec import spec_from_argv\n"
-        "stage_life(spec_from_argv(sys.argv))"
+        "from toys import run_stage\nfrom zpptool.config.stage_spec import spec_from_argv\n"
+        "from zpptool.log import configure\nconfigure()\n"
+        "run_stage(spec_from_argv(sys.argv))"
     )
     first = changed(specs[0], start_timeout_s=2.0)
     from toys import Ring

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A ring across hosts whose network is slow, loses, is cut or taken over: every answer is right, or there is one error
-that names the place in its time, and nothing is left behind.
+"""A ring across hosts whose network is slow, lossy or cut: every answer is correct, or one error names the place.
+
+The error comes in time, and no process is left.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ import pytest
 from netns import PORT_BASE, Network, network, why_not
 from toys import changed, ring_specs, start_process
 
+from zpptool.config.endpoints import plan_endpoints
+from zpptool.config.stage_spec import StageSpec
 from zpptool.errors import ExitCode
-from zpptool.pipeline.spec import StageSpec
-from zpptool.ports import plan_endpoints
-from zpptool.wire.keys import generate, write_key_files
+from zpptool.wire.security.key_files import generate, write_key_files
 
 pytestmark = [
     pytest.mark.timeout(120),
@@ -55,39 +56,39 @@ class FarRing:
         self.stages = [self.start("stage", spec, f"stage-{spec.stage}") for spec in self.specs]
 
     def start(self, role: str, spec: StageSpec, name: str) -> subprocess.Popen[bytes]:
-        """One process, on its host; its words are in the log of that name."""
+        """One process, on its host; its output goes to the log of that name."""
         log = self.directory / f"{name}.log"
         return start_process(role, spec, log, lambda words: self.hosts.words(spec.stage, *words))
 
-    def said(self, name: str) -> str:
-        """What a process has said so far."""
+    def log_of(self, name: str) -> str:
+        """The output of a process so far."""
         return (self.directory / f"{name}.log").read_text()
 
-    def right(self) -> int:
-        """How many answers were right so far."""
-        numbers = re.findall(r"^right (\d+)$", self.said("head"), re.MULTILINE)
+    def correct(self) -> int:
+        """How many answers were correct so far."""
+        numbers = re.findall(r"^right (\d+)$", self.log_of("head"), re.MULTILINE)
         return int(numbers[-1]) if numbers else 0
 
-    def await_right(self, more: int) -> None:
-        """Wait for so many more right answers."""
-        wanted = self.right() + more
-        self.until(lambda: self.right() >= wanted)
+    def await_correct(self, more: int) -> None:
+        """Wait for so many more correct answers."""
+        wanted = self.correct() + more
+        self.until(lambda: self.correct() >= wanted)
 
-    def until(self, true: Callable[[], object]) -> None:
-        """Wait until something is true, while the head goes on."""
+    def until(self, condition: Callable[[], object]) -> None:
+        """Wait for a condition while the head runs."""
         end = time.monotonic() + HANG_GUARD_S
-        while not true():
-            assert self.head.poll() is None, self.said("head")[-2000:]
-            assert time.monotonic() < end, self.said("head")[-2000:]
+        while not condition():
+            assert self.head.poll() is None, self.log_of("head")[-2000:]
+            assert time.monotonic() < end, self.log_of("head")[-2000:]
             time.sleep(0.02)
 
     def error_of(self, name: str, process: subprocess.Popen[bytes]) -> str:
         """The one error with which a process ends."""
         code = process.wait(HANG_GUARD_S)
-        told = self.said(name)
-        assert code == ExitCode.STAGE, told[-2000:]
-        assert "Traceback" not in told
-        return told[told.index("error: ") :]
+        text = self.log_of(name)
+        assert code == ExitCode.STAGE, text[-2000:]
+        assert "Traceback" not in text
+        return text[text.index("error: ") :]
 
     def close(self) -> None:
         """Kill what is left."""
@@ -98,11 +99,11 @@ class FarRing:
 
 @contextmanager
 def far_ring(hosts: Network, directory: Path, **fields: object) -> Iterator[FarRing]:
-    """A ring that has given right answers; killed at the end, with the network as it was."""
+    """A ring that has given correct answers; killed at the end, and the network is restored."""
     hosts.disturb()
     ring = FarRing(hosts, directory, **fields)
     try:
-        ring.await_right(2)
+        ring.await_correct(2)
         yield ring
     finally:
         ring.close()
@@ -127,28 +128,28 @@ def test_a_disturbed_network_changes_no_byte_and_a_cut_of_five_seconds_none_eith
     with far_ring(hosts, tmp_path) as ring:
         for disturbance in DISTURBANCES.values():
             with hosts.disturbed(**disturbance):
-                ring.await_right(6)
+                ring.await_correct(6)
         with hosts.disturbed(hosts=[1], **CUT):
             time.sleep(5.0)
-        ring.await_right(3)
+        ring.await_correct(3)
         ring.head.send_signal(signal.SIGTERM)
 
 
 def test_a_stage_that_is_killed_on_another_host_is_named_by_all_the_others(hosts: Network, tmp_path: Path) -> None:
     with far_ring(hosts, tmp_path) as ring:
         ring.stages[1].kill()
-        reborn = ring.start("stage", changed(ring.specs[1], start_timeout_s=2.0), "reborn")
+        restarted = ring.start("stage", changed(ring.specs[1], start_timeout_s=2.0), "restarted")
         try:
             assert "has lost stage 1 at" in ring.error_of("head", ring.head)
             assert "has lost stage 1 at" in ring.error_of("stage-0", ring.stages[0])
             assert "has lost stage 1 at" in ring.error_of("stage-2", ring.stages[2])
-            assert re.search(r"(waited|lost) .*stage 0|stage 0.*lost", ring.error_of("reborn", reborn))
+            assert re.search(r"(waited|lost) .*stage 0|stage 0.*lost", ring.error_of("restarted", restarted))
         finally:
-            reborn.kill()
-            reborn.wait()
+            restarted.kill()
+            restarted.wait()
 
 
-def test_a_host_that_is_cut_off_is_named_in_time_and_its_stage_ends_too(hosts: Network, tmp_path: Path) -> None:
+def test_a_host_that_is_cut_off_is_named_in_time_and_its_stage_ends(hosts: Network, tmp_path: Path) -> None:
     with far_ring(hosts, tmp_path, beat_timeout_s=3.0) as ring, hosts.disturbed(hosts=[1], **CUT):
         assert "stage 1 hangs" in ring.error_of("head", ring.head)
         for stage in range(3):
@@ -169,12 +170,12 @@ import socket, sys
 listening = socket.create_server((sys.argv[1], int(sys.argv[2])))
 print("listening", flush=True)
 while True:
-    asking, _ = listening.accept()
-    asking.sendall(b"HTTP/1.1 400 Bad Request\\r\\n\\r\\n" * 100)
+    connection, _ = listening.accept()
+    connection.sendall(b"HTTP/1.1 400 Bad Request\\r\\n\\r\\n" * 100)
 """
 
 
-def test_a_port_that_a_stranger_holds_ends_the_wait_with_its_address(hosts: Network, tmp_path: Path) -> None:
+def test_a_port_that_another_program_holds_ends_the_wait_with_its_address(hosts: Network, tmp_path: Path) -> None:
     links = plan_endpoints(3, PORT_BASE, hosts.addresses)
     address, port = hosts.addresses[1], PORT_BASE
     stranger = subprocess.Popen(
@@ -188,9 +189,10 @@ def test_a_port_that_a_stranger_holds_ends_the_wait_with_its_address(hosts: Netw
         assert stranger.stdout is not None
         assert stranger.stdout.readline() == b"listening\n"
         assert stage.wait(HANG_GUARD_S) == ExitCode.STAGE
-        told = log.read_text()
-        assert f"stage 2 has waited 1.5 s for the roll call from stage 1 at tcp://{address}:{port}" in told
-        assert f"tcp://{address}:{port}: who listens there broke off the handshake, or speaks another protocol" in told
+        text = log.read_text()
+        assert f"stage 2 has waited 1.5 s for the roll call from stage 1 at tcp://{address}:{port}" in text
+        trouble = "the process at that address broke off the handshake, or speaks another protocol"
+        assert f"tcp://{address}:{port}: {trouble}" in text
     finally:
         for process in (stage, stranger):
             process.kill()
@@ -249,7 +251,7 @@ def start_stage(hosts: Network, stage: int, logs: Path, *words: str) -> subproce
 
 
 def ask(hosts: Network) -> list[str]:
-    """Two greedy completions, asked for on the head's host."""
+    """Two greedy completions, requested on the head's host."""
     words = hosts.words(0, sys.executable, "-c", ASK, "http://127.0.0.1:8000")
     texts: list[str] = json.loads(subprocess.run(words, check=True, capture_output=True, timeout=100).stdout)
     return texts

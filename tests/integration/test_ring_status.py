@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A running ring tells how it fares; a stage whose main loop stands still, or that is silent, is named in its time."""
+"""A running ring reports its status; a stage whose main loop hangs, or that is silent, is named in time."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from pathlib import Path
 import pytest
 from toys import changed, processes, ring_specs, threads
 
+from zpptool.admin.prometheus import metrics_text
+from zpptool.admin.status_client import read_status
 from zpptool.errors import ExitCode
-from zpptool.pipeline.ring.lifecycle import FIRST_EPOCH
-from zpptool.pipeline.ring.metrics import metrics_text
-from zpptool.pipeline.ring.status import COMPUTING, READY, RingStatus, read_status, status_path
+from zpptool.ring.head.epochs import FIRST_EPOCH
+from zpptool.ring.status import COMPUTING, READY, RingStatus, status_path
 
 pytestmark = pytest.mark.timeout(30)
 
 
-def until(path: Path, true: Callable[[RingStatus], object], within_s: float = 10.0) -> RingStatus:
-    """The first status of which that is true."""
+def until(path: Path, condition: Callable[[RingStatus], object], within_s: float = 10.0) -> RingStatus:
+    """The first status that meets the condition."""
     end = time.monotonic() + within_s
-    while not true(status := read_status(path, 5.0)):
+    while not condition(status := read_status(path, 5.0)):
         assert time.monotonic() < end, status
         time.sleep(0.05)
     return status
 
 
-def test_a_ring_tells_every_stage_and_link(tmp_path: Path, zpptool) -> None:
+def test_a_ring_reports_every_stage_and_link(tmp_path: Path, zpptool) -> None:
     specs = ring_specs(3, tmp_path)
     path = status_path(specs[0].local)
     with threads(specs) as ring:
@@ -37,10 +38,10 @@ def test_a_ring_tells_every_stage_and_link(tmp_path: Path, zpptool) -> None:
             ring.ask("step", str(number).encode())
         status = until(
             path,
-            lambda told: all(s.link and s.rtt_ms and s.steps >= 40 and not s.link.queue for s in told.stages),
+            lambda now: all(s.link and s.rtt_ms and s.steps >= 40 and not s.link.queue for s in now.stages),
         )
         shown = zpptool("status", "--run-dir", tmp_path)
-        told = json.loads(zpptool("status", "--run-dir", tmp_path, "--json").out)
+        printed = json.loads(zpptool("status", "--run-dir", tmp_path, "--json").out)
     assert (status.phase, status.epoch, status.fault) == (READY, FIRST_EPOCH, "")
     assert [place.stage for place in status.stages] == [0, 1, 2]
     for place, after in zip((status.head, *status.stages), ("stage 0", "stage 1", "stage 2", "the head"), strict=True):
@@ -55,27 +56,27 @@ def test_a_ring_tells_every_stage_and_link(tmp_path: Path, zpptool) -> None:
     assert shown.code == ExitCode.OK
     assert f"run {status.run_id}, epoch {FIRST_EPOCH}: ready" in shown.out
     assert "stage 2 -> the head" in shown.out
-    assert told["schema_version"] == 1
-    assert [place["link"]["peer"] for place in told["stages"]] == ["stage 1", "stage 2", "the head"]
-    gone = zpptool("status", "--run-dir", tmp_path)
-    assert gone.code == ExitCode.ADDRESS
+    assert printed["schema_version"] == 1
+    assert [place["link"]["peer"] for place in printed["stages"]] == ["stage 1", "stage 2", "the head"]
+    after = zpptool("status", "--run-dir", tmp_path)
+    assert after.code == ExitCode.ADDRESS
 
 
-def test_a_stage_that_stands_still_at_a_step_is_named(tmp_path: Path) -> None:
+def test_a_stage_that_hangs_at_a_step_is_named(tmp_path: Path) -> None:
     specs = ring_specs(3, tmp_path, step_s=20.0)
     with processes([changed(spec, beat_timeout_s=1.5) for spec in specs], tmp_path) as ring:
         path = status_path(specs[0].local)
         waiting = ring.head.call("sleep", b"1", from_all=True)
-        standing = until(path, lambda told: told.stages[1].beat_age_s > 0.5)
-        assert [place.phase for place in standing.stages] == [READY, COMPUTING, READY]
+        hanging = until(path, lambda status: status.stages[1].beat_age_s > 0.5)
+        assert [place.phase for place in hanging.stages] == [READY, COMPUTING, READY]
         assert ring.broken.wait(15)
         fault = ring.faults[0]
         assert waiting.exception(5) is fault
         assert fault.exit_code is ExitCode.STAGE
-        assert f"stage 1 hangs ({standing.stages[1].host}, pid {ring.children[1].pid})" in fault.message
+        assert f"stage 1 hangs ({hanging.stages[1].host}, pid {ring.children[1].pid})" in fault.message
         assert "its main loop has not moved for" in fault.message
         assert "while sleep waits for it" in fault.message
-        assert until(path, lambda told: told.phase == "broken").fault == fault.message
+        assert until(path, lambda status: status.phase == "broken").fault == fault.message
 
 
 def test_a_stage_that_may_take_long_is_not_taken_to_hang(tmp_path: Path) -> None:
@@ -90,7 +91,7 @@ def test_a_stage_that_may_take_long_is_not_taken_to_hang(tmp_path: Path) -> None
 def test_a_stopped_process_is_named_as_silent(tmp_path: Path) -> None:
     specs = ring_specs(3, tmp_path, step_s=20.0)
     with processes([changed(spec, beat_timeout_s=1.5) for spec in specs], tmp_path) as ring:
-        until(status_path(specs[0].local), lambda told: all(place.pid for place in told.stages))
+        until(status_path(specs[0].local), lambda status: all(place.pid for place in status.stages))
         ring.children[1].send_signal(signal.SIGSTOP)
         try:
             waiting = ring.head.call("where", b"", from_all=True)

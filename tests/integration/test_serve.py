@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`zpptool serve` as a user runs it, on a tiny model: what it serves, what it survives, and that it leaves nothing."""
+"""`zpptool serve` as a user runs it, on a tiny model: its API, its status, lost processes, and that none is left."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def model(tiny_model: Callable[..., Path]) -> Path:
 def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
     started: list[Served] = []
 
-    def start(*words: object) -> Served:
-        started.append(Served(tmp_path, *words))
+    def start(*arguments: object) -> Served:
+        started.append(Served(tmp_path, *arguments))
         return started[-1]
 
     yield start
@@ -55,7 +55,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
 
 
 def full_disk(logs: Path) -> None:
-    """Have every write to the logs of that directory fail as on a full disk."""
+    """Make every write to the logs in that directory fail, as on a full disk."""
     logs.mkdir(parents=True)
     for name in ("stage-0", "stage-1", "head"):
         (logs / f"{name}.log").symlink_to("/dev/full")
@@ -63,18 +63,18 @@ def full_disk(logs: Path) -> None:
 
 @pytest.fixture(scope="module")
 def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A pipeline of two stages that several tests look at, and kill parts of."""
+    """A pipeline of two stages, shared by several tests, which also kill parts of it."""
     directory = tmp_path_factory.mktemp("serve")
-    full_disk(directory / "logs" / "epoch-2")
-    one = Served(
+    full_disk(directory / "logs" / "generation-2")
+    command = Served(
         directory, model, "--num-stages", 2, "--log-dir", directory / "logs", "--served-model-name", "tiny",
         "--recovery-deadline", 200, "--drain-timeout", 200,
     )  # fmt: skip
     try:
-        one.until_ready()
-        yield one
+        command.until_ready()
+        yield command
     finally:
-        one.close()
+        command.close()
 
 
 @pytest.fixture
@@ -84,41 +84,42 @@ def client(served: Served) -> Iterator[httpx.Client]:
 
 
 def text_of(answer: httpx.Response) -> str:
+    """The completion in an answer, which must be a success."""
     assert answer.status_code == 200, answer.text
     text: str = answer.json()["choices"][0]["text"]
     return text
 
 
-def test_what_it_prints_tells_all_phases(served: Served) -> None:
+def test_every_phase_is_printed(served: Served) -> None:
     for stage in (0, 1):
         served.find(rf"pipeline, stage {stage} .*: ready")
         phases = re.findall(rf"pipeline, stage {stage} \(layers \d-\d, pid \d+\): (.*)", served.text())
         assert (phases[0], phases[-1]) == ("starting", "ready")
     assert served.output.read_text() == f"serving tiny at {served.url}\n"
-    assert {path.name for path in (served.errors.parent / "logs/epoch-1").iterdir()} == {
+    assert {path.name for path in (served.errors.parent / "logs/generation-1").iterdir()} == {
         "head.log", "stage-0.log", "stage-1.log"
     }  # fmt: skip
 
 
-def test_openais_own_client_is_served(served: Served) -> None:
+def test_openais_client_works(served: Served) -> None:
     openai = pytest.importorskip("openai")
     client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", timeout=200)
     assert [model.id for model in client.models.list()] == ["tiny"]
-    asked = {"model": "tiny", "prompt": "one two", "max_tokens": 8, "temperature": 0}
-    whole = client.completions.create(**asked).choices[0].text
-    pieces = [chunk.choices[0].text for chunk in client.completions.create(**asked, stream=True)]
-    assert "".join(pieces) == whole
-    assert len(pieces) > 1
+    request = {"model": "tiny", "prompt": "one two", "max_tokens": 8, "temperature": 0}
+    whole = client.completions.create(**request).choices[0].text
+    chunks = [chunk.choices[0].text for chunk in client.completions.create(**request, stream=True)]
+    assert "".join(chunks) == whole
+    assert len(chunks) > 1
     with pytest.raises(openai.NotFoundError, match="there is no other here"):
-        client.completions.create(**{**asked, "model": "other"})
+        client.completions.create(**{**request, "model": "other"})
 
 
 def _status_at_rest(served: Served, zpptool: Callable[..., Ran]) -> dict[str, Any]:
-    """What `status` tells when each stage's last beat came after its last step, and went there and back."""
+    """The status once each stage's last heartbeat was sent after its last step, and was answered."""
     while True:
-        told = zpptool("status", "--url", served.url, "--json")
-        assert told.code == 0, told.err
-        status: dict[str, Any] = told.json
+        ran = zpptool("status", "--url", served.url, "--json")
+        assert ran.code == 0, ran.err
+        status: dict[str, Any] = ran.json
         if all(stage["rtt_ms"] is not None and stage["phase"] != "computing" for stage in status["stages"]):
             return status
         time.sleep(0.2)
@@ -155,7 +156,7 @@ def test_status_top_probes_and_metrics(served: Served, client: httpx.Client, zpp
     assert float(re.findall(r"^zpp:generation_tokens_total (\S+)", metrics, re.MULTILINE)[0]) >= len("x" * 12)
 
 
-def test_many_streams_at_once_give_the_tokens_of_one(client: httpx.Client, served: Served) -> None:
+def test_concurrent_streams_have_the_tokens_of_a_single_one(client: httpx.Client, served: Served) -> None:
     alone = text_of(client.post("/v1/completions", json=SHORT))
 
     def stream(_number: int) -> str:
@@ -167,13 +168,13 @@ def test_many_streams_at_once_give_the_tokens_of_one(client: httpx.Client, serve
         assert set(pool.map(stream, range(STREAMS))) == {alone}
 
 
-def in_background(what: Callable[[], object]) -> list[object]:
-    """The result of something that goes on meanwhile, or what it raised; empty until then."""
+def in_background(function: Callable[[], object]) -> list[object]:
+    """Call a function on another thread. The list gets its result, or the exception that it raised."""
     results: list[object] = []
 
     def work() -> None:
         try:
-            results.append(what())
+            results.append(function())
         except Exception as fault:
             results.append(fault)
 
@@ -181,16 +182,16 @@ def in_background(what: Callable[[], object]) -> list[object]:
     return results
 
 
-@pytest.mark.parametrize(("victim", "epoch"), [("stage 1", 2), ("head", 3)])
-def test_a_process_that_is_killed_is_started_again_alone(
-    victim: str, epoch: int, served: Served, client: httpx.Client
+@pytest.mark.parametrize(("victim", "generation"), [("stage 1", 2), ("head", 3)])
+def test_only_the_killed_process_is_started_again(
+    victim: str, generation: int, served: Served, client: httpx.Client
 ) -> None:
-    """A stage's loss is a pause. With the head's, a stream that has begun ends with OpenAI's error; a request without a
-    byte, and one that comes meanwhile, are answered. The second epoch finds the disk full: its logs cannot be written.
-    """
+    """The loss of a stage is a pause. After the loss of the head, a stream that has begun ends with OpenAI's error; a
+    request of which no byte was sent, and one that arrives meanwhile, are answered. The logs of the second start cannot
+    be written, as on a full disk."""
     expected = text_of(client.post("/v1/completions", json=SHORT))
     before = served.look()
-    unbegun = in_background(lambda: client.post("/v1/completions", json={**LONG, "max_tokens": 800}))
+    not_begun = in_background(lambda: client.post("/v1/completions", json={**LONG, "max_tokens": 800}))
     with client.stream("POST", "/v1/completions", json={**LONG, "max_tokens": 800, "stream": True}) as got:
         lines = got.iter_lines()
         next(lines)
@@ -200,24 +201,25 @@ def test_a_process_that_is_killed_is_started_again_alone(
         last = [line for line in lines if line.startswith("data: ")][-2:]
     assert ('"error"' in "".join(last)) == (victim == "head"), last
     assert (last[-1] == "data: [DONE]") == (victim != "head"), last
-    for waited in (unbegun, meanwhile):
+    for waited in (not_begun, meanwhile):
         wait_for(lambda waited=waited: waited)
         assert isinstance(waited[0], httpx.Response), waited
     assert text_of(meanwhile[0]) == expected
-    assert text_of(unbegun[0])
-    served.until_ready(epoch)
+    assert text_of(not_begun[0])
+    served.until_ready(generation)
     after = served.look()
     for name, process in before.items():
         assert process.is_running() == (name != victim), name
         assert after[name].is_running(), name
     assert f"pipeline: {victim} was killed by SIGKILL; it is started again in 0 s" in served.text()
     status = client.get("/pipeline/status").json()
-    assert [stage["epoch"] for stage in status["stages"]] == [epoch, epoch]
-    assert status["replicas"][0]["restarts"] == epoch - 1
+    counts = [(stage["generation"], stage["epoch"]) for stage in status["stages"]]
+    assert counts == [(generation, generation)] * 2
+    assert status["replicas"][0]["restarts"] == generation - 1
 
 
-def test_ctrl_c_lets_answers_end_and_then_ends_everything(served: Served, client: httpx.Client) -> None:
-    """The last of this pipeline."""
+def test_ctrl_c_waits_for_answers_and_then_ends_everything(served: Served, client: httpx.Client) -> None:
+    """Stops the shared pipeline: the last test that uses it."""
     with client.stream("POST", "/v1/completions", json={**LONG, "max_tokens": 800, "stream": True}) as got:
         lines = got.iter_lines()
         next(lines)
@@ -233,31 +235,31 @@ def test_ctrl_c_lets_answers_end_and_then_ends_everything(served: Served, client
 
 @pytest.mark.vllm
 @pytest.mark.timeout(700)
-def test_vllm_is_served_the_same_way(
+def test_vllm_is_served_like_the_embedded_engine(
     tiny_model: Callable[..., Path], serve: Callable[..., Served], zpptool: Callable[..., Ran]
 ) -> None:
-    """Stock vLLM: its phases, answers, metrics as they are, its ring in the status; a stage that is killed is a pause;
-    killed as a whole, it leaves nothing."""
+    """Stock vLLM: its phases, answers and unchanged metrics, and its ring in the status. A killed stage is a pause, and
+    when the command itself is killed, no process is left."""
     pytest.importorskip("vllm")
     model = tiny_model("llama", hidden_size=128, intermediate_size=128, initializer_range=0.3)
-    one = serve(
+    command = serve(
         *(model, "--num-stages", 2, "--engine", "vllm", "--served-model-name", "tiny", "--dtype", "float32", "--"),
         *("--enforce-eager", "--kv-cache-memory-bytes", 64 << 20, "--max-model-len", 256),
     )
-    one.find("ready after", 450)
-    one.look()
-    with httpx.Client(base_url=one.url, timeout=200, trust_env=False) as client:
+    command.find("ready after", 450)
+    command.look()
+    with httpx.Client(base_url=command.url, timeout=200, trust_env=False) as client:
         alone = text_of(client.post("/v1/completions", json={**SHORT, "model": "tiny"}))
         with client.stream("POST", "/v1/completions", json={**SHORT, "model": "tiny", "stream": True}) as got:
             events = [line[6:] for line in got.iter_lines() if line.startswith("data: {")]
         assert "".join(json.loads(event)["choices"][0]["text"] for event in events) == alone
-        status = zpptool("status", "--url", one.url, "--json").json
+        status = zpptool("status", "--url", command.url, "--json").json
         long = {**SHORT, "model": "tiny", "max_tokens": 200}
         undisturbed = text_of(client.post("/v1/completions", json=long))
         killed = in_background(lambda: client.post("/v1/completions", json={**long, "stream": True}))
         wait_for(lambda: client.get("/pipeline/status").json()["requests"]["in_flight"])
-        one.look()["stage 1"].kill()
-        one.until_ready(2, within_s=250)
+        command.look()["stage 1"].kill()
+        command.until_ready(2, within_s=250)
         wait_for(lambda: killed)
         assert '"error"' not in killed[0].text
         events = [line[6:] for line in killed[0].text.splitlines() if line.startswith("data: {")]
@@ -270,53 +272,54 @@ def test_vllm_is_served_the_same_way(
     assert len(names) > 20
     assert [stage["link"]["peer"] for stage in status["stages"]] == ["stage 1", "the head"]
     for stage in (0, 1):
-        phases = re.findall(rf"pipeline, stage {stage} \(.*\): (.*)", one.text())
+        phases = re.findall(rf"pipeline, stage {stage} \(.*\): (.*)", command.text())
         loading = next(place for place, phase in enumerate(phases) if phase.startswith("load"))  # loading, loaded
         assert phases.index("starting") < loading < phases.index("ready")
-    one.process.kill()
-    assert one.left_behind() == []
+    command.process.kill()
+    assert command.left_behind() == []
 
 
-def test_what_was_started_does_not_outlive_a_killed_parent(model: Path, serve: Callable[..., Served]) -> None:
-    """While it starts, which is when there is most to forget."""
-    one = serve(model, "--num-stages", 2)
-    wait_for(lambda: len(one.look()) == 3)
-    one.process.kill()
-    assert one.left_behind() == []
+def test_no_process_outlives_a_killed_parent(model: Path, serve: Callable[..., Served]) -> None:
+    """Killed during the start, when the parent has just created its processes."""
+    command = serve(model, "--num-stages", 2)
+    wait_for(lambda: len(command.look()) == 3)
+    command.process.kill()
+    assert command.left_behind() == []
 
 
-def test_a_crash_loop_is_given_up_and_says_why(model: Path, serve: Callable[..., Served]) -> None:
-    one = serve(model, "--num-stages", 2, "--max-restarts", 1)
+def test_a_crash_loop_is_given_up_with_the_reason(model: Path, serve: Callable[..., Served]) -> None:
+    command = serve(model, "--num-stages", 2, "--max-restarts", 1)
     killed: set[int] = set()
-    wait_for(lambda: one.look())
-    while one.process.poll() is None and len(killed) < 2:
-        victim = one.look().get("stage 1")
+    wait_for(lambda: command.look())
+    while command.process.poll() is None and len(killed) < 2:
+        victim = command.look().get("stage 1")
         if victim is not None and victim.pid not in killed:
             killed.add(victim.pid)
             victim.kill()
         time.sleep(0.05)
-    assert one.process.wait(READY_S) == 6
-    assert "the pipeline has failed 2 times in a row and is given up: stage 1 was killed by SIGKILL" in one.text()
-    assert one.left_behind() == []
+    assert command.process.wait(READY_S) == 6
+    assert "the pipeline has failed 2 times in a row and is given up: stage 1 was killed by SIGKILL" in command.text()
+    assert command.left_behind() == []
 
 
-def test_a_start_that_cannot_work_fails_at_once_with_the_end_of_the_log(
+def test_a_start_with_a_wrong_argument_fails_at_once_with_the_end_of_the_log(
     model: Path, serve: Callable[..., Served]
 ) -> None:
-    one = serve(model, "--num-stages", 2, "--", "--no-such-argument")
-    assert one.process.wait(READY_S) == 2
-    assert "takes no arguments after --: --no-such-argument" in one.text()
-    assert "started again" not in one.text()
-    assert one.left_behind() == []
+    command = serve(model, "--num-stages", 2, "--", "--no-such-argument")
+    assert command.process.wait(READY_S) == 2
+    assert "takes no arguments after --: --no-such-argument" in command.text()
+    assert "started again" not in command.text()
+    assert command.left_behind() == []
 
 
 @contextmanager
-def in_a_terminal(model: Path, *words: object) -> Iterator[tuple[int, int]]:
-    """`zpptool serve` in a terminal of its own, whose stages are starting: its process and the terminal."""
+def in_a_terminal(model: Path, *arguments: object) -> Iterator[tuple[int, int]]:
+    """Run `zpptool serve` in a pseudo-terminal until its stages are starting; yields its pid and the terminal's file
+    descriptor."""
     pid, terminal = pty.fork()
     if pid == 0:
-        words = ("serve", model, "--num-stages", 2, "--engine", "transformers", "--port", 0, *words)
-        os.execv(sys.executable, [sys.executable, "-m", "zpptool", *map(str, words)])
+        arguments = ("serve", model, "--num-stages", 2, "--engine", "transformers", "--port", 0, *arguments)
+        os.execv(sys.executable, [sys.executable, "-m", "zpptool", *map(str, arguments)])
     shown = b""
     deadline = time.monotonic() + READY_S
     while b"starting" not in shown:
@@ -336,8 +339,8 @@ def ended(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def test_a_terminal_shows_it_live_and_takes_it_along_when_it_closes(model: Path) -> None:
-    """In a terminal of its own: the table is drawn with the terminal's codes; closing the terminal ends everything."""
+def test_a_terminal_shows_the_live_table_and_closing_it_ends_everything(model: Path) -> None:
+    """The table is drawn with control sequences; closing the terminal is a stop request."""
     with in_a_terminal(model) as (pid, terminal):
         seen = psutil.Process(pid).children(recursive=True)
         os.close(terminal)
@@ -345,7 +348,7 @@ def test_a_terminal_shows_it_live_and_takes_it_along_when_it_closes(model: Path)
     assert psutil.wait_procs(seen, timeout=END_S)[1] == []
 
 
-def test_it_outlives_its_terminal_where_nohup_says_so(model: Path) -> None:
+def test_with_nohup_the_command_outlives_its_terminal(model: Path) -> None:
     port = free_base_port()
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with ExitStack() as running:

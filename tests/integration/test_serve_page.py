@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page in a real browser without a screen: what it draws from the status, and an answer as it streams.
+"""The page in a headless browser: what it draws from the status, and a streamed answer.
 
-Needs Chromium and playwright (the browser of the system is driven; playwright brings none). `ZPP_SCREENSHOT` names a
-directory to write pictures to.
+Needs playwright and the system's Chromium. `ZPP_SCREENSHOT` names a directory for screenshots.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ pytest.importorskip("playwright.sync_api")
 import msgspec
 from playwright.sync_api import sync_playwright
 
-from tests.fronts import EVENTS, Heard, RunningFront, ToyServer, chunk, front_of
+from tests.fronts import EVENTS, ReceivedRequest, RunningGateway, ToyServer, chunk, gateway_of
 from tests.rings import LINK
-from zpptool.serve.balance import Standing
-from zpptool.serve.status import describe_link
+from zpptool.serve.load_balancing import BackendState
+from zpptool.serve.pipeline_status import describe_link
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
@@ -41,21 +40,22 @@ def stage(number: int, phase: str = "ready") -> dict[str, Any]:
     """A stage as a supervisor describes it."""
     return {
         "stage": number, "host": "alpha", "pid": 4100 + number, "layers": list(LAYERS[number]), "phase": phase,
-        "epoch": 1, "memory": (300 + 40 * number) << 20, "steps": 7, "rtt_ms": 0.41, "link": link(number),
+        "epoch": 1, "generation": 1, "memory": (300 + 40 * number) << 20, "steps": 7, "rtt_ms": 0.41,
+        "link": link(number),
     }  # fmt: skip
 
 
 def link(sender: int) -> dict[str, Any]:
-    """A link as its pipeline's status tells of it."""
+    """A link as in its pipeline's status."""
     peer = "head" if sender == len(LAYERS) - 1 else f"stage {sender + 1}"
     sent = 5 << 20 << (sender + 1)
-    told = msgspec.structs.replace(LINK, peer=peer, rtt_ms=0.41, bytes_sent=sent, bytes_received=sent, refused=0)
-    return describe_link(told)
+    status = msgspec.structs.replace(LINK, peer=peer, rtt_ms=0.41, bytes_sent=sent, bytes_received=sent, refused=0)
+    return describe_link(status)
 
 
-async def behave(heard: Heard, writer: asyncio.StreamWriter) -> None:
-    """Metrics that count up, and an answer in three events."""
-    if heard.path == "/metrics":
+async def behave(request: ReceivedRequest, writer: asyncio.StreamWriter) -> None:
+    """Answer with metrics that count up, or a completion in three events."""
+    if request.path == "/metrics":
         behave.tokens += 40  # type: ignore[attr-defined]
         body = f"vllm:generation_tokens_total {behave.tokens}\n".encode()  # type: ignore[attr-defined]
         writer.write(f"HTTP/1.1 200 OK\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
@@ -73,8 +73,8 @@ behave.tokens = 0  # type: ignore[attr-defined]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with sync_playwright() as drives:
-        launched = drives.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield launched
         launched.close()
 
@@ -87,23 +87,23 @@ def described() -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def front(described: list[dict[str, Any]]) -> Iterator[RunningFront]:
+def gateway(described: list[dict[str, Any]]) -> Iterator[RunningGateway]:
     server = ToyServer(behave)
-    with front_of([server], described=described) as front:
-        yield front
+    with gateway_of([server], described=described) as gateway:
+        yield gateway
     server.close()
 
 
 def opened(browser: Any, url: str, scheme: str = "light") -> tuple[Any, list[str]]:
-    """The page, and what the browser has complained of."""
+    """The page, and the errors that the browser reports."""
     page = browser.new_page(color_scheme=scheme, viewport={"width": 1200, "height": 900})
     page.set_default_timeout(WAIT_MS)
-    complaints: list[str] = []
-    page.on("pageerror", lambda fault: complaints.append(str(fault)))
-    page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+    errors: list[str] = []
+    page.on("pageerror", lambda fault: errors.append(str(fault)))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     page.goto(url)
     page.wait_for_selector("#stages tr")
-    return page, complaints
+    return page, errors
 
 
 def picture(page: Any, name: str) -> None:
@@ -113,8 +113,8 @@ def picture(page: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_ring_is_drawn_and_a_prompt_is_answered(scheme: str, browser: Any, front: RunningFront) -> None:
-    page, complaints = opened(browser, front.url, scheme)
+def test_the_ring_is_drawn_and_a_prompt_is_answered(scheme: str, browser: Any, gateway: RunningGateway) -> None:
+    page, errors = opened(browser, gateway.url, scheme)
     assert page.inner_text("#phase") == "ready"
     assert page.inner_text("#model") == "SmolLM2-135M-Instruct"
     assert page.locator("#stages tr").count() == 4
@@ -138,24 +138,24 @@ def test_the_ring_is_drawn_and_a_prompt_is_answered(scheme: str, browser: Any, f
     picture(page, f"page-{scheme}.png")
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     page.close()
-    assert complaints == []
+    assert errors == []
 
 
-def test_it_follows_what_happens(browser: Any, front: RunningFront, described: list[dict[str, Any]]) -> None:
-    page, _ = opened(browser, front.url)
+def test_the_page_follows_the_status(browser: Any, gateway: RunningGateway, described: list[dict[str, Any]]) -> None:
+    page, _ = opened(browser, gateway.url)
     described[0]["stages"] = [stage(0), stage(1, "not running"), *(stage(number) for number in (2, 3))]
-    described[0]["stages"][0]["link"] |= {"state": "lost", "last_error": "<i>stage 1 is gone</i>"}
-    front.update(0, Standing("", phase="waiting to restart", epoch=1, why="stage 1 was killed by SIGKILL"))
+    described[0]["stages"][0]["link"] |= {"state": "lost", "last_error": "<i>stage 1 is lost</i>"}
+    gateway.update(0, BackendState("", phase="waiting to restart", generation=1, why="stage 1 was killed by SIGKILL"))
     page.wait_for_function("() => document.querySelector('#phase').textContent === 'waiting to restart'")
     assert page.inner_text("#why") == "pipeline 0: stage 1 was killed by SIGKILL"
-    assert page.locator("#links tr").nth(1).locator("td").last.inner_text() == "<i>stage 1 is gone</i>"
+    assert page.locator("#links tr").nth(1).locator("td").last.inner_text() == "<i>stage 1 is lost</i>"
     assert page.locator("#rings svg path.broken").count() == 1
     assert "bad" in page.locator("#stages tr").nth(1).locator("td").nth(2).get_attribute("class")
     page.close()
 
 
-def test_everything_can_be_reached_with_the_keyboard_and_has_a_name(browser: Any, front: RunningFront) -> None:
-    page, _ = opened(browser, front.url)
+def test_every_control_has_a_label_and_can_be_reached_with_the_keyboard(browser: Any, gateway: RunningGateway) -> None:
+    page, _ = opened(browser, gateway.url)
     unnamed = page.evaluate(
         """[...document.querySelectorAll('textarea, input, select, button')]
            .filter((one) => !one.textContent.trim() && !document.querySelector(`label[for="${one.id}"]`)).length"""
@@ -170,19 +170,19 @@ def test_everything_can_be_reached_with_the_keyboard_and_has_a_name(browser: Any
     page.close()
 
 
-def test_on_a_narrow_screen_only_the_table_scrolls(browser: Any, front: RunningFront) -> None:
-    page, _ = opened(browser, front.url)
+def test_on_a_narrow_screen_only_the_tables_scroll(browser: Any, gateway: RunningGateway) -> None:
+    page, _ = opened(browser, gateway.url)
     page.set_viewport_size({"width": 360, "height": 700})
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     page.close()
 
 
-def test_it_asks_for_a_key_where_one_is_wanted(browser: Any, described: list[dict[str, Any]]) -> None:
+def test_the_page_asks_for_a_required_key(browser: Any, described: list[dict[str, Any]]) -> None:
     server = ToyServer(behave)
-    with front_of([server], described=described, keys=["secret"]) as front:
+    with gateway_of([server], described=described, keys=["secret"]) as gateway:
         page = browser.new_page()
         page.set_default_timeout(WAIT_MS)
-        page.goto(front.url)
+        page.goto(gateway.url)
         page.wait_for_selector("#key", state="visible")
         page.fill("#key", "secret")
         page.keyboard.press("Enter")

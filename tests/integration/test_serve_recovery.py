@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`zpptool serve` loses stages under load: every stream goes on with the same tokens, and no client sees an error. What
-never comes back ends it in good order."""
+"""`zpptool serve` loses stages under load: every stream continues with the same tokens, and no client gets an error. A
+stage that never comes back ends the command with its reason."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ def model(tiny_model: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="module")
 def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     directory = tmp_path_factory.mktemp("serve-recovery")
-    one = Served(
+    command = Served(
         directory, model, "--num-stages", 3, "--served-model-name", "tiny", "--beat-timeout", BEAT_S,
         "--log-dir", directory / "logs",
     )  # fmt: skip
     try:
-        one.until_ready()
-        yield one
+        command.until_ready()
+        yield command
     finally:
-        one.close()
+        command.close()
 
 
 @pytest.fixture(scope="module")
 def client(served: Served) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=served.url, timeout=READY_S, trust_env=False) as asking:
-        yield asking
+    with httpx.Client(base_url=served.url, timeout=READY_S, trust_env=False) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +56,12 @@ def undisturbed(client: httpx.Client) -> list[str]:
     return Streams(client).answers()
 
 
-def strike(served: Served, client: httpx.Client, number: signal.Signals, *victims: str) -> list[str]:
-    """Do this to processes when all streams have begun; what the streams got."""
+def signal_during_streams(served: Served, client: httpx.Client, number: signal.Signals, *victims: str) -> list[str]:
+    """Send a signal to processes once all streams have begun, and wait for the recovery.
+
+    Returns:
+        the answers of the streams.
+    """
     before = served.look()
     streams = Streams(client)
     wait_for(streams.begun)
@@ -73,11 +77,11 @@ def strike(served: Served, client: httpx.Client, number: signal.Signals, *victim
     return answers
 
 
-def test_two_stages_that_are_killed_one_after_the_other(
+def test_two_stages_are_killed_one_after_the_other(
     served: Served, client: httpx.Client, undisturbed: list[str]
 ) -> None:
-    assert strike(served, client, signal.SIGKILL, "stage 1") == undisturbed
-    assert strike(served, client, signal.SIGKILL, "stage 0") == undisturbed
+    assert signal_during_streams(served, client, signal.SIGKILL, "stage 1") == undisturbed
+    assert signal_during_streams(served, client, signal.SIGKILL, "stage 0") == undisturbed
     status = client.get("/pipeline/status").json()
     assert status["requests"]["failed"] == 0
     (pipeline,) = status["replicas"]
@@ -90,16 +94,18 @@ def test_two_stages_that_are_killed_one_after_the_other(
     assert "pipeline: stage 1 was killed by SIGKILL; it is started again in 0 s" in served.text()
 
 
-def test_two_stages_at_once_one_of_them_hung(served: Served, client: httpx.Client, undisturbed: list[str]) -> None:
-    """A stage that is stopped is nobody's child that ends: the ring says that it hangs, and it is killed for that."""
-    assert strike(served, client, signal.SIGKILL, "stage 0", "stage 2") == undisturbed
-    assert strike(served, client, signal.SIGSTOP, "stage 1") == undisturbed
+def test_two_stages_are_killed_at_once_and_one_hangs(
+    served: Served, client: httpx.Client, undisturbed: list[str]
+) -> None:
+    """A stopped stage does not end by itself: the ring reports that it hangs, and the supervisor kills it."""
+    assert signal_during_streams(served, client, signal.SIGKILL, "stage 0", "stage 2") == undisturbed
+    assert signal_during_streams(served, client, signal.SIGSTOP, "stage 1") == undisturbed
     assert client.get("/pipeline/status").json()["requests"]["failed"] == 0
     assert re.search(rf"stage 1 hangs and was killed: its main loop .* \(--beat-timeout {BEAT_S}\)", served.text())
 
 
 def test_a_head_that_hangs_is_started_again_once(served: Served, client: httpx.Client, undisturbed: list[str]) -> None:
-    """The new one is not blamed for the silence of the one before."""
+    """The new head is not killed for the silence of the old one."""
     served.look()["head"].send_signal(signal.SIGSTOP)
     wait_for(lambda: "head hangs and was killed" in served.text())
     wait_for(lambda: client.get("/readyz").status_code == 200)
@@ -107,39 +113,41 @@ def test_a_head_that_hangs_is_started_again_once(served: Served, client: httpx.C
     assert served.text().count("head hangs and was killed") == 1
 
 
-def test_a_stage_that_is_lost_while_the_answers_under_way_are_waited_for(model: Path, tmp_path: Path) -> None:
-    one = Served(tmp_path, model, "--num-stages", 2, "--drain-timeout", READY_S)
+def test_a_stage_that_is_lost_while_draining_is_restarted(model: Path, tmp_path: Path) -> None:
+    command = Served(tmp_path, model, "--num-stages", 2, "--drain-timeout", READY_S)
     try:
-        one.until_ready()
-        with httpx.Client(base_url=one.url, timeout=READY_S, trust_env=False) as client:
+        command.until_ready()
+        with httpx.Client(base_url=command.url, timeout=READY_S, trust_env=False) as client:
             undisturbed = Streams(client).answers()
             streams = Streams(client)
             wait_for(streams.begun)
-            one.process.send_signal(signal.SIGINT)
-            wait_for(lambda: "stopping, 8 requests under way" in one.text())
-            one.look()["stage 1"].kill()
+            command.process.send_signal(signal.SIGINT)
+            wait_for(lambda: "stopping, 8 requests under way" in command.text())
+            command.look()["stage 1"].kill()
             assert streams.answers() == undisturbed
-            one.look()
-        assert one.process.wait(READY_S) == 130
-        assert "stage 1 was killed by SIGKILL; it is started again in 0 s" in one.text()
-        assert one.left_behind() == []
+            command.look()
+        assert command.process.wait(READY_S) == 130
+        assert "stage 1 was killed by SIGKILL; it is started again in 0 s" in command.text()
+        assert command.left_behind() == []
     finally:
-        one.close()
+        command.close()
 
 
-def test_a_stage_that_cannot_come_back_ends_it_and_says_why(
+def test_a_stage_that_cannot_come_back_ends_the_command_with_the_reason(
     model: Path, tmp_path: Path, zpptool: Callable[..., Ran]
 ) -> None:
     stages = tmp_path / "stages"
     assert zpptool("split", model, "--num-stages", 2, "-o", stages).code == 0
-    one = Served(tmp_path, "--pipeline-dir", stages, "--max-restarts", 1)
+    command = Served(tmp_path, "--pipeline-dir", stages, "--max-restarts", 1)
     try:
-        one.until_ready()
+        command.until_ready()
         shutil.rmtree(stages / "stage_1")
-        one.look()["stage 1"].kill()
-        assert one.process.wait(READY_S) == 6
-        assert re.search(r"the pipeline has failed 2 times in a row and is given up: stage 1 exited with", one.text())
-        assert "stage_1" in one.text()
-        assert one.left_behind() == []
+        command.look()["stage 1"].kill()
+        assert command.process.wait(READY_S) == 6
+        assert re.search(
+            r"the pipeline has failed 2 times in a row and is given up: stage 1 exited with", command.text()
+        )
+        assert "stage_1" in command.text()
+        assert command.left_behind() == []
     finally:
-        one.close()
+        command.close()

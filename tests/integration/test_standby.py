@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Spare processes take the place of what is lost: of a stage and of the head, behind `serve` and under `run-stage`."""
+"""Spare processes replace what is lost: a stage and the head, of `serve` and of `run-stage`."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
 
 @pytest.fixture(scope="module")
 def client(served: Served) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=served.url, timeout=READY_S, trust_env=False) as asking:
-        yield asking
+    with httpx.Client(base_url=served.url, timeout=READY_S, trust_env=False) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
@@ -53,82 +53,82 @@ def undisturbed(client: httpx.Client) -> list[str]:
     return Streams(client).answers()
 
 
-class Seen:
-    """The status of a pipeline, in short."""
+class Snapshot:
+    """Some of a pipeline's status."""
 
     def __init__(self, client: httpx.Client) -> None:
-        told = client.get("/pipeline/status").json()
-        (self.pipeline,) = told["replicas"]
-        self.pids = {f"stage {stage['stage']}": stage["pid"] for stage in told["stages"]}
+        status = client.get("/pipeline/status").json()
+        (self.pipeline,) = status["replicas"]
+        self.pids = {f"stage {stage['stage']}": stage["pid"] for stage in status["stages"]}
         self.pids["head"] = (self.pipeline["head"] or {}).get("pid")
-        self.failed = told["requests"]["failed"]
+        self.failed = status["requests"]["failed"]
 
 
-def the_spare(served: Served, client: httpx.Client, but: int = 0) -> int:
-    """The process that is the spare, as soon as it is ready and another one than `but`."""
-    wait_for(lambda: Seen(client).pipeline["spares"] == 1 and spares_told(served)[-1] != but)
+def wait_for_spare(served: Served, client: httpx.Client, former: int = 0) -> int:
+    """The pid of the ready spare, once it is another process than `former`."""
+    wait_for(lambda: Snapshot(client).pipeline["spares"] == 1 and logged_spares(served)[-1] != former)
     served.look()
-    return spares_told(served)[-1]
+    return logged_spares(served)[-1]
 
 
-def spares_told(served: Served) -> list[int]:
+def logged_spares(served: Served) -> list[int]:
     return [0, *map(int, re.findall(IS_READY, served.text()))]
 
 
-def test_a_spare_becomes_the_stage_that_is_killed_and_another_one_comes(
+def test_a_spare_replaces_a_killed_stage_and_another_spare_is_started(
     served: Served, client: httpx.Client, undisturbed: list[str]
 ) -> None:
-    spare, before = the_spare(served, client), Seen(client)
+    spare, before = wait_for_spare(served, client), Snapshot(client)
     streams = Streams(client)
     wait_for(streams.begun)
     psutil.Process(before.pids["stage 1"]).kill()
     assert streams.answers() == undisturbed
     wait_for(lambda: client.get("/readyz").status_code == 200)
-    after = Seen(client)
+    after = Snapshot(client)
     assert after.pids == {**before.pids, "stage 1": spare}
     assert after.failed == 0
     assert f"pipeline: a spare process becomes stage 1 (pid {spare})" in served.text()
-    assert the_spare(served, client, but=spare) not in after.pids.values()
+    assert wait_for_spare(served, client, former=spare) not in after.pids.values()
     assert Streams(client).answers() == undisturbed
 
 
 def test_a_spare_that_is_killed_is_no_loss_and_is_replaced(served: Served, client: httpx.Client) -> None:
-    spare, before = the_spare(served, client), Seen(client)
+    spare, before = wait_for_spare(served, client), Snapshot(client)
     psutil.Process(spare).kill()
-    the_spare(served, client, but=spare)
-    after = Seen(client)
+    wait_for_spare(served, client, former=spare)
+    after = Snapshot(client)
     assert after.pids == before.pids
     assert after.pipeline["restarts"] == before.pipeline["restarts"]
     assert after.pipeline["recoveries"] == before.pipeline["recoveries"]
 
 
 def test_a_spare_becomes_the_head_too(served: Served, client: httpx.Client, undisturbed: list[str]) -> None:
-    spare, before = the_spare(served, client), Seen(client)
+    spare, before = wait_for_spare(served, client), Snapshot(client)
     psutil.Process(before.pids["head"]).kill()
     wait_for(lambda: "pipeline: a spare process becomes head" in served.text())
     wait_for(lambda: client.get("/readyz").status_code == 200)
-    assert Seen(client).pids == {**before.pids, "head": spare}
+    assert Snapshot(client).pids == {**before.pids, "head": spare}
     assert Streams(client).answers() == undisturbed
 
 
-def test_a_spare_takes_its_turn_in_a_planned_change_too(
+def test_a_spare_replaces_a_stage_in_a_planned_change_too(
     served: Served, client: httpx.Client, undisturbed: list[str], zpptool: Callable[..., Ran]
 ) -> None:
-    """Stages leave one after the other: the first place is the spare's, the rest are taken by who is started."""
-    spare, before = the_spare(served, client), Seen(client)
+    """Stages leave one after the other: the spare replaces the first, and started processes replace the others."""
+    spare, before = wait_for_spare(served, client), Snapshot(client)
     streams = Streams(client)
     wait_for(streams.begun)
     ran = zpptool("rollout", "--url", served.url, timeout_s=READY_S)
     assert ran.code == 0, ran.err
     assert streams.answers() == undisturbed
-    after = Seen(client)
+    after = Snapshot(client)
     assert after.pids["stage 0"] == spare
     assert {name for name in after.pids if after.pids[name] == before.pids[name]} == {"head"}
     assert after.failed == 0
 
 
 def test_a_spare_does_not_outlive_the_command(served: Served, client: httpx.Client) -> None:
-    the_spare(served, client)
+    wait_for_spare(served, client)
     served.process.kill()
     served.process.wait()
     assert served.left_behind() == []
@@ -137,8 +137,8 @@ def test_a_spare_does_not_outlive_the_command(served: Served, client: httpx.Clie
 def test_run_stage_has_spares_of_its_own(model: Path, tmp_path: Path, zpptool: Callable[..., Ran]) -> None:
     split, base = tmp_path / "stages", free_base_port(4)
     assert zpptool("split", model, "--num-stages", 2, "-o", split).code == 0
-    words = ("--engine", "transformers", "--base-port", base, "--port", base + 3)
-    commands = [(split / "stage_0", *words), (split / "stage_1", *words, "--standby", 1)]
+    options = ("--engine", "transformers", "--base-port", base, "--port", base + 3)
+    commands = [(split / "stage_0", *options), (split / "stage_1", *options, "--standby", 1)]
     url = f"http://127.0.0.1:{base + 3}"
     with started(tmp_path, commands) as (first, second), httpx.Client(timeout=READY_S, trust_env=False) as client:
         wait_until_ready(url, (first, second), READY_S)

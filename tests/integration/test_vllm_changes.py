@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Planned changes of real vLLM under load: no request fails, and every answer is that of a quiet run."""
+"""Planned changes of real vLLM under load: no request fails, and every answer equals that of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from conftest import Ran
 from stages import Stage
 from test_embedded_rollout import run_directory
-from test_vllm_recovery import BACK_S, WISHES, Load, differences, pipeline
+from test_vllm_recovery import BACK_S, REQUESTS, Load, differences, pipeline
 
 pytest.importorskip("vllm")
 
@@ -35,21 +35,21 @@ def pids(stages: list[Stage]) -> list[int]:
 def test_a_rollout_and_a_rebalance_under_load_change_no_answer(
     speaker: Path, tmp_path: Path, zpptool: Callable[..., Ran]
 ) -> None:
-    """Each under greedy, seeded, penalised, structured and adapted requests in one batch; layers move twice, there and
-    back, and a stage that is killed afterwards comes back with those that it has then."""
+    """Each under greedy, seeded, penalised, structured and adapter requests in one batch. Layers move twice, there and
+    back, and a stage that is killed in between restarts with the layers that it has then."""
     ranges = ("0-1", "1-2", "2-4")
 
-    def under_load(client: httpx.Client, *words: object) -> list[str]:
+    def under_load(client: httpx.Client, *command: object) -> list[str]:
         load = Load(client, pool, TOKENS)
         load.wait_until_midst()
-        ran = zpptool(*words, "--run-dir", directory, timeout_s=BACK_S)
+        ran = zpptool(*command, "--run-dir", directory, timeout_s=BACK_S)
         assert ran.code == 0, ran.err
-        return differences(load.answers(), quiet)
+        return differences(load.answers(), undisturbed)
 
-    with pipeline(tmp_path, speaker, ranges, *LIMITS) as (stages, client), ThreadPoolExecutor(len(WISHES)) as pool:
+    with pipeline(tmp_path, speaker, ranges, *LIMITS) as (stages, client), ThreadPoolExecutor(len(REQUESTS)) as pool:
         directory = run_directory(stages)
-        quiet = Load(client, pool, TOKENS).answers()
-        found = {"nothing": differences(Load(client, pool, TOKENS).answers(), quiet)}
+        undisturbed = Load(client, pool, TOKENS).answers()
+        found = {"nothing": differences(Load(client, pool, TOKENS).answers(), undisturbed)}
         before = pids(stages)
         found["rollout"] = under_load(client, "rollout")
         assert not set(before) & set(pids(stages))
@@ -60,11 +60,11 @@ def test_a_rollout_and_a_rebalance_under_load_change_no_answer(
         load = Load(client, pool, TOKENS)
         load.wait_until_midst()
         stages[0].worker().kill()
-        found["a loss after that"] = differences(load.answers(), quiet)
+        found["a loss after that"] = differences(load.answers(), undisturbed)
         assert layers(directory, zpptool) == [[0, 2], [2, 3], [3, 4]]
         found["back"] = under_load(client, "rebalance", "--ranges", *ranges)
         assert layers(directory, zpptool) == [[0, 1], [1, 2], [2, 4]]
-        assert not any(found.values()), f"different, by what was done: {json.dumps(found, indent=1)}"
+        assert not any(found.values()), f"different, by change: {json.dumps(found, indent=1)}"
         status = json.loads(zpptool("status", "--run-dir", directory, "--json").out)
         assert (status["planned"], status["recoveries"]) == (3 + 2, 1)
         for stage in stages:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every feature of stock vLLM's server, asked of the unsplit engine and of two stages: the answers are the same.
+"""Every feature of stock vLLM's server, with the unsplit engine and with two stages: the answers are equal.
 
 In float32, because in bf16 a sequence's tokens depend on what else is in its batch. Steps are small (64 tokens) and so
-is the KV cache (40 blocks of 32 tokens), so that prompts come in chunks and sequences push each other out. The weights
-are few and random, with a real tokenizer: what is said means nothing, but one wrong bit changes it, and it is quick.
+is the KV cache (40 blocks of 32 tokens), so that prompts are computed in chunks and sequences preempt each other. The
+model has few random weights and a real tokenizer: its answers mean nothing, but a wrong bit changes them, and it is
+fast.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ ARGUMENTS = (
 TESTS = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_SERVER_DEV_MODE": "1",
-    "VLLM_REGEX_COMPILATION_TIMEOUT_S": "60", "VLLM_TOOL_PARSE_REGEX_TIMEOUT_SECONDS": "30",  # of a busy machine
+    "VLLM_REGEX_COMPILATION_TIMEOUT_S": "60", "VLLM_TOOL_PARSE_REGEX_TIMEOUT_SECONDS": "30",  # on a busy machine
     "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
 }  # fmt: skip
 SETTLE_S = 60
@@ -68,7 +69,7 @@ TOOLS = [
 
 @pytest.fixture(scope="module")
 def model(speaker: Path) -> Path:
-    """What both sides run."""
+    """The model of both sides."""
     return speaker
 
 
@@ -81,7 +82,7 @@ def adapters(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where both engine cores keep what passed between scheduler and workers."""
+    """The directory in which both engine cores record what scheduler and workers pass to each other."""
     return tmp_path_factory.mktemp("records")
 
 
@@ -91,12 +92,12 @@ def sides(
 ) -> Iterator[Sides]:
     arguments = (*ARGUMENTS, "--lora-modules", f"tuned={adapters[0]}")
     environment = {**ENVIRONMENT, "ZPP_TEST_RECORD": str(records)}
-    watched = {
+    recording = {
         "unsplit": ("--scheduler-cls", "recording.RecordingScheduler"),
         "pipeline": ("--scheduler-cls", "recording.RecordingStagesScheduler"),
     }
     directory = tmp_path_factory.mktemp("features")
-    with both_sides(directory, model, RANGES, arguments, environment, **watched) as running:
+    with both_sides(directory, model, RANGES, arguments, environment, **recording) as running:
         yield running
 
 
@@ -105,7 +106,7 @@ def body(**changes: Any) -> dict[str, Any]:
 
 
 def same_completion(sides: Sides, **changes: Any) -> list[dict[str, Any]]:
-    """Ask both sides; their choices are equal in every field, logprobs to `LOGPROB_TOLERANCE`."""
+    """Send a request to both sides; their choices must be equal in every field, logprobs to `LOGPROB_TOLERANCE`."""
     unsplit, pipeline = sides.ask("/v1/completions", **body(**changes))
     same(unsplit["choices"], pipeline["choices"])
     assert unsplit["usage"]["completion_tokens"] == pipeline["usage"]["completion_tokens"] > 0
@@ -113,7 +114,7 @@ def same_completion(sides: Sides, **changes: Any) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    "wish",
+    "request_fields",
     [
         pytest.param({}, id="greedy"),
         pytest.param({"temperature": 0.8, "seed": 5}, id="seeded"),
@@ -131,44 +132,45 @@ def same_completion(sides: Sides, **changes: Any) -> list[dict[str, Any]]:
         pytest.param({"truncate_prompt_tokens": 5}, id="truncated-prompt"),
     ],
 )
-def test_ways_of_sampling(sides: Sides, wish: dict[str, Any]) -> None:
-    choices = same_completion(sides, **wish)
-    assert len(choices) == wish.get("n", 1)
-    if "prompt_logprobs" in wish:
+def test_sampling_parameters(sides: Sides, request_fields: dict[str, Any]) -> None:
+    choices = same_completion(sides, **request_fields)
+    assert len(choices) == request_fields.get("n", 1)
+    if "prompt_logprobs" in request_fields:
         assert len(choices[0]["prompt_logprobs"]) > 128  # more than two chunks
 
 
 def test_stop_strings_stop_tokens_bad_words_and_min_tokens(sides: Sides) -> None:
-    """All about one word that the model says by itself, some tokens after its first."""
-    [said] = same_completion(sides, logprobs=0, max_tokens=40)
-    place, word = next(
-        (place, word)
-        for place, word in enumerate(said["logprobs"]["tokens"])
-        if place > 2 and len(word) > 2 and word.isascii() and said["text"].count(word.strip()) == 1
-        if tokens_of(sides, word) == [said["token_ids"][place]] and len(tokens_of(sides, word.strip())) == 1
+    """All with one word that the model generates by itself, some tokens after the first."""
+    [plain] = same_completion(sides, logprobs=0, max_tokens=40)
+    position, word = next(
+        (position, word)
+        for position, word in enumerate(plain["logprobs"]["tokens"])
+        if position > 2 and len(word) > 2 and word.isascii() and plain["text"].count(word.strip()) == 1
+        if tokens_of(sides, word) == [plain["token_ids"][position]] and len(tokens_of(sides, word.strip())) == 1
     )
-    token = said["token_ids"][place]
+    token = plain["token_ids"][position]
     [stopped] = same_completion(sides, stop=[word], max_tokens=40)
     assert (stopped["finish_reason"], stopped["stop_reason"]) == ("stop", word)
-    [kept] = same_completion(sides, stop=[word], include_stop_str_in_output=True, max_tokens=40)
-    assert kept["text"].endswith(word)
+    [included] = same_completion(sides, stop=[word], include_stop_str_in_output=True, max_tokens=40)
+    assert included["text"].endswith(word)
     [by_token] = same_completion(sides, stop_token_ids=[token], max_tokens=40)
-    assert (by_token["stop_reason"], len(by_token["token_ids"])) == (token, place + 1)
-    [longer] = same_completion(sides, stop_token_ids=[token], min_tokens=place + 2, max_tokens=40)
-    assert len(longer["token_ids"]) >= place + 2
+    assert (by_token["stop_reason"], len(by_token["token_ids"])) == (token, position + 1)
+    [longer] = same_completion(sides, stop_token_ids=[token], min_tokens=position + 2, max_tokens=40)
+    assert len(longer["token_ids"]) >= position + 2
     [without] = same_completion(sides, bad_words=[word.strip()], max_tokens=40)
     assert token not in without["token_ids"]
 
 
 def tokens_of(sides: Sides, text: str) -> list[int]:
-    """How the tokenizer writes a text; of the tokens that random weights choose it would not write all so."""
-    told, again = sides.ask("/tokenize", prompt=text, add_special_tokens=False)
-    assert told["tokens"] == again["tokens"]
-    return told["tokens"]
+    """The tokens of a text. Some tokens that random weights choose are never in the tokenizer's encoding of their
+    text."""
+    unsplit, pipeline = sides.ask("/tokenize", prompt=text, add_special_tokens=False)
+    assert unsplit["tokens"] == pipeline["tokens"]
+    return unsplit["tokens"]
 
 
 @pytest.mark.parametrize(
-    ("wish", "is_right"),
+    ("structured_outputs", "is_right"),
     [
         (
             {"json": {"type": "object", "properties": {"a": {"enum": [1, 22, 333]}}, "required": ["a"]}},
@@ -180,16 +182,16 @@ def tokens_of(sides: Sides, text: str) -> list[int]:
     ],
     ids=["json", "regex", "choice", "grammar"],
 )
-def test_structured_output(sides: Sides, wish: dict[str, Any], is_right: Any) -> None:
-    [choice] = same_completion(sides, structured_outputs=wish, max_tokens=40)
+def test_structured_output(sides: Sides, structured_outputs: dict[str, Any], is_right: Any) -> None:
+    [choice] = same_completion(sides, structured_outputs=structured_outputs, max_tokens=40)
     assert is_right(choice["text"]), choice["text"]
 
 
-@pytest.mark.parametrize("way", ["named", "required", "hermes"])
-def test_tool_calls(sides: Sides, way: str) -> None:
+@pytest.mark.parametrize("choice", ["named", "required", "hermes"])
+def test_tool_calls(sides: Sides, choice: str) -> None:
     """A named tool, or any, is forced by vLLM; the parser's own format is forced by a regex."""
     call = r'<tool_call>\n\{"name": "weather", "arguments": \{"city": "[A-Z][a-z]{2,6}"\}\}\n</tool_call>'
-    ways = {
+    fields = {
         "named": {"tool_choice": {"type": "function", "function": {"name": "weather"}}},
         "required": {"tool_choice": "required"},
         "hermes": {"structured_outputs": {"regex": call}, "tool_choice": "auto"},
@@ -197,13 +199,13 @@ def test_tool_calls(sides: Sides, way: str) -> None:
     answers = sides.ask(
         "/v1/chat/completions",
         messages=[{"role": "user", "content": "What is the weather in Paris?"}],
-        **{"temperature": 0, "max_tokens": 72, "tools": TOOLS, **ways[way]},
+        **{"temperature": 0, "max_tokens": 72, "tools": TOOLS, **fields[choice]},
     )
     for answer in answers:
         for call in answer["choices"][0]["message"].get("tool_calls") or ():
             assert call.pop("id")  # random
     assert answers[0]["choices"] == answers[1]["choices"]
-    if way == "hermes":  # of a named tool vLLM lets a model of random weights say what makes no call
+    if choice == "hermes":  # with a named tool, random weights may generate text that is no call
         assert answers[1]["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "weather"
 
 
@@ -220,8 +222,8 @@ def test_chat_with_logprobs(sides: Sides) -> None:
 def test_streams_of_several_choices(sides: Sides) -> None:
     def streamed(client: httpx.Client) -> dict[int, str]:
         texts: dict[int, str] = {}
-        wish = body(stream=True, n=3, temperature=0.9, seed=11, max_tokens=20)
-        with client.stream("POST", "/v1/completions", json=wish) as answer:
+        request = body(stream=True, n=3, temperature=0.9, seed=11, max_tokens=20)
+        with client.stream("POST", "/v1/completions", json=request) as answer:
             for line in answer.iter_lines():
                 if line.startswith("data: {"):
                     for choice in json.loads(line[6:])["choices"]:
@@ -231,10 +233,10 @@ def test_streams_of_several_choices(sides: Sides) -> None:
     unsplit, pipeline = streamed(sides.unsplit), streamed(sides.pipeline)
     assert unsplit == pipeline
     whole = same_completion(sides, n=3, temperature=0.9, seed=11, max_tokens=20)
-    assert [pipeline[place] for place in range(3)] == [choice["text"] for choice in whole]
+    assert [pipeline[index] for index in range(3)] == [choice["text"] for choice in whole]
 
 
-def test_a_second_request_finds_the_first_ones_prefix(sides: Sides) -> None:
+def test_a_second_request_uses_the_first_ones_prefix(sides: Sides) -> None:
     text = "In the beginning there was a very long sentence about rings. " * 12
 
     def cached(salt: str) -> list[int]:
@@ -251,12 +253,12 @@ def test_a_second_request_finds_the_first_ones_prefix(sides: Sides) -> None:
     assert cached("one") == [0, 0]
 
 
-def test_many_requests_that_come_and_go(sides: Sides) -> None:
-    """Twelve at once, each time one is done the next comes; lengths and adapters differ.
+def test_many_requests_of_different_lengths(sides: Sides) -> None:
+    """Twelve at once; the next one starts when one is done. Lengths and adapters differ.
 
-    Greedily: vLLM 0.32 on a CPU dies, unsplit too, when a prompt with a seed of its own comes in chunks.
+    Greedy: vLLM 0.32 on a CPU fails, also unsplit, when a prompt of a seeded request is computed in chunks.
     """
-    wishes = [
+    requests = [
         body(
             prompt=f"{n} " * (1 + 4 * (n % 7)) + PROMPT,
             max_tokens=3 + 5 * (n % 5),
@@ -264,42 +266,42 @@ def test_many_requests_that_come_and_go(sides: Sides) -> None:
         )
         for n in range(24)
     ]
-    answers = [together(client, wishes, at_once=12) for client in (sides.unsplit, sides.pipeline)]
+    answers = [together(client, requests, at_once=12) for client in (sides.unsplit, sides.pipeline)]
     for n, (unsplit, pipeline) in enumerate(zip(*answers, strict=True)):
         assert unsplit == pipeline, n
 
 
-def test_sequences_that_push_each_other_out_of_the_cache(sides: Sides) -> None:
-    """12 x (38 + 110) tokens want more than the 1280 that there is room for."""
-    wishes = [body(prompt=f"Story {n}. {PROMPT} " * 2, max_tokens=110, ignore_eos=True) for n in range(12)]
+def test_sequences_that_preempt_each_other(sides: Sides) -> None:
+    """12 x (38 + 110) tokens need more than the cache's 1280."""
+    requests = [body(prompt=f"Story {n}. {PROMPT} " * 2, max_tokens=110, ignore_eos=True) for n in range(12)]
     before = metric(sides.pipeline, "vllm:num_preemptions_total")
     with ThreadPoolExecutor(2) as pool:
         unsplit, pipeline = pool.map(
-            lambda client: together(client, wishes, at_once=12), (sides.unsplit, sides.pipeline)
+            lambda client: together(client, requests, at_once=12), (sides.unsplit, sides.pipeline)
         )
     assert metric(sides.pipeline, "vllm:num_preemptions_total") > before
     assert unsplit == pipeline
 
 
-def test_clients_that_leave_in_the_middle_change_nothing_for_others(sides: Sides) -> None:
-    def leave(n: int) -> None:
-        wish = body(prompt=f"{n} {PROMPT}", stream=True, max_tokens=900, ignore_eos=True)
-        with sides.pipeline.stream("POST", "/v1/completions", json=wish) as answer:
+def test_clients_that_disconnect_do_not_affect_others(sides: Sides) -> None:
+    def disconnect(n: int) -> None:
+        request = body(prompt=f"{n} {PROMPT}", stream=True, max_tokens=900, ignore_eos=True)
+        with sides.pipeline.stream("POST", "/v1/completions", json=request) as answer:
             lines = answer.iter_lines()
             for _event in range(4):
                 next(lines)
 
     expected = sides.unsplit.post("/v1/completions", json=body(max_tokens=40)).json()["choices"]
     with ThreadPoolExecutor(6) as pool:
-        left = [pool.submit(leave, n) for n in range(5)]
+        disconnecting = [pool.submit(disconnect, n) for n in range(5)]
         beside = pool.submit(sides.pipeline.post, "/v1/completions", json=body(max_tokens=40))
         same(expected, beside.result().json()["choices"])
-        for gone in left:
-            gone.result()
+        for done in disconnecting:
+            done.result()
     names = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
     deadline = time.monotonic() + SETTLE_S
     while any(metric(sides.pipeline, f"{name}{{") for name in names):
-        assert time.monotonic() < deadline, "requests of clients that have left go on"
+        assert time.monotonic() < deadline, "requests of clients that have disconnected continue"
         time.sleep(0.1)
     same(expected, same_completion(sides, max_tokens=40))
 
@@ -313,8 +315,8 @@ def test_adapters_loaded_at_the_start_and_later(sides: Sides, adapters: list[Pat
         assert loaded.status_code == httpx.codes.OK, loaded.text
     [second] = same_completion(sides, model="second")
     assert second["token_ids"] not in (plain["token_ids"], tuned["token_ids"])
-    everywhere = sides.pipeline.post("/collective_rpc", json={"method": "list_loras"}).json()["results"]
-    assert [sorted(of_stage) for of_stage in everywhere] == [[1, 2], [1, 2]]
+    by_stage = sides.pipeline.post("/collective_rpc", json={"method": "list_loras"}).json()["results"]
+    assert [sorted(of_stage) for of_stage in by_stage] == [[1, 2], [1, 2]]
     for client in (sides.unsplit, sides.pipeline):
         client.post("/v1/unload_lora_adapter", json={"lora_name": "second"}).raise_for_status()
     assert same_completion(sides) == [plain]
@@ -324,7 +326,7 @@ def test_adapters_loaded_at_the_start_and_later(sides: Sides, adapters: list[Pat
     same_completion(sides)
 
 
-def test_prompts_up_to_the_last_position_and_past_it(sides: Sides) -> None:
+def test_prompts_up_to_the_last_position_and_beyond(sides: Sides) -> None:
     filler = [260 + n % 400 for n in range(1024)]
     [choice] = same_completion(sides, prompt=filler[:1016], max_tokens=8, ignore_eos=True)
     assert len(choice["token_ids"]) == 8
@@ -336,46 +338,46 @@ def test_prompts_up_to_the_last_position_and_past_it(sides: Sides) -> None:
 
 
 def test_calls_to_every_stage(sides: Sides) -> None:
-    """What a CPU ignores (sleep) and what resets caches is done on every stage; what is not carried fails alone."""
+    """Calls that a CPU ignores (sleep) or that reset caches are done on every stage; an unsupported one fails alone."""
     for path in ("/sleep?level=1", "/wake_up", "/reset_mm_cache", "/reset_prefix_cache"):
         answers = [client.post(path) for client in (sides.unsplit, sides.pipeline)]
         assert [answer.status_code for answer in answers] == [200, 200], path
         assert answers[0].text == answers[1].text
-    alone = {"Connection": "close"}  # the server ends a connection on which a call has failed, in its own time
-    refused = sides.pipeline.post("/collective_rpc", json={"method": "get_model"}, headers=alone)
+    close = {"Connection": "close"}  # the server closes a connection after a failed call, some time later
+    refused = sides.pipeline.post("/collective_rpc", json={"method": "get_model"}, headers=close)
     assert "get_model is not supported across stages" in refused.text
     same_completion(sides)
 
 
 @pytest.fixture(scope="module")
-def streams(sides: Sides, records: Path) -> list[Any]:
-    """What every test before this one had both engines' schedulers and workers say to each other."""
+def messages(sides: Sides, records: Path) -> list[Any]:
+    """What both engines' schedulers and workers passed to each other in the tests before this one."""
     return recorded(records)
 
 
-def test_all_that_passed_between_scheduler_and_workers_survives_the_codec(streams: list[Any]) -> None:
+def test_the_codec_preserves_all_that_scheduler_and_workers_pass(messages: list[Any]) -> None:
     from zpptool.engines.vllm import codec
 
-    assert len(streams) > 300
-    for place, passed in enumerate(streams):
-        assert differences(passed, codec.decode(codec.encode(passed)), f"message {place}") == []
-    seen = {type(passed).__name__ for passed in streams}
-    assert seen >= {"SchedulerOutput", "ModelRunnerOutput", "GrammarOutput"}
-    news = [new for passed in streams for new in getattr(passed, "scheduled_new_reqs", ())]
-    assert any(new.lora_request for new in news)
-    assert any(new.sampling_params.prompt_logprobs for new in news)
-    assert any(passed.preempted_req_ids for passed in streams if hasattr(passed, "preempted_req_ids"))
-    assert any(output.logprobs for output in streams if hasattr(output, "prompt_logprobs_dict"))
+    assert len(messages) > 300
+    for number, passed in enumerate(messages):
+        assert differences(passed, codec.decode(codec.encode(passed)), f"message {number}") == []
+    kinds = {type(passed).__name__ for passed in messages}
+    assert kinds >= {"SchedulerOutput", "ModelRunnerOutput", "GrammarOutput"}
+    new_requests = [new for passed in messages for new in getattr(passed, "scheduled_new_reqs", ())]
+    assert any(new.lora_request for new in new_requests)
+    assert any(new.sampling_params.prompt_logprobs for new in new_requests)
+    assert any(passed.preempted_req_ids for passed in messages if hasattr(passed, "preempted_req_ids"))
+    assert any(output.logprobs for output in messages if hasattr(output, "prompt_logprobs_dict"))
 
 
 @settings(deadline=None, max_examples=300, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_changed_bytes_of_real_messages_are_a_value_or_a_refusal(streams: list[Any], data: st.DataObject) -> None:
-    """No crash, no other error, and nothing built that is much larger than the bytes."""
+def test_corrupt_bytes_of_real_messages_are_decoded_or_refused(messages: list[Any], data: st.DataObject) -> None:
+    """No crash, and no error but `ZppError`."""
     from zpptool.engines.vllm import codec
     from zpptool.errors import ZppError
 
-    real = bytearray(codec.encode(streams[data.draw(st.integers(0, len(streams) - 1))]))
+    real = bytearray(codec.encode(messages[data.draw(st.integers(0, len(messages) - 1))]))
     for _change in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(real) - 1))
         match data.draw(st.sampled_from(("change", "cut", "repeat"))):

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every field of a request of vLLM's, through the loss of a stage and through a rollout: the answers are those of a
-quiet run. `tests/requestfields.py` has the fields, and a unit test holds it against the vLLM that is installed."""
+"""Requests with every field of vLLM's requests survive the loss of a stage and a rollout: the answers equal those of an
+undisturbed run. `tests/requestfields.py` has the fields, and a unit test compares it with the installed vLLM."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TESTS = Path(__file__).resolve().parents[1]
 RANGES = ("0-2", "2-4")
 TOKENS = 96
 ALONE = "logprob tokens"
-"""vLLM 0.32 gives whoever shares a batch with it the logprobs of its tokens, so it is not asked with the others."""
+"""vLLM 0.32 gives other requests in its batch the logprobs of its tokens, so it is sent without the others."""
 ARGUMENTS = (
     "--max-num-batched-tokens", "96", "--kv-cache-memory-bytes", 96 << 20, "--enable-prompt-embeds",
     "--reasoning-config", '{"reasoning_start_str": "<|im_start|>", "reasoning_end_str": "<|im_end|>"}',
@@ -41,14 +41,14 @@ ARGUMENTS = (
 
 
 def embeds_wish() -> Wish:
-    """A prompt of twelve embeddings, as a client writes them."""
+    """A prompt of twelve embeddings, as a client encodes them."""
     saved = io.BytesIO()
     torch.save(torch.randn(12, SPEAKER_SIZES["hidden_size"], generator=torch.Generator().manual_seed(3)), saved)
     return Wish({"prompt": None, "prompt_embeds": base64.b64encode(saved.getvalue()).decode()}, SEEDED)
 
 
 def words_of(client: httpx.Client, tokens: Sequence[int]) -> dict[int, str]:
-    """Those of the tokens that the tokenizer writes as one word."""
+    """The tokens that are the tokenizer's encoding of one word, and their words."""
 
     def ask(path: str, **body: Any) -> Any:
         answer = client.post(path, json={"model": "m", **body})
@@ -65,12 +65,12 @@ def words_of(client: httpx.Client, tokens: Sequence[int]) -> dict[int, str]:
 
 
 class Fields:
-    """Wishes asked at once, as often as is wanted.
+    """Requests that are sent at once, repeatedly.
 
     Args:
-        client: of the pipeline.
-        pool: asks.
-        wishes: by name; all of the tables, unless given.
+        client: the pipeline's.
+        pool: its threads send the requests.
+        wishes: the requests by name; by default all of the tables.
     """
 
     def __init__(
@@ -80,42 +80,45 @@ class Fields:
         wishes = wishes or all_wishes(client, pool)
         self._bodies = {name: {**wish.beside, **wish.asks} for name, wish in wishes.items()}
         self._plain = {name: wish.beside for name, wish in wishes.items()}
-        self._quiet = self._ask(self._bodies).answers()
+        self._undisturbed = self._send(self._bodies).answers()
 
     def without_effect(self) -> list[str]:
-        """The wishes whose field changes nothing, so that they would show nothing."""
-        plain = self._ask(self._plain).answers()
-        return [name for name in plain if _seen(plain[name]) == _seen(self._quiet[name])]
+        """The names of the requests whose field has no effect on the answer, so that they would prove nothing."""
+        plain = self._send(self._plain).answers()
+        return [name for name in plain if _visible(plain[name]) == _visible(self._undisturbed[name])]
 
     def through(self, change: Callable[[], None]) -> list[str]:
-        """What differs of the answers in whose midst something is done; a prompt is being computed then, too."""
-        load = self._ask(self._bodies)
+        """The differences in answers during which `change` is called; a prompt is being computed at that time, too."""
+        load = self._send(self._bodies)
         load.wait_until_midst()
-        begun = self._ask({name: body for name, body in self._bodies.items() if name == "prompt logprobs"})
+        beginning = self._send({name: body for name, body in self._bodies.items() if name == "prompt logprobs"})
         time.sleep(0.1)
         change()
-        first, second = load.answers(), begun.answers()
-        return [*differences(first, self._quiet), *differences(second, {name: self._quiet[name] for name in second})]
+        first, second = load.answers(), beginning.answers()
+        return [
+            *differences(first, self._undisturbed),
+            *differences(second, {name: self._undisturbed[name] for name in second}),
+        ]
 
-    def _ask(self, bodies: dict[str, dict[str, Any]]) -> Load:
+    def _send(self, bodies: dict[str, dict[str, Any]]) -> Load:
         return Load(self._client, self._pool, TOKENS, bodies)
 
 
 def all_wishes(client: httpx.Client, pool: ThreadPoolExecutor) -> dict[str, Wish]:
-    """All that can be asked at once."""
-    said = Load(client, pool, TOKENS, {"plain": SEEDED}).answers()["plain"][0]
-    late = late_wishes(said, words_of(client, said["tokens"]))
+    """All requests that can be sent at once."""
+    plain = Load(client, pool, TOKENS, {"plain": SEEDED}).answers()["plain"][0]
+    late = late_wishes(plain, words_of(client, plain["tokens"]))
     assert tuple(late) == LATE_WISHES
     return {name: wish for name, wish in {**WISHES, **late, EMBEDS: embeds_wish()}.items() if name != ALONE}
 
 
-def _seen(choices: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+def _visible(choices: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
     return [(one["tokens"], one["text"], one["end"], len(one["logprobs"])) for one in choices]
 
 
 @pytest.fixture
 def processors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stages find `processors.EveryNth`."""
+    """Makes `processors.EveryNth` importable in stages."""
     monkeypatch.syspath_prepend(TESTS)
     monkeypatch.setenv("PYTHONPATH", str(TESTS), prepend=":")
 
@@ -124,7 +127,7 @@ def processors(monkeypatch: pytest.MonkeyPatch) -> None:
 def running(
     speaker: Path, tmp_path: Path, processors: None
 ) -> Iterator[tuple[list[Stage], httpx.Client, ThreadPoolExecutor]]:
-    """Two stages, their client, and threads that ask."""
+    """Two stages, their client, and threads that send requests."""
     with (
         pipeline(tmp_path, speaker, RANGES, *ARGUMENTS) as (stages, client),
         ThreadPoolExecutor(2 * len(WISHES)) as pool,
@@ -133,7 +136,7 @@ def running(
 
 
 def test_every_field_survives_a_kill(running: tuple[list[Stage], httpx.Client, ThreadPoolExecutor]) -> None:
-    """The last stage samples, and keeps most of what there is of a request."""
+    """The last stage is killed: it samples, and keeps most of a request's state."""
     stages, client, pool = running
     fields = Fields(client, pool)
     assert fields.without_effect() == []
@@ -155,13 +158,13 @@ def test_every_field_survives_a_rollout_and_the_loss_of_either_stage(
     found = {}
     for group in (Fields(client, pool), Fields(client, pool, {ALONE: WISHES[ALONE]})):
         assert group.without_effect() == []
-        for what, change in (
+        for name, change in (
             ("rollout", roll_out),
             ("stage 0", lambda: stages[0].worker().kill()),
             ("stage 1", lambda: stages[1].worker().kill()),
         ):
-            found[f"{what}, {len(found)}"] = group.through(change)
-    assert not any(found.values()), f"different, by what was done: {json.dumps(found, indent=1)}"
+            found[f"{name}, {len(found)}"] = group.through(change)
+    assert not any(found.values()), f"different, by change: {json.dumps(found, indent=1)}"
     status = json.loads(zpptool("status", "--run-dir", directory, "--json").out)
     assert (status["planned"], status["recoveries"]) == (2 * len(RANGES), 4)
 
@@ -169,7 +172,8 @@ def test_every_field_survives_a_rollout_and_the_loss_of_either_stage(
 @pytest.mark.long
 @pytest.mark.parametrize("task", ["embed", "token_embed"])
 def test_vectors_survive_a_kill(speaker: Path, tmp_path: Path, task: str) -> None:
-    """Long prompts in many small steps, so that the loss is in the middle of most of them. A server has one task."""
+    """Long prompts in many small steps, so that the loss is in the middle of most of them. A server has a single
+    task."""
     arguments = (
         "--pooler-config", json.dumps({"task": task}),
         "--runner", "pooling", "--max-num-batched-tokens", "64", "--hf-overrides", '{"is_matryoshka": true}',
@@ -185,18 +189,18 @@ def test_vectors_survive_a_kill(speaker: Path, tmp_path: Path, task: str) -> Non
     with pipeline(tmp_path, speaker, RANGES, *arguments) as (stages, client), ThreadPoolExecutor(len(bodies)) as pool:
 
         def ask(body: dict[str, Any]) -> Any:
-            path = "/v1/embeddings" if "dimensions" in body else "/pooling"  # which does not know of them
+            path = "/v1/embeddings" if "dimensions" in body else "/pooling"  # /pooling has no such field
             answer = client.post(path, json={**body, "task": None} if "dimensions" in body else body)
             assert answer.status_code == httpx.codes.OK, answer.text
             return answer.json()["data"]
 
-        quiet = list(pool.map(ask, bodies))
-        assert len({str(answer) for answer in quiet}) == len(bodies)
-        asked = [pool.submit(ask, body) for body in bodies]
-        while not any(one.done() for one in asked):
+        undisturbed = list(pool.map(ask, bodies))
+        assert len({str(answer) for answer in undisturbed}) == len(bodies)
+        pending = [pool.submit(ask, body) for body in bodies]
+        while not any(one.done() for one in pending):
             time.sleep(0.002)
         stages[1].worker().kill()
-        assert not all(one.done() for one in asked)
-        for body, one, expected in zip(bodies, asked, quiet, strict=True):
+        assert not all(one.done() for one in pending)
+        for body, one, expected in zip(bodies, pending, undisturbed, strict=True):
             same(expected, one.result(BACK_S), str({**body, "input": body["input"][:1]}))
         assert "recovered: every stage knows the" in stages[0].text()

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`zpptool.LLM` in a script gives what `vllm.LLM` gives, over stages of its own or started elsewhere; nothing is left.
+"""`zpptool.LLM` in a script gives the results of `vllm.LLM`, with stages that it starts or that were started before. No
+process is left running.
 
-The model is a tiny one with 16384 positions: one prompt has more than 8k tokens, one ends just before the last one.
+The model is tiny, with 16384 positions: one prompt has more than 8k tokens, one ends just before the last position.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1500)]
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "tests/offline.py"
 TOLERANCE = 1e-4
-"""Of logprobs and embeddings in float32."""
+"""The greatest difference of logprobs and embeddings in float32."""
 START_S = 1000
 ENGINE = (
     "--enforce-eager", "--max-model-len", "16384", "--no-enable-prefix-caching", "--max-num-batched-tokens", "512",
@@ -43,13 +44,13 @@ def long_model(tiny_model: Callable[..., Path]) -> Path:
 
 
 def _with_plugins(installed: Path | None) -> dict[str, str]:
-    """The environment of a vLLM that finds the distributions in a directory."""
+    """The environment in which vLLM finds the distributions in a directory."""
     found = (installed, ROOT, os.environ.get("PYTHONPATH"))
     return {"PYTHONPATH": os.pathsep.join(str(path) for path in found if path)}
 
 
 class Script:
-    """A user's script as a process, and where it leaves what it made."""
+    """A user's script as a process, and the file of its results."""
 
     def __init__(
         self, directory: Path, which: str, model: Path, *, plugins: Path | None = None, **options: Any
@@ -66,7 +67,8 @@ class Script:
             )  # fmt: skip
 
     def result(self) -> Any:
-        """What it made. How vLLM alone leaves Python is not our test: its threads abort the process now and then."""
+        """The script's results. The exit code of vLLM alone is not tested: its threads abort the process now and
+        then."""
         code = self.process.wait(START_S)
         assert self.made.exists(), self.log.read_text()[-3000:]
         assert code == 0 or self.which == "vllm", self.log.read_text()[-3000:]
@@ -78,16 +80,16 @@ class Script:
 
 @pytest.fixture(scope="module")
 def scripts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Script]]:
-    """Start scripts; each is killed at the end if it still runs."""
+    """Starts scripts; each is killed at the end if it is still running."""
     directory = tmp_path_factory.mktemp("scripts")
-    begun: list[Script] = []
+    running: list[Script] = []
 
-    def start(*words: Any, **options: Any) -> Script:
-        begun.append(Script(directory, *words, **options))
-        return begun[-1]
+    def start(*arguments: Any, **options: Any) -> Script:
+        running.append(Script(directory, *arguments, **options))
+        return running[-1]
 
     yield start
-    for script in begun:
+    for script in running:
         script.process.kill()
 
 
@@ -98,7 +100,7 @@ def vllms(long_model: Path, scripts: Callable[..., Script]) -> Script:
 
 
 def close(one: Any, other: Any) -> None:
-    """Equal, floats to `TOLERANCE`."""
+    """Assert that both are equal, floats to `TOLERANCE`."""
     if isinstance(one, list):
         assert len(one) == len(other)
         for left, right in zip(one, other, strict=True):
@@ -109,10 +111,10 @@ def close(one: Any, other: Any) -> None:
         assert one == other
 
 
-def test_a_script_over_headless_stages_gives_what_vllm_gives(
+def test_a_script_with_headless_stages_gives_vllms_results(
     long_model: Path, scripts: Callable[..., Script], vllms: Script, tmp_path: Path
 ) -> None:
-    """Greedy, seeded, n, logprobs, prompt logprobs, chat; the stages were started elsewhere and end with the script."""
+    """Greedy, seeded, n, logprobs, prompt logprobs, chat. The stages were started before and end with the script."""
     base = free_base_port(4)
     links = ("--total-stages", 2, "--base-port", base, "--dtype", "float32", "--headless", "--", *ENGINE)
     commands = [(long_model, "--stage-idx", stage, *links) for stage in range(2)]
@@ -130,7 +132,7 @@ def test_a_script_over_headless_stages_gives_what_vllm_gives(
 def test_stages_that_die_while_they_start_and_while_they_compute_change_nothing(
     long_model: Path, scripts: Callable[..., Script], vllms: Script
 ) -> None:
-    """They are started again, and what was computed is computed anew."""
+    """They are restarted, and what they had computed is computed again."""
     ours = scripts("zpptool", long_model, num_stages=2)
     workers = wait_for(lambda: [process for process in ours.tree() if is_worker(process)], START_S)
     workers[0].kill()
@@ -139,33 +141,34 @@ def test_stages_that_die_while_they_start_and_while_they_compute_change_nothing(
     for worker in filter(is_worker, ours.tree()):
         worker.kill()
     close(vllms.result(), ours.result())
-    told = ours.log.read_text()
-    assert told.count("was killed by SIGKILL; it is started again") == 3, told[-3000:]
-    assert "recovered: every stage knows the" in told
+    log = ours.log.read_text()
+    assert log.count("was killed by SIGKILL; it is started again") == 3, log[-3000:]
+    assert "recovered: every stage knows the" in log
 
 
 @pytest.mark.long
 def test_embeddings_and_a_script_that_is_killed(
     long_model: Path, scripts: Callable[..., Script], tmp_path: Path
 ) -> None:
-    """As plain vLLM's, which reads its weights by the plugin. SIGKILL of the script ends stages and engine core."""
+    """Equal to stock vLLM's, which reads its weights with the plugin. SIGKILL of the script ends stages and engine
+    core."""
     pooling = {"runner": "pooling", "max_model_len": 2048}
     plugins = install_plugin(tmp_path / "plugins")
     expected = scripts("vllm", long_model, plugins=plugins, load_format="zpptool-own", **pooling)
     ours = scripts("zpptool", long_model, num_stages=2, hold=True, **pooling)
     wait_for(lambda: ours.made.exists() or ours.process.poll() is not None, START_S)
     assert ours.process.poll() is None, ours.log.read_text()[-3000:]
-    family = ours.tree()
-    assert sum(map(is_worker, family)) == 2
+    processes = ours.tree()
+    assert sum(map(is_worker, processes)) == 2
     ours.process.kill()
-    assert psutil.wait_procs(family, timeout=30)[1] == []
+    assert psutil.wait_procs(processes, timeout=30)[1] == []
     close(expected.result(), json.loads(ours.made.read_text()))
 
 
-def test_a_stage_that_dies_while_it_starts_is_the_scripts_error_without_recovery(
+def test_without_recovery_a_stage_that_dies_while_it_starts_is_the_scripts_error(
     long_model: Path, scripts: Callable[..., Script]
 ) -> None:
-    """vLLM's engine core would wait ten minutes for it."""
+    """vLLM's engine core alone would wait ten minutes for it."""
     ours = scripts("zpptool", long_model, ranges=["0-1", "1-4"], recovery_deadline_s=0)
     workers = wait_for(lambda: [process for process in ours.tree() if is_worker(process)], START_S)
     workers[0].kill()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real vLLM on the CPU, the real small model, real processes: parity, the OpenAI API, and every way to end."""
+"""Real vLLM on the CPU with the real small model in real processes: parity, the OpenAI API, and every kind of end."""
 
 from __future__ import annotations
 
@@ -40,23 +40,27 @@ def stages(real_model: Path, tmp_path_factory: pytest.TempPathFactory, zpptool: 
 def running(
     stages: Path, tmp_path: Path, order: tuple[int, ...], **sources: tuple[object, ...]
 ) -> Iterator[tuple[list[Stage], httpx.Client]]:
-    """All three stages, started in this order, and a client of their API; `stage_1=(...)` gives a stage other words."""
+    """All three stages, started in this order, and a client of their API; `stage_1=(...)` replaces a stage's
+    arguments."""
     base = free_base_port(5)
     api = base + 4
     links = ("--base-port", base, "--port", api, "--recovery-deadline", 0, *ENGINE_ARGUMENTS)
     commands = [(*sources.get(f"stage_{stage}", (stages / f"stage_{stage}",)), *links) for stage in order]
     url = f"http://127.0.0.1:{api}"
-    with started(tmp_path, commands) as seen, httpx.Client(base_url=url, timeout=120, trust_env=False) as client:
-        wait_until_ready(url, seen, READY_S)
-        for stage in seen:
+    with (
+        started(tmp_path, commands) as running_stages,
+        httpx.Client(base_url=url, timeout=120, trust_env=False) as client,
+    ):
+        wait_until_ready(url, running_stages, READY_S)
+        for stage in running_stages:
             stage.look()
-        yield [seen[order.index(stage)] for stage in range(len(order))], client
+        yield [running_stages[order.index(stage)] for stage in range(len(order))], client
 
 
 def test_three_uneven_pre_split_stages_give_the_unsplit_tokens(
     stages: Path, real_model: Path, tmp_path: Path, zpptool: Callable[..., Ran]
 ) -> None:
-    """Over ipc; one prompt is longer than a KV block, one longer than the tokens of a step."""
+    """Over ipc; one prompt is longer than a KV block, one has more tokens than a step."""
     done = zpptool(
         *("test-pipeline", "--pipeline-dir", stages, "--model", real_model, "--engine", "vllm", "--num-stages", 3),
         *("--test-input", "Water boils at", "--test-input", "def add(a, b):", "--max-new-tokens", 24, "--json"),
@@ -80,7 +84,7 @@ def test_three_uneven_pre_split_stages_give_the_unsplit_tokens(
 def test_two_stages_that_load_their_own_layers_give_the_unsplit_tokens(
     real_model: Path, zpptool: Callable[..., Ran]
 ) -> None:
-    """Over tcp, from the full checkpoint; both sides batch as they like, in a dtype in which that changes no token."""
+    """Over tcp, from the full checkpoint. Both sides batch freely, in a dtype in which batching changes no token."""
     done = zpptool(
         *("test-pipeline", real_model, "--ranges", "0-11", "11-30", "--engine", "vllm", "--json"),
         *("--batched", "--dtype", "float32"),
@@ -94,7 +98,7 @@ def test_two_stages_that_load_their_own_layers_give_the_unsplit_tokens(
 def test_the_openai_api_of_a_mixed_pipeline_and_a_clean_end(stages: Path, real_model: Path, tmp_path: Path) -> None:
     """Stages in any order, one of them from the full checkpoint: chat, streaming, logprobs, a schema, many at once.
 
-    In float32, so that what is in a batch beside a sequence does not change its tokens.
+    In float32, so that the other sequences of a batch do not change a sequence's tokens.
     """
     exact = ("--dtype", "float32")
     dynamic = (real_model, "--stage-idx", 1, "--total-stages", 3, "--layer-range", "7-19", *exact)
@@ -119,14 +123,17 @@ def test_the_openai_api_of_a_mixed_pipeline_and_a_clean_end(stages: Path, real_m
             "required": ["name", "age"],
             "additionalProperties": False,
         }
-        wanted = {"type": "json_schema", "json_schema": {"name": "person", "schema": schema}}
-        person = client.post("/v1/chat/completions", json={**chat, "max_tokens": 64, "response_format": wanted}).json()
+        person_format = {"type": "json_schema", "json_schema": {"name": "person", "schema": schema}}
+        limits = {"max_tokens": 64, "response_format": person_format}
+        person = client.post("/v1/chat/completions", json={**chat, **limits}).json()
         assert set(json.loads(person["choices"][0]["message"]["content"])) == {"name", "age"}
 
         alone = [completion(client, prompt=f"Number {n}:", seed=n, temperature=0.8)["text"] for n in range(8)]
         with ThreadPoolExecutor(8) as pool:
-            asked = [pool.submit(completion, client, prompt=f"Number {n}:", seed=n, temperature=0.8) for n in range(8)]
-            together = [answer.result()["text"] for answer in asked]
+            pending = [
+                pool.submit(completion, client, prompt=f"Number {n}:", seed=n, temperature=0.8) for n in range(8)
+            ]
+            together = [answer.result()["text"] for answer in pending]
         assert together == alone
 
         last = running_stages[2]
@@ -137,19 +144,19 @@ def test_the_openai_api_of_a_mixed_pipeline_and_a_clean_end(stages: Path, real_m
             assert stage.wait(END_S) == 6, stage.text()[-2000:]
         assert time.monotonic() - began < END_S
         assert [process for stage in running_stages for process in stage.left_behind()] == []
-        assert "has lost stage 2" in running_stages[0].text()  # by the head, or by stage 1: who is first is open
+        assert "has lost stage 2" in running_stages[0].text()  # reported by the head or by stage 1, whichever is first
 
 
 @pytest.mark.long
 def test_a_killed_stage_is_named_and_nothing_is_left_running(stages: Path, tmp_path: Path) -> None:
     with running(stages, tmp_path, (0, 1, 2)) as (running_stages, client), ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(
+        answer = pool.submit(
             client.post, "/v1/completions", json={"prompt": "Once", "max_tokens": 900, "ignore_eos": True}
         )
         time.sleep(1.5)
         began = time.monotonic()
         running_stages[1].worker().kill()
-        assert asked.result(END_S).status_code == 500
+        assert answer.result(END_S).status_code == 500
         assert [stage.wait(END_S) for stage in running_stages] == [6, 6, 6]
         assert time.monotonic() - began < END_S
         assert [process for stage in running_stages for process in stage.left_behind()] == []
@@ -159,14 +166,15 @@ def test_a_killed_stage_is_named_and_nothing_is_left_running(stages: Path, tmp_p
 
 @pytest.mark.long
 def test_the_terminal_of_the_head_is_killed(stages: Path, tmp_path: Path) -> None:
-    """SIGKILL of the process in the foreground of stage 0: worker, head and engine core go, and the other stages."""
+    """SIGKILL of the foreground process of stage 0 ends its worker, head and engine core, and the other stages."""
     with running(stages, tmp_path, (0, 1, 2)) as (running_stages, _client):
         running_stages[0].process.kill()
         for stage in running_stages[1:]:
             assert stage.wait(END_S) in (0, 6), stage.text()[-2000:]
-        gone, alive = psutil.wait_procs([process for stage in running_stages for process in stage._seen], timeout=END_S)
+        processes = [process for stage in running_stages for process in stage._seen]
+        ended, alive = psutil.wait_procs(processes, timeout=END_S)
         assert alive == []
-        assert len(gone) >= 6
+        assert len(ended) >= 6
 
 
 @pytest.mark.long

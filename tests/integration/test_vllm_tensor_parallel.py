@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensor parallelism inside stages, each with its own size: the unsplit engine's tokens, and an end that is named."""
+"""Tensor parallelism inside stages, each with its own size: the unsplit engine's tokens, and a lost rank by name."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import pytest
 from conftest import Ran
 from stages import END_S, Stage, completion, free_base_port, started, wait_until_ready
 
+from zpptool.config.engine_kind import TP_RANK
+
 pytest.importorskip("vllm")
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1500)]
 
@@ -24,8 +26,8 @@ READY_S = 1000
 def test_stages_of_two_devices_and_of_one_give_the_unsplit_engines_tokens(
     tiny_model: Callable[..., Path], tmp_path: Path, zpptool: Callable[..., Ran]
 ) -> None:
-    """In float32, for halves of a sum are added in another order; the unsplit engine is on one device. The timeline of
-    the run has all stages in it."""
+    """In float32, because the halves of a sum are added in another order; the unsplit engine is on one device. The
+    timeline of the run contains all stages."""
     trace = tmp_path / "trace.json"
     before = shared_memory()
     done = zpptool(
@@ -43,16 +45,16 @@ def test_stages_of_two_devices_and_of_one_give_the_unsplit_engines_tokens(
 
 
 def shared_memory() -> set[str]:
-    """What ranks that compute together share."""
+    """The names of memory that the ranks of a stage share."""
     return {path.name for path in Path("/dev/shm").glob("*-tp:0-*")}
 
 
 @pytest.mark.long
 def test_a_rank_that_is_killed_ends_the_pipeline_and_is_named(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
     model, base = tiny_model(layers=3, initializer_range=0.2, **WIDE), free_base_port(4)
-    place = ("--total-stages", 2, "--base-port", base, "--port", base + 3, "--recovery-deadline", 0)
+    options = ("--total-stages", 2, "--base-port", base, "--port", base + 3, "--recovery-deadline", 0)
     commands = [
-        (model, "--stage-idx", stage, *place, "--tensor-parallel-size", size, "--", *ENGINE_ARGUMENTS)
+        (model, "--stage-idx", stage, *options, "--tensor-parallel-size", size, "--", *ENGINE_ARGUMENTS)
         for stage, size in enumerate((1, 2))
     ]
     url = f"http://127.0.0.1:{base + 3}"
@@ -61,11 +63,11 @@ def test_a_rank_that_is_killed_ends_the_pipeline_and_is_named(tiny_model: Callab
         assert completion(client, prompt="Once", max_tokens=4)["finish_reason"] in ("length", "stop")
         rank_of(stages[1]).kill()
         assert [stage.wait(3 * END_S) for stage in stages] == [6, 6]
-        assert "tensor-parallel rank 1 of stage 1 has gone (killed by signal 9)" in stages[1].text()
-        assert "tensor-parallel rank 1 of stage 1 has gone" in stages[0].text()
+        assert "tensor-parallel rank 1 of stage 1 has ended (killed by signal 9)" in stages[1].text()
+        assert "tensor-parallel rank 1 of stage 1 has ended" in stages[0].text()
         assert [process for stage in stages for process in stage.left_behind()] == []
 
 
 def rank_of(stage: Stage) -> psutil.Process:
-    """The process of the stage's second device."""
-    return next(child for child in stage.look() if any(word.endswith("vllm.rank") for word in child.cmdline()))
+    """The process of the stage's rank 1."""
+    return next(child for child in stage.look() if TP_RANK in child.cmdline())

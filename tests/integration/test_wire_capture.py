@@ -12,10 +12,10 @@ from contextlib import contextmanager
 import pytest
 from netns import PORT_BASE, Network, network, why_not
 
-from zpptool.wire.keys import generate, link_keys
-from zpptool.wire.link import PullLink, PushLink
-from zpptool.wire.messages import Kind
-from zpptool.wire.safety import Safety
+from zpptool.wire.link import LinkOptions, LinkReceiver, LinkSender
+from zpptool.wire.message.framing import Kind
+from zpptool.wire.security.exposure import LinkSecurity
+from zpptool.wire.security.key_files import generate, link_keys
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.skipif(bool(why_not()), reason=why_not())]
 
@@ -63,18 +63,20 @@ def test_what_is_sent_can_be_read_on_the_way_without_keys_alone(hosts: Network, 
     header, small, large = (os.urandom(32) for _ in range(3))
     first, second = generate(2)
     ours, theirs = (
-        (Safety(link_keys(first, 0, 1)), Safety(link_keys(second, 1, 0))) if keyed else [Safety(insecure=True)] * 2
+        (LinkSecurity(link_keys(first, 0, 1)), LinkSecurity(link_keys(second, 1, 0)))
+        if keyed
+        else [LinkSecurity(insecure=True)] * 2
     )
     address = f"tcp://{hosts.addresses[0]}:{PORT_BASE}"
     with captured(hosts, 1) as packets:
         with hosts.inside(0):
-            push = PushLink(address, stage=0, peer=1, safety=ours, shared_memory=False)
+            sender = LinkSender(address, stage=0, peer=1, options=LinkOptions(security=ours, shared_memory=False))
         with hosts.inside(1):
-            pull = PullLink(address, stage=1, peer=0, safety=theirs)
-        with push, pull:
+            receiver = LinkReceiver(address, stage=1, peer=0, options=LinkOptions(security=theirs))
+        with sender, receiver:
             for frame in (small, large * (LARGE_BYTES // 32)):
-                sent = push.send(Kind.TENSORS, header, [frame], timeout_s=SOON_S)
-                message = pull.recv(SOON_S)
+                sent = sender.send(Kind.TENSORS, header, [frame], timeout_s=SOON_S)
+                message = receiver.recv(SOON_S)
                 assert (bytes(message.header), bytes(message.frames[0])) == (header, frame)
                 sent.wait(SOON_S)
     seen = b"".join(packets)

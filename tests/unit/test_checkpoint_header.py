@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Headers of safetensors files: read as safetensors reads them, and refused where they lie."""
+"""Headers of safetensors files: read as safetensors reads them, and refused if they are wrong."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from zpptool.checkpoint.header import (
     MAX_HEADER_BYTES,
     HeaderFault,
     TensorInfo,
-    _careful,
-    _quick,
+    _parse_fast,
+    _parse_with_diagnosis,
     read_header,
     write_header,
 )
@@ -37,7 +37,7 @@ def refusal(path: Path) -> str:
     return caught.value.message
 
 
-def test_a_header_tells_where_each_tensor_lies(tmp_path: Path) -> None:
+def test_a_header_locates_each_tensor(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     write_safetensors(path, {"b": ("BF16", (2, 3)), "a": ("F32", ()), "none": ("I64", (0, 4))}, {"format": "pt"})
     header = read_header(path)
@@ -50,16 +50,16 @@ def test_a_header_tells_where_each_tensor_lies(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("header", "body", "words"),
+    ("header", "body", "text"),
     [
         ({"a": TWO, "b": {**NEXT, "data_offsets": [3, 5]}}, b"12345", "tensor b leaves a gap"),
         ({"a": TWO, "b": {**NEXT, "data_offsets": [1, 3]}}, b"123", "tensor b overlaps"),
         ({"a": {**TWO, "data_offsets": [1, 3]}}, b"123", "tensor a leaves a gap"),
-        ({"a": TWO, "b": NEXT}, b"12345", "longer than its header says"),
+        ({"a": TWO, "b": NEXT}, b"12345", "longer than its header states"),
         ({"a": TWO, "b": NEXT}, b"123", "truncated"),
-        ({"a": {**TWO, "shape": [3]}}, b"12", "does not take the 2 bytes"),
-        ({"a": {**TWO, "dtype": "BF16"}}, b"12", "does not take the 2 bytes"),
-        ({"a": {**TWO, "dtype": "F4", "shape": [3]}}, b"12", "does not take the 2 bytes"),
+        ({"a": {**TWO, "shape": [3]}}, b"12", "does not fit the 2 bytes"),
+        ({"a": {**TWO, "dtype": "BF16"}}, b"12", "does not fit the 2 bytes"),
+        ({"a": {**TWO, "dtype": "F4", "shape": [3]}}, b"12", "does not fit the 2 bytes"),
         ({"a": {**TWO, "dtype": "X9"}}, b"12", "dtype X9"),
         ({"a": {**TWO, "dtype": ["U8"]}}, b"12", "dtype"),
         ({"a": {**TWO, "shape": [-2]}}, b"12", "no usable shape"),
@@ -67,26 +67,26 @@ def test_a_header_tells_where_each_tensor_lies(tmp_path: Path) -> None:
         ({"a": {**TWO, "shape": [True, 2]}}, b"12", "no usable shape"),
         ({"a": {**TWO, "shape": [2, *[1] * 100]}}, b"12", "no usable shape"),
         ({"a": {**TWO, "shape": [1 << 70]}}, b"12", "no usable shape"),
-        ({"a": {**TWO, "data_offsets": [2, 0]}}, b"12", "does not take"),
+        ({"a": {**TWO, "data_offsets": [2, 0]}}, b"12", "does not fit"),
         ({"a": {**TWO, "data_offsets": [0]}}, b"12", "no usable data_offsets"),
         ({"a": [1]}, b"12", "not an object"),
         ({"__metadata__": {"a": 1}, "a": TWO}, b"12", "__metadata__"),
         (b"[]", b"", "not a JSON object"),
-        (b"{", b"", "not the JSON"),
-        (b"\xff{}", b"", "not the JSON"),
-        (b"[" * 100_000, b"", "not the JSON"),
+        (b"{", b"", "cannot be parsed as JSON"),
+        (b"\xff{}", b"", "cannot be parsed as JSON"),
+        (b"[" * 100_000, b"", "cannot be parsed as JSON"),
         (f'{{"a": {json.dumps(TWO)}, "a": {json.dumps(TWO)}}}'.encode(), b"12", "the name a occurs twice"),
     ],
 )
-def test_a_header_that_lies_is_refused(tmp_path: Path, header: Any, body: bytes, words: str) -> None:
+def test_a_wrong_header_is_refused(tmp_path: Path, header: Any, body: bytes, text: str) -> None:
     write_raw(tmp_path / "a.safetensors", header, body)
     message = refusal(tmp_path / "a.safetensors")
-    assert words in message
+    assert text in message
     assert str(tmp_path / "a.safetensors") in message
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "text"),
     [
         (b"", "truncated"),
         (b"1234567", "truncated"),
@@ -95,9 +95,9 @@ def test_a_header_that_lies_is_refused(tmp_path: Path, header: Any, body: bytes,
         (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
     ],
 )
-def test_a_file_that_is_not_one_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
+def test_a_file_that_is_not_one_is_refused(tmp_path: Path, content: bytes, text: str) -> None:
     (tmp_path / "a.safetensors").write_bytes(content)
-    assert words in refusal(tmp_path / "a.safetensors")
+    assert text in refusal(tmp_path / "a.safetensors")
 
 
 def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_what_is_written_reads_the_same_here_and_in_safetensors(
         count = 1
         for size in shape:
             count *= size
-        # A lone element of less than a byte has no bytes of its own.
+        # A single element of less than a byte has no whole byte.
         count, shape = (count, shape) if count * DTYPE_BITS[dtype] % 8 == 0 else (8, [8])
         infos.append(TensorInfo(name, dtype, tuple(shape), path, 0, count * DTYPE_BITS[dtype] // 8))
     head = write_header(infos, metadata)
@@ -139,7 +139,7 @@ def test_what_is_written_reads_the_same_here_and_in_safetensors(
         assert (opened.metadata() or {}) == metadata
 
 
-# Two readers, one for headers without fault and a careful one that tells the fault, must agree.
+# The fast parser for valid headers must agree with the parser that diagnoses faults.
 
 ENTRIES = st.fixed_dictionaries({
     "dtype": st.sampled_from(["BF16", "U8", "F4", "Q9", 3]),
@@ -153,9 +153,9 @@ METADATA = st.sampled_from([None, {}, {"format": "pt"}, {"dtype": "x"}, {"a": 1}
 
 
 @given(entries=HEADERS, metadata=METADATA, ascii_only=st.booleans())
-def test_the_quick_reader_agrees_with_the_careful_one(entries: dict, metadata: object, ascii_only: bool) -> None:
-    told = {**entries} if metadata is None else {"__metadata__": metadata, **entries}
-    raw = json.dumps(told, ensure_ascii=ascii_only).encode()
+def test_the_fast_parser_agrees_with_the_diagnosing_one(entries: dict, metadata: object, ascii_only: bool) -> None:
+    header = {**entries} if metadata is None else {"__metadata__": metadata, **entries}
+    raw = json.dumps(header, ensure_ascii=ascii_only).encode()
     file = Path("a.safetensors")
 
     def read(reader: Callable) -> object:
@@ -164,8 +164,8 @@ def test_the_quick_reader_agrees_with_the_careful_one(entries: dict, metadata: o
         except HeaderFault as fault:
             return str(fault)
 
-    quick, careful = read(_quick), read(_careful)
-    assert quick is None or quick == careful
+    fast, diagnosed = read(_parse_fast), read(_parse_with_diagnosis)
+    assert fast is None or fast == diagnosed
 
 
 @pytest.mark.parametrize(
@@ -183,22 +183,22 @@ def test_a_name_that_occurs_twice_is_refused(tmp_path: Path, raw: bytes) -> None
     assert "occurs twice" in refusal(tmp_path / "a.safetensors")
 
 
-def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
+def test_a_special_file_is_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.safetensors")
     assert "is not a file" in refusal(tmp_path / "a.safetensors")
 
 
 def test_a_deep_header_is_refused(tmp_path: Path) -> None:
     write_raw(tmp_path / "a.safetensors", b'{"a":' * 200_000 + b"1" + b"}" * 200_000)
-    assert "is not the JSON it should be" in refusal(tmp_path / "a.safetensors")
+    assert "cannot be parsed as JSON" in refusal(tmp_path / "a.safetensors")
 
 
 @pytest.mark.parametrize("where", ["name", "metadata"])
-def test_half_a_surrogate_pair_is_no_text(tmp_path: Path, where: str) -> None:
-    name, told = ("a\ud800", "b") if where == "name" else ("a", "b\ud800")
+def test_an_unpaired_surrogate_is_refused(tmp_path: Path, where: str) -> None:
+    name, value = ("a\ud800", "b") if where == "name" else ("a", "b\ud800")
     entry = {"dtype": "U8", "shape": [8], "data_offsets": [0, 8]}
-    write_raw(tmp_path / "a.safetensors", {"__metadata__": {"told": told}, name: entry}, bytes(8))
-    assert "is not the JSON it should be" in refusal(tmp_path / "a.safetensors")
+    write_raw(tmp_path / "a.safetensors", {"__metadata__": {"key": value}, name: entry}, bytes(8))
+    assert "cannot be parsed as JSON" in refusal(tmp_path / "a.safetensors")
 
 
 def test_the_fault_names_its_tensor(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which files are the checkpoint, and what is refused: each in one sentence that names the place."""
+"""Which files belong to a checkpoint, and what is refused, with one sentence that names the path."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_shards_without_an_index_are_read_when_all_are_there(tmp_path: Path) -> 
     (tmp_path / INDEX_NAME).unlink()
     assert set(read_index(tmp_path).tensors) == set(llama())
     (tmp_path / "model-00002-of-00003.safetensors").unlink()
-    assert "2 safetensors file(s) and no index, but their names tell of 3" in refusal(tmp_path).message
+    assert "2 safetensors file(s) and no index, but their names state 3" in refusal(tmp_path).message
 
 
 def test_hugging_face_files_win_over_mistrals_own(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_a_tensor_that_the_index_forgot_is_kept(tmp_path: Path) -> None:
     assert "lm_head.weight" in read_index(tmp_path).tensors
 
 
-def test_of_two_copies_the_one_that_the_index_names_is_taken(tmp_path: Path) -> None:
+def test_of_two_copies_the_indexed_one_is_used(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, shards=2)
     second = tmp_path / "model-00002-of-00002.safetensors"
     own = {t.name: (t.dtype, t.shape) for t in read_index(tmp_path).tensors.values() if t.file == second}
@@ -79,7 +79,7 @@ def test_of_two_copies_the_one_that_the_index_names_is_taken(tmp_path: Path) -> 
     assert index.stale == {"model.embed_tokens.weight": second}
 
 
-def test_of_two_copies_and_no_index_neither_is_taken(tmp_path: Path) -> None:
+def test_two_copies_without_an_index_are_refused(tmp_path: Path) -> None:
     write_checkpoint(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "a.safetensors")
     shutil.copy(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
@@ -106,7 +106,7 @@ def test_an_index_that_points_elsewhere_is_refused(tmp_path: Path, name: object)
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"weight_map": []}', "{}", '{"metadata": {"a": "\\ud800"}}'])
-def test_an_index_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
+def test_an_invalid_index_is_refused(tmp_path: Path, content: str) -> None:
     write_checkpoint(tmp_path, shards=2)
     (tmp_path / INDEX_NAME).write_text(content)
     assert INDEX_NAME in refusal(tmp_path).message
@@ -125,7 +125,7 @@ def test_a_config_nested_deeper_than_can_be_read_is_refused(tmp_path: Path) -> N
     assert "config.json cannot be read as JSON" in refusal(tmp_path).message
 
 
-def test_a_directory_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert "is not a directory" in refusal(tmp_path / "file").message
     assert "is not a directory" in refusal(tmp_path / "none").message
@@ -133,7 +133,7 @@ def test_a_directory_that_is_none_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "text"),
     [
         ("pytorch_model.bin", ".bin weights only"),
         ("model-q4.gguf", ".gguf weights only"),
@@ -143,17 +143,17 @@ def test_a_directory_that_is_none_is_refused(tmp_path: Path) -> None:
         ("readme.md", "holds no safetensors"),
     ],
 )
-def test_other_weights_are_refused_with_advice(tmp_path: Path, name: str, words: str) -> None:
+def test_other_weights_are_refused_with_advice(tmp_path: Path, name: str, text: str) -> None:
     if not name.endswith(".gguf"):
         (tmp_path / "config.json").write_text(json.dumps(llama_config()))
     write_safetensors(tmp_path / name, {"a": ("U8", (1,))})
     fault = refusal(tmp_path)
-    assert words in fault.message
+    assert text in fault.message
     assert fault.hint
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "text"),
     [
         ("stage_0/config.json", "it is a split"),
         ("params.json", "Mistral's own files"),
@@ -161,12 +161,12 @@ def test_other_weights_are_refused_with_advice(tmp_path: Path, name: str, words:
         ("model.onnx", "holds no config.json"),
     ],
 )
-def test_what_has_no_config_is_told_what_it_seems_to_be(tmp_path: Path, name: str, words: str) -> None:
+def test_the_error_of_a_missing_config_names_the_likely_cause(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("{}")
     write_safetensors(tmp_path / "consolidated.safetensors", {"a": ("U8", (1,))})
     fault = refusal(tmp_path)
-    assert words in fault.message
+    assert text in fault.message
     assert fault.hint
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Joining: the checkpoint comes back as it was, to the last byte, or not at all."""
+"""Joining: the checkpoint is restored byte for byte, or not at all."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from checkpoints import llama, llama_config, write_checkpoint
 
 from zpptool.checkpoint.index import INDEX_NAME, read_index
 from zpptool.checkpoint.join import plan_join, write_join
-from zpptool.checkpoint.loading import model_digest
 from zpptool.checkpoint.manifest import load_manifest
 from zpptool.checkpoint.mode import Mode
 from zpptool.checkpoint.split import split_checkpoint, write_split
 from zpptool.checkpoint.splitplan import plan_split
-from zpptool.checkpoint.streaming import Way
+from zpptool.checkpoint.stage_tensors import model_digest
+from zpptool.checkpoint.streaming import CopyOptions
 from zpptool.errors import ZppError
 
 
@@ -25,7 +25,7 @@ def tree(directory: Path) -> dict[str, bytes]:
 
 
 def content_of(directory: Path) -> dict[str, bytes]:
-    """Every file but the weights and their index, and every tensor."""
+    """Return the content of all files but weights and index, and of every tensor."""
     made = {name: own for name, own in tree(directory).items() if "safetensors" not in name}
     for name, tensor in read_index(directory).tensors.items():
         raw = tensor.file.read_bytes()
@@ -66,11 +66,11 @@ def test_files_in_the_form_of_safetensors_come_back_to_the_last_byte(tmp_path: P
 
 def test_without_hashes_it_comes_back_too(tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "model", shards=2)
-    split_checkpoint(source, tmp_path / "out", 2, way=Way(Mode.COPY, hashed=False))
+    split_checkpoint(source, tmp_path / "out", 2, options=CopyOptions(Mode.COPY, hashed=False))
     assert content_of(write_join(plan_join(tmp_path / "out"), tmp_path / "back")) == content_of(source)
 
 
-def test_what_was_left_out_stays_out_and_is_told(tmp_path: Path) -> None:
+def test_dropped_tensors_stay_dropped_and_are_reported(tmp_path: Path) -> None:
     kinds = llama() | {name.replace(".0.", ".4."): kind for name, kind in llama().items() if ".layers.0." in name}
     source = write_checkpoint(tmp_path / "model", kinds, llama_config(num_nextn_predict_layers=1))
     write_split(plan_split(source, 2, drop_prediction=True), tmp_path / "out")
@@ -94,7 +94,7 @@ def test_a_flipped_bit_is_not_passed_on(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"model", "out"}
 
 
-def test_stages_that_make_no_model_are_refused(tmp_path: Path) -> None:
+def test_stages_that_do_not_form_a_model_are_refused(tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "model")
     split_checkpoint(source, tmp_path / "out", 2)
     with pytest.raises(ZppError, match="is one stage of a split"):
@@ -104,7 +104,7 @@ def test_stages_that_make_no_model_are_refused(tmp_path: Path) -> None:
         plan_join(tmp_path / "out")
 
 
-def test_an_output_that_is_taken_is_refused_without_a_word_of_force(tmp_path: Path) -> None:
+def test_an_existing_output_is_refused_without_a_hint_at_force(tmp_path: Path) -> None:
     split_checkpoint(write_checkpoint(tmp_path / "model"), tmp_path / "out", 2)
     with pytest.raises(ZppError, match="exists and is not empty") as caught:
         write_join(plan_join(tmp_path / "out"), tmp_path / "model")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A link in a checkpoint that leads out of it brings no file of this machine into a stage, unless that is asked for."""
+"""A link that leads out of a checkpoint puts no file of this machine into a stage, unless --follow-links is given."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def secret(tmp_path: Path) -> Path:
 
 
 def hub_cache(directory: Path) -> Path:
-    """A checkpoint as huggingface_hub keeps it: a snapshot of links to blobs that are named by their hashes."""
+    """A checkpoint in the cache layout of huggingface_hub: a snapshot of links to blobs named by their hashes."""
     plain = write_checkpoint(directory / "plain", shards=2)
     snapshot = directory / "hub/models--org--name/snapshots" / ("a" * 40)
     blobs = snapshot.parent.parent / "blobs"
@@ -44,7 +44,7 @@ def hub_cache(directory: Path) -> Path:
 
 
 @pytest.mark.parametrize("place", ["secret.json", "code/modeling_x.py", "deep/deeper/README.md"])
-def test_a_link_out_is_refused_by_name_and_followed_when_asked(
+def test_a_link_out_is_refused_by_name_and_followed_on_request(
     model: Path, secret: Path, tmp_path: Path, place: str
 ) -> None:
     (model / place).parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def test_a_link_out_is_refused_by_name_and_followed_when_asked(
 
 
 @pytest.mark.parametrize("name", ["config.json", INDEX_NAME, "model-00001-of-00002.safetensors"])
-def test_weights_config_and_index_are_held_to_it_too(model: Path, tmp_path: Path, name: str) -> None:
+def test_links_of_weights_config_and_index_are_checked_too(model: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "elsewhere").mkdir()
     (model / name).rename(tmp_path / "elsewhere" / name)
     (model / name).symlink_to(tmp_path / "elsewhere" / name)
@@ -72,7 +72,7 @@ def test_weights_config_and_index_are_held_to_it_too(model: Path, tmp_path: Path
     plan_split(model, 2, follow_links=True)
 
 
-def test_a_folder_that_is_a_link_out_is_refused_and_its_files_come_along_when_asked(
+def test_a_linked_folder_outside_is_refused_or_copied_on_request(
     model: Path, secret: Path, tmp_path: Path
 ) -> None:
     (model / "templates").symlink_to(secret.parent)
@@ -82,7 +82,7 @@ def test_a_folder_that_is_a_link_out_is_refused_and_its_files_come_along_when_as
 
 
 @pytest.mark.parametrize("folder", [".cache", "__pycache__"])
-def test_links_that_split_does_not_read_are_none_of_its_business(model: Path, secret: Path, folder: str) -> None:
+def test_links_that_split_does_not_read_are_ignored(model: Path, secret: Path, folder: str) -> None:
     (model / folder).mkdir()
     (model / folder / "x.json").symlink_to(secret)
     (model / ".netrc").symlink_to(secret)
@@ -90,7 +90,7 @@ def test_links_that_split_does_not_read_are_none_of_its_business(model: Path, se
     assert len(plan_split(model, 2).small_files) == 4
 
 
-def test_a_link_inside_the_checkpoint_is_read_through(model: Path, tmp_path: Path) -> None:
+def test_a_link_inside_the_checkpoint_is_followed(model: Path, tmp_path: Path) -> None:
     (model / "alias.json").symlink_to("tokenizer.json")
     (model / "more").symlink_to("code")
     (model / "code/loop").symlink_to("..")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What layers share, and how a split is explained: whatever the model and the cut."""
+"""What layers share, and how a split is explained, for any model and any partition."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from zpptool.checkpoint.index import CheckpointIndex
 from zpptool.checkpoint.splitplan import plan_split
 from zpptool.checkpoint.structure import Structure, assign, infer_structure
 from zpptool.errors import ZppError
-from zpptool.layers import LayerRange, Partition, even_partition, parse_range
+from zpptool.partition import LayerRange, Partition, even_partition, parse_range
 
 LARGE, NORM = ("BF16", (1024, 1024)), ("BF16", (HIDDEN,))
 TYPES = st.sampled_from(["full", "sliding"])
@@ -37,7 +37,7 @@ def infer(kinds: Kinds, config: dict[str, object]) -> Structure:
 
 
 def stages_of(structure: Structure, name: str) -> tuple[int, ...]:
-    """Of a model of four layers in four stages."""
+    """Return the stages of each tensor, for a model of four layers in four stages."""
     return structure.stages_of(name, even_partition(4, 4))
 
 
@@ -49,7 +49,7 @@ SHARING_LAYER = {"linear.weight": LARGE, "mamba_decoder.norm.weight": NORM}
 
 
 def hybrids(*sharing: int, holders: tuple[int, ...]) -> Kinds:
-    """A Zamba of four layers: some are hybrids, the first of which hold the attention that all hybrids share."""
+    """A Zamba of four layers: some are hybrids, and the first of these hold the attention that all hybrids share."""
     kinds: Kinds = {name: kind for name, kind in llama().items() if ".layers." not in name}
     for layer in range(4):
         of_one = SHARING_LAYER if layer in sharing else {"mamba.weight": LARGE, "input_layernorm.weight": NORM}
@@ -67,13 +67,13 @@ def test_a_block_that_layers_share_goes_to_every_stage_that_reads_it() -> None:
     assert assignment.shared == {name: "layers 0, 2, 3 share it"}
 
 
-def test_blocks_that_take_turns_go_to_every_stage_that_may_read_them() -> None:
+def test_blocks_that_alternate_go_to_every_stage_that_may_read_them() -> None:
     structure = infer(hybrids(0, 1, 3, holders=(0, 1)), llama_config())
     assert stages_of(structure, "model.layers.0.shared_transformer.mlp.weight") == (0, 3)
     assert stages_of(structure, "model.layers.1.shared_transformer.mlp.weight") == (1, 3)
 
 
-def test_a_block_that_each_layer_holds_is_shared_with_none() -> None:
+def test_a_block_that_each_layer_holds_is_not_shared() -> None:
     structure = infer(hybrids(1, 2, holders=(1, 2)), llama_config())
     assert stages_of(structure, "model.layers.1.shared_transformer.mlp.weight") == (1,)
     assert assign(structure, even_partition(4, 4)).shared == {}
@@ -91,14 +91,14 @@ def test_layers_that_share_a_cache_stay_in_one_stage() -> None:
         assert caught.value.hint == "give --ranges that keep layers 1-4 in one stage"
 
 
-def test_a_shared_cache_of_untold_source_keeps_all_layers_together() -> None:
+def test_a_shared_cache_of_unknown_source_keeps_all_layers_together() -> None:
     structure = infer(llama(), llama_config(num_kv_shared_layers=2))
     assert set(structure.joined) == {1, 2, 3}
     assert assign(structure, even_partition(4, 1)).stages
 
 
 def test_a_layer_without_keys_of_its_own_reads_those_of_the_one_before() -> None:
-    """As published: Hunyuan-Large makes keys and values in every second layer."""
+    """As published: Hunyuan-Large computes keys and values in every second layer."""
     keyed = {"self_attn.k_proj.weight": LARGE, "self_attn.v_proj.weight": LARGE}
     kinds = {**llama(), **{f"model.layers.{layer}.{name}": kind for layer in (0, 2) for name, kind in keyed.items()}}
     structure = infer(kinds, llama_config())
@@ -107,12 +107,12 @@ def test_a_layer_without_keys_of_its_own_reads_those_of_the_one_before() -> None
         assign(structure, parse("0-1", "1-4"))
 
 
-# Whatever the model and the cut.
+# Any model and any partition.
 
 
 @st.composite
 def caches(draw: st.DrawFn) -> tuple[Structure, dict[int, int], Partition]:
-    """A model whose last layers read the caches of earlier ones: whose each reads, and a cut."""
+    """Draw a model whose last layers read the caches of earlier ones: the cache source of each, and a partition."""
     layers = draw(st.integers(2, 9))
     shared = draw(st.integers(1, layers - 1))
     types = draw(st.lists(TYPES, min_size=layers, max_size=layers))
@@ -130,7 +130,7 @@ def caches(draw: st.DrawFn) -> tuple[Structure, dict[int, int], Partition]:
 
 @settings(deadline=None)
 @given(caches())
-def test_a_cut_is_refused_exactly_when_it_parts_a_layer_from_the_cache_it_reads(
+def test_a_cut_is_refused_exactly_when_it_separates_a_layer_from_its_cache(
     drawn: tuple[Structure, dict[int, int], Partition],
 ) -> None:
     structure, sources, partition = drawn
@@ -145,7 +145,7 @@ def test_a_cut_is_refused_exactly_when_it_parts_a_layer_from_the_cache_it_reads(
 
 @st.composite
 def shared_blocks(draw: st.DrawFn) -> tuple[Kinds, int, set[int], Partition]:
-    """A hybrid: some layers read a block that the first of them stores."""
+    """Draw a hybrid model: some layers read a block that the first of them stores."""
     layers = draw(st.integers(2, 9))
     readers = draw(st.sets(st.integers(0, layers - 1), min_size=1))
     kinds: Kinds = {name: kind for name, kind in llama(layers).items() if ".layers." not in name}
@@ -171,12 +171,12 @@ def test_a_shared_block_is_held_by_exactly_the_stages_with_a_layer_that_reads_it
 
 @given(st.sets(st.integers(0, 12)))
 def test_stages_are_written_as_runs_that_name_each_once(stages: set[int]) -> None:
-    words = stage_words(tuple(sorted(stages)))
-    told: list[int] = []
-    for run in words.split(", ") if words != "none" else ():
+    text = stage_words(tuple(sorted(stages)))
+    parsed: list[int] = []
+    for run in text.split(", ") if text != "none" else ():
         first, _, last = run.partition("-")
-        told += range(int(first), int(last or first) + 1)
-    assert told == sorted(stages)
+        parsed += range(int(first), int(last or first) + 1)
+    assert parsed == sorted(stages)
 
 
 def test_the_groups_of_an_explanation_add_up_to_the_checkpoint(tmp_path: Path) -> None:

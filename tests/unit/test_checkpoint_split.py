@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Splitting: what a stage directory holds, and that the destination holds a whole split or what it held before."""
+"""Splitting: the content of a stage directory, and that the destination holds a whole split or what it held before."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import pytest
 from checkpoints import content, llama, llama_config, write_checkpoint, write_raw, write_sparse
 
 from zpptool.checkpoint.index import INDEX_NAME, read_index
-from zpptool.checkpoint.loading import load_plan, model_digest
 from zpptool.checkpoint.manifest import load_manifest
 from zpptool.checkpoint.smallfiles import STAGE_FILE
 from zpptool.checkpoint.split import split_checkpoint, write_split
 from zpptool.checkpoint.splitplan import plan_split
+from zpptool.checkpoint.stage_tensors import load_plan, model_digest
 from zpptool.checkpoint.verify import find_target, verify_split
 from zpptool.errors import ExitCode, ZppError
-from zpptool.layers import resolve_partition
+from zpptool.partition import resolve_partition
 
 
 @pytest.fixture
@@ -141,18 +141,18 @@ def test_a_second_copy_is_dropped_with_the_reason(tmp_path: Path, model: Path) -
 # The destination.
 
 
-def refused(source: Path, output: Path, words: str, *, force: bool = False) -> None:
+def refused(source: Path, output: Path, text: str, *, force: bool = False) -> None:
     with pytest.raises(ZppError) as caught:
         split_checkpoint(source, output, 2, force=force)
     assert caught.value.exit_code == ExitCode.INVALID
-    assert words in caught.value.message
+    assert text in caught.value.message
 
 
-def test_an_output_that_is_taken_is_refused_and_kept(tmp_path: Path, model: Path) -> None:
+def test_an_existing_output_is_refused_and_preserved(tmp_path: Path, model: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("dear")
     refused(model, tmp_path / "out", "exists and is not empty")
-    refused(model, model / "tokenizer.json" / "out", "lies in the source")
+    refused(model, model / "tokenizer.json" / "out", "is inside the source")
     (tmp_path / "file").write_text("")
     refused(model, tmp_path / "file", "is not a directory", force=True)
     refused(model, Path("/proc/out"), "/proc cannot be written to")
@@ -181,7 +181,7 @@ def test_the_source_is_never_written_to(tmp_path: Path, model: Path, output: str
     assert tree(model) == before
 
 
-def test_too_little_disk_is_seen_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_full_disk_is_detected_before_anything_is_written(tmp_path: Path) -> None:
     source = write_sparse(tmp_path / "model", 2**40)
     with pytest.raises(ZppError, match=r"needs 10\.0 TiB and .* are free"):
         split_checkpoint(source, tmp_path / "out", 2)
@@ -200,12 +200,12 @@ def test_two_splits_into_one_output_exclude_each_other(tmp_path: Path, model: Pa
 
 
 class Interrupted(Exception):
-    """Stands for anything that stops a split in the middle."""
+    """Any exception that stops a split."""
 
 
 @pytest.mark.parametrize("fault", [Interrupted, KeyboardInterrupt])
 @pytest.mark.parametrize("force", [True, False])
-def test_a_split_that_is_stopped_leaves_what_was_there(
+def test_an_interrupted_split_preserves_the_old_output(
     tmp_path: Path, model: Path, fault: type[BaseException], force: bool
 ) -> None:
     if force:
@@ -221,7 +221,7 @@ def test_a_split_that_is_stopped_leaves_what_was_there(
 
 
 @pytest.mark.parametrize("left", ["partial", "old", "old and new"])
-def test_what_a_killed_run_left_is_put_right(tmp_path: Path, model: Path, left: str) -> None:
+def test_leftovers_of_a_killed_run_are_cleaned_up(tmp_path: Path, model: Path, left: str) -> None:
     split_checkpoint(model, tmp_path / "out", 4)
     (tmp_path / "out" / "mine").write_text("dear")
     if left == "partial":
@@ -236,7 +236,7 @@ def test_what_a_killed_run_left_is_put_right(tmp_path: Path, model: Path, left: 
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"stage_0", "stage_1", "mine"}
 
 
-def test_a_source_that_changes_meanwhile_is_noticed(tmp_path: Path, model: Path) -> None:
+def test_a_source_that_changes_during_the_split_is_detected(tmp_path: Path, model: Path) -> None:
     plan = plan_split(model, 2)
     file = model / "model-00001-of-00003.safetensors"
 
@@ -285,12 +285,12 @@ def test_stages_written_one_by_one_make_the_split(tmp_path: Path, model: Path) -
         assert load_manifest(tmp_path / "out" / name).source_digest == ""
 
 
-def test_a_stage_is_made_anew_into_a_split_that_lacks_it(tmp_path: Path, model: Path) -> None:
+def test_a_missing_stage_is_added_to_a_split(tmp_path: Path, model: Path) -> None:
     plan = plan_split(model, 3)
     write_split(plan, tmp_path / "out")
     shutil.rmtree(tmp_path / "out/stage_1")
-    assert not write_split(plan.only(1), tmp_path / "out").kept
-    assert write_split(plan.only(1), tmp_path / "out").kept
+    assert not write_split(plan.only(1), tmp_path / "out").unchanged
+    assert write_split(plan.only(1), tmp_path / "out").unchanged
     assert verify_split(find_target(tmp_path / "out", model)).faults == []
 
 
@@ -299,7 +299,7 @@ def test_a_stage_is_not_put_beside_those_of_another_split(tmp_path: Path, model:
     before = tree(tmp_path)
     other = write_checkpoint(tmp_path / "other", config=llama_config(rope_theta=1.0))
     for plan in (plan_split(model, 2), plan_split(other, 3)):
-        with pytest.raises(ZppError, match="stage_0 is of another split or another model"):
+        with pytest.raises(ZppError, match="stage_0 belongs to another split or another model"):
             write_split(plan.only(1), tmp_path / "out")
     shutil.rmtree(other)
     assert tree(tmp_path) == before

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each tensor is to the pipeline: names as published checkpoints have them, and the doubts that are refused."""
+"""The role of each tensor in the pipeline: names of published checkpoints, and ambiguous ones that are refused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from zpptool.checkpoint.index import CheckpointIndex
 from zpptool.checkpoint.roles import Side
 from zpptool.checkpoint.structure import Structure, assign, infer_structure, stage_tensors
 from zpptool.errors import ExitCode, ZppError
-from zpptool.layers import even_partition, resolve_partition
+from zpptool.partition import even_partition, resolve_partition
 
 EMBED, NORM = ("BF16", (VOCAB, HIDDEN)), ("BF16", (HIDDEN,))
 LARGE = ("BF16", (1024, 1024))
@@ -44,7 +44,7 @@ def refusal(kinds: Kinds, config: dict[str, Any] | None = None) -> str:
 
 
 def stages_of(structure: Structure, name: str) -> tuple[int, ...]:
-    """Of a model of four layers in four stages."""
+    """Return the stages of each tensor, for a model of four layers in four stages."""
     return structure.stages_of(name, even_partition(4, 4))
 
 
@@ -96,7 +96,7 @@ def test_gpt2_as_it_is_published() -> None:
         ("talker.lm_head.weight", (3,)),
     ],
 )
-def test_the_words_of_a_name_tell_its_side(name: str, stages: tuple[int, ...]) -> None:
+def test_the_words_of_a_name_determine_its_side(name: str, stages: tuple[int, ...]) -> None:
     structure = infer({**llama(), name: ("BF16", (4, 4))})
     assert stages_of(structure, name) == stages
 
@@ -117,14 +117,14 @@ def test_experts_belong_to_their_layer_by_the_first_number() -> None:
 # Tied embeddings: decided from checkpoint and config together.
 
 
-@pytest.mark.parametrize("said", [True, False, None])
+@pytest.mark.parametrize("stated", [True, False, None])
 @pytest.mark.parametrize("head", [True, False])
-def test_a_missing_head_means_tied_and_a_config_can_tie_a_head_that_is_there(said: bool | None, head: bool) -> None:
-    more = {} if said is None else {"tie_word_embeddings": said}
+def test_a_missing_head_means_tied_and_a_config_can_tie_a_head_that_is_there(stated: bool | None, head: bool) -> None:
+    more = {} if stated is None else {"tie_word_embeddings": stated}
     structure = infer(llama(tied=not head), llama_config(**more))
-    tied = not head or said is True
+    tied = not head or stated is True
     assert stages_of(structure, "model.embed_tokens.weight") == ((0, 3) if tied else (0,))
-    assert bool(structure.notes) == (not head and said is False)
+    assert bool(structure.notes) == (not head and stated is False)
     assignment = assign(structure, even_partition(4, 2))
     assert set(assignment.shared) == ({"model.embed_tokens.weight"} if tied else set())
 
@@ -197,7 +197,7 @@ def test_a_tower_of_the_same_count_is_not_the_decoder() -> None:
 
 
 def test_a_tower_alone_is_no_decoder() -> None:
-    assert "no tensors are numbered 0 to 3 as layers are" in refusal({"lm_head.weight": EMBED, **VISION})
+    assert "no group of tensors is numbered 0 to 3" in refusal({"lm_head.weight": EMBED, **VISION})
 
 
 def test_a_group_below_the_text_model_is_preferred() -> None:
@@ -210,13 +210,13 @@ def test_two_decoders_are_refused_by_name() -> None:
     assert "model.layers or second.layers" in message
 
 
-def test_what_lies_beside_the_text_model_feeds_it_when_the_config_tells_of_images() -> None:
+def test_parts_beside_the_text_model_feed_it_if_the_config_describes_images() -> None:
     kinds = {**llama(root="language_model."), "mlp1.1.weight": LARGE}
     assert stages_of(infer(kinds, llama_config(vision_config={"depth": 2})), "mlp1.1.weight") == (0,)
     assert "mlp1.1.weight" in refusal(kinds)
 
 
-def test_a_second_row_of_layers_that_works_on_the_decoders_caches_is_refused() -> None:
+def test_a_second_stack_that_uses_the_decoders_caches_is_refused() -> None:
     """As published: the action expert of PI0."""
     kinds = {**llama(root="vlm.language_model.model."), **layered("expert.model.layers", 3)}
     assert "expert.model.layers.0" in refusal(kinds, {"text_config": llama_config(), "vision_config": {"depth": 2}})
@@ -249,48 +249,48 @@ def test_weights_of_another_layer_count_are_refused(held: int) -> None:
 
 def test_a_missing_layer_is_refused() -> None:
     kinds = {name: kind for name, kind in llama().items() if ".layers.2." not in name}
-    assert "no tensors are numbered 0 to 3" in refusal(kinds)
+    assert "no group of tensors is numbered 0 to 3" in refusal(kinds)
 
 
-def test_names_tell_the_layer_count_where_the_config_does_not() -> None:
-    """As published: LLaVA-1.5's text_config names another model and says nothing of its own."""
+def test_names_determine_the_layer_count_if_the_config_does_not() -> None:
+    """As published: LLaVA-1.5's text_config refers to another model and has no values of its own."""
     kinds = {**llama(root="language_model.model."), **layered("vision_tower.vision_model.encoder.layers", 3)}
     config = {"text_config": {"model_type": "llama", "vocab_size": VOCAB}, "vision_config": {"num_hidden_layers": 3}}
     structure = infer(kinds, config)
     assert (structure.layer_prefix, structure.num_layers) == ("language_model.model.layers", 4)
-    assert "config.json does not say" in structure.notes[0]
+    assert "config.json does not state" in structure.notes[0]
 
 
-def test_an_unknown_layer_count_is_refused_where_names_leave_a_choice() -> None:
+def test_an_unknown_layer_count_is_refused_if_names_are_ambiguous() -> None:
     message = refusal({**llama(), **layered("second.layers", 3)}, {"model_type": "llama"})
-    assert "how many layers" in message
+    assert "does not state the number of layers" in message
     assert "model.layers or second.layers" in message
-    assert "how many layers" in refusal({"lm_head.weight": EMBED}, {"model_type": "llama"})
+    assert "does not state the number of layers" in refusal({"lm_head.weight": EMBED}, {"model_type": "llama"})
 
 
-def test_layers_that_predict_are_not_counted_where_names_tell_the_count() -> None:
+def test_prediction_layers_are_not_counted_if_names_determine_the_count() -> None:
     kinds = {**llama(5), "model.layers.4.eh_proj.weight": LARGE, "model.layers.4.enorm.weight": NORM}
     structure = infer(kinds, {"model_type": "llama"})
     assert structure.num_layers == 4
     assert structure.roles["model.layers.4.eh_proj.weight"].side is Side.EXTRA
 
 
-def test_a_layer_past_the_last_is_known_to_predict_by_what_it_holds() -> None:
+def test_a_prediction_layer_is_recognised_by_its_modules() -> None:
     kinds = {**llama(5), "model.layers.4.eh_proj.weight": LARGE, "model.layers.4.enorm.weight": NORM}
     assert stages_of(infer(kinds, llama_config(4)), "model.layers.4.mlp.up_proj.weight") == (3,)
     assert "model.layers 0 to 4" in refusal(llama(5), llama_config(4))
 
 
 @pytest.mark.parametrize(
-    "said",
+    "stated",
     [{"n_layer": 4}, {"layers_block_type": ["mamba"] * 4}, {"decoder_layers": 4}, {"num_transformer_layers": 4}],
 )
-def test_the_layer_count_by_its_other_names(said: dict[str, Any]) -> None:
-    assert infer(llama(), said).num_layers == 4
-    assert "no tensors are numbered" in refusal(llama(5), said)
+def test_the_layer_count_by_its_other_names(stated: dict[str, Any]) -> None:
+    assert infer(llama(), stated).num_layers == 4
+    assert "no group of tensors is numbered" in refusal(llama(5), stated)
 
 
-def test_the_layers_of_a_tower_do_not_stand_for_the_decoders() -> None:
+def test_the_layers_of_a_tower_are_not_taken_for_the_decoders() -> None:
     towers = {"vision_config": {"num_hidden_layers": 3}, "audio_config": {"num_hidden_layers": 3}}
     assert infer(llama(), {"text_config": {"vocab_size": VOCAB}, **towers}).num_layers == 4
     assert infer(llama(), {"text_config": llama_config(), **towers}).num_layers == 4
@@ -304,7 +304,7 @@ def test_encoder_decoder_models_are_refused() -> None:
     assert infer(llama(), heard_by_whisper).num_layers == 4
 
 
-def test_what_predicts_can_be_dropped() -> None:
+def test_prediction_tensors_can_be_dropped() -> None:
     kinds = {**llama(5), "mtp.fc.weight": LARGE}
     structure = infer(kinds, llama_config(4, num_nextn_predict_layers=1))
     assignment = assign(structure, even_partition(4, 2), drop_prediction=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The proof of a split: a whole one passes, and each fault is found and named."""
+"""Verification of a split: a valid one passes, and each fault is detected and named."""
 
 from __future__ import annotations
 
@@ -40,30 +40,30 @@ def faults_of(directory: Path, model: Path | None = None) -> list[SplitFault]:
     return verify_split(find_target(directory, model)).faults
 
 
-def found(directory: Path, code: SplitFaultCode, *words: str, model: Path | None = None) -> SplitFault:
-    """The fault of this kind that says all these words; fails when there is none."""
+def found(directory: Path, code: SplitFaultCode, *texts: str, model: Path | None = None) -> SplitFault:
+    """Return the fault of this kind whose message has all these texts; fail if there is none."""
     faults = faults_of(directory, model)
-    fitting = [fault for fault in faults if fault.code is code and all(word in fault.message for word in words)]
+    fitting = [fault for fault in faults if fault.code is code and all(text in fault.message for text in texts)]
     assert fitting, faults
     return fitting[0]
 
 
 def rewrite(stage: Path, change: Callable[[Manifest], Manifest]) -> None:
-    """Change a manifest as its author could: the digest of the file itself stays right."""
+    """Change a manifest and update its own digest, as a forger could."""
     changed = change(load_manifest(stage))
     (stage / STAGE_FILE).write_bytes(changed.to_bytes())
 
 
 def without(manifest: Manifest, name: str) -> Manifest:
-    kept = tuple(entry for entry in manifest.tensors if entry.name != name)
-    return msgspec.structs.replace(manifest, tensors=kept)
+    remaining = tuple(entry for entry in manifest.tensors if entry.name != name)
+    return msgspec.structs.replace(manifest, tensors=remaining)
 
 
 def kinds_in(stage: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     return {entry.name: (entry.dtype, entry.shape) for entry in load_manifest(stage).tensors}
 
 
-def test_a_split_is_proven(split: Path, model: Path) -> None:
+def test_a_valid_split_is_accepted(split: Path, model: Path) -> None:
     target = find_target(split, model)
     read: list[int] = []
     verdict = verify_split(target, read.append)
@@ -74,7 +74,7 @@ def test_a_split_is_proven(split: Path, model: Path) -> None:
     assert 0 < sum(read) <= target.nbytes
 
 
-def test_one_stage_is_proven_alone(split: Path, model: Path) -> None:
+def test_one_stage_is_verified_alone(split: Path, model: Path) -> None:
     target = find_target(split / "stage_1", model)
     assert not target.whole
     assert verify_split(target).valid
@@ -83,10 +83,10 @@ def test_one_stage_is_proven_alone(split: Path, model: Path) -> None:
     assert found(split, SplitFaultCode.STAGES, "stage 0 of 3 is missing").stage == 0
 
 
-@pytest.mark.parametrize("words", ["is not a directory", "holds no stage_0"])
-def test_what_is_no_split_is_refused(tmp_path: Path, model: Path, words: str) -> None:
-    with pytest.raises(ZppError, match=words):
-        find_target(tmp_path / "none" if "not a" in words else model)
+@pytest.mark.parametrize("text", ["is not a directory", "holds no stage_0"])
+def test_what_is_no_split_is_refused(tmp_path: Path, model: Path, text: str) -> None:
+    with pytest.raises(ZppError, match=text):
+        find_target(tmp_path / "none" if "not a" in text else model)
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -131,7 +131,7 @@ def test_swapped_layers_are_found(split: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "code", "words"),
+    ("change", "code", "text"),
     [
         (lambda k: k.pop(UP), SplitFaultCode.MISSING, f"lacks tensor {UP}"),
         (lambda k: k.update({"more": ("U8", (1,))}), SplitFaultCode.EXTRA, "holds tensor more"),
@@ -139,11 +139,11 @@ def test_swapped_layers_are_found(split: Path) -> None:
         (lambda k: k.update({UP: (k[UP][0], k[UP][1][::-1])}), SplitFaultCode.TENSOR, "is BF16 [8, 16], not"),
     ],
 )
-def test_a_file_that_differs_from_its_manifest(split: Path, change: Callable, code: SplitFaultCode, words: str) -> None:
+def test_a_file_that_differs_from_its_manifest(split: Path, change: Callable, code: SplitFaultCode, text: str) -> None:
     kinds = kinds_in(split / "stage_1")
     change(kinds)
     write_safetensors(split / "stage_1" / "model.safetensors", kinds, {"format": "pt"})
-    assert found(split, code, words).stage == 1
+    assert found(split, code, text).stage == 1
 
 
 @pytest.mark.parametrize("by", [-1, 1])
@@ -175,7 +175,7 @@ def test_a_config_that_was_changed_with_its_hash(split: Path) -> None:
     assert found(split, SplitFaultCode.FILE, "config.json is not the one")
 
 
-def test_a_tensor_left_out_of_file_and_manifest_alike(split: Path) -> None:
+def test_a_tensor_missing_from_file_and_manifest(split: Path) -> None:
     stage = split / "stage_1"
     kinds = kinds_in(stage)
     kinds.pop(UP)
@@ -209,13 +209,13 @@ def test_a_stage_of_another_split(tmp_path: Path, split: Path, model: Path) -> N
     other = split_checkpoint(model, tmp_path / "other", ranges=["0-2", "2-3", "3-4"])
     shutil.rmtree(split / "stage_1")
     shutil.copytree(other[1], split / "stage_1")
-    assert found(split, SplitFaultCode.STAGES, "stage 1 is of another split", "partition").stage == 1
+    assert found(split, SplitFaultCode.STAGES, "stage 1 belongs to another split", "partition").stage == 1
 
 
 def test_a_stage_twice_or_too_many(split: Path) -> None:
     shutil.copytree(split / "stage_1", split / "stage_3")
     assert found(split, SplitFaultCode.STAGES, "stage 3 holds the manifest of stage 1").stage == 3
-    assert found(split, SplitFaultCode.STAGES, "one more than the 3").stage == 3
+    assert found(split, SplitFaultCode.STAGES, "beyond the 3 stages").stage == 3
 
 
 def test_a_manifest_of_another_version_or_none(split: Path) -> None:
@@ -234,10 +234,10 @@ def test_a_manifest_that_points_out_of_its_directory(split: Path) -> None:
     assert found(split, SplitFaultCode.MANIFEST, "outside the stage directory").stage == 1
 
 
-# Against the source.
+# Comparison with the source.
 
 
-def test_another_model_is_told_from_the_source(tmp_path: Path, split: Path) -> None:
+def test_another_model_is_distinguished_from_the_source(tmp_path: Path, split: Path) -> None:
     other = write_checkpoint(tmp_path / "other", llama(), llama_config(rope_theta=3.0))
     assert found(split, SplitFaultCode.SOURCE, "stage 0", model=other).stage == 0
     assert found(split, SplitFaultCode.FILE, "config.json differs", model=other)

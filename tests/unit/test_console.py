@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What strangers name reaches the terminal as text, whatever is in it."""
+"""Untrusted names are printed without control characters."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import pytest
 
 from zpptool.console import Console
 from zpptool.errors import ZppError
+from zpptool.log import LogFormat, LogLevel, configure
 
 NAME = "model.\x1b[2J\x9b31m\r.weight"
 SHOWN = r"model.\x1b[2J\x9b31m\x0d.weight"
 
 
-def test_control_characters_are_shown_and_not_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.usefixtures("own_logging")
+def test_control_characters_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    configure(LogLevel.INFO, LogFormat.TEXT)
     console = Console()
     console.line(NAME)
     console.note(NAME)

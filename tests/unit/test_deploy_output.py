@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A directory that deploy writes is whole or not there, and nobody else's is replaced."""
+"""A directory that deploy writes is complete or absent, and a directory of another origin is never replaced."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def test_files_are_written_into_their_directories(tmp_path: Path) -> None:
     assert list((tmp_path / "deep").iterdir()) == [tmp_path / "deep" / "out"]
 
 
-def test_what_is_there_is_replaced_with_force_only_and_keys_stay(tmp_path: Path) -> None:
+def test_existing_files_are_replaced_with_force_only_and_keys_stay(tmp_path: Path) -> None:
     out = tmp_path / "out"
     write_directory({"old.yaml": "old\n"}, out)
     (out / "keys").mkdir(mode=0o700)
     (out / "keys/stage_0.keys").write_text("secret")
     (out / "keys/stage_0.keys").chmod(0o600)
-    with pytest.raises(ZppError, match="is there already") as refused:
+    with pytest.raises(ZppError, match="already exists") as refused:
         write_directory({"new.yaml": "new\n"}, out)
     assert refused.value.exit_code == ExitCode.INVALID
     write_directory({"new.yaml": "new\n"}, out, force=True)
@@ -37,7 +37,7 @@ def test_what_is_there_is_replaced_with_force_only_and_keys_stay(tmp_path: Path)
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_another_ones_directory_is_left_alone(tmp_path: Path) -> None:
+def test_a_foreign_directory_is_left_alone(tmp_path: Path) -> None:
     out = tmp_path / "home"
     out.mkdir()
     (out / "thesis").write_text("years of work")
@@ -46,7 +46,7 @@ def test_another_ones_directory_is_left_alone(tmp_path: Path) -> None:
     assert names(out) == {"thesis"}
 
 
-def test_a_fault_half_way_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_preserves_the_old_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     write_directory({"old.yaml": "old\n"}, out)
     rename = Path.rename

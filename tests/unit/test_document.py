@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of somebody else's: only regular ones, within bounds, and refused in one line."""
+"""Untrusted files: only regular ones within limits are read; others are refused in one line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from zpptool.document import read_json, read_yaml
 from zpptool.errors import ExitCode, ZppError
-from zpptool.regularfile import open_regular, read_regular
+from zpptool.regular_file import open_regular, read_regular
 
 LIMIT = 1 << 20
 READERS = [read_json, read_yaml, read_regular]
@@ -41,7 +41,7 @@ SPECIAL = [fifo, bound_socket, folder, lambda _path: Path("/dev/zero"), lambda _
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("make", SPECIAL)
 @pytest.mark.parametrize("read", READERS)
-def test_what_is_no_regular_file_is_refused_at_once(
+def test_a_special_file_is_refused_at_once(
     tmp_path: Path, make: Callable[[Path], Path], read: Callable[[Path, int, str], Any]
 ) -> None:
     with pytest.raises(ZppError, match="not a regular file") as refused:
@@ -68,8 +68,8 @@ def test_a_file_is_read_up_to_its_limit(tmp_path: Path, read: Callable[[Path, in
         read(tmp_path / "x", 29, "plan")
 
 
-def test_a_path_that_none_can_be_is_refused() -> None:
-    with pytest.raises(ZppError, match="not the path of a file"):
+def test_an_impossible_path_is_refused() -> None:
+    with pytest.raises(ZppError, match="is not a valid path"):
         open_regular(Path("a\0b"))
 
 
@@ -106,7 +106,7 @@ def test_absurd_json_is_one_line(tmp_path: Path, raw: bytes) -> None:
     assert "\n" not in refused.value.message
 
 
-def test_what_is_written_every_day_is_read(tmp_path: Path) -> None:
+def test_ordinary_documents_are_read(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('{"a": [1, 1e30, 1000000000000000019884624838656, "\\ud83d\\ude00", null]}')
     assert read_json(tmp_path / "x.json", LIMIT, "config")["a"][2] == 1000000000000000019884624838656
     (tmp_path / "x.yaml").write_text(f"a: [1, 0x1f, 1.5, {'ab' * 32}, '{'1' * 64}']\nb: 2024-01-01\nc: &c yes\n")

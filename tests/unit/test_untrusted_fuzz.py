@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of somebody else's, changed at random, are taken or refused by name: nothing crashes, hangs or leads out."""
+"""Randomly changed input files are accepted or refused with a ZppError: no crash, no hang, no file outside."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from zpptool.checkpoint.splitplan import plan_split
 from zpptool.checkpoint.verify import find_target, verify_split
 from zpptool.cli.app import app
 from zpptool.cli.settings import read_settings
+from zpptool.config.plan import load_plan_file, make_plan, plan_faults
 from zpptool.deploy.compose import compose_files
+from zpptool.deploy.deployment import Deployment, check_deployment
 from zpptool.deploy.kubernetes.manifests import kubernetes_files
 from zpptool.deploy.output import write_directory
 from zpptool.deploy.systemd import systemd_files
-from zpptool.deploy.wish import Deployment, check_deployment
 from zpptool.errors import ZppError
-from zpptool.names import is_inner_path
-from zpptool.plan import load_plan_file, make_plan, plan_faults
+from zpptool.file_names import is_inner_path
 
 pytestmark = pytest.mark.timeout(3000)
 
@@ -83,13 +83,13 @@ def test_a_plan_and_what_is_deployed_from_it(count: int, tmp_path: Path) -> None
             for source in (loaded.model, "hf://org/name", "pvc://claim/x"):
                 for make in (kubernetes_files, compose_files, systemd_files):
                     with suppress(ZppError):
-                        wish = Deployment(plan=loaded, name="zpp", image="zpptool:1", source=source)
-                        files = make(check_deployment(wish))
+                        deployment = Deployment(plan=loaded, name="zpp", image="zpptool:1", source=source)
+                        files = make(check_deployment(deployment))
                         write_directory(files, tmp_path / "deep/out", force=True)
                         for name, text in files.items():
                             assert name.endswith((".service", ".target")) or yaml.safe_load_all(text)
                             if name.endswith(".service"):
-                                assert text.count("ExecStart") == 1 + wish.is_hub
+                                assert text.count("ExecStart") == 1 + deployment.is_hub
         shutil.rmtree(tmp_path / "deep/out", ignore_errors=True)
         assert listing(tmp_path) == before
         assert os.listdir(tmp_path / "deep") == []
@@ -139,7 +139,7 @@ def test_a_header(count: int, tmp_path: Path) -> None:
 
 
 @few_or_many
-def test_text_that_is_no_document_at_all(count: int, tmp_path: Path) -> None:
+def test_arbitrary_text(count: int, tmp_path: Path) -> None:
     model = write_checkpoint(tmp_path / "model", shards=2)
     root: Any = get_command(app)
     signs = list("[]{}:,-&*!?|>'\"%@`#\n\t 0123456789.abx_=<")
@@ -172,11 +172,11 @@ def test_settings(count: int, tmp_path: Path) -> None:
 
 
 @few_or_many
-def test_a_path_that_is_taken_for_an_inner_one_is_one(count: int, tmp_path: Path) -> None:
+def test_an_accepted_inner_path_is_inside(count: int, tmp_path: Path) -> None:
     parts = st.lists(st.one_of(st.sampled_from([*ODD_TEXT, "/", "//", "./"]), st.text(max_size=4)), max_size=5)
 
-    def check(words: list[str]) -> None:
-        for path in ("".join(words), "/".join(words)):
+    def check(names: list[str]) -> None:
+        for path in ("".join(names), "/".join(names)):
             if is_inner_path(path):
                 assert os.path.normpath(tmp_path / path) == str(tmp_path / path)
                 assert (tmp_path / path).is_relative_to(tmp_path)
@@ -187,7 +187,7 @@ def test_a_path_that_is_taken_for_an_inner_one_is_one(count: int, tmp_path: Path
 def test_a_stage_of_which_every_file_is_a_fifo_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     split_checkpoint(write_checkpoint(tmp_path / "model", shards=2), tmp_path / "split", 2)
     for path in sorted(path for path in (tmp_path / "split/stage_0").rglob("*") if path.is_file()):
-        if path.name == INDEX_NAME:  # join makes its own
+        if path.name == INDEX_NAME:  # join writes a new one
             continue
         content = path.read_bytes()
         path.unlink()

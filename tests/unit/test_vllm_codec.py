@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM's control objects survive the ring unchanged, and nothing that is not carried slips through."""
+"""vLLM's control objects are decoded as they were encoded, and objects of any other class are refused."""
 
 from __future__ import annotations
 
@@ -55,19 +55,19 @@ def scheduler_output(**changes: object) -> SchedulerOutput:
         "total_num_scheduled_tokens": 4,
         "scheduled_spec_decode_tokens": {},
         "scheduled_encoder_inputs": {},
-        "finished_req_ids": {"gone"},
+        "finished_req_ids": {"finished"},
         "free_encoder_mm_hashes": [],
     }
     return SchedulerOutput(**{**fields, **changes})
 
 
-def through_the_ring(value: object) -> object:
+def round_trip(value: object) -> object:
     return codec.decode(codec.encode(value))
 
 
-def test_a_scheduler_output_arrives_as_it_left() -> None:
+def test_a_scheduler_output_is_unchanged() -> None:
     sent = scheduler_output()
-    assert through_the_ring(sent) == sent
+    assert round_trip(sent) == sent
 
 
 @pytest.mark.parametrize(
@@ -78,17 +78,17 @@ def test_a_scheduler_output_arrives_as_it_left() -> None:
         MambaSpec(block_size=16, shapes=((2, 3), (4,)), dtypes=(torch.float32, torch.bfloat16)),
     ],
 )
-def test_a_kv_cache_configuration_arrives_as_it_left(spec: object) -> None:
+def test_a_kv_cache_configuration_is_unchanged(spec: object) -> None:
     tensor = KVCacheTensor(size=4096, layers=["a", "b"], layer_stride=1, block_stride=2)
     sent = KVCacheConfig(num_blocks=7, kv_cache_tensors=[tensor], kv_cache_groups=[KVCacheGroupSpec(["a", "b"], spec)])
-    assert through_the_ring([sent, {"layer": spec}]) == [sent, {"layer": spec}]
+    assert round_trip([sent, {"layer": spec}]) == [sent, {"layer": spec}]
 
 
-def test_an_output_with_logprobs_arrives_as_it_left() -> None:
+def test_an_output_with_logprobs_is_unchanged() -> None:
     lists = LogprobsLists(np.array([[3, 4]], np.int32), np.array([[-0.5, -np.inf]], np.float32), np.array([1]))
     tensors = LogprobsTensors(torch.tensor([[1]]), torch.tensor([[-0.25]]), torch.tensor([2]))
     sent = ModelRunnerOutput(["a"], {"a": 0}, [[3]], lists, {"a": tensors, "b": None}, pooler_output=[torch.ones(2, 3)])
-    got = through_the_ring(sent)
+    got = round_trip(sent)
     assert isinstance(got, ModelRunnerOutput)
     assert (got.req_ids, got.req_id_to_index, got.sampled_token_ids) == (["a"], {"a": 0}, [[3]])
     assert got.logprobs is not None
@@ -100,20 +100,20 @@ def test_an_output_with_logprobs_arrives_as_it_left() -> None:
     assert torch.equal(got.pooler_output[0], torch.ones(2, 3))
 
 
-def test_a_grammar_and_the_times_of_compilation_arrive() -> None:
+def test_a_grammar_and_compilation_times_are_unchanged() -> None:
     grammar = GrammarOutput(["a"], np.arange(6, dtype=np.int32).reshape(2, 3))
-    got = through_the_ring(grammar)
+    got = round_trip(grammar)
     np.testing.assert_array_equal(got.grammar_bitmask, grammar.grammar_bitmask)
-    assert through_the_ring([CompilationTimes(1.5, 0.0)]) == [CompilationTimes(1.5, 0.0)]
+    assert round_trip([CompilationTimes(1.5, 0.0)]) == [CompilationTimes(1.5, 0.0)]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.bool, torch.int64])
-def test_tensors_of_any_dtype_arrive_with_their_bits(dtype: torch.dtype) -> None:
+def test_tensors_of_any_dtype_keep_their_bits(dtype: torch.dtype) -> None:
     sent = torch.arange(6).reshape(2, 3).to(dtype)
-    got = through_the_ring({"t": sent})["t"]
+    got = round_trip({"t": sent})["t"]
     assert got.dtype is dtype
     assert torch.equal(got.view(torch.uint8), sent.view(torch.uint8))
-    assert through_the_ring(torch.empty(0, 4, dtype=dtype)).shape == (0, 4)
+    assert round_trip(torch.empty(0, 4, dtype=dtype)).shape == (0, 4)
 
 
 plain = st.recursive(
@@ -129,8 +129,8 @@ plain = st.recursive(
 
 
 @given(plain)
-def test_plain_values_of_any_nesting_arrive_with_their_types(value: object) -> None:
-    got = through_the_ring(value)
+def test_nested_plain_values_keep_their_types(value: object) -> None:
+    got = round_trip(value)
     assert got == value
     assert type(got) is type(value)
 
@@ -141,19 +141,19 @@ def test_what_is_not_carried_is_refused_by_the_name_of_its_field() -> None:
 
 
 def test_bytes_that_name_a_class_that_is_not_carried_build_nothing() -> None:
-    alien = msgspec.msgpack.encode(
+    foreign = msgspec.msgpack.encode(
         msgspec.msgpack.Ext(codec._OBJECT, msgspec.msgpack.encode(["Popen", {"args": "true"}]))
     )
     with pytest.raises(ZppError, match="'Popen'"):
-        codec.decode(alien)
+        codec.decode(foreign)
 
 
 def test_a_field_that_this_vllm_does_not_have_is_refused() -> None:
-    alien = msgspec.msgpack.encode(
+    foreign = msgspec.msgpack.encode(
         msgspec.msgpack.Ext(codec._OBJECT, msgspec.msgpack.encode(["GrammarOutput", {"surprise": 1}]))
     )
     with pytest.raises(ZppError, match="no field surprise"):
-        codec.decode(alien)
+        codec.decode(foreign)
 
 
 @given(st.binary(max_size=200))
@@ -167,14 +167,14 @@ def extension(code: int, value: object) -> bytes:
 
 
 HOSTILE = {
-    "a tensor of as many bytes as a number says": extension(4, ["uint8", [1 << 40], 1 << 40]),
-    "an array of as many bytes as a number says": extension(3, ["<u1", [1 << 40], 1 << 40]),
+    "a tensor whose bytes are a number": extension(4, ["uint8", [1 << 40], 1 << 40]),
+    "an array whose bytes are a number": extension(3, ["<u1", [1 << 40], 1 << 40]),
     "a fraction of a billion digits": extension(8, ["1e1000000000"]),
-    "a fraction of text": extension(8, ["1", 2]),
-    "a shape with a hole": extension(4, ["uint8", [-1], b"1234"]),
-    "a shape of nothing that spans the world": extension(4, ["uint8", [0, 1 << 62, 1 << 62], b""]),
-    "a shape of the largest numbers": extension(3, ["<u1", [(1 << 64) - 1], b""]),
-    "more dimensions than any": extension(4, ["uint8", [1] * 1000, b"1"]),
+    "a fraction with text": extension(8, ["1", 2]),
+    "a negative dimension": extension(4, ["uint8", [-1], b"1234"]),
+    "an empty shape with huge dimensions": extension(4, ["uint8", [0, 1 << 62, 1 << 62], b""]),
+    "the largest dimension": extension(3, ["<u1", [(1 << 64) - 1], b""]),
+    "too many dimensions": extension(4, ["uint8", [1] * 1000, b"1"]),
     "an array of objects": extension(3, ["|O", [1], bytes(8)]),
     "an array of a made-up dtype": extension(3, [[["a", "|O"]], [1], bytes(8)]),
     "a dtype that is none": extension(4, ["nn", [1], b"1"]),
@@ -188,12 +188,12 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("what", HOSTILE)
-def test_hostile_parts_are_refused_before_anything_is_made_of_them(what: str) -> None:
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_extensions_are_refused_before_anything_is_allocated(name: str) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(ZppError):
-            codec.decode(HOSTILE[what])
+            codec.decode(HOSTILE[name])
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
@@ -201,7 +201,7 @@ def test_hostile_parts_are_refused_before_anything_is_made_of_them(what: str) ->
 
 @pytest.mark.parametrize("holder", [lambda n: n, lambda n: {"n": (n,)}], ids=["plain", "in an extension"])
 @pytest.mark.parametrize("number", [2**64, -(2**63) - 1])
-def test_an_integer_that_msgpack_does_not_know_is_refused(holder: Callable[[int], object], number: int) -> None:
+def test_an_integer_that_msgpack_cannot_encode_is_refused(holder: Callable[[int], object], number: int) -> None:
     with pytest.raises(ZppError, match="more than 64 bits"):
         codec.encode(holder(number))
     assert codec.decode(codec.encode(holder(2**64 - 1))) == holder(2**64 - 1)
@@ -224,12 +224,12 @@ def test_an_integer_that_msgpack_does_not_know_is_refused(holder: Callable[[int]
         (99, None),
     ],
 )
-def test_what_cannot_be_built_is_a_refusal_and_nothing_else(code: int, content: object) -> None:
+def test_what_cannot_be_built_is_refused_with_a_zpp_error(code: int, content: object) -> None:
     with pytest.raises(ZppError):
         codec.decode(msgspec.msgpack.encode(msgspec.msgpack.Ext(code, msgspec.msgpack.encode(content))))
 
 
-def test_nesting_without_end_is_a_refusal() -> None:
+def test_very_deep_nesting_is_refused() -> None:
     data = msgspec.msgpack.encode(1)
     for _depth in range(5000):
         data = msgspec.msgpack.encode(msgspec.msgpack.Ext(codec._TUPLE, msgspec.msgpack.encode([1])[:1] + data))
@@ -239,18 +239,18 @@ def test_nesting_without_end_is_a_refusal() -> None:
 
 @dataclasses.dataclass
 class Later:
-    """A control object of a vLLM to come: one field is old, two are new and of a class that nobody knows yet."""
+    """A control object of a later vLLM: one field is old, two are new and of an unknown class."""
 
     old: int
     new: object = None
     made: list[object] = dataclasses.field(default_factory=list)
 
 
-def test_a_field_of_a_later_vllm_passes_while_it_holds_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_field_of_a_later_vllm_is_accepted_while_it_has_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(codec._CARRIED, "Later", Later)
     monkeypatch.setitem(codec._SHAPES, Later, codec._shape_of(Later))
-    assert through_the_ring(Later(3)) == Later(3)
-    assert through_the_ring(Later(3, new={"plain": [1]})) == Later(3, new={"plain": [1]})
+    assert round_trip(Later(3)) == Later(3)
+    assert round_trip(Later(3, new={"plain": [1]})) == Later(3, new={"plain": [1]})
     with pytest.raises(ZppError, match=r"Later\.new holds a builtins\.object"):
         codec.encode(Later(3, new=object()))
     with pytest.raises(ZppError, match=r"Later\.made holds a builtins\.object"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is kept of the classes on vLLM is whole, and docs/coverage.md says the same."""
+"""The records of model classes on vLLM are complete, and docs/coverage.md agrees with them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def cells() -> dict[str, str]:
     return {row["name"]: row["vllm"] for row in rows if row and row["name"] != "class"}
 
 
-def test_every_record_is_whole() -> None:
+def test_every_record_is_complete() -> None:
     lines = RESULTS.read_text().splitlines()
     outcomes = read_outcomes()
     assert len(lines) == len(outcomes) > 0
@@ -50,26 +50,26 @@ def test_every_record_is_whole() -> None:
         assert not re.search(r"/(tmp|root|home)/", outcome.reason), outcome
 
 
-def test_no_recorded_pipeline_gave_other_tokens_but_for_a_cause_in_vllm() -> None:
+def test_no_recorded_pipeline_gave_other_tokens_except_for_a_cause_in_vllm() -> None:
     different = {outcome.name for outcome in read_outcomes().values() if outcome.verdict == DIFFERENT}
     assert different <= CAUSES.keys()
 
 
-def test_the_page_says_of_each_class_what_is_kept_of_it(cells: dict[str, str]) -> None:
+def test_the_page_agrees_with_the_record_of_each_class(cells: dict[str, str]) -> None:
     outcomes = read_outcomes()
     assert len(cells) >= 225
     assert outcomes.keys() <= cells.keys()
     for name, cell in cells.items():
-        kept = outcomes[name].verdict if name in outcomes else "not run"
-        assert re.match(rf"{kept}($| \(|:)", cell), (name, cell, kept)
+        verdict = outcomes[name].verdict if name in outcomes else "not run"
+        assert re.match(rf"{verdict}($| \(|:)", cell), (name, cell, verdict)
 
 
-def test_the_page_counts_what_is_kept() -> None:
+def test_the_page_counts_the_records() -> None:
     counted = {kind: int(count) for kind, count in re.findall(r"^\* \*([\w ]+)\* \((\d+)\)", PAGE.read_text(), re.M)}
     assert counted == Counter(outcome.verdict for outcome in read_outcomes().values())
 
 
-def test_the_last_outcome_of_a_class_counts_and_the_order_is_that_of_names(tmp_path: Path) -> None:
+def test_the_last_outcome_of_a_class_counts_and_outcomes_are_sorted_by_name(tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
     write_outcomes({"B": VllmOutcome("B", IDENTICAL), "A": VllmOutcome("A", WRONG[0], reason="why")}, results)
     assert list(read_outcomes(results)) == ["A", "B"]

@@ -8,9 +8,9 @@ import pytest
 pytest.importorskip("vllm")
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(60)]
 
-from zpptool.engines.vllm.llm import LLM  # noqa: E402
+from zpptool.config.runner_choice import VARIABLE  # noqa: E402
+from zpptool.engines.vllm.offline.llm import LLM  # noqa: E402
 from zpptool.errors import ZppError  # noqa: E402
-from zpptool.pipeline.modelrunner import VARIABLE  # noqa: E402
 
 
 def test_gpus_are_for_stages_that_are_started_here(monkeypatch: pytest.MonkeyPatch) -> None:

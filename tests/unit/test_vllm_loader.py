@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A parameter without a tensor: let be at the end of the pipeline where vLLM has no use for it, and nowhere else."""
+"""A parameter without a tensor is accepted on a stage where vLLM does not use it, and nowhere else."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ import torch
 from torch import nn
 from vllm.config import LoadConfig
 
-from zpptool.engines.vllm.loader import OwnTensorsLoader, used_elsewhere
+from zpptool.config.engine_kind import Engine
+from zpptool.config.stage_spec import StageSpec
+from zpptool.engines.vllm.stage.loader import OwnTensorsLoader, used_elsewhere
 from zpptool.errors import ZppError
-from zpptool.pipeline.spec import StageSpec
-from zpptool.plan import Engine
 
 pytestmark = pytest.mark.vllm
 
 
-def place(stage: int) -> StageSpec:
+def spec_of(stage: int) -> StageSpec:
     return StageSpec(Engine.VLLM, "", ((0, 1), (1, 2), (2, 3)), stage, "", "")
 
 
 def loader(stage: int) -> OwnTensorsLoader:
     made = OwnTensorsLoader(LoadConfig())
-    made.spec = place(stage)
+    made.spec = spec_of(stage)
     return made
 
 
 class Cohere(nn.Module):
-    """As vLLM makes it: the last norm on every stage."""
+    """As vLLM makes it: with the last norm on every stage."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ LAYER = {"layers.0.weight", "layers.0.bias"}
 
 
 @pytest.mark.parametrize("stage", [0, 1])
-def test_the_last_norm_is_let_be_before_the_last_stage_and_cannot_be_used(stage: int) -> None:
+def test_the_last_norm_is_accepted_before_the_last_stage_and_cannot_be_used(stage: int) -> None:
     model = Cohere()
     loader(stage).track_weights_loading(model, set(LAYER))
     assert torch.isnan(model.norm.weight).all()
@@ -61,7 +61,8 @@ def test_a_layer_must_have_its_tensors_on_every_stage() -> None:
 
 
 class Bigcode(nn.Module):
-    """As vLLM makes it of transformers' code on the last stage of a tied model: the positions are added once more."""
+    """As vLLM makes it of transformers' code on the last stage of a tied model: the positions are added a second
+    time."""
 
     __module__ = "vllm.model_executor.models.transformers"
 
@@ -92,5 +93,5 @@ def test_what_would_be_used_twice_is_refused_by_name() -> None:
         ("model.layers.1.mlp.router.weight", {"model"}, []),
     ],
 )
-def test_at_which_stages_a_parameter_has_no_use(name: str, parts: set[str], stages: list[int]) -> None:
-    assert [stage for stage in range(3) if used_elsewhere(name, 1 << 30, place(stage), parts)] == stages
+def test_on_which_stages_a_parameter_is_not_used(name: str, parts: set[str], stages: list[int]) -> None:
+    assert [stage for stage in range(3) if used_elsewhere(name, 1 << 30, spec_of(stage), parts)] == stages

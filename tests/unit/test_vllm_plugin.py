@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Installed as a plugin, zpptool adds one way of loading to vLLM, and nothing else is changed."""
+"""Installed as a plugin, zpptool adds one load format to vLLM and changes nothing else."""
 
 from __future__ import annotations
 
@@ -42,25 +42,28 @@ print(json.dumps({
 """
 
 
-def test_the_entry_point_names_what_is_there() -> None:
-    told = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"][GROUP]
-    assert list(told) == ["zpptool"]
-    module, _, name = told["zpptool"].partition(":")
+def test_the_entry_point_names_an_existing_function() -> None:
+    entry_points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"][GROUP]
+    assert list(entry_points) == ["zpptool"]
+    module, _, name = entry_points["zpptool"].partition(":")
     assert callable(getattr(importlib.import_module(module), name))
 
 
 @pytest.mark.timeout(200)
-def test_plain_vllm_is_as_it_was(tmp_path: Path) -> None:
-    """As vLLM finds plugins: by the entry points of installed distributions."""
+def test_stock_vllm_is_unchanged(tmp_path: Path) -> None:
+    """The plugin is found as vLLM finds plugins: by the entry points of installed distributions."""
     install_plugin(tmp_path)
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps(WATCHED)], capture_output=True, text=True, timeout=180, check=False,
         env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}", "VLLM_PLUGINS": "as_plugin"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    said = json.loads(done.stdout.splitlines()[-1])
-    assert said["added"] == ["zpptool-own"]
-    assert said["kept"]
-    assert said["modules"]
-    assert said["environment"]
-    assert said["loaded"] == ["zpptool.engines", "zpptool.engines.vllm", "zpptool.engines.vllm.plugin"]
+    state = json.loads(done.stdout.splitlines()[-1])
+    assert state["added"] == ["zpptool-own"]
+    assert state["kept"]
+    assert state["modules"]
+    assert state["environment"]
+    assert state["loaded"] == [
+        "zpptool.engines", "zpptool.engines.vllm", "zpptool.engines.vllm.compat",
+        "zpptool.engines.vllm.compat.model_loader", "zpptool.engines.vllm.plugin",
+    ]  # fmt: skip

@@ -13,13 +13,13 @@ import pytest
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
 
-from zpptool.pipeline.spec import StageSpec  # noqa: E402
-from zpptool.plan import Engine  # noqa: E402
+from zpptool.config.engine_kind import Engine  # noqa: E402
+from zpptool.config.stage_spec import StageSpec  # noqa: E402
 
 SCRIPT = """
 import sys
 from zpptool.engines.vllm import head, preload, worker
-from zpptool.pipeline.spec import spec_from_argv
+from zpptool.config.stage_spec import spec_from_argv
 early = [name for name in sys.modules if name.startswith("vllm.v1.worker.") and name.endswith("_worker")]
 preload.preload(spec_from_argv(sys.argv))
 order = list(sys.modules)

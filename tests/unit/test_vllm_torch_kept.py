@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Importing zpptool leaves torch's streams, events and memory functions alone, whatever vLLM computes on.
+"""Importing zpptool does not change torch's streams, events and memory functions, on any device.
 
-vLLM's `v1/worker/cpu/shm.py` replaces them by functions that do nothing. That is right in a CPU worker and fatal in a
-process that computes on CUDA, so that only vLLM itself may import it. `import vllm` alone wraps
-`torch.cuda.set_stream` (vLLM's `utils/torch_utils.py`): the comparison starts after that, and shows what zpptool does.
+vLLM's `v1/worker/cpu/shm.py` replaces them with functions that do nothing. That is right in a CPU worker and fatal in a
+process that computes on CUDA, so only vLLM itself may import it. `import vllm` alone wraps `torch.cuda.set_stream`
+(vLLM's `utils/torch_utils.py`), so the comparison starts after that.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ print("ZPP " + json.dumps({"walked": walked, "culprits": culprits, "workers": wo
 """
 
 
-def walk(*words: str) -> dict[str, object]:
-    """What a fresh process finds that imports every module of zpptool."""
+def walk(*arguments: str) -> dict[str, object]:
+    """Import every module of zpptool in a fresh process; returns what it has found."""
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *words], capture_output=True, text=True, timeout=180, check=False
+        [sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, timeout=180, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found: dict[str, object] = json.loads(done.stdout.rpartition("ZPP ")[2])
@@ -62,15 +62,15 @@ def walk(*words: str) -> dict[str, object]:
 
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("platform", ["cpu", "unspecified"])
-def test_importing_every_module_leaves_torch_alone(platform: str) -> None:
-    """`unspecified` is vLLM's own platform for a device that it does not know: the only other one without a card."""
+def test_importing_every_module_does_not_change_torch(platform: str) -> None:
+    """`unspecified` is vLLM's platform for an unknown device: the only other one that needs no accelerator."""
     found = walk(platform)
-    assert {"zpptool.engines.vllm.hooks", "zpptool.engines.vllm.worker"} <= set(found["walked"])  # type: ignore[call-overload]
+    assert {"zpptool.engines.vllm.compat.process_groups", "zpptool.engines.vllm.worker"} <= set(found["walked"])  # type: ignore[call-overload]
     assert found["culprits"] == {}
     assert found["workers"] == []
 
 
 @pytest.mark.timeout(200)
-def test_the_comparison_sees_what_a_cpu_worker_replaces() -> None:
+def test_the_comparison_detects_what_a_cpu_worker_replaces() -> None:
     (replaced,) = walk("cpu", "vllm.v1.worker.cpu_worker")["culprits"].values()  # type: ignore[attr-defined]
     assert {"torch.cuda.Stream", "torch.Event", "torch.accelerator.synchronize", "Tensor.pin_memory"} <= set(replaced)

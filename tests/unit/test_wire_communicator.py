@@ -18,9 +18,9 @@ import pytest
 
 from zpptool.errors import ExitCode, ZppError
 from zpptool.wire import ZeroMQCommunicator
-from zpptool.wire.keys import generate
-from zpptool.wire.link import LinkError, LinkTimeout, PushLink
-from zpptool.wire.messages import Kind, Limits, WireError
+from zpptool.wire.link import LinkError, LinkSender, LinkTimeout
+from zpptool.wire.message.framing import Kind, Limits, WireError
+from zpptool.wire.security.key_files import generate
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
@@ -30,7 +30,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "communicator.py"
 
 
 def free_addresses(count: int) -> list[str]:
-    """TCP endpoints that nobody binds now."""
+    """TCP endpoints that are free now."""
     probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [probe.getsockname()[1] for probe in probes]
     for probe in probes:
@@ -161,7 +161,7 @@ def test_places_on_the_ring():
     with ZeroMQCommunicator(2, 3, bind="tcp://127.0.0.1:*") as last:
         assert (last.next_rank, last.prev_rank, last.is_first_rank, last.is_last_rank) == (0, 1, False, True)
     for rank, world_size in ((0, 1), (3, 3), (-1, 2)):
-        with pytest.raises(ZppError, match="cannot be"):
+        with pytest.raises(ZppError, match="is impossible"):
             ZeroMQCommunicator(rank, world_size, bind="tcp://127.0.0.1:*")
     with pytest.raises(ZppError, match="neither"):
         ZeroMQCommunicator(0, 2)
@@ -207,19 +207,19 @@ def test_a_send_that_runs_out_of_time_inside_a_tensor_closes_the_link():
 
 def test_what_is_no_tensor_dict_is_refused_by_name():
     with (
-        PushLink("tcp://127.0.0.1:*", stage=0, peer=1) as push,
-        ZeroMQCommunicator(1, 2, connect=push.endpoint, limits=Limits(max_tensors=1)) as second,
+        LinkSender("tcp://127.0.0.1:*", stage=0, peer=1) as sender,
+        ZeroMQCommunicator(1, 2, connect=sender.endpoint, limits=Limits(max_tensors=1)) as second,
     ):
-        push.send(Kind.CONTROL, b"", timeout_s=10)
+        sender.send(Kind.CONTROL, b"", timeout_s=10)
         with pytest.raises(LinkError, match="expected tensors of stage 0 and got control of stage 0"):
             second.recv_tensor_dict()
-        push.send(Kind.TENSORS, b"", source=5, timeout_s=10)
+        sender.send(Kind.TENSORS, b"", source=5, timeout_s=10)
         with pytest.raises(LinkError, match="got tensors of stage 5"):
             second.recv_tensor_dict()
-        push.send(Kind.TENSORS, b"\x80\x04", timeout_s=10)
+        sender.send(Kind.TENSORS, b"\x80\x04", timeout_s=10)
         with pytest.raises(WireError, match="Stage 1 refused a message from stage 0") as caught:
             second.recv_tensor_dict()
-        assert caught.value.endpoint == push.endpoint
+        assert caught.value.endpoint == sender.endpoint
 
 
 def test_the_example_runs():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensors keep dtype, rank and width within an epoch; how many tokens there are is free."""
+"""Tensors keep dtype, rank and width within an epoch; the number of tokens may change."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import pytest
 
-from zpptool.wire.consistency import TensorSchema
-from zpptool.wire.errors import WireError
+from zpptool.wire.link_errors import WireError
+from zpptool.wire.message.consistency import TensorSchema
 
 
 class Like(NamedTuple):
-    """As much of a tensor as the rule looks at."""
+    """The attributes of a tensor that are checked."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -22,7 +22,7 @@ STATES = {"hidden_states": Like("bfloat16", (7, 64)), "mask": Like("int64", (7,)
 
 
 @pytest.fixture
-def settled() -> TensorSchema:
+def schema_of_epoch_4() -> TensorSchema:
     schema = TensorSchema()
     schema.check(4, STATES)
     return schema
@@ -33,12 +33,12 @@ def settled() -> TensorSchema:
     [STATES, {"hidden_states": Like("bfloat16", (1, 64))}, {"mask": Like("int64", (900,))}, {"call": 5}, {},
      {"residual": Like("float32", (1, 2, 3))}],
 )  # fmt: skip
-def test_what_may_change_may_change(settled: TensorSchema, received: dict[str, object]) -> None:
-    settled.check(4, received)
+def test_what_may_change_may_change(schema_of_epoch_4: TensorSchema, received: dict[str, object]) -> None:
+    schema_of_epoch_4.check(4, received)
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "expected"),
     [
         (Like("float32", (7, 64)), "is float32 of rank 2 and width 64, and was bfloat16 of rank 2 and width 64"),
         (Like("bfloat16", (7, 65)), "of rank 2 and width 65"),
@@ -46,15 +46,15 @@ def test_what_may_change_may_change(settled: TensorSchema, received: dict[str, o
         (Like("bfloat16", (64,)), "bfloat16 of rank 1, and was"),
     ],
 )
-def test_what_may_not_change_is_refused_by_name(settled: TensorSchema, changed: Like, told: str) -> None:
+def test_what_may_not_change_is_refused_by_name(schema_of_epoch_4: TensorSchema, changed: Like, expected: str) -> None:
     with pytest.raises(WireError, match="'hidden_states'") as refused:
-        settled.check(4, {"hidden_states": changed})
-    assert told in refused.value.message
+        schema_of_epoch_4.check(4, {"hidden_states": changed})
+    assert expected in refused.value.message
     assert "in epoch 4" in refused.value.message
-    settled.check(4, STATES)
+    schema_of_epoch_4.check(4, STATES)
 
 
-def test_another_epoch_settles_anew(settled: TensorSchema) -> None:
-    settled.check(5, {"hidden_states": Like("float32", (1, 2, 3))})
+def test_another_epoch_settles_anew(schema_of_epoch_4: TensorSchema) -> None:
+    schema_of_epoch_4.check(5, {"hidden_states": Like("float32", (1, 2, 3))})
     with pytest.raises(WireError):
-        settled.check(5, STATES)
+        schema_of_epoch_4.check(5, STATES)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What no peer should send is a named error in every decoder; `scripts/fuzz_wire.py --frames 10000000` runs long."""
+"""Malformed bytes are a named error in every decoder; `scripts/fuzz_wire.py --frames 10000000` runs long."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zpptool.errors import ZppError
-from zpptool.pipeline.ring import control as c
-from zpptool.wire import words
-from zpptool.wire.errors import HEAD
-from zpptool.wire.messages import Limits, decode
-from zpptool.wire.tensors import unpack
+from zpptool.places import HEAD
+from zpptool.ring import messages as c
+from zpptool.wire.message.framing import Limits, decode
+from zpptool.wire.message.tensors import unpack
+from zpptool.wire.protocol import link_messages
 
 FUZZ = Path(__file__).parents[2] / "scripts" / "fuzz_wire.py"
 
@@ -38,15 +38,15 @@ def test_no_bytes_make_a_decoder_fail_otherwise_than_by_name(header: bytes, fram
     for take in (
         lambda: decode([header, *frames], Limits()),
         lambda: unpack(header, frames),
-        lambda: c.decode(header, frames, stage=HEAD, peer="stage 1", endpoint="here", epoch=0),
-        lambda: words.decode_word(header),
+        lambda: c.decode_control(header, frames, stage=HEAD, peer="stage 1", endpoint="here", epoch=0),
+        lambda: link_messages.decode_link_message(header),
     ):
-        told = ""
+        message = ""
         try:
             take()
         except ZppError as error:
-            told = error.message
-        assert len(told) < 10_000
+            message = error.message
+        assert len(message) < 10_000
 
 
 @pytest.mark.torch
@@ -77,11 +77,11 @@ def test_a_short_run_of_the_long_fuzz() -> None:
 )
 def test_control_that_cannot_be_is_refused(control: dict[str, object]) -> None:
     with pytest.raises(ZppError, match="cannot be read"):
-        c.decode(msgspec.msgpack.encode(control), (), stage=HEAD, peer="stage 1", endpoint="here")
+        c.decode_control(msgspec.msgpack.encode(control), (), stage=HEAD, peer="stage 1", endpoint="here")
 
 
 @pytest.mark.parametrize(
-    "word",
+    "link_message",
     [
         {"type": "taken", "count": -1},
         {"type": "taken", "count": 1, "more": 2},
@@ -92,6 +92,6 @@ def test_control_that_cannot_be_is_refused(control: dict[str, object]) -> None:
         {"type": "ping", "at": "now"},
     ],
 )
-def test_words_that_cannot_be_are_refused(word: dict[str, object]) -> None:
+def test_invalid_link_messages_are_refused(link_message: dict[str, object]) -> None:
     with pytest.raises(ZppError, match="cannot be read"):
-        words.decode_word(msgspec.msgpack.encode(word))
+        link_messages.decode_link_message(msgspec.msgpack.encode(link_message))

@@ -6,7 +6,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zpptool.wire.sequence import SequenceCheck
+from zpptool.wire.protocol.sequence import SequenceCheck
 
 
 def faults(messages: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -17,7 +17,7 @@ def faults(messages: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 @given(length=st.integers(2, 40), data=st.data())
-def test_whatever_is_dropped_is_noticed_with_the_next_message(length, data):
+def test_a_dropped_message_is_noticed_with_the_next_one(length, data):
     kept = sorted(data.draw(st.sets(st.integers(0, length - 1), min_size=1)))
     gaps = [(due, got) for due, got in zip([0, *(number + 1 for number in kept)], kept, strict=False) if due != got]
     assert faults([(5, number) for number in kept]) == gaps
@@ -32,7 +32,7 @@ def test_a_repeat_is_dropped_without_losing_count():
     assert faults([(5, 0), (5, 1), (5, 1), (5, 2)]) == [(2, 1)]
 
 
-def test_a_gap_is_told_once():
+def test_a_gap_is_reported_once():
     assert faults([(5, 0), (5, 4), (5, 5)]) == [(1, 4)]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An address that cannot be used is told as such, with exit code 5 and a next step, before anything waits for it."""
+"""An unusable address is refused with exit code 5 and a next step, before anything waits for it."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from pathlib import Path
 import pytest
 import zmq
 
+from zpptool.deadline import Deadline
 from zpptool.errors import ExitCode, ZppError
-from zpptool.wire.deadline import Deadline
-from zpptool.wire.link import PullLink, PushLink
-from zpptool.wire.messages import Kind
-from zpptool.wire.safety import Safety
+from zpptool.wire.link import LinkOptions, LinkReceiver, LinkSender
+from zpptool.wire.message.framing import Kind
+from zpptool.wire.security.exposure import LinkSecurity
 from zpptool.wire.sockets import make_socket
 
 
 def open_push(endpoint: str) -> None:
     """Bind and close."""
-    PushLink(endpoint, stage=0, peer=1, safety=Safety(insecure=True)).close()
+    LinkSender(endpoint, stage=0, peer=1, options=LinkOptions(security=LinkSecurity(insecure=True))).close()
 
 
 @pytest.mark.parametrize(
-    ("endpoint", "told"),
+    ("endpoint", "expected"),
     [
         ("127.0.0.1:5555", "is not an endpoint"),
         ("tcp://127.0.0.1", "is not an endpoint"),
@@ -44,14 +44,14 @@ def open_push(endpoint: str) -> None:
         ("ipc:///tmp/" + "x" * 200, "at most 107"),
     ],
 )
-def test_an_endpoint_that_cannot_be_bound_is_refused(endpoint, told):
-    with pytest.raises(ZppError, match=told) as caught:
+def test_an_endpoint_that_cannot_be_bound_is_refused(endpoint, expected):
+    with pytest.raises(ZppError, match=expected) as caught:
         open_push(endpoint)
     assert caught.value.exit_code is ExitCode.ADDRESS
 
 
 @pytest.mark.parametrize(
-    ("endpoint", "told"),
+    ("endpoint", "expected"),
     [
         ("tcp://*:5555", "no host"),
         ("tcp://127.0.0.1:*", "no port"),
@@ -59,9 +59,9 @@ def test_an_endpoint_that_cannot_be_bound_is_refused(endpoint, told):
         ("tcp://no-such-host.invalid:5555", "cannot be resolved"),
     ],
 )
-def test_an_endpoint_that_nobody_can_be_at_is_refused(endpoint, told):
-    with pytest.raises(ZppError, match=told) as caught:
-        PullLink(endpoint, stage=1, peer=0, safety=Safety(insecure=True))
+def test_an_endpoint_that_cannot_be_connected_to_is_refused(endpoint, expected):
+    with pytest.raises(ZppError, match=expected) as caught:
+        LinkReceiver(endpoint, stage=1, peer=0, options=LinkOptions(security=LinkSecurity(insecure=True)))
     assert caught.value.exit_code is ExitCode.ADDRESS
 
 
@@ -77,7 +77,7 @@ def test_a_port_in_use_is_told():
 
 def test_an_ipc_path_in_use_is_not_taken_over(tmp_path: Path):
     endpoint = f"ipc://{tmp_path}/s"
-    with PushLink(endpoint, stage=0, peer=1), pytest.raises(ZppError, match="in use"):
+    with LinkSender(endpoint, stage=0, peer=1), pytest.raises(ZppError, match="in use"):
         open_push(endpoint)
 
 
@@ -95,7 +95,7 @@ def test_a_file_at_an_ipc_path_is_left_alone(tmp_path: Path):
 
 
 def test_the_bound_port_is_told():
-    with PushLink("tcp://127.0.0.1:*", stage=0, peer=1) as link:
+    with LinkSender("tcp://127.0.0.1:*", stage=0, peer=1) as link:
         host, port = link.endpoint.rsplit(":", 1)
     assert host == "tcp://127.0.0.1"
     assert int(port) > 0
@@ -107,8 +107,11 @@ def test_an_ipv6_address_can_be_bound():
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError as error:
         pytest.skip(f"no IPv6 loopback here: {error}")
-    with PushLink("tcp://[::1]:*", stage=0, peer=1) as push, PullLink(push.endpoint, stage=1, peer=0) as pull:
-        assert pull.endpoint.startswith("tcp://[::1]:")
+    with (
+        LinkSender("tcp://[::1]:*", stage=0, peer=1) as sender,
+        LinkReceiver(sender.endpoint, stage=1, peer=0) as receiver,
+    ):
+        assert receiver.endpoint.startswith("tcp://[::1]:")
 
 
 def test_no_option_is_left_at_an_unbounded_default():
@@ -128,13 +131,13 @@ with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
     stranger.linger = 0
     stranger.rcvhwm = 1
     stranger.connect(sys.argv[1])
-    stranger.send(b"no word")
+    stranger.send(b"not a link message")
     stranger.poll()  # he is answered
     print("connected", flush=True)
     end = time.monotonic() + 1.5
     while time.monotonic() < end:
         try:
-            stranger.send(b"no word", zmq.DONTWAIT)
+            stranger.send(b"not a link message", zmq.DONTWAIT)
         except zmq.Again:
             time.sleep(0.01)
 """
@@ -142,18 +145,18 @@ with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
 
 def test_a_stranger_who_goes_while_his_queue_is_full_takes_nobody_along():
     """With heartbeats of its own the binding end's process was aborted by libzmq, two seconds later."""
-    with PushLink("tcp://127.0.0.1:*", stage=0, peer=1) as push:
-        words = [sys.executable, "-c", FLOOD, push.endpoint]
-        with subprocess.Popen(words, stdout=subprocess.PIPE) as stranger:
+    with LinkSender("tcp://127.0.0.1:*", stage=0, peer=1) as sender:
+        command = [sys.executable, "-c", FLOOD, sender.endpoint]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as stranger:
             assert stranger.stdout is not None
             assert stranger.stdout.readline() == b"connected\n"
             time.sleep(0.3)  # answers that he does not read lie in his queue
-            push._enter(Deadline(5))  # as while a send holds the socket: nobody hears him
+            sender._turn.enter(Deadline(5))  # as during a send: no thread reads the socket
             try:
                 assert stranger.wait(30) == 0
                 time.sleep(2.5)
             finally:
-                push._leave()
-        with PullLink(push.endpoint, stage=1, peer=0) as pull:
-            push.send(Kind.CONTROL, b"still here", timeout_s=10)
-            assert pull.recv(10).header == b"still here"
+                sender._turn.leave()
+        with LinkReceiver(sender.endpoint, stage=1, peer=0) as receiver:
+            sender.send(Kind.CONTROL, b"still here", timeout_s=10)
+            assert receiver.recv(10).header == b"still here"

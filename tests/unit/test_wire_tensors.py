@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zpptool.wire.errors import WireError
-from zpptool.wire.messages import Limits
-from zpptool.wire.schema import JOIN_BELOW_BYTES, dtypes, plan_to_receive, plan_to_send
-from zpptool.wire.tensors import pack, unpack
+from zpptool.wire.link_errors import WireError
+from zpptool.wire.message.framing import Limits
+from zpptool.wire.message.schema import JOIN_BELOW_BYTES, dtypes, plan_to_receive, plan_to_send
+from zpptool.wire.message.tensors import pack, unpack
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
@@ -33,7 +33,7 @@ plain = st.recursive(
 
 
 def round_trip(tensor_dict: dict[str, Any], **options: Any) -> dict[str, Any]:
-    """Pack and unpack, by way of memory that the receiver owns."""
+    """Pack and unpack, through memory that the receiver owns."""
     packed = pack(tensor_dict)
     return unpack(packed.header, [bytearray(frame) for frame in packed.frames], **options)
 
@@ -175,7 +175,7 @@ def test_tensors_that_are_more_than_their_bytes_are_refused_by_name(make):
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "expected"),
     [
         ((1, 2), "tuple"),
         ({1, 2}, "set"),
@@ -185,14 +185,14 @@ def test_tensors_that_are_more_than_their_bytes_are_refused_by_name(make):
         ({"a": [torch.float32]}, "dtype"),
     ],
 )
-def test_values_that_would_not_arrive_as_they_are_are_refused_by_name(value, told):
-    with pytest.raises(WireError, match=f"'odd'.*{told}"):
+def test_values_that_would_not_arrive_as_they_are_are_refused_by_name(value, expected):
+    with pytest.raises(WireError, match=f"'odd'.*{expected}"):
         pack({"odd": value})
 
 
 @pytest.mark.parametrize("value", [2**64, -(2**63) - 1, "\ud800"])
 def test_values_that_msgpack_cannot_write_are_refused(value):
-    with pytest.raises(WireError, match=r"odd.* cannot be carried"):
+    with pytest.raises(WireError, match=r"odd.* cannot be sent"):
         pack({"odd": value})
 
 
@@ -219,7 +219,7 @@ BOMB = ["t", "float32", [2**20, 2**20]]
 
 
 @pytest.mark.parametrize(
-    ("head", "frames", "told"),
+    ("head", "frames", "expected"),
     [
         (header(BOMB), [b""], "spans 4398046511104 bytes"),
         (header(["t", "uint8", [2**41]]), [b""], "dimension of 2199023255552"),
@@ -254,8 +254,8 @@ BOMB = ["t", "float32", [2**20, 2**20]]
         (b"\x80\x04\x95", [], "cannot be read"),
     ],
 )
-def test_a_header_that_lies_is_refused_by_name(head, frames, told):
-    with pytest.raises(WireError, match=told):
+def test_a_header_that_lies_is_refused_by_name(head, frames, expected):
+    with pytest.raises(WireError, match=expected):
         unpack(head, frames)
 
 
@@ -307,7 +307,7 @@ def test_a_repeated_schema_is_planned_once_and_only_so_many_are_kept():
 def test_plain_values_need_no_torch():
     code = (
         "import sys\n"
-        "from zpptool.wire.tensors import pack, unpack\n"
+        "from zpptool.wire.message.tensors import pack, unpack\n"
         "packed = pack({'step': 3})\n"
         "assert unpack(packed.header, packed.frames) == {'step': 3}\n"
         "assert 'torch' not in sys.modules\n"

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Do the manifests of a split, taken together, account for one whole model? Pure: no tensor byte is read here.
+"""Check that the manifests of a split together describe one whole model. Pure: no tensor bytes are read here.
 
-Every layer once, every tensor of the model where the structure rule wants it, all of one split of one model. A
-manifest's tensor list is held against the model digest, so that a tensor left out of all of them is seen too.
+Every layer must be owned once, every tensor must be in the stages that the structure rule assigns it to, and all
+manifests must come from one split of one model. The union of the tensor lists is compared with the model digest, so
+that a tensor missing from every manifest is detected too.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from zpptool.checkpoint.manifest import Manifest
 from zpptool.checkpoint.roles import PREDICTION
 from zpptool.checkpoint.structure import assign, infer_structure
 from zpptool.errors import ZppError
-from zpptool.layers import check_ranges
+from zpptool.partition import check_ranges
 
 _SAME = (
     "num_stages", "num_layers", "partition", "model_digest", "sample_digest", "tensors_digest", "layer_prefix",
@@ -31,17 +32,17 @@ _SAME = (
 
 
 def check_agreement(manifests: Mapping[int, Manifest], config: dict[str, Any], directory: Path) -> list[SplitFault]:
-    """All faults between the stages of one split.
+    """Return all inconsistencies between the stages of one split.
 
     Args:
-        manifests: by the number in the stage directory's name; those that could be read.
-        config: of the model, as one of the stages carries it.
-        directory: of the split, for messages.
+        manifests: the manifests that could be read, keyed by the number in the stage directory's name.
+        config: the model's config.json, read from one of the stages.
+        directory: the split's directory, for messages.
     """
     faults = [
-        SplitFault(SplitFaultCode.STAGES, f"stage {place} holds the manifest of stage {own.stage}", place)
-        for place, own in manifests.items()
-        if own.stage != place
+        SplitFault(SplitFaultCode.STAGES, f"stage {place} holds the manifest of stage {manifest.stage}", place)
+        for place, manifest in manifests.items()
+        if manifest.stage != place
     ]
     first = manifests[min(manifests)]
     faults += _differences(manifests, first)
@@ -51,27 +52,27 @@ def check_agreement(manifests: Mapping[int, Manifest], config: dict[str, Any], d
         if stage not in manifests
     ]
     faults += [
-        SplitFault(SplitFaultCode.STAGES, f"stage {place} is one more than the {first.num_stages} of the split", place)
+        SplitFault(SplitFaultCode.STAGES, f"stage {place} is beyond the {first.num_stages} stages of the split", place)
         for place in manifests
         if place >= first.num_stages
     ]
-    _ranges, range_faults = check_ranges([str(own) for own in first.ranges], first.num_layers, first.num_stages)
+    _ranges, range_faults = check_ranges([str(layers) for layers in first.ranges], first.num_layers, first.num_stages)
     faults += [SplitFault(SplitFaultCode.RANGES, fault.message, fault.stage) for fault in range_faults]
     return faults or _check_whole(manifests, config, directory)
 
 
 def _differences(manifests: Mapping[int, Manifest], first: Manifest) -> Iterable[SplitFault]:
-    for place, own in manifests.items():
-        other = [name for name in _SAME if getattr(own, name) != getattr(first, name)]
-        if own.source_digest and first.source_digest and own.source_digest != first.source_digest:
+    for place, manifest in manifests.items():
+        other = [name for name in _SAME if getattr(manifest, name) != getattr(first, name)]
+        if manifest.source_digest and first.source_digest and manifest.source_digest != first.source_digest:
             other.append("source_digest")
         if other:
-            message = f"stage {place} is of another split than stage {first.stage}: {', '.join(other)} differ"
+            message = f"stage {place} belongs to another split than stage {first.stage}: {', '.join(other)} differ"
             yield SplitFault(SplitFaultCode.STAGES, message, place)
 
 
 def _check_whole(manifests: Mapping[int, Manifest], config: dict[str, Any], directory: Path) -> list[SplitFault]:
-    """The tensors of all stages against the model's tensor list, its content, and the structure rule."""
+    """Compare the tensors of all stages with the model's tensor list, its content digest, and the structure rule."""
     first = manifests[0]
     tensors: dict[str, TensorInfo] = {}
     hashes: dict[str, str] = {}
@@ -82,10 +83,10 @@ def _check_whole(manifests: Mapping[int, Manifest], config: dict[str, Any], dire
             same_kind = tensors.setdefault(entry.name, tensor) == tensor
             same_bytes = not entry.blake3 or hashes.setdefault(entry.name, entry.blake3) == entry.blake3
             if not (same_kind and same_bytes):
-                message = f"stage {stage}: tensor {entry.name} is not the one that an earlier stage holds"
+                message = f"stage {stage}: tensor {entry.name} differs from the copy in an earlier stage"
                 faults.append(SplitFault(SplitFaultCode.TENSOR, message, stage, entry.name))
     kinds = [(tensor.name, tensor.dtype, tensor.shape) for tensor in tensors.values()]
-    held = tensors_digest([*kinds, *((gone.name, gone.dtype, gone.shape) for gone in first.dropped_tensors)])
+    held = tensors_digest([*kinds, *((tensor.name, tensor.dtype, tensor.shape) for tensor in first.dropped_tensors)])
     if held != first.tensors_digest:
         message = "the stages together do not hold the model's tensors: some are missing, extra, or reshaped"
         hint = "; ".join(_odd_layers(tensors, first.layer_prefix))
@@ -99,7 +100,7 @@ def _check_whole(manifests: Mapping[int, Manifest], config: dict[str, Any], dire
 
 
 def _odd_layers(names: Iterable[str], prefix: str) -> list[str]:
-    """What a layer lacks that all other layers have: where to look for a tensor that nothing names any more."""
+    """Describe each tensor that exactly one layer lacks: a hint at a tensor that no manifest lists any more."""
     layers: dict[str, set[int]] = defaultdict(set)
     for name in names:
         number, dot, rest = name.removeprefix(f"{prefix}.").partition(".")
@@ -116,16 +117,19 @@ def _other_content(manifests: Mapping[int, Manifest], digest: str) -> bool:
 
 def _misplaced(manifests: Mapping[int, Manifest], union: CheckpointIndex) -> Iterable[SplitFault]:
     first = manifests[0]
-    dropped = {gone.name: TensorInfo(gone.name, gone.dtype, gone.shape, Path(), 0, 0) for gone in first.dropped_tensors}
+    dropped = {
+        tensor.name: TensorInfo(tensor.name, tensor.dtype, tensor.shape, Path(), 0, 0)
+        for tensor in first.dropped_tensors
+    }
     try:
         structure = infer_structure(replace(union, tensors={**union.tensors, **dropped}))
         wanted = assign(structure, first.ranges, drop_prediction=bool(dropped)).stages
     except ZppError as fault:
-        yield SplitFault(SplitFaultCode.STAGES, f"the stages together make no model: {fault.message}")
+        yield SplitFault(SplitFaultCode.STAGES, f"the stages together do not form a model: {fault.message}")
         return
     for name in dropped:
         if structure.roles[name] != PREDICTION:
-            message = f"no stage holds tensor {name}, which is none that may be left out"
+            message = f"no stage holds tensor {name}, which may not be left out"
             yield SplitFault(SplitFaultCode.MISSING, message, None, name)
     for stage, manifest in manifests.items():
         held = {entry.name for entry in manifest.tensors}

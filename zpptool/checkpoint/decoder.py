@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tensors are the decoder's layers: the group of names, by the prefix before their first number, that is.
+"""Find the tensors of the decoder layers.
 
-The group's numbers cover `range(num_hidden_layers)`. Towers, prediction and speech parts are never taken for it, even
-with as many layers. Where config.json keeps the count to itself, as LLaVA-1.5's does, the names tell it if they leave
-no choice. A doubt is refused with the names that are in doubt.
+Tensor names are grouped by the prefix before their first number. The decoder is the group whose numbers cover
+`range(num_hidden_layers)`. Towers, prediction and speech parts are never taken for it, even if they have as many
+layers. If config.json states no layer count, as in LLaVA-1.5, it is derived from the names where they are unambiguous.
+An ambiguous checkpoint is refused, with the names in question.
 """
 
 from __future__ import annotations
@@ -13,21 +14,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from zpptool.checkpoint.config import stated_layer_count, text_config, unknown_layer_count
 from zpptool.checkpoint.header import TensorInfo
 from zpptool.checkpoint.index import CheckpointIndex
+from zpptool.checkpoint.model_config import stated_layer_count, text_config, unknown_layer_count
 from zpptool.checkpoint.roles import PREDICTION_WORDS, SPEAKER_WORDS, TEXT_WORDS, TOWER_WORDS, words_of
 from zpptool.errors import invalid_error
 
 _NOT_DECODER = TOWER_WORDS | PREDICTION_WORDS | SPEAKER_WORDS
 _PREDICTOR_MODULES = frozenset({"eh_proj", "enorm", "hnorm", "shared_head"})
-"""What a layer past the last holds if it predicts: it joins an embedding with a hidden state (DeepSeek-V3's names)."""
+"""Modules of a prediction layer past the last: it combines an embedding with a hidden state (DeepSeek-V3's names)."""
 
 MAX_LAYER_DIGITS = 9
-"""Of a layer's number, in a tensor's name: as many as a layer range may have."""
+"""Maximum digits of a layer number in a tensor name; layer ranges have the same limit."""
 
 Group = Mapping[int, list[str]]
-"""Names by the number in them."""
+"""Tensor names by layer number."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,11 @@ class Decoder:
     """The decoder's layers.
 
     Attributes:
-        prefix: what stands before a layer's number, for example `model.layers`.
-        num_layers: that compute; more may follow that predict tokens past the next one.
-        layer_of: the layer of each tensor that lies in one.
+        prefix: the part of a tensor name before the layer number, for example `model.layers`.
+        num_layers: number of decoder layers, without layers past the last that predict tokens past the next one.
+        layer_of: the layer number of each tensor inside a decoder layer.
         predicting: the tensors of the layers past the last.
-        notes: choices that a user should know of.
+        notes: choices made for the checkpoint, for the user to read.
     """
 
     prefix: str
@@ -49,16 +50,16 @@ class Decoder:
     notes: tuple[str, ...] = ()
 
     def within_layer(self, name: str) -> str:
-        """What follows the layer's number in the name of a tensor that lies in one."""
+        """Return the part of a layer tensor's name after the layer number."""
         start = len(self.prefix) + 1 if self.prefix else 0
         return name[start:].partition(".")[2]
 
 
 def find_decoder(index: CheckpointIndex) -> Decoder:
-    """Find the decoder's layers.
+    """Find the decoder layers of a checkpoint.
 
     Raises:
-        ZppError: (INVALID) there are none, or it is not clear which they are.
+        ZppError: (INVALID) there are none, or several groups of tensors could be them.
     """
     groups = numbered_groups(index.tensors)
     eligible = {prefix: group for prefix, group in groups.items() if not words_of(prefix) & _NOT_DECODER}
@@ -68,14 +69,18 @@ def find_decoder(index: CheckpointIndex) -> Decoder:
         prefix, num_layers = _covering(groups, eligible, stated, index), stated
     else:
         prefix, num_layers = _unstated(eligible, index)
-        notes = (f"config.json does not say how many layers the model has: {prefix} holds {num_layers}",)
+        notes = (f"config.json does not state the number of layers: {prefix} holds {num_layers}",)
     layer_of = {name: layer for layer, names in groups[prefix].items() if layer < num_layers for name in names}
     predicting = frozenset(name for layer, names in groups[prefix].items() if layer >= num_layers for name in names)
     return Decoder(prefix, num_layers, layer_of, predicting, notes)
 
 
 def numbered_groups(names: Mapping[str, TensorInfo]) -> dict[str, dict[int, list[str]]]:
-    """Names by the prefix before their first number, then by that number."""
+    """Group tensor names by the prefix before their first number, then by that number.
+
+    Raises:
+        ZppError: (INVALID) a number has more than `MAX_LAYER_DIGITS` digits.
+    """
     groups: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
     for name in names:
         parts = name.split(".")
@@ -83,7 +88,7 @@ def numbered_groups(names: Mapping[str, TensorInfo]) -> dict[str, dict[int, list
             if part.isascii() and part.isdigit():
                 if len(part) > MAX_LAYER_DIGITS:
                     raise invalid_error(
-                        f"tensor {name[:80]}... has a number of {len(part)} digits, which is no layer's"
+                        f"tensor {name[:80]}... has a number of {len(part)} digits, too long for a layer"
                     )
                 groups[".".join(parts[:place])][int(part)].append(name)
                 break
@@ -93,7 +98,7 @@ def numbered_groups(names: Mapping[str, TensorInfo]) -> dict[str, dict[int, list
 def _covering(
     groups: Mapping[str, Group], eligible: Mapping[str, Group], num_layers: int, index: CheckpointIndex
 ) -> str:
-    """The one group that covers the layers and holds none past them but those that predict."""
+    """Return the prefix of the one group that covers all layers and has only prediction layers past them."""
     wanted, extra = range(num_layers), _prediction_layers(index.config)
     fitting = [
         prefix
@@ -107,18 +112,18 @@ def _covering(
     if fitting:
         raise invalid_error(
             f"{index.directory}: the {num_layers} decoder layers could be {' or '.join(sorted(fitting))}",
-            "this checkpoint's structure is not clear enough to cut",
+            "this checkpoint's structure is not clear enough to split",
         )
     found = ", ".join(f"{p or '(top)'} 0 to {max(g)}" for p, g in sorted(groups.items()) if 0 in g) or "none"
     raise invalid_error(
-        f"{index.directory}: config.json tells of {num_layers} layers, but no tensors are numbered 0 to "
-        f"{num_layers - 1} as layers are (found: {found})",
+        f"{index.directory}: config.json states {num_layers} layers, but no group of tensors is numbered "
+        f"0 to {num_layers - 1} (found: {found})",
         "check that config.json belongs to these weights",
     )
 
 
 def _unstated(eligible: Mapping[str, Group], index: CheckpointIndex) -> tuple[str, int]:
-    """The one group that a decoder's layers could be, and how many these are."""
+    """Return the prefix and layer count of the only group that can be the decoder layers."""
     counts: dict[str, int] = {}
     for prefix, group in eligible.items():
         predicting = {layer for layer, names in group.items() if _predicts(names)}
@@ -133,7 +138,7 @@ def _unstated(eligible: Mapping[str, Group], index: CheckpointIndex) -> tuple[st
 
 
 def _most_likely(fitting: list[str], groups: Mapping[str, Group], index: CheckpointIndex) -> list[str]:
-    """Of several groups those below a text model, with several tensors a layer, and as wide as the hidden state."""
+    """Narrow several groups down to those below a text model, with several tensors per layer and the hidden size."""
     hidden_size = text_config(index.config).get("hidden_size")
 
     def is_wide(prefix: str) -> bool:
@@ -150,12 +155,12 @@ def _prefer(prefixes: list[str], wanted: Callable[[str], bool]) -> list[str]:
 
 
 def _predicts(names: list[str]) -> bool:
-    """Whether a layer is one that predicts tokens past the next, by what it holds."""
+    """Return whether the tensors of a layer show that it predicts tokens past the next one."""
     return any(not _PREDICTOR_MODULES.isdisjoint(name.split(".")) for name in names)
 
 
 def _prediction_layers(config: Mapping[str, Any]) -> int:
-    """How many layers past the last decoder layer the config tells of (`num_nextn_predict_layers` and its like)."""
+    """Return the number of prediction layers past the last one (`num_nextn_predict_layers` and similar keys)."""
     counts = [0]
     for key, value in config.items():
         if isinstance(value, dict):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Identities in 64 hex digits (BLAKE3): of a file, a config, a model, a model's content.
+"""BLAKE3 digests (64 hex digits) of a file, a config, a model, and a model's content.
 
-Each is a function of meaning, not of layout: it does not change with the order of tensors, the number of shards, or
-the blanks in config.json. The model digest is the same for a checkpoint and for each of its stage directories.
+Those of a config and a model do not depend on layout: the order of tensors, the number of shards, and whitespace in
+config.json make no difference. The model digest is the same for a checkpoint and for each of its stage directories.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from zpptool.regularfile import open_regular
+from zpptool.regular_file import open_regular
 
 CHUNK_BYTES = 4 * 1024 * 1024
 
@@ -23,12 +23,16 @@ TensorShape = tuple[str, str, tuple[int, ...]]
 
 
 def digest_bytes(content: bytes) -> str:
-    """The digest of these bytes."""
+    """Return the digest of `content`."""
     return blake3(content).hexdigest()
 
 
 def digest_file(path: Path) -> str:
-    """The digest of a file's content, read in chunks; raises OSError, and ZppError where it is no regular file."""
+    """Return the digest of a file, read in chunks.
+
+    Raises:
+        ZppError: (INVALID) it is not a regular file; OSError: it cannot be read.
+    """
     hasher = blake3()
     with open_regular(path) as stream:
         while chunk := stream.read(CHUNK_BYTES):
@@ -37,22 +41,22 @@ def digest_file(path: Path) -> str:
 
 
 def config_digest(config: Mapping[str, Any]) -> str:
-    """The digest of a parsed config.json."""
+    """Return the digest of a parsed config.json."""
     return _digest_json(config)
 
 
 def tensors_digest(tensors: Iterable[TensorShape]) -> str:
-    """The digest of a model's tensor list: every name once, with dtype and shape."""
+    """Return the digest of a model's tensor list: every name once, with dtype and shape."""
     return _digest_json(sorted((name, dtype, list(shape)) for name, dtype, shape in tensors))
 
 
 def model_digest_of(config: Mapping[str, Any], tensors: str) -> str:
-    """The model digest, from its config and its `tensors_digest`."""
+    """Return the model digest, from the parsed config and the `tensors_digest`."""
     return _digest_json({"config": config_digest(config), "tensors": tensors})
 
 
 def source_digest_of(hashes: Mapping[str, str]) -> str:
-    """The digest of a model's content, from the digest of every tensor's bytes."""
+    """Return the digest of a model's content, from the digest of each tensor's bytes by tensor name."""
     return _digest_json(sorted(hashes.items()))
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why each tensor goes where it goes, told for groups of tensors that go the same way for the same reason.
+"""Explain which stages hold each tensor and why, for groups of tensors with the same placement and reason.
 
-A group is one name with its numbers as `*`. Every tensor of the checkpoint is in one group, so that the counts and
-bytes of all groups add up to the checkpoint's.
+A group is one tensor name with its numbers replaced by `*`. Every tensor of the checkpoint is in exactly one group, so
+the counts and bytes of all groups add up to the checkpoint's.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 @dataclass(frozen=True)
 class TensorGroup:
-    """Tensors that differ in their numbers only.
+    """Tensors whose names differ only in their numbers.
 
     Attributes:
-        pattern: their name, with `*` for each number.
-        count: how many they are.
-        nbytes: of all of them, each counted once.
-        stages: that hold any of them; none where they are dropped.
-        side: where they are needed.
-        reason: why.
+        pattern: the common name, with `*` for each number.
+        count: number of tensors.
+        nbytes: total size in bytes, each tensor counted once.
+        stages: the stages that hold any of them; empty if they are dropped.
+        side: where the tensors are needed.
+        reason: why they are needed there, or why they are dropped.
     """
 
     pattern: str
@@ -40,7 +40,7 @@ class TensorGroup:
 
 
 def explain(plan: SplitPlan) -> tuple[TensorGroup, ...]:
-    """The groups of a checkpoint's tensors: what comes before the layers, the layers, and what comes after."""
+    """Return the tensor groups of a plan, in model order: before the layers, in the layers, after the layers."""
     holders: dict[str, list[int]] = {}
     for stage, names in enumerate(plan.assignment.stages):
         for name in names:
@@ -64,7 +64,7 @@ def explain(plan: SplitPlan) -> tuple[TensorGroup, ...]:
 
 
 def stage_words(stages: tuple[int, ...]) -> str:
-    """`0-2, 5` for stages 0, 1, 2 and 5; `none` for none."""
+    """Format stage numbers: `0-2, 5` for stages 0, 1, 2 and 5; `none` for an empty tuple."""
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in _runs(stages)) or "none"
 
 

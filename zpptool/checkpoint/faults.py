@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be wrong with a split, named by kind, stage and tensor."""
+"""Faults of a split: kind, stage and tensor."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ from enum import StrEnum
 
 
 class SplitFaultCode(StrEnum):
-    """The kinds of fault that a split can have; scripts rely on the values."""
+    """Kinds of fault in a split. Scripts rely on the values."""
 
     MANIFEST = "manifest"
-    """A stage's manifest cannot be read, or was changed."""
+    """A stage's manifest cannot be read, or was changed after the split."""
     STAGES = "stages"
-    """A stage is missing, twice there, or of another split than the others."""
+    """A stage is missing, present twice, or from another split than the others."""
     RANGES = "ranges"
-    """The stages' layers do not cover the model once."""
+    """The stages' layer ranges do not cover every layer exactly once."""
     MISSING = "missing"
-    """A tensor is not where it should be."""
+    """A tensor is missing from a stage that needs it."""
     EXTRA = "extra"
-    """A tensor is where it should not be."""
+    """A tensor is in a stage that does not need it."""
     TENSOR = "tensor"
-    """A tensor's dtype, shape or length is not what it should be."""
+    """A tensor has a wrong dtype, shape or length."""
     BYTES = "bytes"
-    """A tensor's bytes are not what they should be."""
+    """A tensor's bytes differ from the recorded digest or from the source."""
     FILE = "file"
-    """A file is missing, extra, changed, or cannot be read."""
+    """A file is missing, unexpected, changed, or cannot be read."""
     SOURCE = "source"
-    """The split is of another model than the given one."""
+    """The split was made from another model than the given one."""
 
 
 @dataclass(frozen=True)
 class SplitFault:
-    """One thing wrong with a split.
+    """One fault of a split.
 
     Attributes:
         code: the kind of fault.
         message: one sentence that names the stage, the file or the tensor.
-        stage: the stage at fault, or None where it is the split as a whole.
+        stage: the stage at fault, or None if the split as a whole is.
         tensor: the tensor at fault, or None.
     """
 

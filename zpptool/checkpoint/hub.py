@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A checkpoint on the Hugging Face Hub: planned from its headers alone, read in the byte ranges that are asked for.
+"""Read a checkpoint on the Hugging Face Hub: a split is planned from its headers, and tensors are read by byte range.
 
-The headers and the small files are put into a directory in which each weight file has its true length and is a hole
-from its header on, so that whatever plans a checkpoint on disk plans this one. All reads are of one commit, looked up
-once: what is fetched belongs together even if the repository changes meanwhile. huggingface_hub knows addresses,
-credentials and transport (HF_ENDPOINT, HF_TOKEN and its other settings hold); it is imported only here, when used.
+The headers and the small files are downloaded into a temporary directory. Each weight file there has its real size but
+is sparse after its header, so the code that plans a local checkpoint works unchanged. All reads use one commit, which
+is resolved once, so that the files belong together even if the repository changes meanwhile. huggingface_hub provides
+addresses, credentials and HTTP (HF_ENDPOINT, HF_TOKEN and its other settings apply); it is imported only here, on use.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from zpptool.checkpoint.smallfiles import MAX_SMALL_BYTES, is_small_name
 from zpptool.checkpoint.split import Origin
 from zpptool.checkpoint.streaming import CHUNK_BYTES
 from zpptool.errors import ZppError, invalid_error, usage_error
-from zpptool.names import is_inner_path, named_twice
+from zpptool.file_names import is_inner_path, named_twice
 
 FIRST_BYTES = 128 * 1024
-"""Asked of each weight file at first: most headers are shorter."""
+"""Bytes of the first request for each weight file; most headers are shorter."""
 CONNECTIONS = 8
 TIMEOUT_S = 30.0
 ATTEMPTS = 5
@@ -41,7 +41,7 @@ Made = TypeVar("Made")
 
 
 class HubId(NamedTuple):
-    """A model on the Hub; `revision` is a branch, a tag or a commit, None for the main branch."""
+    """A model on the Hub. `revision` is a branch, a tag or a commit; None for the main branch."""
 
     repo: str
     revision: str | None
@@ -52,10 +52,10 @@ class Source:
     """A checkpoint, on this machine or on the Hub.
 
     Attributes:
-        name: as a user knows it.
-        directory: of the checkpoint, or of what stands for it while it is open.
-        origin: names the commit, and reads samples; None on this machine.
-        read: reads bytes of a weight file in `directory` from the Hub; None on this machine.
+        name: the name for display.
+        directory: the checkpoint, or for a model on the Hub a temporary directory with its headers and small files.
+        origin: identifies the commit and reads samples; None for a local checkpoint.
+        read: reads bytes of a weight file in `directory` from the Hub; None for a local checkpoint.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Source:
 
 @contextmanager
 def open_source(text: str) -> Iterator[Source]:
-    """The checkpoint that a user names: a directory, or a model on the Hub; raises as `open_hub` does."""
+    """Open the checkpoint that a user named: a directory, or a model on the Hub. Raises as `open_hub` does."""
     model = hub_id(text)
     if model is None and text.startswith("hf:") and not os.path.exists(text):
         raise usage_error(f"{text} names no model on the Hub", "write hf://org/name, or hf://org/name@revision")
@@ -78,9 +78,9 @@ def open_source(text: str) -> Iterator[Source]:
 
 
 def hub_id(text: str) -> HubId | None:
-    """The model that `org/name`, `org/name@revision` or `hf://org/name@revision` names, or None.
+    """Parse `org/name`, `org/name@revision` or `hf://org/name@revision`; None if the text is neither.
 
-    A directory of that name goes before a model without `hf://`.
+    Without `hf://`, an existing local path of that name takes precedence, and the result is None.
     """
     match = _ID.fullmatch(text)
     if match is None or (match["scheme"] is None and os.path.exists(text)):
@@ -90,31 +90,31 @@ def hub_id(text: str) -> HubId | None:
 
 @contextmanager
 def open_hub(model: HubId) -> Iterator[Source]:
-    """Fetch headers and small files, and yield what stands for the checkpoint.
+    """Download headers and small files into a temporary directory, and yield the checkpoint.
 
     Raises:
-        ZppError: (USAGE) huggingface_hub is not installed; (INVALID) there is no such model, or not for this user;
-            (FAILURE) the Hub does not answer, or not as it should.
+        ZppError: (USAGE) huggingface_hub is not installed; (INVALID) the model does not exist or this user may not read
+            it; (FAILURE) the Hub does not respond, or responds incorrectly.
     """
-    with tempfile.TemporaryDirectory(prefix="zpp-hub-") as folder, _as_faults(model):
+    with tempfile.TemporaryDirectory(prefix="zpp-hub-") as folder, _translated_errors(model):
         directory = Path(folder, model.repo)
         directory.mkdir(parents=True)
         repository = _Repository(model)
         _fill(directory, repository)
 
         def read(file: Path, offset: int, nbytes: int) -> Iterator[memoryview]:
-            with _as_faults(model):
+            with _translated_errors(model):
                 yield from repository.read(file.relative_to(directory).as_posix(), offset, nbytes)
 
         def read_samples(samples: list[TensorInfo]) -> list[bytes]:
-            return _at_once(lambda own: b"".join(read(own.file, own.offset, own.nbytes)), samples)
+            return _in_parallel(lambda sample: b"".join(read(sample.file, sample.offset, sample.nbytes)), samples)
 
         name = f"hf://{model.repo}@{repository.commit}"
         yield Source(name, directory, Origin(name, read_samples), read)
 
 
 class _Repository:
-    """One commit of a model repository, and how to read ranges of its files."""
+    """One commit of a model repository, with ranged reads of its files."""
 
     def __init__(self, model: HubId) -> None:
         try:
@@ -122,7 +122,7 @@ class _Repository:
             utils = importlib.import_module("huggingface_hub.utils")
         except ImportError as cause:
             raise usage_error(
-                f"{model.repo} is no directory here, and huggingface_hub is not installed to fetch it from the Hub",
+                f"{model.repo} is not a local directory, and huggingface_hub is not installed to fetch it from the Hub",
                 "pip install 'zpptool[hub]', or name a local directory",
             ) from cause
         self._raise_for_status = utils.hf_raise_for_status
@@ -134,11 +134,11 @@ class _Repository:
         self.names = [sibling.rfilename for sibling in info.siblings or ()]
 
     def read(self, name: str, offset: int, nbytes: int) -> Iterator[memoryview]:
-        """Bytes of a file, in chunks; goes on where a connection broke."""
+        """Yield bytes of a file in chunks; after a lost connection, reading resumes at the last byte received."""
         end = offset + nbytes
         failed = 0
         while offset < end:
-            begun = offset
+            start = offset
             try:
                 for chunk in self._stream(name, offset, end)[1]:
                     offset += len(chunk)
@@ -146,14 +146,16 @@ class _Repository:
             except self._transport_error:
                 if failed == ATTEMPTS:
                     raise
-            failed = failed + 1 if offset == begun else 0
+            failed = failed + 1 if offset == start else 0
             if failed > ATTEMPTS:
-                raise ZppError(f"the Hub sends no more of {name} of {self._repo}", "run the same again to go on")
+                raise ZppError(
+                    f"the Hub sends no more of {name} of {self._repo}", "run the same command again to resume"
+                )
             if offset < end:
                 time.sleep(0.1 * 2**failed)
 
     def begin(self, name: str, nbytes: int) -> tuple[int, bytes]:
-        """The length of a file, and its first bytes: `nbytes`, or all that it has."""
+        """Return the size of a file, and its first `nbytes` bytes, or all of them if it is shorter."""
         for attempt in range(ATTEMPTS):
             try:
                 total, chunks = self._stream(name, 0, nbytes)
@@ -168,30 +170,32 @@ class _Repository:
         return int(next(chunks)), chunks
 
     def _request(self, name: str, offset: int, end: int) -> Iterator[Any]:
-        """The length of the file, then chunks of the range."""
+        """Yield the size of the file, then chunks of the range."""
         url = self._hub.hf_hub_url(self._repo, name, revision=self.commit)
         headers = {**self._headers, "Range": f"bytes={offset}-{end - 1}"}
         with self._hub.get_session().stream("GET", url, headers=headers, timeout=TIMEOUT_S) as response:
-            if response.status_code == 416:  # nothing can be asked of an empty file
+            if response.status_code == 416:  # an empty file has no valid range
                 yield 0
                 return
             self._raise_for_status(response)
-            told = _RANGE.fullmatch(response.headers.get("content-range", ""))
-            if response.status_code != 206 or told is None or int(told[1]) != offset:
-                raise ZppError(f"{url} does not answer range requests", "download the model, and name its directory")
-            yield int(told[2])
+            content_range = _RANGE.fullmatch(response.headers.get("content-range", ""))
+            if response.status_code != 206 or content_range is None or int(content_range[1]) != offset:
+                raise ZppError(f"{url} does not support range requests", "download the model, and name its directory")
+            yield int(content_range[2])
             left = end - offset
             for chunk in response.iter_bytes(CHUNK_BYTES):
                 yield chunk[:left]
                 left -= len(chunk[:left])
-                if not left:  # an answer that does not end is not read on
+                if not left:  # do not read a response past the requested range
                     return
 
 
 def _fill(directory: Path, repository: _Repository) -> None:
     outside = [name for name in repository.names if not is_inner_path(name)]
     if outside:
-        raise invalid_error(f"the repository names the file {outside[0]!r}, which lies outside it or is no file's name")
+        raise invalid_error(
+            f"the repository names the file {outside[0]!r}, which is outside it or not a valid file name"
+        )
     twice = named_twice(repository.names)
     if twice is not None:
         raise invalid_error(f"the repository names the file {twice} twice")
@@ -199,15 +203,15 @@ def _fill(directory: Path, repository: _Repository) -> None:
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
     small = [name for name in repository.names if is_small_name(name)]
     index = [name for name in repository.names if name == INDEX_NAME]
-    _at_once(lambda name: _fetch_small(directory / name, name, repository), [*small, *index])
+    _in_parallel(lambda name: _fetch_small(directory / name, name, repository), [*small, *index])
     weights = [name for name in repository.names if _may_hold_weights(name)]
     for name in set(repository.names) - {*small, *index, *weights}:
         (directory / name).touch()
-    _at_once(lambda name: _fetch_header(directory / name, name, repository), weights)
+    _in_parallel(lambda name: _fetch_header(directory / name, name, repository), weights)
 
 
 def _may_hold_weights(name: str) -> bool:
-    """Whether its header is wanted: of the others `read_index` needs to know only that they are there."""
+    """Return whether the header of a file is needed; for all others `read_index` needs only their names."""
     return name.endswith(".safetensors") and "/" not in name and not name.startswith(("consolidated", "adapter"))
 
 
@@ -224,7 +228,7 @@ def _fetch_small(path: Path, name: str, repository: _Repository) -> None:
 
 
 def _fetch_header(path: Path, name: str, repository: _Repository) -> None:
-    """A file as long as the one on the Hub, with its header and no more: the rest is a hole."""
+    """Create a sparse file with the size of the one on the Hub and only its header as content."""
     total, start = repository.begin(name, FIRST_BYTES)
     length = LENGTH_BYTES + json_length(path, start[:LENGTH_BYTES], total)
     if length > len(start):
@@ -234,51 +238,51 @@ def _fetch_header(path: Path, name: str, repository: _Repository) -> None:
         stream.truncate(total)
 
 
-def _at_once(fetch: Callable[[Item], Made], items: Iterable[Item]) -> list[Made]:
+def _in_parallel(fetch: Callable[[Item], Made], items: Iterable[Item]) -> list[Made]:
     with ThreadPoolExecutor(CONNECTIONS) as pool:
         return list(pool.map(fetch, items))
 
 
 def _transport_error(client: object) -> type[Exception]:
-    """The error of a connection that breaks: huggingface_hub 1 speaks through httpx, 2 through httpx2."""
+    """Return the exception class for connection errors: huggingface_hub 1 uses httpx, 2 uses httpx2."""
     library = importlib.import_module(type(client).__module__.partition(".")[0])
     found: type[Exception] = library.TransportError
     return found
 
 
 @contextmanager
-def _as_faults(model: HubId) -> Iterator[None]:
-    """Errors of huggingface_hub and its transport, as a user should read them."""
+def _translated_errors(model: HubId) -> Iterator[None]:
+    """Translate errors of huggingface_hub and its HTTP client into ZppErrors."""
     try:
         yield
     except ZppError:
         raise
     except Exception as cause:
-        known = _known_fault(model, cause)
+        known = _zpp_error_for(model, cause)
         if known is None:
             raise
         raise known from cause
 
 
-def _known_fault(model: HubId, cause: Exception) -> ZppError | None:
+def _zpp_error_for(model: HubId, cause: Exception) -> ZppError | None:
     kinds = {kind.__name__ for kind in type(cause).__mro__}
     if "GatedRepoError" in kinds:
         return invalid_error(
-            f"{model.repo} is open only to those who accept its terms", "accept them, and set HF_TOKEN"
+            f"{model.repo} is gated: its terms have to be accepted first", "accept them on the Hub, and set HF_TOKEN"
         )
     if "RepositoryNotFoundError" in kinds:
         return invalid_error(
-            f"{model.repo} is neither a directory here nor a model on the Hub that you may see",
+            f"{model.repo} is neither a local directory nor a model on the Hub that you may read",
             "check the name; for a private model set HF_TOKEN",
         )
     if "RevisionNotFoundError" in kinds:
         return invalid_error(f"{model.repo} has no revision {model.revision}")
     if "HFValidationError" in kinds:
-        return invalid_error(f"{model.repo} is neither a directory here nor a name that a model on the Hub can have")
+        return invalid_error(f"{model.repo} is neither a local directory nor a valid name of a model on the Hub")
     if kinds & {"HfHubHTTPError", "TransportError", "OfflineModeIsEnabled", "LocalTokenNotFoundError"}:
         first = str(cause).strip().splitlines() or [type(cause).__name__]
         return ZppError(
-            f"{model.repo} is no directory here, and fetching it from the Hub failed: {first[0]}",
-            "name a local directory, or run the same again to go on",
+            f"{model.repo} is not a local directory, and fetching it from the Hub failed: {first[0]}",
+            "name a local directory, or run the same command again to resume",
         )
     return None

@@ -1,23 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every tensor of a checkpoint directory: its name, dtype, shape and place, known from headers alone.
+"""Index every tensor of a checkpoint directory (name, dtype, shape, location) from headers alone.
 
-A `CheckpointIndex` names each tensor once, and each one's bytes are where it says. Both a full checkpoint and a stage
-directory, which holds a part of one, can be read. Nothing is ever written here, and no tensor byte is read.
+A `CheckpointIndex` lists each tensor once, and its locations have been checked. Both a full checkpoint and a stage
+directory, which holds a part of one, can be indexed. Nothing is written, and no tensor bytes are read.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zpptool.checkpoint.config import layer_count, read_config
 from zpptool.checkpoint.header import Header, TensorInfo, read_header
+from zpptool.checkpoint.model_config import layer_count, read_config
 from zpptool.document import read_json
 from zpptool.errors import ZppError, invalid_error
-from zpptool.names import is_plain_name
+from zpptool.file_names import is_plain_name
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -34,10 +35,10 @@ class CheckpointIndex:
     Attributes:
         directory: as given, not resolved.
         config: the parsed config.json.
-        tensors: by name, in the order of files and of bytes in them.
-        headers: of the weight files, in the order of their names.
-        stale: tensors that lie a second time in a file which the index does not name for them: name to file.
-        notes: what was chosen where there was a choice, in sentences for a user.
+        tensors: by name, ordered by file and by offset in it.
+        headers: the headers of the weight files, ordered by file name.
+        stale: second copies of tensors, in files that the index does not map them to: tensor name to file.
+        notes: choices made where there were several, as sentences for the user.
     """
 
     directory: Path
@@ -49,23 +50,24 @@ class CheckpointIndex:
 
     @property
     def num_layers(self) -> int:
-        """How many decoder layers config.json says the model has; raises ZppError (INVALID) when it does not."""
+        """The number of decoder layers in config.json; raises ZppError (INVALID) if it states none."""
         return layer_count(self.config)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
+        """Total size of all tensors in bytes."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
 def read_index(directory: Path) -> CheckpointIndex:
-    """Read config.json, the index where there is one, and the header of every weight file.
+    """Read config.json, the index if there is one, and the header of every weight file.
 
     Raises:
-        ZppError: (INVALID) it is no checkpoint directory, holds no safetensors, a header is bad, or the index names a
-            file or a tensor that is not there.
+        ZppError: (INVALID) it is not a checkpoint directory, may not be read, has no safetensors files, a header is
+            invalid, or the index names a file or a tensor that does not exist.
     """
     directory = Path(directory)
+    _refuse_unreadable(directory)
     present = sorted(path.name for path in directory.glob("*.safetensors"))
     if not present and (foreign := _foreign_weights(directory)):
         raise foreign
@@ -79,8 +81,25 @@ def read_index(directory: Path) -> CheckpointIndex:
     return CheckpointIndex(directory, config, tensors, headers, stale, tuple(notes))
 
 
+def _refuse_unreadable(directory: Path) -> None:
+    """Refuse a directory that this user may not list or enter: otherwise it would look empty.
+
+    Raises:
+        ZppError: (INVALID) it is refused.
+    """
+    try:
+        for name in os.listdir(directory)[:1]:
+            (directory / name).lstat()
+    except PermissionError as cause:
+        raise invalid_error(
+            f"{directory} cannot be read: {cause.strerror}", "Check its permissions: it needs r and x for this user."
+        ) from cause
+    except OSError:
+        return  # it does not exist, or is no directory: the reader of its config names that
+
+
 def _read_weight_map(directory: Path) -> dict[str, str] | None:
-    """The index's map from tensor to file, or None where there is no index."""
+    """Return the index's map from tensor name to file name, or None if there is no index."""
     path = directory / INDEX_NAME
     if not path.exists():
         return None
@@ -90,17 +109,17 @@ def _read_weight_map(directory: Path) -> dict[str, str] | None:
         raise invalid_error(f"{path} has no weight_map")
     for tensor, name in weight_map.items():
         if not isinstance(name, str) or not is_plain_name(name):
-            raise invalid_error(f"{path} puts tensor {tensor} into {name!r}, which is not the name of a file beside it")
+            raise invalid_error(f"{path} maps tensor {tensor} to {name!r}, which is not the name of a file beside it")
     return weight_map
 
 
 def _weight_files(
     directory: Path, present: list[str], weight_map: dict[str, str] | None
 ) -> tuple[list[str], list[str]]:
-    """The names of the files to read, and notes on those beside them that are not.
+    """Return the names of the files to read, and notes on safetensors files that are ignored.
 
-    The Hugging Face files win over Mistral's own `consolidated*` ones; with an index, the files it names are the
-    checkpoint; a checkpoint without one is `model.safetensors`, or all safetensors files that are not an adapter.
+    Hugging Face files take precedence over Mistral's own `consolidated*` ones. With an index, the checkpoint consists
+    of the files it names; without one, of `model.safetensors`, or of all safetensors files that are not an adapter.
     """
     usable = [name for name in present if not name.startswith(("consolidated", "adapter"))]
     if weight_map is not None:
@@ -109,7 +128,7 @@ def _weight_files(
         if missing:
             raise invalid_error(
                 f"{directory / INDEX_NAME} names {len(missing)} missing file(s), the first is {missing[0]}",
-                "download the checkpoint again; some of its files are not there",
+                "download the checkpoint again; some of its files are missing",
             )
     elif SINGLE_NAME in usable:
         chosen = [SINGLE_NAME]
@@ -127,11 +146,11 @@ def _named(names: list[str]) -> str:
 
 
 def _check_complete(directory: Path, names: list[str]) -> None:
-    """Numbered shards without an index must all be there: each name says how many there are."""
+    """Refuse numbered shards without an index if some are missing; each name states the total number."""
     totals = {int(match["total"]) for name in names if (match := _NUMBERED.fullmatch(name))}
     if totals and (len(totals) > 1 or totals != {len(names)}):
         raise invalid_error(
-            f"{directory} holds {len(names)} safetensors file(s) and no index, but their names tell of {max(totals)}",
+            f"{directory} holds {len(names)} safetensors file(s) and no index, but their names state {max(totals)}",
             f"download the missing files, and {INDEX_NAME}",
         )
 
@@ -160,7 +179,10 @@ def _no_safetensors(directory: Path, present: list[str]) -> ZppError:
 def _collect(
     directory: Path, headers: Iterable[Header], weight_map: dict[str, str] | None
 ) -> tuple[dict[str, TensorInfo], dict[str, Path]]:
-    """One place for each tensor. A tensor that no index names is still the model's: loaders read whole files."""
+    """Return one location for each tensor, and the stale copies.
+
+    A tensor that the index does not list still belongs to the model, because loaders read whole files.
+    """
     tensors: dict[str, TensorInfo] = {}
     stale: dict[str, Path] = {}
     for header in headers:
@@ -177,8 +199,8 @@ def _collect(
     if lost:
         home = (weight_map or {})[lost[0]]
         raise invalid_error(
-            f"{directory / INDEX_NAME} names {len(lost)} tensor(s) that their files do not hold, "
+            f"{directory / INDEX_NAME} names {len(lost)} tensor(s) that are not in their files, "
             f"the first is {lost[0]} in {home}",
-            "download the checkpoint again; index and files do not belong together",
+            "download the checkpoint again; index and files do not match",
         )
     return tensors, stale

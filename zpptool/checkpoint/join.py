@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A checkpoint made whole again from its stages: every tensor, config and small file as it was, in the files it was in.
+"""Restore a checkpoint from its stages: every tensor, config and small file, in the original files.
 
-The manifests tell for each tensor the source file and its place there. The head of a source file is written as
-safetensors itself writes it; where that is what the source had, which a digest tells, the file is the source's to the
-last byte. Every byte that a stage's manifest has a digest of is held against it on the way.
+The manifests record the source file of each tensor and its offset there. The header of a source file is written as
+safetensors itself writes it; if the source had the same header, which its digest shows, the restored file is identical
+to the source. All bytes with a digest in a stage's manifest are verified while they are copied.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from zpptool.checkpoint.agreement import check_agreement
-from zpptool.checkpoint.config import read_config
 from zpptool.checkpoint.digest import digest_bytes
+from zpptool.checkpoint.file_copy import Advance
 from zpptool.checkpoint.header import TensorInfo, read_header, write_header
 from zpptool.checkpoint.index import INDEX_NAME, read_index
-from zpptool.checkpoint.loading import index_digest
 from zpptool.checkpoint.manifest import Manifest, TensorEntry, WeightFile, load_manifest
-from zpptool.checkpoint.output import (
+from zpptool.checkpoint.model_config import read_config
+from zpptool.checkpoint.output_directory import (
     Workplace,
     check_output,
     check_space,
@@ -34,15 +34,15 @@ from zpptool.checkpoint.output import (
     resolve_output,
     whole_directory,
 )
-from zpptool.checkpoint.streaming import WrittenFile, read_chunks, side_by_side, write_all, write_hashed, write_whole
-from zpptool.checkpoint.transport import Advance
+from zpptool.checkpoint.stage_tensors import index_digest
+from zpptool.checkpoint.streaming import WrittenFile, read_chunks, run_parallel, write_all, write_hashed, write_whole
 from zpptool.checkpoint.verify import find_target
 from zpptool.errors import invalid_error
-from zpptool.names import named_twice
+from zpptool.file_names import named_twice
 
 
 class Holder(NamedTuple):
-    """A tensor, and the stage that is asked for it."""
+    """A tensor, and the stage to read it from."""
 
     stage: int
     entry: TensorEntry
@@ -50,14 +50,14 @@ class Holder(NamedTuple):
 
 @dataclass(frozen=True)
 class RestoredFile:
-    """One weight file of the checkpoint.
+    """One weight file of the restored checkpoint.
 
     Attributes:
-        name: as in the source.
-        tensors: in the order of the source, where their bytes lie in the stages.
-        metadata: of the file.
-        head: of the file.
-        identical: the file is the source's to the last byte, its head too.
+        name: the name of the source file.
+        tensors: in the order of the source file; their locations are those in the stages.
+        metadata: the free-form `__metadata__` of the file.
+        head: the header bytes of the file.
+        identical: whether the file is byte for byte the source file, including the header.
     """
 
     name: str
@@ -68,18 +68,18 @@ class RestoredFile:
 
     @property
     def nbytes(self) -> int:
-        """Its length."""
+        """Size of the file in bytes."""
         return len(self.head) + sum(tensor.nbytes for tensor in self.tensors)
 
 
 @dataclass(frozen=True)
 class JoinPlan:
-    """All that a join will write.
+    """Everything that a join will write.
 
     Attributes:
-        stages: the stage directories, by number.
-        manifests: of them.
-        holders: which stage is asked for each tensor.
+        stages: the stage directories, by stage number.
+        manifests: their manifests, by stage number.
+        holders: the stage to read each tensor from.
         files: the weight files to write.
     """
 
@@ -90,12 +90,12 @@ class JoinPlan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
+        """Total size of all tensors in bytes."""
         return sum(tensor.nbytes for file in self.files for tensor in file.tensors)
 
 
 def first_holders(manifests: Mapping[int, Manifest]) -> dict[str, Holder]:
-    """For each tensor of the stages the first stage that holds it."""
+    """Return, for each tensor, the first stage that holds it."""
     holders: dict[str, Holder] = {}
     for stage in sorted(manifests):
         for entry in manifests[stage].tensors:
@@ -104,10 +104,10 @@ def first_holders(manifests: Mapping[int, Manifest]) -> dict[str, Holder]:
 
 
 def plan_join(directory: Path) -> JoinPlan:
-    """Plan the checkpoint that the stages in `directory` make.
+    """Plan how to restore the checkpoint from the stages in `directory`.
 
     Raises:
-        ZppError: (INVALID) it is not a whole split, or the stages do not belong together.
+        ZppError: (INVALID) it is not a complete split, or the stages do not belong together.
     """
     target = find_target(directory)
     if not target.whole:
@@ -115,11 +115,9 @@ def plan_join(directory: Path) -> JoinPlan:
     manifests = {stage: load_manifest(path) for stage, path in target.stages.items()}
     faults = check_agreement(manifests, read_config(target.stages[min(manifests)]), directory)
     if faults:
-        raise invalid_error(
-            f"{directory} cannot be joined: {faults[0].message}", "`zpptool validate` tells all that is wrong"
-        )
+        raise invalid_error(f"{directory} cannot be joined: {faults[0].message}", "`zpptool validate` lists all faults")
     holders = first_holders(manifests)
-    files = _restored(target.stages, manifests, holders)
+    files = _restored_files(target.stages, manifests, holders)
     small = [file.path for file in manifests[0].small_files]
     twice = named_twice([*(file.name for file in files), *small])
     if twice is not None:
@@ -128,15 +126,15 @@ def plan_join(directory: Path) -> JoinPlan:
 
 
 def write_join(plan: JoinPlan, output: Path, advance: Advance = lambda _bytes: None) -> Path:
-    """Write the checkpoint, whole or not at all, and return its directory; a second run goes on where one stopped.
+    """Write the checkpoint, completely or not at all, and return its directory. An interrupted join is resumed.
 
     Args:
         plan: from `plan_join`.
-        output: the directory to make.
-        advance: is told, from any thread, of the bytes that are done; their sum is `plan.nbytes`.
+        output: the directory to create.
+        advance: called from any thread with the number of bytes just written; their sum is `plan.nbytes`.
 
     Raises:
-        ZppError: (INVALID) the output is taken or too small, or a stage does not hold what its manifest says.
+        ZppError: (INVALID) the output exists, its disk is too full, or a stage does not match its manifest.
     """
     target = resolve_output(output, plan.stages[0].parent)
     identity = digest_bytes("".join(manifest.digest for manifest in plan.manifests.values()).encode())
@@ -146,14 +144,18 @@ def write_join(plan: JoinPlan, output: Path, advance: Advance = lambda _bytes: N
             check_space(target, plan.nbytes)
             with whole_directory(target, identity) as place:
                 _write_all_files(plan, place, advance)
-                if index_digest(read_index(place.directory)) != plan.manifests[0].model_digest and not _reduced(plan):
-                    raise invalid_error(f"what the stages in {plan.stages[0].parent} make is not their model")
+                if index_digest(read_index(place.directory)) != plan.manifests[
+                    0
+                ].model_digest and not _has_dropped_tensors(plan):
+                    raise invalid_error(
+                        f"the checkpoint joined from the stages in {plan.stages[0].parent} is not their model"
+                    )
     except OSError as cause:
         raise disk_fault(cause, target) from cause
     return target
 
 
-def _restored(
+def _restored_files(
     stages: Mapping[int, Path], manifests: Mapping[int, Manifest], holders: Mapping[str, Holder]
 ) -> tuple[RestoredFile, ...]:
     places = {
@@ -164,18 +166,20 @@ def _restored(
         }
         for stage, manifest in manifests.items()
     }
-    homes = {(stage, file.name): file for stage, own in manifests.items() for file in own.weight_files}
+    homes = {(stage, file.name): file for stage, manifest in manifests.items() for file in manifest.weight_files}
     tensors: dict[str, list[tuple[int, TensorInfo]]] = defaultdict(list)
     sources: dict[str, WeightFile] = {}
     for name, (stage, entry) in holders.items():
         place = places[stage].get(name)
         if place is None or (place.dtype, place.shape) != (entry.dtype, entry.shape):
             raise invalid_error(
-                f"stage {stage} does not hold tensor {name} of its manifest", "`zpptool validate` tells what is wrong"
+                f"stage {stage} lacks tensor {name} of its manifest", "`zpptool validate` lists all faults"
             )
         home = homes.get((stage, entry.file))
         if home is None:
-            raise invalid_error(f"stage {stage} has tensor {name} in {entry.file!r}, which is none of its weight files")
+            raise invalid_error(
+                f"stage {stage} has tensor {name} in {entry.file!r}, which is not one of its weight files"
+            )
         sources[home.source] = home
         tensors[home.source].append((entry.source_offset, place))
     return tuple(_restored_file(sources[name], tensors[name]) for name in sorted(tensors))
@@ -189,7 +193,7 @@ def _restored_file(home: WeightFile, placed: list[tuple[int, TensorInfo]]) -> Re
 
 def _write_all_files(plan: JoinPlan, place: Workplace, advance: Advance) -> None:
     first = plan.manifests[0]
-    side_by_side([partial(_write_or_keep, plan, place, file, advance=advance) for file in plan.files])
+    run_parallel([partial(_write_unless_finished, plan, place, file, advance=advance) for file in plan.files])
     for small in first.small_files:
         if small.path == INDEX_NAME:
             continue
@@ -204,7 +208,7 @@ def _write_all_files(plan: JoinPlan, place: Workplace, advance: Advance) -> None
         write_whole(place.directory / INDEX_NAME, [(json.dumps(index, indent=2, sort_keys=True) + "\n").encode()])
 
 
-def _write_or_keep(
+def _write_unless_finished(
     plan: JoinPlan, place: Workplace, file: RestoredFile, stop: threading.Event, advance: Advance
 ) -> None:
     path = place.directory / file.name
@@ -225,6 +229,6 @@ def _write_or_keep(
     place.finish(path, WrittenFile(file.nbytes, digest_bytes(file.head), hashes))
 
 
-def _reduced(plan: JoinPlan) -> bool:
-    """Whether tensors of the source were left out of the split, so that what is joined is less than the model."""
+def _has_dropped_tensors(plan: JoinPlan) -> bool:
+    """Return whether the split left out tensors of the source, so that the joined checkpoint is smaller than it."""
     return any(manifest.dropped_tensors for manifest in plan.manifests.values())

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The manifest of a stage directory, `zpp-stage.json`: what the stage holds and of which model it is a part.
+"""The manifest of a stage directory, `zpp-stage.json`: what the stage holds and which model it belongs to.
 
-A manifest is written once, in one canonical form, and carries its own digest: a changed byte anywhere in it is seen
-when it is loaded.
+A manifest is written once, in one canonical form, and contains its own digest: any changed byte is detected when it is
+loaded.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from zpptool.checkpoint.digest import digest_bytes
 from zpptool.checkpoint.smallfiles import STAGE_FILE
 from zpptool.document import Count
 from zpptool.errors import invalid_error
-from zpptool.layers import LayerRange, Partition
-from zpptool.names import is_inner_path, is_plain_name, named_twice
-from zpptool.regularfile import read_regular
+from zpptool.file_names import is_inner_path, is_plain_name, named_twice
+from zpptool.partition import LayerRange, Partition
+from zpptool.regular_file import read_regular
 
 MANIFEST_VERSION = 2
 MAX_MANIFEST_BYTES = 512 * 1024 * 1024
@@ -28,9 +28,9 @@ class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One tensor of the stage.
 
     Attributes:
-        blake3: the digest of its bytes; empty where the split was told not to hash.
-        file: its weight file.
-        source_offset: of its first byte in the source file that the weight file was made from.
+        blake3: digest of the tensor's bytes; empty if the split was made with --no-hash.
+        file: name of its weight file.
+        source_offset: offset of its first byte in the source file, in bytes.
     """
 
     name: str
@@ -46,10 +46,10 @@ class WeightFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One weight file.
 
     Attributes:
-        header_blake3: the digest of all that comes before its tensor data.
-        source: the name of the source file that its tensors are from.
-        source_header_blake3: the digest of all that came before the tensor data there.
-        metadata: of both.
+        header_blake3: digest of the bytes before its tensor data.
+        source: name of the source file that its tensors come from.
+        source_header_blake3: digest of the bytes before the tensor data of the source file.
+        metadata: the free-form `__metadata__` of both files.
     """
 
     name: str
@@ -61,7 +61,7 @@ class WeightFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SmallFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One file that is carried whole; `path` is relative to the stage directory."""
+    """One small file of the stage; `path` is relative to the stage directory."""
 
     path: str
     nbytes: Count
@@ -77,28 +77,28 @@ class DroppedTensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What one stage directory holds.
+    """The content of one stage directory.
 
     Attributes:
-        schema_version: of this file.
-        zpptool_version: that wrote it.
-        digest: of this file, taken with this field empty.
-        source_digest: of the content of all tensors of the model; empty where not all of it was read.
-        sample_digest: of a few bytes of some tensors of the model, the same for all its stages (see `sample`).
-        source_index: the `metadata` of the source's index; None where the source has no index.
-        model_digest: of the model's config and tensor list; the same for the source and all its stages.
-        tensors_digest: the part of it that stands for the tensor list.
-        num_layers: of the model.
-        num_stages: of the split.
-        stage: the number of this one.
+        schema_version: version of the manifest format.
+        zpptool_version: the version that wrote the manifest.
+        digest: digest of this file, computed with this field empty.
+        source_digest: digest of the content of all tensors of the model; empty if not all of it was read.
+        sample_digest: digest of a few bytes of some tensors of the model, the same for all stages (see `sample`).
+        source_index: the `metadata` of the source's index; None if the source has no index.
+        model_digest: digest of the model's config and tensor list; the same for the source and all its stages.
+        tensors_digest: digest of the tensor list alone.
+        num_layers: number of decoder layers of the model.
+        num_stages: number of stages of the split.
+        stage: number of this stage.
         partition: the layer ranges of all stages.
-        layer_prefix: what stands before a layer's number in tensor names.
-        tensors: of this stage, in the order of weight files and of bytes in them.
-        shared: of these, those that other stages hold too: name to reason.
-        dropped: what no stage holds of the source, or not a second time: name to reason.
-        dropped_tensors: those of them that belong to the model's tensor list.
-        weight_files: of this stage.
-        small_files: of this stage, the index of its weight files among them.
+        layer_prefix: the part of a tensor name before the layer number.
+        tensors: the tensors of this stage, ordered by weight file and by offset in it.
+        shared: tensors of this stage that other stages hold too: name to reason.
+        dropped: tensors of the source that no stage holds, and dropped second copies: name to reason.
+        dropped_tensors: the dropped tensors that belong to the model's tensor list.
+        weight_files: the weight files of this stage.
+        small_files: the small files of this stage, including the index of its weight files.
     """
 
     schema_version: int
@@ -133,22 +133,22 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     @property
     def hashed(self) -> bool:
-        """Whether every tensor's bytes can be held against their digest."""
+        """Whether the manifest has a digest of every tensor's bytes."""
         return all(tensor.blake3 for tensor in self.tensors)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the stage's tensors."""
+        """Total size of the stage's tensors in bytes."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
     def to_bytes(self) -> bytes:
-        """The one form in which this manifest is written, its digest set."""
+        """Return the canonical serialised form of this manifest, with its digest filled in."""
         blank = _encode(msgspec.structs.replace(self, digest=""))
         return _encode(msgspec.structs.replace(self, digest=digest_bytes(blank)))
 
 
 def is_stage_directory(directory: Path) -> bool:
-    """Whether `directory` is one stage of a split."""
+    """Return whether `directory` is one stage of a split."""
     return (Path(directory) / STAGE_FILE).is_file()
 
 
@@ -156,7 +156,7 @@ def load_manifest(directory: Path) -> Manifest:
     """Read the manifest of a stage directory.
 
     Raises:
-        ZppError: (INVALID) there is none, or it is not as it was written, or of a version this zpptool does not know.
+        ZppError: (INVALID) it does not exist, was changed after it was written, or has an unsupported version.
     """
     path = Path(directory) / STAGE_FILE
     try:
@@ -165,7 +165,7 @@ def load_manifest(directory: Path) -> Manifest:
         if version != MANIFEST_VERSION:
             raise invalid_error(
                 f"{path} has schema version {version}, this zpptool reads version {MANIFEST_VERSION}",
-                "split the model again, or use the zpptool that wrote it",
+                "split the model again, or use the zpptool version that wrote it",
             )
         manifest = msgspec.json.decode(raw, type=Manifest)
     except FileNotFoundError as cause:
@@ -176,12 +176,12 @@ def load_manifest(directory: Path) -> Manifest:
         raise invalid_error(f"{path} was changed after the split", "split the model again")
     _check_names(path, manifest)
     if not 0 <= manifest.stage < manifest.num_stages == len(manifest.partition):
-        raise invalid_error(f"{path} is of stage {manifest.stage} of {manifest.num_stages}, which cannot be")
+        raise invalid_error(f"{path} claims to be stage {manifest.stage} of {manifest.num_stages}, which is impossible")
     return manifest
 
 
 def _check_names(path: Path, manifest: Manifest) -> None:
-    """Refuse files that `join` would look for, or write, elsewhere than in its own directories."""
+    """Refuse file names that would make `join` read or write outside its own directories."""
     names = [file.name for file in manifest.weight_files]
     sources = {file.source for file in manifest.weight_files}
     small = [file.path for file in manifest.small_files]
@@ -189,8 +189,8 @@ def _check_names(path: Path, manifest: Manifest) -> None:
     outside += [name for name in small if not is_inner_path(name)]
     if outside:
         raise invalid_error(
-            f"{path} names the file {outside[0]!r}, which lies outside the stage directory or is no file's name",
-            "Do not use this split; make it again from the model.",
+            f"{path} names the file {outside[0]!r}, which is outside the stage directory or not a valid file name",
+            "Do not use this split; split the model again.",
         )
     twice = named_twice([STAGE_FILE, *names, *small]) or named_twice([STAGE_FILE, *sorted(sources), *small])
     if twice is not None:

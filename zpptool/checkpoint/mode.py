@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How weight files come to be; here by itself so that the command line can name the choices and load nothing else."""
+"""How weight files are written. A module of its own so that the command line can list the choices without imports."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from enum import StrEnum
 
 
 class Mode(StrEnum):
-    """How weight files come to be."""
+    """How weight files are written."""
 
     AUTO = "auto"
-    """Reflink where the file system can, else copy."""
+    """Reflink if the file system supports it, else copy."""
     COPY = "copy"
-    """Copy, so that nothing is shared with the source."""
+    """Always copy, so that nothing is shared with the source."""
     REFLINK = "reflink"
-    """Reflink what can be, and fail on a file system that cannot."""
+    """Reflink; fail if the file system does not support it."""
     HARDLINK = "hardlink"
-    """Hard links to source files that a stage takes whole, else copy: a write to the one changes the other."""
+    """Hard link source files that one stage takes whole, copy the others. Writing to a link changes the source."""

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which side of the decoder a tensor outside its layers belongs to, told from the words in its name.
+"""Classify a tensor outside the decoder layers by the words in its name: needed before the layers, after them, or both.
 
-There is no table of model types here: the words are those in which model code speaks of its parts (an embedding, a
-norm, a head, a tower). They are read from the module's name below the decoder's own path, never from the parameter's
-(`weight`, `output_scale`), so that the companions of a quantised tensor go where it goes. Of a stack beside the decoder
-(`vpm.encoder.layers.3.attention.output`) only the words before its number count, and of a part beside a text model only
-those of its first name: all of it goes to one place. Where the words leave it open, a small tensor goes to every
-stage, which is harmless, and a large one has no side: the caller refuses it.
+There is no table of model types: the words are those that model code uses for its parts (embedding, norm, head, tower).
+They are taken from the module name below the decoder's own path, never from the parameter name (`weight`,
+`output_scale`), so that the scales of a quantised tensor are placed with it. For a stack beside the decoder
+(`vpm.encoder.layers.3.attention.output`) only the words before its number count, and for a part beside a text model
+only those of its first name component, so that all of it is placed together. If the words are inconclusive, a small
+tensor goes to every stage, which is harmless, and a large one gets no role: the caller refuses it.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _OUTPUT_WORDS = frozenset({
 })  # fmt: skip
 _INPUT_WORDS = frozenset({"wte", "wpe", "tok", "input", "in", "altup"})
 _VAGUE_WORDS = frozenset({"input", "in", "output", "out"})
-"""Say where a module stands if it is called so itself, and nothing if a part deep within it is."""
+"""These words place a module only if they occur in its outer name, not in the name of a part deep inside it."""
 _ENTWINED_WORDS = frozenset({"expert", "action"})
-"""A second row of layers that works on the decoder's own caches, layer by layer: it lies neither before nor after."""
+"""A second stack of layers that uses the decoder's own caches, layer by layer: it is neither before nor after it."""
 _EARLY_WORDS = frozenset({"input", "in", "pre", "first"})
 
 
@@ -51,52 +51,52 @@ class Side(StrEnum):
     OUTPUT = "output"
     """After the last layer: the last stage."""
     EXTRA = "extra"
-    """Goes on from what the last layer says, beside the head: the last stage."""
+    """Uses the last layer's output, beside the head: the last stage."""
     ENDS = "ends"
     """Before the first layer and after the last one: a tied embedding."""
     EVERY = "every"
-    """Read by all layers, or so small that a copy in every stage does no harm."""
+    """Read by all layers, or so small that a copy in every stage is harmless."""
 
 
 class Role(NamedTuple):
-    """A side, and why."""
+    """The side of a tensor, and the reason, as shown to the user."""
 
     side: Side
     reason: str
 
 
-LAYER = Role(Side.LAYER, "lies in a decoder layer")
+LAYER = Role(Side.LAYER, "in a decoder layer")
 PREDICTION = Role(Side.EXTRA, "predicts tokens past the next one: kept with the last stage")
-SPEAKER = Role(Side.EXTRA, "speaks what the text model says: kept with the last stage")
+SPEAKER = Role(Side.EXTRA, "turns the text model's output into speech: kept with the last stage")
 TOWER = Role(Side.INPUT, "turns images, sound or video into embeddings")
-FEEDS = Role(Side.INPUT, "lies outside the text model: feeds it")
-PER_LAYER = Role(Side.INPUT, "makes the layers' own inputs, before the first layer")
+FEEDS = Role(Side.INPUT, "outside the text model: feeds it")
+PER_LAYER = Role(Side.INPUT, "computes per-layer inputs, before the first layer")
 BEFORE = Role(Side.INPUT, "comes before the first layer")
 AFTER = Role(Side.OUTPUT, "comes after the last layer")
 LAST_NORM = Role(Side.OUTPUT, "the norm after the last layer")
-BOTH = Role(Side.ENDS, "is called after both ends: read before the first layer and after the last one")
+BOTH = Role(Side.ENDS, "named after both ends: read before the first layer and after the last one")
 POSITIONS = Role(Side.EVERY, "positions that every layer reads")
-SMALL = Role(Side.EVERY, "small, and its name does not tell where it is read")
+SMALL = Role(Side.EVERY, "small, and its name does not show where it is read")
 
 
 @lru_cache(maxsize=65536)
 def words_of(name: str) -> frozenset[str]:
-    """The lower-case words of a dotted name: `model.lm_head` has `model`, `lm` and `head`."""
+    """Return the lower-case words of a dotted name: `model`, `lm` and `head` for `model.lm_head`."""
     return frozenset(word for word in re.split(r"[._\d]+", name.lower()) if word)
 
 
 def module_of(name: str) -> str:
-    """The module that holds a parameter: `lm_head` of `lm_head.weight`; a bare parameter is its own."""
+    """Return the module name of a parameter: `lm_head` for `lm_head.weight`; a name without a dot is returned as is."""
     return name.rpartition(".")[0] or name
 
 
 def outside_role(relative_name: str, nbytes: int, *, beside_decoder: bool) -> Role | None:
-    """The role of a tensor that lies in no decoder layer, or None where it is large and its words say nothing.
+    """Return the role of a tensor outside the decoder layers, or None if it is large and its name is inconclusive.
 
     Args:
-        relative_name: the tensor's name without what it has in common with the path of the layers.
-        nbytes: its bytes.
-        beside_decoder: it lies outside the text model of a model that also has other inputs, say images.
+        relative_name: the tensor's name without the prefix it shares with the path of the layers.
+        nbytes: size of the tensor in bytes.
+        beside_decoder: whether it is outside the text model of a model with other modalities, such as images.
     """
     module = module_of(relative_name)
     words = words_of(module)
@@ -111,13 +111,13 @@ def outside_role(relative_name: str, nbytes: int, *, beside_decoder: bool) -> Ro
         return AFTER if first & _OUTPUT_WORDS and not first & TOWER_WORDS else TOWER if words & TOWER_WORDS else FEEDS
     if words & TOWER_WORDS:
         return TOWER
-    told, outer = words_of(_before_number(module)), words_of(".".join(module.split(".")[:2]))
-    role = _told_role(told - (_VAGUE_WORDS - outer))
+    stack_words, outer = words_of(_before_number(module)), words_of(".".join(module.split(".")[:2]))
+    role = _role_by_words(stack_words - (_VAGUE_WORDS - outer))
     return SMALL if role is None and nbytes < SMALL_BYTES else role
 
 
-def _told_role(words: frozenset[str]) -> Role | None:
-    """What the words of a module in the text model say of it."""
+def _role_by_words(words: frozenset[str]) -> Role | None:
+    """Return the role that the words of a module name in the text model imply, or None."""
     if words & _ROTARY_WORDS or {"position", "bias"} <= words:
         return POSITIONS
     if {"per", "layer"} <= words:
@@ -131,7 +131,7 @@ def _told_role(words: frozenset[str]) -> Role | None:
 
 
 def _before_number(module: str) -> str:
-    """`vpm.encoder.layers` of `vpm.encoder.layers.3.attention.output`: what a stack of modules is called."""
+    """Return the name up to its first number: `vpm.encoder.layers` for `vpm.encoder.layers.3.attention.output`."""
     parts = module.split(".")
     place = next((place for place, part in enumerate(parts) if part.isdigit()), len(parts))
     return ".".join(parts[:place])

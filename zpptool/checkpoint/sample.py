@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A few bytes that tell two models of one architecture apart, without reading either of them.
+"""A digest of a few bytes that distinguishes two models of one architecture without reading all of them.
 
-The digest is a function of the model's content, not of its layout, and is the same wherever and whenever it is taken:
-from the full checkpoint, for one stage only, from a hub. Different digests prove different models; equal ones prove
-nothing, which is what the digests of all bytes are for.
+The digest depends on the model's content, not on its layout, and is the same however it is computed: from the full
+checkpoint, for one stage only, or from the Hub. Different digests prove that the models differ. Equal digests prove
+nothing; for that there are the digests of all bytes.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ SAMPLED_BYTES = 64
 
 
 def sample_digest(index: CheckpointIndex, read: Callable[[list[TensorInfo]], list[bytes]]) -> str:
-    """The digest of up to 64 bytes from the middle of up to 32 tensors, spread over the sorted names.
+    """Return the digest of up to 64 bytes from the middle of up to 32 tensors, spread over the sorted names.
 
     Args:
-        index: of a full checkpoint.
-        read: the bytes of tensors whose places and lengths have been narrowed to the samples.
+        index: the index of a full checkpoint.
+        read: returns the bytes of the given tensors, whose offsets and sizes have been narrowed to the samples.
     """
     names = sorted(name for name, tensor in index.tensors.items() if tensor.nbytes)
     count = min(SAMPLED_TENSORS, len(names))
     chosen = [index.tensors[names[place * len(names) // count]] for place in range(count)]
     contents = read([_middle(tensor) for tensor in chosen])
-    return source_digest_of({tensor.name: own.hex() for tensor, own in zip(chosen, contents, strict=True)})
+    return source_digest_of({tensor.name: content.hex() for tensor, content in zip(chosen, contents, strict=True)})
 
 
 def read_samples(samples: list[TensorInfo]) -> list[bytes]:
-    """The bytes at these places of files on this machine; raises OSError."""
+    """Read samples from local files; raises OSError."""
     return [_read(sample) for sample in samples]
 
 

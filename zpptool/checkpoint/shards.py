@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The weight files of a stage, planned: which tensors each holds, in which order, and from where its bytes come.
+"""Plan the weight files of a stage: which tensors each holds, in which order, and where the bytes come from.
 
-A weight file takes its tensors from one source file. A source file whose tensors all go to one stage is taken as it is,
-head and all, so that it can be shared instead of copied. Any other is written anew, in files of moderate size, its head
-padded so that its longest run of bytes lies in the file system's blocks as it lies in the source: such a run can be
-shared too. None of this depends on how the bytes then travel, so that every way makes the same files.
+A weight file takes its tensors from one source file. If all tensors of a source file go to one stage, the file is taken
+unchanged, including its header, so that it can be shared instead of copied. Otherwise new files of limited size are
+written; the header is padded so that the longest run of bytes has the same alignment to file system blocks as in the
+source, and can be shared too. None of this depends on the copy mode: every mode produces the same files.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from zpptool.checkpoint.header import BLOCK_BYTES, DTYPE_BITS, LENGTH_BYTES, Hea
 from zpptool.checkpoint.index import SINGLE_NAME
 
 MAX_SHARD_BYTES = 5_000_000_000
-"""Of a weight file that is written anew; one tensor alone may be larger."""
+"""Maximum size of a newly written weight file; a single tensor may be larger."""
 MIN_SHARED_BYTES = 1024 * 1024
-"""A run that is shorter is not worth the padding that sharing asks for."""
+"""Minimum length in bytes of a run for which the header is padded so that it can be shared."""
 
 
 class Run(NamedTuple):
-    """Bytes that lie together in the source and in the target."""
+    """Bytes that are contiguous in the source and in the target: their offsets and length, in bytes."""
 
     source: int
     target: int
@@ -38,10 +38,10 @@ class ShardPlan:
     """One weight file to write.
 
     Attributes:
-        name: of the file.
-        header: of the source file.
+        name: name of the file.
+        header: header of the source file.
         tensors: in the order in which they are written.
-        whole: the source file is taken as it is.
+        whole: whether the source file is taken unchanged.
     """
 
     name: str
@@ -56,12 +56,12 @@ class ShardPlan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its tensors."""
+        """Total size of its tensors in bytes."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
     @cached_property
     def head(self) -> bytes:
-        """All that comes before the tensor data; raises OSError where it has to be read."""
+        """The header bytes before the tensor data; raises OSError if they have to be read and cannot be."""
         if self.whole:
             return read_head(self.header)
         longest = max(self._source_runs(), key=lambda run: run.nbytes, default=Run(0, 0, 0))
@@ -70,7 +70,7 @@ class ShardPlan:
         return write_header(self.tensors, self.header.metadata, phase if shared else None)
 
     def runs(self) -> list[Run]:
-        """Where the tensor data comes from and goes to, in few pieces."""
+        """Return the source and target ranges of the tensor data, merged where they are contiguous."""
         start = len(self.head)
         return [Run(run.source, start + run.target, run.nbytes) for run in self._source_runs()]
 
@@ -87,7 +87,7 @@ class ShardPlan:
 
 
 def read_head(header: Header) -> bytes:
-    """The head of a source file, as it is."""
+    """Return the header bytes of a source file."""
     with header.file.open("rb", buffering=0) as stream:
         return stream.read(header.header_bytes)
 
@@ -95,26 +95,31 @@ def read_head(header: Header) -> bytes:
 def plan_shards(
     tensors: Sequence[TensorInfo], headers: Mapping[Path, Header], max_bytes: int = MAX_SHARD_BYTES
 ) -> tuple[ShardPlan, ...]:
-    """The weight files of a stage that holds `tensors`.
+    """Plan the weight files of a stage that holds `tensors`.
 
-    Where a file is written anew, wider dtypes come first, as safetensors itself orders them, so that every tensor stays
-    aligned to its element.
+    In a newly written file wider dtypes come first, as safetensors itself orders them, so that every tensor stays
+    aligned to its element size.
+
+    Args:
+        tensors: the tensors of the stage.
+        headers: the headers of the source files, by path.
+        max_bytes: maximum size of a newly written file.
     """
     by_file: dict[Path, list[TensorInfo]] = defaultdict(list)
     for tensor in tensors:
         by_file[tensor.file].append(tensor)
     pieces: list[tuple[Header, Sequence[TensorInfo], bool]] = []
-    for file, own in by_file.items():
+    for file, selected in by_file.items():
         header = headers[file]
-        if len(own) == len(header.tensors):
+        if len(selected) == len(header.tensors):
             pieces.append((header, header.tensors, True))
             continue
-        ordered = sorted(own, key=lambda tensor: (-DTYPE_BITS[tensor.dtype], tensor.offset))
+        ordered = sorted(selected, key=lambda tensor: (-DTYPE_BITS[tensor.dtype], tensor.offset))
         pieces += ((header, piece, False) for piece in _portions(ordered, max_bytes))
     total = len(pieces)
     return tuple(
-        ShardPlan(_name(number, total), header, tuple(own), whole)
-        for number, (header, own, whole) in enumerate(pieces, 1)
+        ShardPlan(_name(number, total), header, tuple(selected), whole)
+        for number, (header, selected, whole) in enumerate(pieces, 1)
     )
 
 

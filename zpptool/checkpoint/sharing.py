@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What decoder layers share beyond the hidden state that passes from one to the next.
+"""Find what decoder layers share beyond the hidden state passed from one to the next.
 
-Weights can be shared between stages: each stage that needs them gets a copy. A layer's key and value cache cannot: a
-layer that reads another's has to be in its stage. Both are told from names and config, by rules for any model.
+Shared weights can be split: each stage that needs them gets a copy. A key and value cache cannot: a layer that reads
+another layer's cache has to be in the same stage. Both are derived from names and config, by rules for any model.
 """
 
 from __future__ import annotations
@@ -11,21 +11,24 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from zpptool.checkpoint.config import text_config
 from zpptool.checkpoint.decoder import Decoder
+from zpptool.checkpoint.model_config import text_config
 from zpptool.checkpoint.roles import words_of
 from zpptool.errors import invalid_error
 
 _NOT_SHARED_BETWEEN_LAYERS = frozenset({"expert", "experts", "mlp", "head"})
-"""What is called shared and is not: an expert that all tokens of a layer share."""
+"""Modules named shared that are not shared between layers, such as an expert shared by all tokens of a layer."""
 
 
 def shared_weights(decoder: Decoder) -> dict[str, tuple[int, ...]]:
-    """The layers that read each tensor which is stored in one layer and read by others too (Zamba's shared blocks).
+    """Return the readers of each tensor that is stored in one layer and read by others too (Zamba's shared blocks).
 
-    A module that is called shared is stored with its first layers only. It is read by every layer that otherwise
-    consists of the same modules and lacks it. Where several such modules are stored and take turns, each is taken to
-    be read by all of these layers: a copy too many does no harm.
+    A module named shared is stored with its first layers only. It is read by every layer that has otherwise the same
+    modules and lacks it. If several such modules are stored and used alternately, each is assumed to be read by all of
+    these layers: an extra copy is harmless.
+
+    Returns:
+        sorted layer numbers by tensor name.
     """
     modules: dict[int, set[str]] = defaultdict(set)
     stored: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
@@ -40,14 +43,16 @@ def shared_weights(decoder: Decoder) -> dict[str, tuple[int, ...]]:
         for names in tensors.values():
             holders = {decoder.layer_of[name] for name in names}
             kinds = [modules[layer] - {module} for layer in holders]
-            readers = {layer for layer, own in modules.items() if layer not in holders and own - {module} in kinds}
+            readers = {
+                layer for layer, present in modules.items() if layer not in holders and present - {module} in kinds
+            }
             if readers:
                 read_by |= {name: tuple(sorted(readers | {decoder.layer_of[name]})) for name in names}
     return read_by
 
 
 def joined_layers(decoder: Decoder, config: dict[str, Any]) -> dict[int, str]:
-    """The layers that must be in the stage of the layer before them, and why: a cut there would part a shared cache."""
+    """Return the layers that must be in the stage of the preceding layer, with the reason: they share a cache."""
     sources = _stated_sources(decoder.num_layers, config) | _named_sources(decoder)
     return {
         layer: f"layer {reader} reads the key and value cache of layer {source}"
@@ -57,9 +62,13 @@ def joined_layers(decoder: Decoder, config: dict[str, Any]) -> dict[int, str]:
 
 
 def _stated_sources(num_layers: int, config: dict[str, Any]) -> dict[int, int]:
-    """The layer whose cache each of the last `num_kv_shared_layers` layers reads (Gemma 3n's and Gemma 4's rule).
+    """Return the layer whose cache each of the last `num_kv_shared_layers` layers reads (the rule of Gemma 3n and 4).
 
-    It is the last layer before them that is of the same type; where types are not told, any may be it.
+    It is the last layer of the same type before them. If the config states no types, it could be any layer, so layer 0
+    is returned, which keeps all of them together.
+
+    Raises:
+        ZppError: (INVALID) the layer types are not strings.
     """
     text = text_config(config)
     count, types = text.get("num_kv_shared_layers"), text.get("layer_types")
@@ -69,21 +78,23 @@ def _stated_sources(num_layers: int, config: dict[str, Any]) -> dict[int, int]:
     if not isinstance(types, list) or len(types) != num_layers:
         return dict.fromkeys(range(first, num_layers), 0)
     if not all(isinstance(kind, str) for kind in types):
-        raise invalid_error("config.json's layer_types are not all names", "Check that config.json is the model's own.")
+        raise invalid_error(
+            "config.json's layer_types are not all strings", "Check that config.json is the model's own."
+        )
     last_of = {kind: layer for layer, kind in enumerate(types[:first])}
     return {layer: last_of.get(types[layer], 0) for layer in range(first, num_layers)}
 
 
 def _named_sources(decoder: Decoder) -> dict[int, int]:
-    """The layer whose cache each layer reads that makes queries and no keys, while others do: the last that does."""
+    """Return the cache source of each layer with a query but no key projection: the last earlier layer with both."""
     projections: Mapping[int, set[str]] = defaultdict(set)
     for name, layer in decoder.layer_of.items():
         projections[layer].update(part for part in decoder.within_layer(name).split(".") if part.endswith("_proj"))
-    keyed = sorted(layer for layer, own in projections.items() if {"q_proj", "k_proj"} <= own)
+    keyed = sorted(layer for layer, present in projections.items() if {"q_proj", "k_proj"} <= present)
     return {
         layer: max(earlier)
-        for layer, own in projections.items()
-        if "q_proj" in own
-        and not any(part.startswith(("k", "v", "qkv")) for part in own)
+        for layer, present in projections.items()
+        if "q_proj" in present
+        and not any(part.startswith(("k", "v", "qkv")) for part in present)
         and (earlier := [source for source in keyed if source < layer])
     }

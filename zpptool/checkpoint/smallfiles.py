@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of a checkpoint that every stage carries whole: configs, tokenizer, chat template, model code.
+"""List the small files of a checkpoint, which every stage gets: configs, tokenizer, chat template, model code.
 
-They are all files that are neither weights nor leftovers of a download, in subfolders too. Symbolic links
-within the checkpoint and those of the Hugging Face cache are read through; where others lead is told in `links`.
+These are all files, in subfolders too, that are neither weights nor leftovers of a download. Symbolic links within the
+checkpoint and those of the Hugging Face cache are followed; `links` defines which others are not.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ WEIGHT_SUFFIXES = (
 WEIGHT_INDEX_SUFFIXES = tuple(f"{suffix}.index.json" for suffix in WEIGHT_SUFFIXES)
 STAGE_FILE = "zpp-stage.json"
 MAX_SMALL_BYTES = 256 * 1024 * 1024
-"""Larger than any tokenizer; a larger file is data that no engine loads with a model."""
+"""Maximum size of a small file in bytes: larger than any tokenizer."""
 MAX_ENTRIES = 100_000
 MAX_LINKED_FOLDERS = 100
-"""Two links in each of a few folders make a small directory look endless."""
+"""Limit on linked folders: two links in each of a few folders already expand exponentially."""
 
 
 class SmallFiles(NamedTuple):
-    """The small files of a checkpoint. All paths are relative to it, with slashes, and sorted.
+    """The small files of a checkpoint. All paths are relative to it, use slashes, and are sorted.
 
     Attributes:
-        small: the files to carry.
-        large: files that are too large to be one.
+        small: the files to copy into every stage.
+        large: files that are too large to be small files.
         outside: links that lead out of the checkpoint and were not followed.
     """
 
@@ -43,20 +43,20 @@ class SmallFiles(NamedTuple):
 
 
 def small_files(directory: Path, *, follow_links: bool = False) -> SmallFiles:
-    """The small files of a checkpoint.
+    """List the small files of a checkpoint.
 
     Args:
         directory: of the checkpoint.
-        follow_links: links that lead out of it are followed as those within it are.
+        follow_links: whether to follow links that lead out of it too.
 
     Raises:
-        ZppError: (INVALID) a folder cannot be read, or there are too many files, or links to folders.
+        ZppError: (INVALID) a folder cannot be read, or there are too many files or links to folders.
     """
     found = SmallFiles([], [], [])
     bounds = None if follow_links else LinkBounds(directory)
     for path in _files_below(directory, bounds, found.outside):
         name = path.relative_to(directory).as_posix()
-        if bounds is not None and bounds.way_out(path) is not None:
+        if bounds is not None and bounds.outside_target(path) is not None:
             found.outside.append(name)
         elif path.is_file():
             (found.small if path.stat().st_size <= MAX_SMALL_BYTES else found.large).append(name)
@@ -64,11 +64,14 @@ def small_files(directory: Path, *, follow_links: bool = False) -> SmallFiles:
 
 
 def _files_below(directory: Path, bounds: LinkBounds | None, outside: list[str]) -> Iterator[Path]:
-    """All that may be a small file by its name. A folder that is a link is entered, unless it leads out or back."""
+    """Yield all files that may be small files by name. Linked folders are entered unless they lead outside or loop.
+
+    Links to folders outside the checkpoint are appended to `outside`.
+    """
     folders: list[tuple[Path, tuple[str, ...]]] = [(directory, (os.path.realpath(directory),))]
     seen = links = 0
     while folders:
-        folder, above = folders.pop()
+        folder, ancestors = folders.pop()
         for entry in _entries(folder):
             seen += 1
             links += entry.is_symlink() and entry.is_dir()
@@ -77,14 +80,14 @@ def _files_below(directory: Path, bounds: LinkBounds | None, outside: list[str])
                 raise invalid_error(f"{directory} holds more than {what}", "Name the directory of one checkpoint.")
             path = Path(entry)
             if not entry.is_dir():
-                if _carried(entry.name):
+                if _is_small_basename(entry.name):
                     yield path
             elif entry.name.startswith(".") or entry.name == "__pycache__":
                 continue
-            elif bounds is not None and bounds.way_out(path) is not None:
+            elif bounds is not None and bounds.outside_target(path) is not None:
                 outside.append(path.relative_to(directory).as_posix())
-            elif (real := os.path.realpath(path)) not in above:
-                folders.append((path, (*above, real)))
+            elif (real := os.path.realpath(path)) not in ancestors:
+                folders.append((path, (*ancestors, real)))
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -96,11 +99,11 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def is_small_name(path: str) -> bool:
-    """Whether a file of this path in a checkpoint is one of them, if it is not too large."""
+    """Return whether a file with this path in a checkpoint is a small file, provided that it is not too large."""
     *folders, name = path.split("/")
     hidden = any(folder.startswith(".") or folder == "__pycache__" for folder in folders)
-    return not hidden and _carried(name)
+    return not hidden and _is_small_basename(name)
 
 
-def _carried(name: str) -> bool:
+def _is_small_basename(name: str) -> bool:
     return not (name.startswith(".") or name == STAGE_FILE or name.endswith(WEIGHT_SUFFIXES + WEIGHT_INDEX_SUFFIXES))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cut a checkpoint into stage directories, each of which loads on its own.
+"""Split a checkpoint into stage directories, each of which can be loaded on its own.
 
-Nothing is written until the plan stands. Each stage directory then holds the full config, every small file, the stage's
-own tensors under their own names, their index, and a manifest. Layers are never renumbered, tensor bytes never changed,
-and the source never written to. A run that is stopped leaves the output as it was; the next one goes on from there.
+Nothing is written before the plan is complete. Each stage directory then holds the full config, every small file, the
+stage's tensors under their original names, their index, and a manifest. Layers are never renumbered, tensor bytes never
+changed, and the source never written to. An interrupted run leaves the output as it was, and the next run resumes it.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from typing import Any
 
 import zpptool
 from zpptool.checkpoint.digest import digest_bytes
+from zpptool.checkpoint.existing_output import check_siblings, holds_split
+from zpptool.checkpoint.file_copy import Advance, can_reflink
 from zpptool.checkpoint.header import TensorInfo
 from zpptool.checkpoint.index import INDEX_NAME, MAX_INDEX_BYTES, CheckpointIndex
-from zpptool.checkpoint.kept import check_siblings, is_kept
 from zpptool.checkpoint.manifest import MANIFEST_VERSION
 from zpptool.checkpoint.mode import Mode
-from zpptool.checkpoint.output import (
+from zpptool.checkpoint.output_directory import (
     check_output,
     check_space,
     discard,
     disk_fault,
-    ground_of,
     locked,
+    nearest_existing_parent,
     resolve_output,
     settle,
     unfinished,
@@ -37,19 +38,18 @@ from zpptool.checkpoint.output import (
 from zpptool.checkpoint.sample import read_samples, sample_digest
 from zpptool.checkpoint.splitplan import SplitPlan, plan_split
 from zpptool.checkpoint.stagewriter import ModelFacts, stage_directory, write_stages
-from zpptool.checkpoint.streaming import Way
-from zpptool.checkpoint.transport import Advance, can_reflink
+from zpptool.checkpoint.streaming import CopyOptions
 from zpptool.document import read_json
 from zpptool.errors import ZppError, invalid_error
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the bytes come from, if not from the planned directory itself.
+    """The origin of the tensor bytes if they are not in the planned directory itself.
 
     Attributes:
-        name: stands for the content, for example a hub id with its commit.
-        read_samples: as in `sample`.
+        name: identifies the content, for example a Hub id with its commit.
+        read_samples: reads sampled bytes; see `sample`.
     """
 
     name: str
@@ -58,15 +58,15 @@ class Origin:
 
 @dataclass(frozen=True)
 class SplitResult:
-    """What a split has made.
+    """The outcome of a split.
 
     Attributes:
         paths: the stage directories.
-        kept: the one stage that was asked for was there already, and nothing was written.
+        unchanged: whether the output already held the requested stage, so that nothing was written.
     """
 
     paths: list[Path]
-    kept: bool
+    unchanged: bool
 
 
 def write_split(
@@ -74,59 +74,63 @@ def write_split(
     output: Path,
     *,
     force: bool = False,
-    way: Way | None = None,
+    options: CopyOptions | None = None,
     origin: Origin | None = None,
     advance: Advance = lambda _bytes: None,
 ) -> SplitResult:
-    """Write the planned stage directories; all of them or, on any failure or interrupt, none.
+    """Write the planned stage directories: all of them or, on any failure or interrupt, none.
 
-    What a run that failed has finished is kept beside the output, and the next run of the same plan goes on from there.
-    A run of one stage that the output holds already keeps it, so that a host may ask for its stage whenever it starts;
-    a whole split is not written twice without `force`.
+    A failed run leaves its finished files beside the output, and the next run of the same plan resumes from them. If a
+    single stage is requested and the output already holds it, nothing is written, so that a host can request its stage
+    at every start. A whole split is not written again without `force`.
 
     Args:
         plan: from `plan_split`.
         output: the directory that will hold `stage_0`, `stage_1`, ...
-        force: replace the stages that an earlier split left there.
-        way: how the bytes travel, and whether they are hashed.
-        origin: where they come from.
-        advance: is told, from any thread, of the bytes that are done; their sum is `plan.nbytes`.
+        force: replace the stages of an earlier split in the output.
+        options: how the bytes are copied, and whether they are hashed.
+        origin: where the bytes come from; None for the planned directory.
+        advance: called from any thread with the number of bytes just written; their sum is `plan.nbytes`.
 
     Raises:
-        ZppError: (INVALID) the output is taken, too small, or within the source; (FAILURE) reading or writing failed.
+        ZppError: (INVALID) the output exists, its disk is too full, or it is inside the source; (FAILURE) reading or
+            writing failed.
     """
-    way = way or Way()
+    options = options or CopyOptions()
     source = plan.index.directory
     output = resolve_output(output, source)
     target = target_of(plan, output)
     paths = [stage_directory(plan, stage, target) for stage in plan.stages]
     try:
-        with _alone(plan, output, target):
+        with _exclusive(plan, output, target):
             reader = origin.read_samples if origin else read_samples
             facts = ModelFacts(sample_digest(plan.index, reader), _index_metadata(source))
             check_siblings(plan, facts, output)
-            if not force and is_kept(plan, facts, target, hashed=way.hashed):
+            if not force and holds_split(plan, facts, target, hashed=options.hashed):
                 discard(target)
                 if plan.is_one_stage:
                     return SplitResult(paths, True)
                 raise invalid_error(
-                    f"the output {target} holds this very split already",
-                    "use it as it is, or give --force to write it again",
+                    f"the output {target} already holds this split",
+                    "use it, or give --force to write it again",
                 )
             check_output(target, force=force)
-            check_space(target, _needed_bytes(plan, way, target))
+            check_space(target, _needed_bytes(plan, options, target))
             before = _fingerprint(plan.index)
-            with whole_directory(target, _identity(plan, way, origin)) as place:
-                write_stages(plan, facts, place, way, advance)
+            with whole_directory(target, _identity(plan, options, origin)) as place:
+                write_stages(plan, facts, place, options, advance)
                 if _fingerprint(plan.index) != before:
-                    raise ZppError(f"the weights in {source} changed while they were read", "split again, once at rest")
+                    raise ZppError(
+                        f"the weights in {source} changed while they were read",
+                        "split again once nothing writes to them",
+                    )
     except OSError as cause:
         raise disk_fault(cause, target) from cause
     return SplitResult(paths, False)
 
 
 def target_of(plan: SplitPlan, output: Path) -> Path:
-    """The directory that a run makes: `output`, or in it the only stage of the plan."""
+    """Return the directory that a run creates: `output`, or the stage directory in it for a single stage."""
     return output / plan.stages[0].directory_name if plan.is_one_stage else output
 
 
@@ -137,46 +141,46 @@ def split_checkpoint(
     ranges: Sequence[str] | None = None,
     *,
     force: bool = False,
-    way: Way | None = None,
+    options: CopyOptions | None = None,
 ) -> list[Path]:
-    """Plan and write a split, and return the stage directories; see `plan_split` and `write_split`."""
-    return write_split(plan_split(source, num_stages, ranges), output, force=force, way=way).paths
+    """Plan and write a split, and return the stage directories. See `plan_split` and `write_split`."""
+    return write_split(plan_split(source, num_stages, ranges), output, force=force, options=options).paths
 
 
 @contextmanager
-def _alone(plan: SplitPlan, output: Path, target: Path) -> Iterator[None]:
-    """Other runs kept out of `output`, and what a killed one left there put right."""
+def _exclusive(plan: SplitPlan, output: Path, target: Path) -> Iterator[None]:
+    """Hold the lock of `output`, and clean up after a killed run there."""
     with locked(output):
         if not plan.is_one_stage:
             yield
             return
-        made = not output.exists()
+        created = not output.exists()
         output.mkdir(exist_ok=True)
         settle(target)
         try:
             yield
         finally:
-            if made and not any(output.iterdir()):
+            if created and not any(output.iterdir()):
                 output.rmdir()
 
 
-def _needed_bytes(plan: SplitPlan, way: Way, target: Path) -> int:
-    """What a split takes of the disk: less what is shared with the source, and what an earlier run has written.
+def _needed_bytes(plan: SplitPlan, options: CopyOptions, target: Path) -> int:
+    """Return the disk space that a split still needs, in bytes, without shared blocks and files of an earlier run.
 
     Raises:
-        ZppError: (INVALID) sharing is asked for and the file system cannot.
+        ZppError: (INVALID) reflinks are required and the file system does not support them.
     """
     source = plan.index.directory
     small = sum((source / name).stat().st_size for name in plan.small_files) * len(plan.stages)
     shards = [shard for stage in plan.stages for shard in stage.shards]
-    if way.mode is Mode.HARDLINK and way.read is None:
+    if options.mode is Mode.HARDLINK and options.read is None:
         shards = [shard for shard in shards if not shard.whole]
-    elif way.mode in (Mode.AUTO, Mode.REFLINK) and way.read is None:
-        shared = can_reflink(plan.index.headers[0].file, ground_of(target))
-        if not shared and way.mode is Mode.REFLINK:
+    elif options.mode in (Mode.AUTO, Mode.REFLINK) and options.read is None:
+        shared = can_reflink(plan.index.headers[0].file, nearest_existing_parent(target))
+        if not shared and options.mode is Mode.REFLINK:
             raise invalid_error(
                 f"files in {target.parent} cannot share blocks with those in {source}",
-                "reflinks need one XFS or Btrfs file system for both; use --mode auto",
+                "reflinks need both on one XFS or Btrfs file system; use --mode auto",
             )
         shards = [] if shared else shards
     left = unfinished(target)
@@ -185,7 +189,7 @@ def _needed_bytes(plan: SplitPlan, way: Way, target: Path) -> int:
 
 
 def _index_metadata(source: Path) -> dict[str, Any] | None:
-    """The `metadata` of the source's index; the index itself was read and checked by `read_index`."""
+    """Return the `metadata` of the source's index, which `read_index` has checked; None if there is no index."""
     path = source / INDEX_NAME
     if not path.exists():
         return None
@@ -193,8 +197,8 @@ def _index_metadata(source: Path) -> dict[str, Any] | None:
     return metadata if isinstance(metadata, dict) else {}
 
 
-def _identity(plan: SplitPlan, way: Way, origin: Origin | None) -> str:
-    """A digest of all that determines what a run makes, and of the source as it lies there."""
+def _identity(plan: SplitPlan, options: CopyOptions, origin: Origin | None) -> str:
+    """Return a digest of everything that determines the result of a run, and of the state of the source files."""
     source = plan.index.directory
     stats = {name: _stamp(source / name) for name in plan.small_files}
     shards = [
@@ -202,13 +206,13 @@ def _identity(plan: SplitPlan, way: Way, origin: Origin | None) -> str:
         for stage in plan.stages
         for shard in stage.shards
     ]
-    named = [zpptool.__version__, MANIFEST_VERSION, plan.partition, way.mode, way.hashed, stats, shards]
-    place: list[Any] = [origin.name] if origin else [str(source.resolve()), _fingerprint(plan.index)]
-    return digest_bytes(json.dumps([named, place]).encode())
+    settings = [zpptool.__version__, MANIFEST_VERSION, plan.partition, options.mode, options.hashed, stats, shards]
+    content: list[Any] = [origin.name] if origin else [str(source.resolve()), _fingerprint(plan.index)]
+    return digest_bytes(json.dumps([settings, content]).encode())
 
 
 def _fingerprint(index: CheckpointIndex) -> list[tuple[int, int]]:
-    """What changes when something writes to the source: size and time of its weight files."""
+    """Return size and modification time of the source's weight files; they change when something writes to it."""
     return [_stamp(header.file) for header in index.headers]
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a split will write, known before anything is: from config, index and headers alone.
+"""Plan what a split will write, from config, index and headers alone, before anything is written.
 
-Which weight files a stage gets is told in `shards`.
+The weight files of a stage are planned in `shards`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from zpptool.checkpoint.shards import ShardPlan, plan_shards
 from zpptool.checkpoint.smallfiles import small_files
 from zpptool.checkpoint.structure import Assignment, Structure, assign, infer_structure
 from zpptool.errors import invalid_error, usage_error
-from zpptool.layers import LayerRange, Partition, resolve_partition
+from zpptool.partition import LayerRange, Partition, resolve_partition
 
 
 @dataclass(frozen=True)
@@ -30,31 +30,31 @@ class StagePlan:
 
     @property
     def directory_name(self) -> str:
-        """Under the output directory."""
+        """Name of the stage directory in the output directory."""
         return f"stage_{self.stage}"
 
     @property
     def num_tensors(self) -> int:
-        """How many tensors the stage holds."""
+        """Number of tensors in the stage."""
         return sum(len(shard.tensors) for shard in self.shards)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the stage's tensors."""
+        """Total size of the stage's tensors in bytes."""
         return sum(shard.nbytes for shard in self.shards)
 
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """All that a split will write.
+    """Everything that a split will write.
 
     Attributes:
-        index: of the source.
-        structure: inferred from it.
+        index: the index of the source.
+        structure: the structure inferred from it.
         assignment: which stage holds which tensors, and why some are shared or dropped.
-        stages: to write, in order: all of the partition, or one.
-        small_files: that every stage carries, relative to the source.
-        notes: choices that a user should know of.
+        stages: the stages to write, in order: all of the partition, or one.
+        small_files: files copied into every stage, as paths relative to the source.
+        notes: choices made for the checkpoint, for the user to read.
     """
 
     index: CheckpointIndex
@@ -66,25 +66,25 @@ class SplitPlan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensors of all stages."""
+        """Total size of the tensors of all stages in bytes."""
         return sum(stage.nbytes for stage in self.stages)
 
     @property
     def dropped_tensors(self) -> list[TensorInfo]:
-        """The tensors that no stage holds at all."""
+        """The tensors that no stage holds."""
         held = {name for names in self.assignment.stages for name in names}
         return [self.index.tensors[name] for name in self.assignment.dropped if name not in held]
 
     @property
     def is_one_stage(self) -> bool:
-        """Whether this is for one stage out of several."""
+        """Whether the plan is for a single stage out of several."""
         return len(self.stages) < len(self.partition)
 
     def only(self, stage: int) -> SplitPlan:
-        """The plan for one stage of these.
+        """Return the plan restricted to one stage.
 
         Raises:
-            ZppError: (USAGE) there is no such stage.
+            ZppError: (USAGE) the stage does not exist.
         """
         if not 0 <= stage < len(self.partition):
             raise usage_error(f"there is no stage {stage}", f"the stages are 0 to {len(self.partition) - 1}")
@@ -108,14 +108,14 @@ def plan_split(
 
     Args:
         source: a checkpoint directory.
-        num_stages: how many stages; evenly cut where no `ranges` are given.
-        ranges: one layer range a stage, such as `0-8`.
+        num_stages: number of stages; layers are divided evenly if no `ranges` are given.
+        ranges: one layer range per stage, such as `0-8`.
         drop_prediction: leave out the layers and modules that predict tokens past the next one (MTP).
-        follow_links: take in what links lead to that lead out of the checkpoint.
+        follow_links: also copy the targets of links that lead out of the checkpoint.
 
     Raises:
-        ZppError: (INVALID) the checkpoint cannot be read or cut with certainty, a link leads out of it, or the ranges
-            do not cover it; (USAGE) neither stages nor ranges are given.
+        ZppError: (INVALID) the checkpoint cannot be read, its structure is ambiguous, a link leads out of it, or the
+            ranges do not cover it; (USAGE) neither stages nor ranges are given.
     """
     if is_stage_directory(source):
         raise invalid_error(f"{source} is one stage of a split, not a checkpoint", "split the original checkpoint")
@@ -132,7 +132,7 @@ def plan_split(
     if not follow_links:
         _refuse_links_out(source, files.outside, index)
     notes = [*index.notes, *structure.notes]
-    notes += [f"left out {name}: too large to belong to a tokenizer or a config" for name in files.large]
+    notes += [f"left out {name}: too large for a tokenizer or config file" for name in files.large]
     headers = {header.file: header for header in index.headers}
     stages = tuple(
         StagePlan(stage, partition[stage], plan_shards([index.tensors[name] for name in names], headers))
@@ -141,9 +141,9 @@ def plan_split(
     return SplitPlan(index, structure, assignment, stages, tuple(files.small), tuple(notes))
 
 
-def _refuse_links_out(source: Path, small: Sequence[str], index: CheckpointIndex) -> None:
+def _refuse_links_out(source: Path, links: Sequence[str], index: CheckpointIndex) -> None:
     bounds = LinkBounds(source)
     others = [INDEX_NAME, *(header.file.name for header in index.headers)]
-    outside = [*small, *(name for name in others if bounds.way_out(source / name) is not None)]
+    outside = [*links, *(name for name in others if bounds.outside_target(source / name) is not None)]
     if outside:
         raise link_fault(source, outside[0])

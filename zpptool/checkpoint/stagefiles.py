@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Are the files of one stage directory what its manifest says, to the last byte?
+"""Check that the files of one stage directory match its manifest, byte for byte.
 
-Every byte of the directory is held to account: tensors and the heads of weight files by their digests, all other files
-by theirs, and no file may be there that the manifest does not name.
+Tensors, the headers of weight files, and all other files are compared with their digests, and no file may be present
+that the manifest does not name.
 """
 
 from __future__ import annotations
@@ -15,43 +15,43 @@ from pathlib import Path
 
 from zpptool.checkpoint.digest import digest_bytes, digest_file
 from zpptool.checkpoint.faults import SplitFault, SplitFaultCode
+from zpptool.checkpoint.file_copy import Advance
 from zpptool.checkpoint.header import Header, HeaderFault, read_header
 from zpptool.checkpoint.index import INDEX_NAME, MAX_INDEX_BYTES
 from zpptool.checkpoint.manifest import Manifest, WeightFile
 from zpptool.checkpoint.smallfiles import STAGE_FILE
 from zpptool.checkpoint.streaming import hash_tensors
-from zpptool.checkpoint.transport import Advance
 from zpptool.document import read_json
 from zpptool.errors import ZppError
 
 
 @dataclass
 class WeightCheck:
-    """What was found in one weight file: its faults, and the digests of the tensors that could be read."""
+    """The result of checking one weight file: its faults, and the digests of the tensors that could be read."""
 
     faults: list[SplitFault] = field(default_factory=list)
     hashes: dict[str, str] = field(default_factory=dict)
 
 
 def check_small_files(directory: Path, manifest: Manifest) -> list[SplitFault]:
-    """Every file but the weights: there, unchanged, and none that the manifest does not name."""
-    present, faults = _present(directory, manifest)
+    """Check that all files but the weights are present and unchanged, and that there are no unknown files."""
+    present, faults = _present_files(directory, manifest)
     named = {STAGE_FILE, *(file.path for file in manifest.small_files), *(file.name for file in manifest.weight_files)}
     for name in sorted(present - named):
-        faults.append(_fault(manifest, f"{name} is not in the manifest: it was put there after the split"))
+        faults.append(_fault(manifest, f"{name} is not in the manifest: it was added after the split"))
     weights = {file.name for file in manifest.weight_files}
     for entry in manifest.tensors:
         if entry.file not in weights:
-            words = f"tensor {entry.name} is in {entry.file!r}, which is none of its weight files"
-            faults.append(_fault(manifest, words, entry.name))
+            message = f"tensor {entry.name} is in {entry.file!r}, which is not one of its weight files"
+            faults.append(_fault(manifest, message, entry.name))
     for file in manifest.small_files:
         path = directory / file.path
         try:
             if not path.is_file():
                 faults.append(_fault(manifest, f"{file.path} {'is not a file' if path.exists() else 'is missing'}"))
             elif path.stat().st_size != file.nbytes or digest_file(path) != file.blake3:
-                own = _check_weight_map(path, manifest) if file.path == INDEX_NAME else []
-                faults += own or [_fault(manifest, f"{file.path} was changed after the split")]
+                index_faults = _check_weight_map(path, manifest) if file.path == INDEX_NAME else []
+                faults += index_faults or [_fault(manifest, f"{file.path} was changed after the split")]
         except OSError as cause:
             faults.append(_fault(manifest, f"{file.path} cannot be read: {cause.strerror}"))
     return faults
@@ -60,10 +60,18 @@ def check_small_files(directory: Path, manifest: Manifest) -> list[SplitFault]:
 def check_weights(
     directory: Path, manifest: Manifest, file: WeightFile, stop: threading.Event, advance: Advance, *, hash_all: bool
 ) -> WeightCheck:
-    """One weight file: its head, the list of its tensors, and every tensor's bytes.
+    """Check one weight file: its header, the list of its tensors, and every tensor's bytes.
 
     Args:
-        hash_all: read also what the manifest has no digest of, so that the bytes can be held against the source's.
+        directory: the stage directory.
+        manifest: its manifest.
+        file: the weight file.
+        stop: cancels the check when set.
+        advance: called with the number of bytes just read.
+        hash_all: also hash tensors without a digest in the manifest, so that they can be compared with the source.
+
+    Raises:
+        Stopped: `stop` was set.
     """
     check = WeightCheck()
     path = directory / file.name
@@ -73,8 +81,8 @@ def check_weights(
         hashed = {entry.name for entry in manifest.tensors if entry.blake3}
         check.hashes = hash_tensors([t for t in header.tensors if hash_all or t.name in hashed], stop, advance)
     except HeaderFault as fault:
-        words = fault.message.replace(f"{directory}{os.sep}", "")
-        check.faults.append(_fault(manifest, words, fault.tensor))
+        message = fault.message.replace(f"{directory}{os.sep}", "")
+        check.faults.append(_fault(manifest, message, fault.tensor))
         return check
     except OSError as cause:
         check.faults.append(_fault(manifest, f"{file.name} cannot be read: {cause.strerror}"))
@@ -87,19 +95,19 @@ def check_weights(
 
 
 def _check_weight_map(path: Path, manifest: Manifest) -> list[SplitFault]:
-    """What an index that was changed says wrongly: each tensor that it leaves out, makes up, or puts elsewhere."""
+    """Return the faults of a changed index: tensors it omits, invents, or maps to the wrong file."""
     try:
-        told = read_json(path, MAX_INDEX_BYTES, "index of a checkpoint")["weight_map"].items()
+        weight_map = dict(read_json(path, MAX_INDEX_BYTES, "index of a checkpoint")["weight_map"].items())
     except (ZppError, KeyError, TypeError, AttributeError):
         return []
     homes = {entry.name: entry.file for entry in manifest.tensors}
     faults = []
-    for name, file in told:
+    for name, file in weight_map.items():
         if name not in homes:
             faults.append(_fault(manifest, f"{path.name} names tensor {name}, which the stage does not hold", name))
         elif file != homes[name]:
-            faults.append(_fault(manifest, f"{path.name} puts tensor {name} into {file}; it is in {homes[name]}", name))
-    for name in sorted(homes.keys() - dict(told).keys()):
+            faults.append(_fault(manifest, f"{path.name} maps tensor {name} to {file}; it is in {homes[name]}", name))
+    for name in sorted(homes.keys() - weight_map.keys()):
         faults.append(_fault(manifest, f"{path.name} does not name tensor {name}", name))
     return faults
 
@@ -127,28 +135,30 @@ def _check_header(manifest: Manifest, file: WeightFile, header: Header) -> Itera
     return sorted(faults, key=lambda fault: fault.message)
 
 
-def _present(directory: Path, manifest: Manifest) -> tuple[set[str], list[SplitFault]]:
-    """The files in a stage directory, and a fault for each link that leads out of it and each folder that is closed.
+def _present_files(directory: Path, manifest: Manifest) -> tuple[set[str], list[SplitFault]]:
+    """Return the files in a stage directory, and a fault for each link that leads out and each unreadable folder.
 
-    Hidden files and Python's bytecode are passed over: they appear without anyone's doing.
+    Hidden files and Python bytecode are ignored: other programs create them as a side effect.
     """
     found: set[str] = set()
     faults: list[SplitFault] = []
 
-    def closed(cause: OSError) -> None:
+    def on_error(cause: OSError) -> None:
         faults.append(_fault(manifest, f"{cause.filename} cannot be read: {cause.strerror}"))
 
     inside = os.path.realpath(directory) + os.sep
-    for folder, subfolders, names in os.walk(directory, onerror=closed):
+    for folder, subfolders, names in os.walk(directory, onerror=on_error):
         subfolders[:] = [name for name in subfolders if not name.startswith(".") and name != "__pycache__"]
         for path in (Path(folder, name) for name in sorted([*subfolders, *names])):
-            own = path.relative_to(directory).as_posix()
+            relative = path.relative_to(directory).as_posix()
             leads_to = os.path.realpath(path)
             if path.is_symlink() and not leads_to.startswith(inside):
-                faults.append(_fault(manifest, f"{own} is a symbolic link out of the stage directory, to {leads_to}"))
+                faults.append(
+                    _fault(manifest, f"{relative} is a symbolic link out of the stage directory, to {leads_to}")
+                )
         found |= {Path(folder, name).relative_to(directory).as_posix() for name in names if not name.startswith(".")}
     return found, faults
 
 
-def _fault(manifest: Manifest, words: str, tensor: str | None = None) -> SplitFault:
-    return SplitFault(SplitFaultCode.FILE, f"stage {manifest.stage}: {words}", manifest.stage, tensor)
+def _fault(manifest: Manifest, message: str, tensor: str | None = None) -> SplitFault:
+    return SplitFault(SplitFaultCode.FILE, f"stage {manifest.stage}: {message}", manifest.stage, tensor)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of planned stages, written into a place to work in: weights side by side, then all that names them.
+"""Write the files of planned stages into a work directory: weight files in parallel, then index, small files, manifest.
 
-A weight file that an earlier run has finished is kept. The manifest of a stage comes last, when all it tells of stands.
+A weight file that an earlier run finished is reused. The manifest of a stage is written last, after every file that it
+lists.
 """
 
 from __future__ import annotations
@@ -16,51 +17,61 @@ from typing import Any
 
 import zpptool
 from zpptool.checkpoint.digest import digest_bytes, model_digest_of, source_digest_of
+from zpptool.checkpoint.file_copy import Advance
 from zpptool.checkpoint.index import INDEX_NAME
-from zpptool.checkpoint.loading import tensor_list_digest
 from zpptool.checkpoint.manifest import MANIFEST_VERSION, DroppedTensor, Manifest, SmallFile, TensorEntry, WeightFile
-from zpptool.checkpoint.output import Workplace
+from zpptool.checkpoint.output_directory import Workplace
 from zpptool.checkpoint.shards import ShardPlan, read_head
 from zpptool.checkpoint.smallfiles import STAGE_FILE
 from zpptool.checkpoint.splitplan import SplitPlan, StagePlan
-from zpptool.checkpoint.streaming import Way, WrittenFile, read_chunks, side_by_side, write_shard, write_whole
-from zpptool.checkpoint.transport import Advance
+from zpptool.checkpoint.stage_tensors import tensor_list_digest
+from zpptool.checkpoint.streaming import CopyOptions, WrittenFile, read_chunks, run_parallel, write_shard, write_whole
 from zpptool.errors import ZppError
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the manifests of all stages say alike.
+    """Facts that the manifests of all stages have in common.
 
     Attributes:
         sample_digest: see `sample`.
-        source_index: the `metadata` of the source's index, or None.
+        source_index: the `metadata` of the source's index; None if the source has no index.
     """
 
     sample_digest: str
     source_index: dict[str, Any] | None
 
 
-def write_stages(plan: SplitPlan, facts: ModelFacts, place: Workplace, way: Way, advance: Advance) -> None:
-    """Write all stages of `plan`; each into its own directory of `place`, or the only one into `place` itself.
+def write_stages(plan: SplitPlan, facts: ModelFacts, place: Workplace, options: CopyOptions, advance: Advance) -> None:
+    """Write all stages of `plan`, each into a directory of its own in `place`; a single stage into `place` itself.
+
+    Args:
+        plan: the stages to write.
+        facts: what their manifests have in common.
+        place: the directories to work in.
+        options: how the bytes are copied, and whether they are hashed.
+        advance: called from any thread with the number of bytes just written.
 
     Raises:
-        ZppError: the source cannot be read, or not twice alike; OSError: the disk fails.
+        ZppError: (FAILURE) the source cannot be read, or changed while it was read; OSError: the disk failed.
     """
     directories = {stage.stage: stage_directory(plan, stage, place.directory) for stage in plan.stages}
     for directory in directories.values():
         directory.mkdir(exist_ok=True)
     shards = [(stage.stage, shard) for stage in plan.stages for shard in stage.shards]
     jobs: list[Callable[[threading.Event], WrittenFile]] = [
-        partial(_write_or_keep, place, directories[stage] / shard.name, shard, way, advance=advance)
+        partial(_write_unless_finished, place, directories[stage] / shard.name, shard, options, advance=advance)
         for stage, shard in shards
     ]
-    written = dict(zip(((stage, shard.name) for stage, shard in shards), side_by_side(jobs), strict=True))
+    written = dict(zip(((stage, shard.name) for stage, shard in shards), run_parallel(jobs), strict=True))
     hashes: dict[str, str] = {}
     for file in written.values():
         for name, digest in file.hashes.items():
             if hashes.setdefault(name, digest) != digest:
-                raise ZppError(f"tensor {name} read differently the second time", "does something write to the source?")
+                raise ZppError(
+                    f"tensor {name} read differently the second time",
+                    "check whether another process writes to the source",
+                )
     all_read = len(hashes) == len(plan.index.tensors) - len(plan.dropped_tensors)
     source_digest = source_digest_of(hashes) if all_read else ""
     list_digest = tensor_list_digest(plan.index)
@@ -74,19 +85,19 @@ def write_stages(plan: SplitPlan, facts: ModelFacts, place: Workplace, way: Way,
 
 
 def stage_directory(plan: SplitPlan, stage: StagePlan, output: Path) -> Path:
-    """Where a stage lies in what a run makes: the run for one stage makes that stage's directory."""
+    """Return the directory of a stage: `output` itself if the plan is for a single stage, else a directory in it."""
     return output if plan.is_one_stage else output / stage.directory_name
 
 
-def _write_or_keep(
-    place: Workplace, path: Path, shard: ShardPlan, way: Way, stop: threading.Event, advance: Advance
+def _write_unless_finished(
+    place: Workplace, path: Path, shard: ShardPlan, options: CopyOptions, stop: threading.Event, advance: Advance
 ) -> WrittenFile:
     finished = place.finished(path)
     if finished is not None and finished.header_blake3 == digest_bytes(shard.head):
         advance(shard.nbytes)
         return finished
     path.unlink(missing_ok=True)
-    written = write_shard(path, shard, way, stop, advance)
+    written = write_shard(path, shard, options, stop, advance)
     place.finish(path, written)
     return written
 
@@ -134,7 +145,7 @@ def _manifest(
         num_layers=plan.structure.num_layers,
         num_stages=len(plan.partition),
         stage=stage.stage,
-        partition=tuple((own.start, own.end) for own in plan.partition),
+        partition=tuple((layers.start, layers.end) for layers in plan.partition),
         layer_prefix=plan.structure.layer_prefix,
         tensors=tensors,
         shared={entry.name: reason for entry in tensors if (reason := plan.assignment.shared.get(entry.name))},

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensor bytes in motion: each is read once, in runs as long as the file allows, hashed, and written on.
+"""Stream tensor bytes: each is read once, in the longest contiguous runs, hashed, and written.
 
-Memory stays at one chunk a thread, whatever the size of a tensor or a file. Files are worked on side by side, so that
-hashing one overlaps with reading and writing another: all three let go of the interpreter lock. Bytes that need no
-hash, or are shared instead of copied, do not pass through the process at all (see `transport`).
+Memory use is one chunk per thread, whatever the size of a tensor or a file. Files are processed in parallel, so that
+hashing one overlaps with reading and writing another; all three release the interpreter lock. Bytes that need no hash,
+or are shared instead of copied, do not pass through the process at all (see `file_copy`).
 """
 
 from __future__ import annotations
@@ -21,10 +21,7 @@ import msgspec
 from blake3 import blake3
 
 from zpptool.checkpoint.digest import digest_bytes
-from zpptool.checkpoint.header import TensorInfo
-from zpptool.checkpoint.mode import Mode
-from zpptool.checkpoint.shards import ShardPlan
-from zpptool.checkpoint.transport import (
+from zpptool.checkpoint.file_copy import (
     STEP_BYTES,
     Advance,
     Stopped,
@@ -34,24 +31,27 @@ from zpptool.checkpoint.transport import (
     reflink,
     start_writing,
 )
-from zpptool.regularfile import open_regular
+from zpptool.checkpoint.header import TensorInfo
+from zpptool.checkpoint.mode import Mode
+from zpptool.checkpoint.shards import ShardPlan
+from zpptool.regular_file import open_regular
 
 CHUNK_BYTES = 256 * 1024
-"""A chunk is read, hashed and written while it is still in the processor's cache."""
+"""Bytes read, hashed and written at a time: small enough to stay in the CPU cache."""
 WORKERS = max(2, min(4, os.cpu_count() or 1))
 
 Reader = Callable[[Path, int, int], Iterable[memoryview]]
-"""Reads bytes of a file (path, offset, count) chunk by chunk; a chunk is gone when the next one is asked for."""
+"""Reads bytes of a file (path, offset, count) chunk by chunk. A chunk is valid only until the next one is requested."""
 Result = TypeVar("Result")
 
 
 class WrittenFile(msgspec.Struct, frozen=True):
-    """A weight file as it was written.
+    """Properties of a weight file that was written.
 
     Attributes:
-        nbytes: its length.
-        header_blake3: the digest of all before its tensor data.
-        hashes: the digest of each tensor's bytes; empty where they were not hashed.
+        nbytes: size of the file in bytes.
+        header_blake3: digest of the bytes before its tensor data.
+        hashes: digest of each tensor's bytes by tensor name; empty if they were not hashed.
     """
 
     nbytes: int
@@ -60,7 +60,7 @@ class WrittenFile(msgspec.Struct, frozen=True):
 
 
 def read_local(file: Path, offset: int, nbytes: int) -> Iterator[memoryview]:
-    """Chunks of a file on this machine; raises OSError, and ZppError when it ends early."""
+    """Read a local file in chunks; raises OSError, and ZppError (FAILURE) if it ends early."""
     buffer = memoryview(bytearray(min(CHUNK_BYTES, nbytes)))
     with file.open("rb", buffering=0) as source:
         source.seek(offset)
@@ -73,14 +73,14 @@ def read_local(file: Path, offset: int, nbytes: int) -> Iterator[memoryview]:
 
 
 @dataclass(frozen=True)
-class Way:
-    """How the bytes of a split travel.
+class CopyOptions:
+    """How the bytes of a split are copied.
 
     Attributes:
-        mode: shared or copied.
-        hashed: every tensor's bytes are hashed for the manifest.
-        synced: the weight files are on the disk when the split is done.
-        read: where the source is not on this machine: what reads it.
+        mode: whether blocks are shared with the source or copied.
+        hashed: whether every tensor's bytes are hashed for the manifest.
+        synced: whether the weight files are fsynced before the split completes.
+        read: reads the source if it is not local; None for a local source.
     """
 
     mode: Mode = Mode.AUTO
@@ -89,10 +89,10 @@ class Way:
     read: Reader | None = None
 
 
-def side_by_side(jobs: Sequence[Callable[[threading.Event], Result]]) -> list[Result]:
-    """Run the jobs in threads and return their results in order; the first failure stops the others and is raised.
+def run_parallel(jobs: Sequence[Callable[[threading.Event], Result]]) -> list[Result]:
+    """Run jobs in threads and return their results in order; the first failure cancels the others and is raised.
 
-    Each job is handed an event, and gives up with `Stopped` soon after it is set.
+    Each job gets an event, and raises `Stopped` soon after it is set.
     """
     stop = threading.Event()
     pool = ThreadPoolExecutor(max_workers=WORKERS)
@@ -115,16 +115,28 @@ def hash_tensors(
     write: Callable[[memoryview], None] = lambda _chunk: None,
     read: Reader = read_local,
 ) -> dict[str, str]:
-    """Read the bytes of `tensors` in the given order, hash each, and hand all to `write`.
+    """Read the bytes of `tensors` in the given order, hash each tensor, and pass all chunks to `write`.
+
+    Args:
+        tensors: the tensors to read.
+        stop: cancels the work when set.
+        advance: called with the number of bytes just processed.
+        write: called with every chunk.
+        read: reads a file.
+
+    Returns:
+        the digest of each tensor's bytes, by tensor name.
 
     Raises:
-        ZppError: the file ends early.
+        ZppError: (FAILURE) the file ended early.
         OSError: the file cannot be read, or `write` failed.
         Stopped: `stop` was set.
     """
     hashes: dict[str, str] = {}
     for run in _runs(tensors):
-        chunks = _watched(read(run[0].file, run[0].offset, sum(tensor.nbytes for tensor in run)), stop, advance, write)
+        chunks = _write_through(
+            read(run[0].file, run[0].offset, sum(tensor.nbytes for tensor in run)), stop, advance, write
+        )
         chunk = memoryview(b"")
         for tensor in run:
             hasher, left = blake3(), tensor.nbytes
@@ -138,32 +150,43 @@ def hash_tensors(
     return hashes
 
 
-def write_shard(path: Path, shard: ShardPlan, way: Way, stop: threading.Event, advance: Advance) -> WrittenFile:
-    """Write one weight file, and fsync it unless `way` says otherwise.
+def write_shard(
+    path: Path, shard: ShardPlan, options: CopyOptions, stop: threading.Event, advance: Advance
+) -> WrittenFile:
+    """Write one weight file, and fsync it if `options.synced`.
+
+    Args:
+        path: the file to create.
+        shard: the planned file.
+        options: how the bytes are copied, and whether they are hashed.
+        stop: cancels the work when set.
+        advance: called with the number of bytes just processed.
 
     Raises:
-        ZppError: the file system cannot share as `way` asks, or the source ends early.
-        OSError: the disk fails.
+        ZppError: (INVALID) the file system does not support hard links; (FAILURE) the source ended early.
+        OSError: the disk failed.
         Stopped: `stop` was set.
     """
     head = shard.head
     head_digest = digest_bytes(head)
-    if way.mode is Mode.HARDLINK and shard.whole and way.read is None:
+    if options.mode is Mode.HARDLINK and shard.whole and options.read is None:
         hardlink(shard.source, path)
-        hashes = _hashed_or_counted(shard, way, stop, advance)
+        hashes = _hashed_or_counted(shard, options, stop, advance)
         return WrittenFile(shard.header.file_bytes, head_digest, hashes)
     with path.open("xb", buffering=0) as target:
         write_all(target, memoryview(head))
-        if way.read is None and _shared(shard, target.fileno(), way.mode, stop):
-            hashes = _hashed_or_counted(shard, way, stop, advance)
-        elif way.hashed or way.read is not None:
-            hashes = write_hashed(target, shard.tensors, stop, advance, way.read or read_local, synced=way.synced)
+        if options.read is None and _reflinked(shard, target.fileno(), options.mode, stop):
+            hashes = _hashed_or_counted(shard, options, stop, advance)
+        elif options.hashed or options.read is not None:
+            hashes = write_hashed(
+                target, shard.tensors, stop, advance, options.read or read_local, synced=options.synced
+            )
         else:
             hashes = {}
             with shard.source.open("rb") as source:
                 for run in shard.runs():
-                    copy_run(source.fileno(), target.fileno(), run, stop, advance, synced=way.synced)
-        if way.synced:
+                    copy_run(source.fileno(), target.fileno(), run, stop, advance, synced=options.synced)
+        if options.synced:
             os.fsync(target.fileno())
         return WrittenFile(len(head) + shard.nbytes, head_digest, hashes)
 
@@ -177,17 +200,27 @@ def write_hashed(
     *,
     synced: bool = True,
 ) -> dict[str, str]:
-    """Write the bytes of `tensors` to where an unbuffered file stands, and hash them; raises as `hash_tensors`.
+    """Write the bytes of `tensors` at the current position of an unbuffered file, and hash them.
 
     Args:
-        synced: the file will be synced when all is there, so the disk may begin at once.
+        target: the file to write to.
+        tensors: the tensors to read.
+        stop: cancels the work when set.
+        advance: called with the number of bytes just processed.
+        read: reads a file.
+        synced: request writeback during the copy, because the file is fsynced at the end.
+
+    Returns:
+        the digest of each tensor's bytes, by tensor name.
+
+    Raises as `hash_tensors`.
     """
     write = _WriteBehind(target).write if synced else partial(write_all, target)
     return hash_tensors(tensors, stop, advance, write, read)
 
 
-def _shared(shard: ShardPlan, target: int, mode: Mode, stop: threading.Event) -> bool:
-    """Reflink what can be and copy the rest; False, with nothing done, where nothing can be shared."""
+def _reflinked(shard: ShardPlan, target: int, mode: Mode, stop: threading.Event) -> bool:
+    """Reflink the runs that can be shared and copy the rest. Returns False, with nothing written, if none can be."""
     if mode not in (Mode.AUTO, Mode.REFLINK):
         return False
     runs = sorted(shard.runs(), key=lambda run: -run.nbytes)
@@ -200,15 +233,17 @@ def _shared(shard: ShardPlan, target: int, mode: Mode, stop: threading.Event) ->
     return True
 
 
-def _hashed_or_counted(shard: ShardPlan, way: Way, stop: threading.Event, advance: Advance) -> dict[str, str]:
-    if way.hashed:
+def _hashed_or_counted(
+    shard: ShardPlan, options: CopyOptions, stop: threading.Event, advance: Advance
+) -> dict[str, str]:
+    if options.hashed:
         return hash_tensors(shard.tensors, stop, advance)
     advance(shard.nbytes)
     return {}
 
 
 def write_whole(path: Path, chunks: Iterable[bytes | memoryview]) -> tuple[int, str]:
-    """Write a file, in the place of one that a killed run left, and fsync it; returns its length and digest."""
+    """Write and fsync a file, replacing one that a killed run left; return its size in bytes and its digest."""
     hasher = blake3()
     path.unlink(missing_ok=True)
     with path.open("xb", buffering=0) as target:
@@ -220,7 +255,7 @@ def write_whole(path: Path, chunks: Iterable[bytes | memoryview]) -> tuple[int, 
 
 
 def read_chunks(path: Path) -> Iterable[memoryview]:
-    """The content of a file, in chunks; raises OSError, and ZppError (INVALID) where it is no regular file."""
+    """Read a whole file in chunks; raises OSError, and ZppError (INVALID) if it is not a regular file."""
     open_regular(path).close()
     return read_local(path, 0, path.stat().st_size)
 
@@ -232,22 +267,22 @@ def write_all(target: BinaryIO, content: memoryview) -> None:
 
 
 class _WriteBehind:
-    """Writes chunks, and lets the disk begin with them before the file is whole."""
+    """Writes chunks, and requests writeback while the file is still incomplete."""
 
     def __init__(self, target: BinaryIO) -> None:
         self._target = target
-        self._begun = 0
+        self._requested = 0
         self._reached = target.tell()
 
     def write(self, chunk: memoryview) -> None:
         write_all(self._target, chunk)
         self._reached += len(chunk)
-        if self._reached - self._begun >= STEP_BYTES:
-            start_writing(self._target.fileno(), self._begun, self._reached - self._begun)
-            self._begun = self._reached
+        if self._reached - self._requested >= STEP_BYTES:
+            start_writing(self._target.fileno(), self._requested, self._reached - self._requested)
+            self._requested = self._reached
 
 
-def _watched(
+def _write_through(
     chunks: Iterable[memoryview], stop: threading.Event, advance: Advance, write: Callable[[memoryview], None]
 ) -> Iterator[memoryview]:
     for chunk in chunks:
@@ -259,7 +294,7 @@ def _watched(
 
 
 def _runs(tensors: Sequence[TensorInfo]) -> Iterable[list[TensorInfo]]:
-    """The tensors, those together whose bytes follow on each other in one file."""
+    """Group the tensors into runs whose bytes are contiguous in one file."""
     run: list[TensorInfo] = []
     for tensor in tensors:
         if run and (tensor.file, tensor.offset) != (run[-1].file, run[-1].offset + run[-1].nbytes):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each tensor is to the pipeline, inferred from names, shapes and config: no table of model types.
+"""Infer the role of each tensor in the pipeline from names, shapes and config, without a table of model types.
 
-Every tensor of the index has a role: input, one decoder layer, several, output, both ends, or every stage. The layers
-are found first (see `decoder`), then what they share (see `sharing`); what lies outside is told by its words (see
-`roles`). A checkpoint that leaves a doubt is refused with the name that is in doubt.
+Every tensor of the index has a role: input, one decoder layer, several layers, output, both ends, or every stage. The
+layers are found first (see `decoder`), then what they share (see `sharing`); all other tensors are classified by the
+words in their names (see `roles`). An ambiguous checkpoint is refused, with the name of the tensor in question.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from zpptool.checkpoint.config import takes_more_than_text, text_config
 from zpptool.checkpoint.decoder import Decoder, find_decoder
 from zpptool.checkpoint.index import CheckpointIndex, TensorInfo
+from zpptool.checkpoint.model_config import takes_more_than_text, text_config
 from zpptool.checkpoint.roles import LAYER, PREDICTION, TEXT_WORDS, Role, Side, outside_role, words_of
 from zpptool.checkpoint.sharing import joined_layers, shared_weights
 from zpptool.checkpoint.tied import tie_ends
 from zpptool.errors import ZppError, invalid_error
-from zpptool.layers import Partition
+from zpptool.partition import Partition
 
-_DROPPED = "predicts tokens past the next one: left out as asked"
+_DROPPED = "predicts tokens past the next one: left out as requested"
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Structure:
     """The roles of a model's tensors.
 
     Attributes:
-        decoder: the layers.
-        roles: of every tensor, in the order of the index.
-        readers: the layers that read each tensor which several do.
-        joined: layers that must be in the stage of the layer before them, and why.
-        notes: choices that a user should know of.
+        decoder: the decoder layers.
+        roles: the role of every tensor, in the order of the index.
+        readers: the layers that read each tensor shared by several.
+        joined: layers that must be in the stage of the preceding layer, with the reason.
+        notes: choices made for the checkpoint, for the user to read.
     """
 
     decoder: Decoder
@@ -43,16 +43,16 @@ class Structure:
 
     @property
     def layer_prefix(self) -> str:
-        """What stands before a layer's number, for example `model.layers`."""
+        """The part of a tensor name before the layer number, for example `model.layers`."""
         return self.decoder.prefix
 
     @property
     def num_layers(self) -> int:
-        """Of the decoder."""
+        """The number of decoder layers."""
         return self.decoder.num_layers
 
     def stages_of(self, name: str, partition: Partition) -> tuple[int, ...]:
-        """The stages that need the tensor."""
+        """Return the stages that need the tensor."""
         last = len(partition) - 1
         match self.roles[name].side:
             case Side.INPUT:
@@ -74,10 +74,10 @@ class Assignment:
     """Which stage holds which tensors.
 
     Attributes:
-        partition: of the layers.
+        partition: the layer ranges of all stages.
         stages: for each stage the names of its tensors, in the order of the index.
-        shared: why a tensor is held by several stages.
-        dropped: why a tensor is held by none.
+        shared: tensors held by several stages: name to reason.
+        dropped: tensors held by no stage: name to reason.
     """
 
     partition: Partition
@@ -87,15 +87,15 @@ class Assignment:
 
 
 def infer_structure(index: CheckpointIndex) -> Structure:
-    """Tell the role of every tensor.
+    """Infer the role of every tensor.
 
     Raises:
-        ZppError: (INVALID) config.json does not say the layer count, the layers cannot be told with certainty, or a
-            large tensor outside them belongs to no known side.
+        ZppError: (INVALID) the layer count is unknown, the layers are ambiguous, or a large tensor outside them cannot
+            be classified.
     """
     if any(part.get("is_encoder_decoder") for part in (index.config, text_config(index.config))):
         raise invalid_error(
-            f"{index.directory} is an encoder-decoder model, which has no single row of layers to cut",
+            f"{index.directory} is an encoder-decoder model, which has no single stack of layers to split",
             "choose a decoder-only model",
         )
     decoder = find_decoder(index)
@@ -112,28 +112,28 @@ def infer_structure(index: CheckpointIndex) -> Structure:
         else:
             role = _outside_role(tensor, decoder.prefix, composite)
             if role is None:
-                raise _unclear(index, tensor, decoder.prefix)
+                raise _unclear_tensor(index, tensor, decoder.prefix)
             roles[name] = role
     roles, notes = tie_ends(roles, index.tensors, index.config)
     return Structure(decoder, roles, readers, joined_layers(decoder, index.config), (*decoder.notes, *notes))
 
 
 def assign(structure: Structure, partition: Partition, *, drop_prediction: bool = False) -> Assignment:
-    """Give every tensor to the stages that need it.
+    """Assign every tensor to the stages that need it.
 
     Args:
-        structure: of the model.
+        structure: the structure of the model.
         partition: the layer ranges of all stages.
-        drop_prediction: leave out what predicts tokens past the next one.
+        drop_prediction: leave out tensors that predict tokens past the next one.
 
     Raises:
-        ZppError: (INVALID) the partition is of another model, or cuts between layers that share a cache.
+        ZppError: (INVALID) the partition does not fit the model, or separates layers that share a cache.
     """
     if partition[-1].end != structure.num_layers:
         raise invalid_error(f"the layer ranges end at {partition[-1].end}, the model has {structure.num_layers} layers")
     for owned in partition:
         if owned.start in structure.joined:
-            raise _parted(structure, owned.start)
+            raise _separated_layers(structure, owned.start)
     stages: list[list[str]] = [[] for _ in partition]
     shared: dict[str, str] = {}
     dropped: dict[str, str] = {}
@@ -152,7 +152,11 @@ def assign(structure: Structure, partition: Partition, *, drop_prediction: bool 
 
 
 def stage_tensors(index: CheckpointIndex, partition: Partition, stage: int) -> list[TensorInfo]:
-    """The tensors of a full checkpoint that `stage` needs, in the order of the index; raises as the functions above."""
+    """Return the tensors of a full checkpoint that `stage` needs, in index order.
+
+    Raises:
+        ZppError: (INVALID) as `infer_structure` and `assign`.
+    """
     names = assign(infer_structure(index), partition).stages[stage]
     return [index.tensors[name] for name in names]
 
@@ -164,7 +168,7 @@ def _owners(layers: tuple[int, ...], partition: Partition) -> tuple[int, ...]:
 
 
 def _outside_role(tensor: TensorInfo, prefix: str, composite: bool) -> Role | None:
-    """The role of a tensor outside the layers; below the text model's own path it can be no other part of the model."""
+    """Return the role of a tensor outside the layers, or None. A tensor below the text model's path is part of that."""
     path, parts = prefix.split(".")[:-1], tensor.name.split(".")
     common = 0
     while common < min(len(path), len(parts) - 1) and path[common] == parts[common]:
@@ -173,19 +177,19 @@ def _outside_role(tensor: TensorInfo, prefix: str, composite: bool) -> Role | No
     return outside_role(".".join(parts[common:]), tensor.nbytes, beside_decoder=composite and common < text_depth)
 
 
-def _unclear(index: CheckpointIndex, tensor: TensorInfo, prefix: str) -> ZppError:
+def _unclear_tensor(index: CheckpointIndex, tensor: TensorInfo, prefix: str) -> ZppError:
     return invalid_error(
         f"{index.directory}: it is not clear which stage needs tensor {tensor.name} ({tensor.dtype} "
-        f"{list(tensor.shape)}), which lies outside the decoder layers {prefix}",
-        "this checkpoint's structure is not clear enough to cut",
+        f"{list(tensor.shape)}), which is outside the decoder layers {prefix}",
+        "this checkpoint's structure is not clear enough to split",
     )
 
 
-def _parted(structure: Structure, layer: int) -> ZppError:
+def _separated_layers(structure: Structure, layer: int) -> ZppError:
     first = next(start for start in range(layer, -1, -1) if start not in structure.joined)
     after = next((end for end in range(layer, structure.num_layers) if end not in structure.joined), None)
     last = structure.num_layers if after is None else after
     return invalid_error(
-        f"the model cannot be cut before layer {layer}: {structure.joined[layer]}",
+        f"the model cannot be split before layer {layer}: {structure.joined[layer]}",
         f"give --ranges that keep layers {first}-{last} in one stage",
     )

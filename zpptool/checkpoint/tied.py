@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the LM head is the input embedding, decided from the checkpoint and its config together.
+"""Decide whether the LM head is tied to the input embedding, from the checkpoint and its config together.
 
-A checkpoint without a head is tied, whatever its config says: there is nothing else that the last stage could use. One
-with a head is tied only where the config says so: engines then take the embedding and leave the head alone, so that
-the last stage needs both. A tied embedding goes to both ends of the pipeline with all tensors of its module, those
-that a quantised weight has below its own name too.
+A checkpoint without a head is tied, whatever its config states: the last stage has nothing else to use. One with a head
+is tied only if the config says so: engines then use the embedding and ignore the head, so that the last stage needs
+both. A tied embedding goes to both ends of the pipeline with all tensors of its module, including those below the name
+of a quantised weight.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from zpptool.checkpoint.config import text_config
 from zpptool.checkpoint.header import TensorInfo
+from zpptool.checkpoint.model_config import text_config
 from zpptool.checkpoint.roles import BEFORE, BOTH, Role, Side, module_of, words_of
 from zpptool.errors import invalid_error
 
@@ -24,27 +24,34 @@ _PLACE_WORDS = frozenset({"position", "positions", "positional", "pos", "wpe", "
 def tie_ends(
     roles: Mapping[str, Role], tensors: Mapping[str, TensorInfo], config: dict[str, Any]
 ) -> tuple[dict[str, Role], tuple[str, ...]]:
-    """The roles, with a tied embedding moved to both ends, and notes for the user.
+    """Return the roles with a tied embedding moved to both ends, and notes for the user.
+
+    Args:
+        roles: the roles by tensor name.
+        tensors: the tensors by name.
+        config: the parsed config.json.
 
     Raises:
         ZppError: (INVALID) the embedding is tied, and it is not clear which tensor it is.
     """
-    said = _said_tied(config)
+    stated = _stated_tying(config)
     head = _head(roles, tensors, _vocab_size(config))
-    if head is not None and not said:
+    if head is not None and not stated:
         return dict(roles), ()
     module = _embedding(roles, tensors, config)
     if module is None:
         if head is not None:
             return dict(roles), ()
         raise invalid_error(
-            "the checkpoint holds neither an LM head nor an embedding that could stand for it",
-            "download the checkpoint again; some of its tensors are not there",
+            "the checkpoint holds neither an LM head nor an embedding that could be tied to it",
+            "download the checkpoint again; some of its tensors are missing",
         )
     notes: tuple[str, ...] = ()
     reason = "tied: the LM head is the input embedding"
-    if head is None and said is False:
-        notes = (f"there is no LM head, though config.json says tie_word_embeddings: false; {module} stands for it",)
+    if head is None and stated is False:
+        notes = (
+            f"there is no LM head, though config.json has tie_word_embeddings: false; {module} is used as the head",
+        )
     if head is not None:
         reason = f"tied by config.json, though the checkpoint holds {head} too"
     ends = Role(Side.ENDS, reason)
@@ -52,10 +59,10 @@ def tie_ends(
     return tied, notes
 
 
-def _said_tied(config: dict[str, Any]) -> bool | None:
-    """What config.json says of `tie_word_embeddings`; a composite model's outer and text config can each tie it."""
-    said = [part.get("tie_word_embeddings") for part in (config, text_config(config))]
-    return True if True in said else False if False in said else None
+def _stated_tying(config: dict[str, Any]) -> bool | None:
+    """Return `tie_word_embeddings`, or None; a composite model can set it in its outer or its text config."""
+    stated = [part.get("tie_word_embeddings") for part in (config, text_config(config))]
+    return True if True in stated else False if False in stated else None
 
 
 def _vocab_size(config: dict[str, Any]) -> int | None:
@@ -64,10 +71,10 @@ def _vocab_size(config: dict[str, Any]) -> int | None:
 
 
 def _head(roles: Mapping[str, Role], tensors: Mapping[str, TensorInfo], vocab_size: int | None) -> str | None:
-    """The module that turns hidden states into scores: told by its words, or by its shape.
+    """Return the module that maps hidden states to logits, recognised by its name or its shape, or None.
 
-    A head is as wide as the vocabulary, or, where the config does not call that by its usual name, of the shape of an
-    embedding.
+    A head has the vocabulary size as a dimension or, if the config does not state it under its usual key, the shape of
+    an embedding.
     """
     embeddings = {
         tensors[name].shape
@@ -78,16 +85,16 @@ def _head(roles: Mapping[str, Role], tensors: Mapping[str, TensorInfo], vocab_si
         if role.side is not Side.OUTPUT:
             continue
         words, shape = words_of(module_of(name)), tensors[name].shape
-        told = {"lm", "head"} <= words or words & _HEAD_WORDS or vocab_size in shape or shape in embeddings
-        if told and len(shape) > 1:
+        is_head = {"lm", "head"} <= words or words & _HEAD_WORDS or vocab_size in shape or shape in embeddings
+        if is_head and len(shape) > 1:
             return module_of(name)
     return None
 
 
 def _embedding(roles: Mapping[str, Role], tensors: Mapping[str, TensorInfo], config: dict[str, Any]) -> str | None:
-    """The module of the token embedding: of the inputs that embed, the one as long as the vocabulary.
+    """Return the module of the token embedding, or None: the input embedding with one row per vocabulary entry.
 
-    Where several fit, the one as wide as the hidden state; a vocabulary padded in the weights leaves only the words.
+    If several fit, the one with the hidden size is taken; if the vocabulary is padded in the weights, the names decide.
 
     Raises:
         ZppError: (INVALID) several tensors fit equally well.
@@ -105,7 +112,7 @@ def _embedding(roles: Mapping[str, Role], tensors: Mapping[str, TensorInfo], con
     ):
         candidates = [tensor for tensor in candidates if fits(tensor)] or candidates
     found = {module_of(tensor.name) for tensor in candidates}
-    modules = sorted(own for own in found if not any(own.startswith(f"{other}.") for other in found))
+    modules = sorted(module for module in found if not any(module.startswith(f"{other}.") for other in found))
     if len(modules) > 1:
         raise invalid_error(f"the LM head is tied, and it is not clear to which of {' or '.join(modules)}")
     return modules[0] if modules else None

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The proof of a split: every layer once, every tensor accounted for, every byte as it was.
+"""Verify a split: every layer is owned once, every tensor is accounted for, every byte is unchanged.
 
-Three questions, each with all its faults: do the manifests together make the model (`agreement`), are the files what
-the manifests say (`stagefiles`), and, where the source is given, is it the same to the last byte (`_check_source`).
+Three checks, each of which reports all faults: the manifests together describe the model (`agreement`), the files match
+the manifests (`stagefiles`), and, if the source is given, they match it byte for byte (`_check_source`).
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from pathlib import Path
 from typing import NamedTuple
 
 from zpptool.checkpoint.agreement import check_agreement
-from zpptool.checkpoint.config import read_config
 from zpptool.checkpoint.digest import digest_file
 from zpptool.checkpoint.faults import SplitFault, SplitFaultCode
+from zpptool.checkpoint.file_copy import Advance
 from zpptool.checkpoint.index import CheckpointIndex, read_index
-from zpptool.checkpoint.loading import index_digest
 from zpptool.checkpoint.manifest import Manifest, is_stage_directory, load_manifest
+from zpptool.checkpoint.model_config import read_config
 from zpptool.checkpoint.smallfiles import small_files
+from zpptool.checkpoint.stage_tensors import index_digest
 from zpptool.checkpoint.stagefiles import WeightCheck, check_small_files, check_weights
-from zpptool.checkpoint.streaming import hash_tensors, side_by_side
-from zpptool.checkpoint.transport import Advance
+from zpptool.checkpoint.streaming import hash_tensors, run_parallel
 from zpptool.errors import ZppError, invalid_error
 
 _STAGE_NAME = re.compile(r"stage_(0|[1-9]\d*)")
 
 
 class Target(NamedTuple):
-    """What is to be proven.
+    """The split or stage to verify.
 
     Attributes:
         directory: a split, or one stage directory of it.
-        stages: the stage directories, by number.
+        stages: the stage directories, by stage number.
         whole: whether it is a whole split.
-        model: the source checkpoint, where the split is to be held against it.
+        model: the index of the source checkpoint to compare with; None for none.
     """
 
     directory: Path
@@ -47,18 +47,18 @@ class Target(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the weight files that the proof reads."""
+        """Bytes that the verification reads from weight files."""
         files = [path for stage in self.stages.values() for path in stage.glob("*.safetensors")]
         return sum(path.stat().st_size for path in files if path.is_file()) + (self.model.nbytes if self.model else 0)
 
 
 @dataclass
 class Verdict:
-    """What was found.
+    """The result of a verification.
 
     Attributes:
-        manifests: those that could be read, by stage.
-        faults: all of them; none means that the split is proven.
+        manifests: the manifests that could be read, by stage number.
+        faults: all faults; empty if the split is valid.
     """
 
     manifests: dict[int, Manifest] = field(default_factory=dict)
@@ -66,12 +66,12 @@ class Verdict:
 
     @property
     def valid(self) -> bool:
-        """Whether the proof holds."""
+        """Whether no fault was found."""
         return not self.faults
 
     @property
     def unhashed(self) -> list[int]:
-        """The stages whose bytes are held against nothing but a source, where one is given."""
+        """The stages without digests, whose bytes can only be compared with a source."""
         return [stage for stage, manifest in self.manifests.items() if not manifest.hashed]
 
     @property
@@ -81,10 +81,10 @@ class Verdict:
 
 
 def find_target(directory: Path, model: Path | None = None) -> Target:
-    """Find the stages in `directory`, and read the source's headers where it is given.
+    """Find the stages in `directory`, and index the source `model` if it is given.
 
     Raises:
-        ZppError: (INVALID) `directory` holds no stage, or `model` is no checkpoint.
+        ZppError: (INVALID) `directory` holds no stage, or `model` is not a checkpoint.
     """
     if not directory.is_dir():
         raise invalid_error(f"{directory} is not a directory", "name the --output-dir of a split")
@@ -109,11 +109,11 @@ def _find_target(directory: Path, model: Path | None) -> Target:
 
 
 def verify_split(target: Target, advance: Advance = lambda _bytes: None) -> Verdict:
-    """Prove a split, or one stage of it.
+    """Verify a split, or one stage of it.
 
     Args:
         target: from `find_target`.
-        advance: is told, from any thread, of the bytes that are done.
+        advance: called from any thread with the number of bytes just read; their sum is at most `target.nbytes`.
     """
     verdict = Verdict()
     for stage, path in target.stages.items():
@@ -146,7 +146,7 @@ def _check_together(target: Target, manifests: Mapping[int, Manifest]) -> list[S
 
 
 def _check_stage_weights(directory: Path, manifest: Manifest, advance: Advance, *, hash_all: bool) -> list[WeightCheck]:
-    return side_by_side(
+    return run_parallel(
         [
             partial(check_weights, directory, manifest, file, advance=advance, hash_all=hash_all)
             for file in manifest.weight_files
@@ -161,12 +161,12 @@ def _check_source(
     hashes: Mapping[int, Mapping[str, str]],
     advance: Advance,
 ) -> list[SplitFault]:
-    """The stages against the source: the same model, the same small files, the same bytes."""
+    """Compare the stages with the source: model digest, small files, and tensor bytes."""
     faults = []
     digest = index_digest(source)
     for stage, manifest in manifests.items():
         if manifest.model_digest != digest:
-            message = f"stage {stage} is not of the model in {source.directory}: config or tensor list differ"
+            message = f"stage {stage} was not split from the model in {source.directory}: config or tensor list differ"
             faults.append(SplitFault(SplitFaultCode.SOURCE, message, stage))
         faults += _check_source_files(stage, target.stages[stage], source.directory)
     wanted = _source_hashes(source, {name for held in hashes.values() for name in held}, advance)
@@ -193,17 +193,17 @@ def _source_hashes(source: CheckpointIndex, names: set[str], advance: Advance) -
     for header in source.headers:
         wanted = [tensor for tensor in header.tensors if source.tensors[tensor.name] == tensor and tensor.name in names]
         jobs.append(partial(hash_tensors, wanted, advance=advance))
-    return {name: digest for hashes in side_by_side(jobs) for name, digest in hashes.items()}
+    return {name: digest for hashes in run_parallel(jobs) for name, digest in hashes.items()}
 
 
 def _check_source_files(stage: int, directory: Path, source: Path) -> list[SplitFault]:
     faults = []
     theirs = small_files(source, follow_links=True).small
     for name in theirs:
-        own = directory / name
-        if not own.is_file():
+        copied = directory / name
+        if not copied.is_file():
             message = f"stage {stage}: {name} of the model is missing"
-        elif digest_file(own) != digest_file(source / name):
+        elif digest_file(copied) != digest_file(source / name):
             message = f"stage {stage}: {name} differs from the model's"
         else:
             continue

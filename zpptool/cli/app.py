@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `zpptool` command: registration of the verbs, and `main`, the one place that catches a `ZppError`.
+"""The `zpptool` command: registration of the verbs, and `main`, which turns a `ZppError` into an exit code.
 
-A verb's module parses, calls one library function and prints its result. It imports what is heavy inside the command
-body, so that `zpptool --help` stays quick and loads no torch.
+A verb's module parses, calls one library function and prints its result. It imports heavy modules inside the command's
+body, so that `zpptool --help` is fast and loads no torch.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
@@ -20,6 +22,8 @@ import typer
 from typer.core import TyperGroup
 
 import zpptool
+from zpptool.cli.changes import rebalance, rollout, stage_app
+from zpptool.cli.closed_streams import open_closed_streams
 from zpptool.cli.config import config_app
 from zpptool.cli.deploy import deploy
 from zpptool.cli.doctor import doctor
@@ -28,20 +32,17 @@ from zpptool.cli.join import join
 from zpptool.cli.keys import keys_app
 from zpptool.cli.plan import plan
 from zpptool.cli.plan_ports import plan_ports
-from zpptool.cli.rebalance import rebalance
-from zpptool.cli.rollout import rollout
 from zpptool.cli.run_stage import run_stage
 from zpptool.cli.serve import serve
-from zpptool.cli.settings import Settings, engine_arguments, install, read_settings
+from zpptool.cli.settings import Settings, engine_arguments, install, read_settings, root_value
 from zpptool.cli.split import split
-from zpptool.cli.stage import stage_app
-from zpptool.cli.status import status
+from zpptool.cli.status import status, top
 from zpptool.cli.test_pipeline import test_pipeline
-from zpptool.cli.top import top
 from zpptool.cli.validate import validate
 from zpptool.cli.validate_ranges import validate_ranges
 from zpptool.console import Console
-from zpptool.errors import ExitCode, ZppError, usage_error
+from zpptool.errors import ExitCode, ZppError, invalid_error, usage_error
+from zpptool.log import FORMAT_VARIABLE, LEVEL_VARIABLE, ROOT, LogFormat, LogLevel, configure
 
 app = typer.Typer(
     name="zpptool",
@@ -53,7 +54,7 @@ app = typer.Typer(
 
 
 def _print_version(wanted: bool) -> None:
-    """From the metadata of what is installed: nothing is imported."""
+    """Print the installed versions from their metadata, without importing the packages."""
     if wanted:
         from zpptool.doctor.versions import engine_versions
 
@@ -75,14 +76,25 @@ def _root(
             "--config", metavar="FILE", help="Options as YAML; see docs/configuration.md.", envvar="ZPP_CONFIG"
         ),
     ] = None,
+    log_level: Annotated[
+        LogLevel,
+        typer.Option("--log-level", help="The lowest level that is logged to stderr.", envvar=LEVEL_VARIABLE),
+    ] = LogLevel.INFO,
+    log_format: Annotated[
+        LogFormat,
+        typer.Option("--log-format", help="Log lines as text, or one JSON object a line.", envvar=FORMAT_VARIABLE),
+    ] = LogFormat.TEXT,
 ) -> None:
     """Run a large language model as a pipeline of independent stages on stock vLLM, over ZeroMQ.
 
-    An option may be typed, set in the environment (--base-port is ZPP_BASE_PORT), or stand in the --config file; the
-    first of these that says something counts.
+    An option may be typed, set in the environment (--base-port is ZPP_BASE_PORT), or given in the --config file; the
+    first of these that has a value takes precedence.
     """
+    configure(log_level, log_format)
     assert isinstance(ctx.command, TyperGroup)
     settings = Settings() if config is None else read_settings(config, ctx.command)
+    level = root_value(ctx, ctx.command, settings, "log_level")
+    configure(level, root_value(ctx, ctx.command, settings, "log_format"))
     ctx.default_map = install(ctx.command, settings)
     if not ctx.obj and ctx.invoked_subcommand in TAKES_ENGINE_ARGUMENTS:
         ctx.obj = engine_arguments(settings, ctx.invoked_subcommand)
@@ -90,22 +102,31 @@ def _root(
         raise usage_error(f"{ctx.invoked_subcommand} takes nothing after --, but got {' '.join(ctx.obj)}")
 
 
-def _parted(words: list[str]) -> tuple[list[str], list[str]]:
-    """The words before `--`, and those after it, which are the engine's."""
-    if "--" not in words:
-        return words, []
-    at = words.index("--")
-    return words[:at], words[at + 1 :]
+def _split_at_dashes(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The arguments before `--`, and those after it, which are the engine's."""
+    if "--" not in arguments:
+        return arguments, []
+    at = arguments.index("--")
+    return arguments[:at], arguments[at + 1 :]
 
 
-def _config_first(words: list[str]) -> list[str]:
-    """`--config FILE` may stand anywhere; it belongs to zpptool itself, and so goes before the command."""
-    for place, word in enumerate(words):
-        if word == "--config" and place + 1 < len(words):
-            return [word, words[place + 1], *words[:place], *words[place + 2 :]]
-        if word.startswith("--config="):
-            return [word, *words[:place], *words[place + 1 :]]
-    return words
+GLOBAL_OPTIONS = ("--config", "--log-level", "--log-format")
+"""Options of zpptool itself, each with one value; they may be anywhere before `--`."""
+
+
+def _global_options_first(arguments: list[str]) -> list[str]:
+    """Put the options of zpptool itself before the command, where the parser expects them."""
+    first: list[str] = []
+    rest: list[str] = []
+    remaining = iter(arguments)
+    for argument in remaining:
+        if argument in GLOBAL_OPTIONS:
+            first += [argument, *islice(remaining, 1)]
+        elif argument.partition("=")[0] in GLOBAL_OPTIONS:
+            first.append(argument)
+        else:
+            rest.append(argument)
+    return first + rest
 
 
 app.command("split", epilog=epilog("split"))(split)
@@ -128,37 +149,65 @@ app.add_typer(stage_app, name="stage")
 app.add_typer(config_app, name="config")
 
 TAKES_ENGINE_ARGUMENTS = frozenset({"plan", "run-stage", "serve", "test-pipeline"})
-"""The verbs that hand what follows `--` to the engine."""
+"""The verbs that pass what follows `--` to the engine."""
+
+
+EXTRAS = {"httpx": "serve", "starlette": "serve", "uvicorn": "serve", "transformers": "transformers", "vllm": "vllm"}
+"""Packages that the base installation lacks, and the extra that installs each."""
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    """Handle SIGTERM like Ctrl-C."""
     raise KeyboardInterrupt
 
 
 def main() -> NoReturn:
-    """Run the command line; turn every fault into one message and its exit code. SIGTERM is taken as Ctrl-C is."""
+    """Run the command line; turn every fault into one message and its exit code. SIGTERM is handled like Ctrl-C."""
     signal.signal(signal.SIGTERM, _interrupt)
-    words, engine_words = _parted(sys.argv[1:])
+    arguments, engine_arguments_given = _split_at_dashes(sys.argv[1:])
     try:
-        app(args=_config_first(words), obj=engine_words, prog_name="zpptool")
+        open_closed_streams()
+        app(args=_global_options_first(arguments), obj=engine_arguments_given, prog_name="zpptool")
     except ZppError as fault:
-        with _last_words():
-            Console(as_json="--json" in words).error(fault)
-        sys.exit(fault.exit_code)
+        _end_with(fault, as_json="--json" in arguments)
+    except PermissionError as cause:
+        if cause.filename is None:
+            raise
+        hint = "Check the permissions of it and of the directories above it."
+        _end_with(
+            invalid_error(f"{cause.filename} cannot be used: {cause.strerror}", hint), as_json="--json" in arguments
+        )
+    except ModuleNotFoundError as missing:
+        extra = EXTRAS.get((missing.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        absent = usage_error(
+            f"this command needs {missing.name}, which is not installed", f"pip install 'zpptool[{extra}]'"
+        )
+        _end_with(absent, as_json="--json" in arguments)
     except SystemExit as ended:
-        if ended.code == ExitCode.INTERRUPTED:  # typer's word for Ctrl-C
-            with _last_words():
+        if ended.code == ExitCode.INTERRUPTED:  # typer's exit code for Ctrl-C
+            with _ignoring_closed_terminal():
                 print("interrupted", file=sys.stderr)
         raise
     sys.exit(ExitCode.OK)
 
 
+def _end_with(fault: ZppError, *, as_json: bool) -> NoReturn:
+    """Print an error, and exit with its code."""
+    if not logging.getLogger(ROOT).handlers:  # the fault is in the options that configure it
+        configure(LogLevel.INFO, LogFormat.TEXT)
+    with _ignoring_closed_terminal():
+        Console(as_json=as_json).error(fault)
+    sys.exit(fault.exit_code)
+
+
 @contextmanager
-def _last_words() -> Iterator[None]:
-    """What is printed while this lasts may find the terminal gone; the exit code is kept all the same."""
+def _ignoring_closed_terminal() -> Iterator[None]:
+    """Ignore errors of printing to a closed terminal, so that the exit code does not change."""
     try:
         yield
     except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
+        null = os.open(os.devnull, os.O_WRONLY)
         for stream in (1, 2):
-            os.dup2(nowhere, stream)  # for Python's own flush at the end, which would change the code
+            os.dup2(null, stream)  # for Python's own flush at the end, which would change the code

@@ -11,10 +11,10 @@ from typing import Annotated
 
 import typer
 
-from zpptool.cli.options import JsonOption
+from zpptool.cli.options import InsecureOption, JsonOption, RequiredPlanOption
+from zpptool.config.plan import PipelinePlan, load_plan_file
 from zpptool.console import Console
-from zpptool.deploy.wish import Deployment, Device, check_deployment
-from zpptool.plan import PipelinePlan, load_plan_file
+from zpptool.deploy.deployment import Deployment, Device, check_deployment
 
 DEFAULT_NAME = "zpp"
 DEFAULT_IMAGE = "zpptool:latest"
@@ -30,11 +30,9 @@ class Target(StrEnum):
 
 def deploy(
     target: Annotated[Target, typer.Argument(help="What to write: manifests, a compose file, or units.")],
-    plan_file: Annotated[
-        Path, typer.Option("--plan", metavar="FILE", help="The plan that zpptool plan wrote.", show_default=False)
-    ],
+    plan_file: RequiredPlanOption,
     output: Annotated[
-        Path, typer.Option("--output-dir", "-o", metavar="DIR", help="Will hold the files.", show_default=False)
+        Path, typer.Option("--output-dir", "-o", metavar="OUT", help="Will hold the files.", show_default=False)
     ],
     source: Annotated[
         str | None,
@@ -45,30 +43,30 @@ def deploy(
             "Kubernetes, pvc://claim/path. The plan's own model if not given.",
         ),
     ] = None,
-    name: Annotated[str, typer.Option("--name", metavar="NAME", help="Of everything that is made.")] = DEFAULT_NAME,
+    name: Annotated[
+        str, typer.Option("--name", metavar="NAME", help="The name of everything that is created.")
+    ] = DEFAULT_NAME,
     image: Annotated[
         str, typer.Option("--image", metavar="IMAGE", help="The container image; docker/ holds its recipes.")
     ] = DEFAULT_IMAGE,
     device: Annotated[Device, typer.Option("--device", help="What each stage computes on.")] = Device.CUDA,
     program: Annotated[
-        str, typer.Option("--zpptool", metavar="PATH", help="systemd: where zpptool lies on the hosts.")
+        str, typer.Option("--zpptool", metavar="PATH", help="systemd: the path of zpptool on the hosts.")
     ] = "/opt/zpptool/bin/zpptool",
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Links without keys: only in a network that strangers cannot reach.")
-    ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace DIR if zpptool deploy wrote it.")] = False,
+    insecure: InsecureOption = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT if zpptool deploy wrote it.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write the files that run a plan: Kubernetes manifests, a compose file, or systemd units.
 
-    The same plan and options always give the same files. No secret is written: each stage's key file goes into DIR/keys
-    (systemd: /etc/zpptool/NAME) by your own hand. There is exactly one of each stage; to serve more, deploy the whole
+    The same plan and options always give the same files. No secret is written: put each stage's key file into OUT/keys
+    (systemd: /etc/zpptool/NAME) yourself. There is exactly one of each stage; to serve more, deploy the whole
     pipeline again under another --name.
     """
     from zpptool.deploy.output import write_directory
 
     plan = load_plan_file(plan_file)
-    wish = check_deployment(
+    deployment = check_deployment(
         Deployment(
             plan=plan,
             name=name,
@@ -79,9 +77,9 @@ def deploy(
             program=program,
         )
     )
-    files = _writer(target)(wish)
+    files = _writer(target)(deployment)
     write_directory(files, output, force=force)
-    steps = _next(target, wish, output)
+    steps = _next(target, deployment, output)
     payload = {"target": target, "directory": str(output), "files": sorted(files), "next": steps}
     Console(as_json=as_json).result(payload, lambda out: _show(out, plan, sorted(files), steps))
 
@@ -98,20 +96,20 @@ def _writer(target: Target) -> Callable[[Deployment], dict[str, str]]:
     }[target]
 
 
-def _next(target: Target, wish: Deployment, output: Path) -> list[str]:
-    """What is left to do, each a line to read."""
-    stages = len(wish.plan.stages)
+def _next(target: Target, deployment: Deployment, output: Path) -> list[str]:
+    """The steps that are left to do, each a line of text."""
+    stages = len(deployment.plan.stages)
     if target is Target.SYSTEMD:
-        keys = f"put each stage's key file into /etc/zpptool/{wish.name}/ on its host; make a user zpptool there"
-        act = [
-            f"on each host: copy its zpp.yaml to /etc/zpptool/{wish.name}/ and its units to /etc/systemd/system/",
-            f"on each host: systemctl daemon-reload && systemctl enable --now {wish.name}.target",
+        keys = f"put each stage's key file into /etc/zpptool/{deployment.name}/ on its host; make a user zpptool there"
+        run = [
+            f"on each host: copy its zpp.yaml to /etc/zpptool/{deployment.name}/ and its units to /etc/systemd/system/",
+            f"on each host: systemctl daemon-reload && systemctl enable --now {deployment.name}.target",
         ]
     else:
         keys = f"put the key files of {stages} stages into {output}/keys"
         compose = shlex.join(["docker", "compose", "-f", f"{output}/compose.yaml", "up", "-d"])
-        act = [compose if target is Target.COMPOSE else shlex.join(["kubectl", "apply", "-k", str(output)])]
-    return act if wish.insecure else [keys, *act]
+        run = [compose if target is Target.COMPOSE else shlex.join(["kubectl", "apply", "-k", str(output)])]
+    return run if deployment.insecure else [keys, *run]
 
 
 def _show(out: Console, plan: PipelinePlan, files: list[str], steps: list[str]) -> None:

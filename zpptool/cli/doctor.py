@@ -1,20 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`zpptool doctor`: what stands in the way of a pipeline on this machine, and what to do about it."""
+"""`zpptool doctor`: what keeps a pipeline from running on this machine, and what to do about it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zpptool.cli.options import ApiPortOption, BasePortOption, HostsOption, JsonOption, NumStagesOption, host_list
+from zpptool.cli.options import (
+    ApiPortOption,
+    BasePortOption,
+    EngineOption,
+    HostsOption,
+    JsonOption,
+    KeysOption,
+    NumStagesOption,
+    comma_separated,
+)
+from zpptool.config.endpoints import DEFAULT_API_PORT, DEFAULT_BASE_PORT
+from zpptool.config.engine_kind import Engine
 from zpptool.console import Console
 from zpptool.errors import ExitCode
-from zpptool.plan import Engine
-from zpptool.ports import DEFAULT_API_PORT, DEFAULT_BASE_PORT
 
 if TYPE_CHECKING:
     from zpptool.doctor.finding import Finding
@@ -26,43 +34,40 @@ def doctor(
     ] = None,
     host: Annotated[
         str | None,
-        typer.Option("--host", metavar="NAME", help="Which of the plan's hosts this is; found out if not given."),
+        typer.Option("--host", metavar="NAME", help="Which of the plan's hosts this is; detected if not given."),
     ] = None,
     num_stages: NumStagesOption = None,
     hosts: HostsOption = None,
     base_port: BasePortOption = DEFAULT_BASE_PORT,
     api_port: ApiPortOption = DEFAULT_API_PORT,
-    engine: Annotated[Engine, typer.Option("--engine", help="What is to compute the layers.")] = Engine.VLLM,
-    keys: Annotated[
-        Path | None,
-        typer.Option("--keys", metavar="FILE", help="The key file of this machine's stage.", envvar="ZPP_KEYS"),
-    ] = None,
+    engine: EngineOption = Engine.VLLM,
+    keys: KeysOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Look at this machine: versions, devices, memory, ports, peers, keys, clock, the model; each with its fix.
+    """Check this machine: versions, devices, memory, ports, peers, keys, clock, the model; each with its fix.
 
     With a plan, or --num-stages and --hosts, the ports of this machine's stages are bound for a moment and the stages
-    that they hear from are connected to. A stage that has not been started yet is a warning. Exit code 1: something
+    that they receive from are connected to. A stage that has not been started yet is a warning. Exit code 1: something
     keeps a pipeline from running.
     """
-    from zpptool.doctor.checkup import examine
+    from zpptool.doctor.checks import examine
     from zpptool.doctor.finding import blocked
-    from zpptool.doctor.patient import make_patient
+    from zpptool.doctor.target import make_target
 
-    patient = make_patient(
+    examined = make_target(
         target,
         engine=engine,
         num_stages=num_stages,
         base_port=base_port,
         api_port=api_port,
-        hosts=host_list(hosts),
+        hosts=comma_separated(hosts),
         host=host,
         keys=keys,
     )
-    findings = list(examine(patient))
+    findings = list(examine(examined))
     payload = {
         "healthy": not blocked(findings),
-        "stages": list(patient.here),
+        "stages": list(examined.here),
         "findings": [asdict(finding) for finding in findings],
     }
     Console(as_json=as_json).result(payload, lambda out: _show(out, findings))
@@ -76,4 +81,6 @@ def _show(out: Console, findings: Sequence[Finding]) -> None:
     for item in to_do:
         out.line(f"{item.level}: {item.check}: {item.fix}")
     count = sum(item.level == "blocker" for item in findings)
-    out.line(f"{count} blocker(s), {len(to_do) - count} warning(s)" if to_do else "nothing stands in the way")
+    out.line(
+        f"{count} blocker(s), {len(to_do) - count} warning(s)" if to_do else "nothing keeps a pipeline from running"
+    )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The examples under each command's help: lines that the command takes as they stand."""
+"""The examples under each command's help: command lines that are valid as they are."""
 
 from __future__ import annotations
 
@@ -80,5 +80,5 @@ EXAMPLES = {
 
 
 def epilog(name: str) -> str:
-    """What stands under a command's options; an empty line parts what is not to be joined into one."""
+    """The text below a command's options; an empty line keeps two lines from being joined."""
     return "\n\n".join(("Examples:", *(f"$ {line}" for line in EXAMPLES[name])))

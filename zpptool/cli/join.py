@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`zpptool join`: make the checkpoint whole again from its stages."""
+"""`zpptool join`: restore the checkpoint from its stages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def join(
 ) -> None:
     """Restore the checkpoint that a split was made from: every tensor's bytes, the config, the small files.
 
-    The weights come back in the files they were in. Each byte is held against the digests of the split on the way.
+    The weights are restored to the files they came from. Every byte is checked against the digests of the split.
     """
     from zpptool.checkpoint.join import plan_join, write_join
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`zpptool keys`: make a pipeline's key files, and look into them without showing a secret."""
+"""`zpptool keys`: generate a pipeline's key files, and show their public parts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from zpptool.cli.examples import epilog
-from zpptool.cli.options import JsonOption
+from zpptool.cli.options import JsonOption, RequiredNumStagesOption
 from zpptool.console import Console
 from zpptool.errors import invalid_error
 
@@ -18,28 +18,26 @@ keys_app = typer.Typer(no_args_is_help=True)
 
 @keys_app.callback()
 def _keys() -> None:
-    """Keys that let the stages of a pipeline know each other, and nobody else listen."""
+    """Keys that authenticate the stages of a pipeline to each other and encrypt their links."""
 
 
 @keys_app.command("generate", epilog=epilog("keys generate"))
 def generate_keys(
-    num_stages: Annotated[
-        int, typer.Option("--num-stages", "--pipeline-parallel-size", metavar="N", help="How many stages.")
-    ],
+    num_stages: RequiredNumStagesOption,
     output_dir: Annotated[
-        Path, typer.Option("--output-dir", "-o", metavar="DIR", help="Where the files go; made with mode 0700.")
+        Path, typer.Option("--output-dir", "-o", metavar="OUT", help="Will hold the files; created with mode 0700.")
     ] = Path("keys"),
     force: Annotated[
-        bool, typer.Option("--force", help="Replace the key files that are there: every stage then needs its new one.")
+        bool, typer.Option("--force", help="Replace existing key files: every stage then needs its new one.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a key file for each stage. Hand each host its own file only, over a way that you trust (scp, a Secret).
+    """Generate a key file for each stage. Copy each to its stage's host only, over a trusted channel (scp, a Secret).
 
     A file holds the stage's secret key and its neighbours' public keys; stage 0's holds the head's too. Start each
     stage with its file: zpptool run-stage ... --keys keys/stage_1.keys, or set ZPP_KEYS.
     """
-    from zpptool.wire.keys import generate, write_key_files
+    from zpptool.wire.security.key_files import generate, write_key_files
 
     made = generate(num_stages)
     written = write_key_files(made, output_dir, force=force)
@@ -62,12 +60,12 @@ def show_keys(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A key file, or a directory of key files.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Show whose keys a file holds, and whom it lets speak to whom: public keys only. Checks the file on the way."""
-    from zpptool.wire.keys import SUFFIX, public_view, read_key_file
+    """Show whose keys a file holds, and which places it lets connect: public keys only. The file is checked too."""
+    from zpptool.wire.security.key_files import SUFFIX, public_view, read_key_file
 
     paths = sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else [path]
     if not paths:
-        raise invalid_error(f"{path} holds no key files", "Make some: zpptool keys generate --num-stages N.")
+        raise invalid_error(f"{path} holds no key files", "Generate some: zpptool keys generate --num-stages N.")
     read = [(file, read_key_file(file)) for file in paths]
     pipelines = {item.pipeline for _, item in read}
     if len(pipelines) > 1:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options that several commands share, spelled once."""
+"""The options that several commands share, each declared once, and functions that read their values."""
 
 from __future__ import annotations
 
@@ -8,17 +8,29 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer._click.globals import get_current_context
 
+from zpptool.config.endpoints import DEFAULT_API_PORT, DEFAULT_BASE_PORT
+from zpptool.config.engine_kind import Engine
+from zpptool.console import Console
 from zpptool.errors import usage_error
-from zpptool.plan import Engine
-from zpptool.ports import DEFAULT_API_PORT, DEFAULT_BASE_PORT, DEFAULT_HOST
-from zpptool.wire.gauge import WireCodec
+from zpptool.net.addresses import DEFAULT_HOST
+from zpptool.wire.compression.adaptive import WireCodec
 
+DEFAULT_URL = f"http://{DEFAULT_HOST}:{DEFAULT_API_PORT}"
+"""Where `zpptool serve` listens by default."""
 _RANGES = re.compile(r"\[?\s*\d+\s*[-:]\s*\d+\s*\]?([,\s]+\[?\s*\d+\s*[-:]\s*\d+\s*\]?)*")
 
+# Output
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress.")]
+
+# The model and its partition
+ModelOption = Annotated[
+    Path | None, typer.Option("--model", metavar="DIR", help="A Hugging Face checkpoint directory.")
+]
+PipelineDirOption = Annotated[
+    Path | None, typer.Option("--pipeline-dir", metavar="DIR", help="The stages that zpptool split wrote.")
+]
 RangesOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -27,14 +39,23 @@ RangesOption = Annotated[
         help="Layer ranges, one a stage, in order: --ranges 0-8 8-16 16-24. Half-open: 0-8 is layers 0 to 7.",
     ),
 ]
-NumStagesOption = Annotated[
+_num_stages = typer.Option("--num-stages", "--pipeline-parallel-size", metavar="N", help="How many stages.")
+NumStagesOption = Annotated[int | None, _num_stages]
+RequiredNumStagesOption = Annotated[int, _num_stages]
+TotalLayersOption = Annotated[
     int | None,
-    typer.Option("--num-stages", "--pipeline-parallel-size", metavar="N", help="How many stages."),
+    typer.Option("--total-layers", metavar="N", min=1, help="How many decoder layers the model has."),
 ]
-ModelOption = Annotated[
-    Path | None,
-    typer.Option("--model", metavar="DIR", help="A Hugging Face checkpoint directory."),
-]
+_plan = typer.Option("--plan", metavar="FILE", help="The plan that zpptool plan wrote.", show_default=False)
+PlanOption = Annotated[Path | None, _plan]
+RequiredPlanOption = Annotated[Path, _plan]
+_rewritten_plan = typer.Option(
+    "--plan", metavar="FILE", help="The plan that the stages were started from; it is rewritten."
+)
+RewrittenPlanOption = Annotated[Path | None, _rewritten_plan]
+RequiredRewrittenPlanOption = Annotated[Path, _rewritten_plan]
+
+# Addresses
 BasePortOption = Annotated[
     int,
     typer.Option(
@@ -44,14 +65,21 @@ BasePortOption = Annotated[
         show_default=False,
     ),
 ]
-ApiPortOption = Annotated[
-    int,
-    typer.Option(
-        "--api-port",
-        metavar="PORT",
-        help=f"Where the OpenAI API listens, beside stage 0; {DEFAULT_API_PORT} by default.",
-        show_default=False,
-    ),
+LocalBasePortOption = Annotated[
+    int | None,
+    typer.Option("--base-port", metavar="PORT", help="Link the stages over tcp from this port on; else over ipc."),
+]
+_API_PORT_HELP = f"The port of the OpenAI API, beside stage 0; {DEFAULT_API_PORT} by default."
+ApiPortOption = Annotated[int, typer.Option("--api-port", metavar="PORT", help=_API_PORT_HELP, show_default=False)]
+StageApiPortOption = Annotated[
+    int, typer.Option("--port", "--api-port", metavar="PORT", help=_API_PORT_HELP, show_default=False)
+]
+LocalApiPortOption = Annotated[
+    int | None,
+    typer.Option("--api-port", metavar="PORT", help="The port of the head's own API; any free one if not given."),
+]
+ApiHostOption = Annotated[
+    str, typer.Option("--host", metavar="ADDR", help="The address that the OpenAI API listens on.")
 ]
 HostsOption = Annotated[
     str | None,
@@ -62,14 +90,8 @@ HostsOption = Annotated[
     ),
 ]
 
-
-def typed_ranges(option: list[str] | None, words: list[str] | None) -> list[str]:
-    """The ranges of a command line, in order: of `--ranges 0-8 8-16` the option gets one, the arguments the rest."""
-    from zpptool.layers import split_range_words
-
-    return split_range_words([*(option or []), *(words or [])])
-
-
+# What computes, and how
+EngineOption = Annotated[Engine, typer.Option("--engine", help="What computes the layers.")]
 DtypeOption = Annotated[
     str, typer.Option("--dtype", metavar="DTYPE", help="bfloat16, float16, float32; auto is the checkpoint's own.")
 ]
@@ -90,96 +112,144 @@ TensorParallelOption = Annotated[
         "--tensor-parallel-size", metavar="N", help="Devices of a stage; test-pipeline takes one a stage: 2,1."
     ),
 ]
-TraceOption = Annotated[
-    Path | None,
-    typer.Option("--trace", metavar="FILE", help="Write a timeline (Chrome trace) that ui.perfetto.dev shows."),
-]
 StartTimeoutOption = Annotated[
-    float, typer.Option("--start-timeout", metavar="S", min=1, help="Seconds until all stages must stand.")
+    float, typer.Option("--start-timeout", metavar="S", min=1, help="Seconds until all stages must be ready.")
 ]
 StepTimeoutOption = Annotated[
     float, typer.Option("--step-timeout", metavar="S", min=1, help="Seconds that one step may take.")
 ]
-WireCodecOption = Annotated[
-    WireCodec,
-    typer.Option("--wire-codec", help="Compress what stages send, without loss; auto: on links too thin for it."),
-]
-
 BeatTimeoutOption = Annotated[
     float,
-    typer.Option("--beat-timeout", metavar="S", min=1, help="Seconds that a stage may stand still at a step."),
+    typer.Option(
+        "--beat-timeout", metavar="S", min=1, help="Seconds without progress at a step after which a stage hangs."
+    ),
 ]
-
+ShutdownTimeoutOption = Annotated[
+    float,
+    typer.Option(
+        "--shutdown-timeout",
+        "--drain-timeout",
+        metavar="S",
+        min=0,
+        help="Seconds that answers in progress have to end after Ctrl-C or SIGTERM.",
+    ),
+]
 RecoveryDeadlineOption = Annotated[
     float,
     typer.Option(
         "--recovery-deadline",
         metavar="S",
         min=0,
-        help="Seconds that a lost stage may take to come back while requests wait; 0: a loss ends the pipeline.",
+        help="Seconds that a lost stage may take to come back while requests wait; 0: its loss ends the requests.",
     ),
 ]
-
 StandbyOption = Annotated[
     int,
     typer.Option(
         "--standby",
         metavar="N",
         min=0,
-        help="So many spare processes have the engine imported, and take the place of one that is lost.",
+        help="How many spare processes have the engine imported, to replace one that is lost.",
     ),
 ]
+TraceOption = Annotated[
+    Path | None,
+    typer.Option("--trace", metavar="FILE", help="Write a timeline (Chrome trace) that ui.perfetto.dev shows."),
+]
+LogDirOption = Annotated[
+    Path | None, typer.Option("--log-dir", metavar="DIR", help="Keep the logs of all processes here.")
+]
 
-
-def refuse_idle_standby(standby: int, recovery_deadline_s: float) -> None:
-    """Refuse spares that would have nothing to do.
-
-    Raises:
-        ZppError: (USAGE) there are some, and the loss of a stage is not survived.
-    """
-    if standby and not recovery_deadline_s:
-        raise usage_error(
-            "--standby is for a pipeline that survives the loss of a stage, and this one does not",
-            "Leave out --recovery-deadline 0 and --headless, or --standby.",
-        )
-
-
-def on_command_line(name: str) -> bool:
-    """Whether a parameter of the running command was typed; else it comes from environment, file or default."""
-    context = get_current_context(silent=True)
-    source = context.get_parameter_source(name) if context is not None else None
-    return source is None or source.name == "COMMANDLINE"
-
-
+# Links
+WireCodecOption = Annotated[
+    WireCodec,
+    typer.Option("--wire-codec", help="Compress what stages send, without loss; auto: on links too thin for it."),
+]
 KeysOption = Annotated[
     Path | None,
     typer.Option(
         "--keys",
         metavar="FILE",
         help="This stage's key file, or the directory that zpptool keys generate wrote: links over tcp are then "
-        "encrypted, and nobody but the neighbours is let in.",
+        "encrypted, and only the neighbours are admitted.",
     ),
 ]
 InsecureOption = Annotated[
     bool, typer.Option("--insecure", help="Let links go without keys where other machines can reach them.")
 ]
 
+# A running pipeline
+_url = typer.Option("--url", metavar="URL", help="The front's address.")
+UrlOption = Annotated[str | None, _url]
+DefaultUrlOption = Annotated[str, _url]
+TYPED_KEY_WARNING = (
+    "every user of this machine can read --api-key in the list of processes (ps): set ZPP_API_KEY instead"
+)
 
-def model_and_ranges(model: Path | None, words: list[str] | None, ranges: list[str] | None) -> tuple[Path, list[str]]:
-    """The model and the ranges of a command line that may have both among its positional words.
 
-    `--ranges 0-8 8-16` gives the option one range and leaves the others among the positional words; a word that reads
-    as ranges is one, and the one other word is the model, unless --model names it. What is typed goes before what
-    environment or file say.
+def _checked_key(ctx: typer.Context, key: str | None) -> str | None:
+    """Refuse an empty key, and warn of one that was typed."""
+    if key is not None and not key.strip():
+        raise usage_error("the API key is empty", "Give it a value, or leave it out.")
+    if on_command_line(ctx, "api_key"):
+        Console().warn(TYPED_KEY_WARNING)
+    return key
+
+
+ApiKeyOption = Annotated[
+    str | None, typer.Option("--api-key", metavar="KEY", help="The front's API key.", callback=_checked_key)
+]
+RunDirOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--run-dir",
+        metavar="DIR",
+        help="The private directory of stage 0, or the status socket in it; detected if there is one pipeline.",
+    ),
+]
+
+
+def on_command_line(ctx: typer.Context, name: str) -> bool:
+    """Whether a parameter of a command was typed; otherwise it comes from environment, file or default.
+
+    Args:
+        ctx: of the running command.
+        name: the parameter's name in Python.
+    """
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def typed_ranges(option: list[str] | None, arguments: list[str] | None) -> list[str]:
+    """The ranges of a command line, in order: of `--ranges 0-8 8-16` the option gets one, the arguments the rest."""
+    from zpptool.partition import split_range_words
+
+    return split_range_words([*(option or []), *(arguments or [])])
+
+
+def model_and_ranges(
+    ctx: typer.Context, model: Path | None, arguments: list[str] | None, ranges: list[str] | None
+) -> tuple[Path, list[str]]:
+    """The model and the ranges of a command line that may have both among its positional arguments.
+
+    `--ranges 0-8 8-16` gives the option one range and leaves the others among the arguments; an argument that reads as
+    ranges is one, and the one other argument is the model, unless --model names it. What is typed takes precedence
+    over environment and file.
+
+    Args:
+        ctx: of the running command, whose parameters are called `model` and `ranges`.
+        model: the value of --model.
+        arguments: the positional arguments.
+        ranges: the values of --ranges.
 
     Raises:
         ZppError: (USAGE) no model, or more than one.
     """
-    models = [word for word in words or () if not _reads_as_ranges(word)]
-    more = [word for word in words or () if _reads_as_ranges(word)]
-    if more and not on_command_line("ranges"):
+    models = [argument for argument in arguments or () if not _reads_as_ranges(argument)]
+    more = [argument for argument in arguments or () if _reads_as_ranges(argument)]
+    if more and not on_command_line(ctx, "ranges"):
         ranges = None
-    if model is not None and (not models or on_command_line("model")):
+    if model is not None and (not models or on_command_line(ctx, "model")):
         models.insert(0, str(model))
     if len(models) != 1:
         raise usage_error(
@@ -189,29 +259,15 @@ def model_and_ranges(model: Path | None, words: list[str] | None, ranges: list[s
     return Path(models[0]), typed_ranges(ranges, more)
 
 
-def host_list(hosts: str | None) -> list[str] | None:
-    """The hosts of `--hosts a,b`, in order; None where none are given."""
-    return [host.strip() for host in hosts.split(",")] if hosts else None
+def comma_separated(text: str | None) -> tuple[str, ...]:
+    """The items of `a,b`, in order; none for no text."""
+    return tuple(item.strip() for item in text.split(",")) if text else ()
 
 
-def tensor_parallel_sizes(words: str, engine: Engine) -> tuple[int, ...]:
-    """The sizes of `--tensor-parallel-size 2` or `2,1,2`.
-
-    Raises:
-        ZppError: (USAGE) not numbers from 1 up, or more than one device a stage of an engine that knows only one.
-    """
-    try:
-        sizes = tuple(int(word) for word in words.split(","))
-    except ValueError:
-        sizes = ()
-    if not sizes or min(sizes) < 1:
-        raise usage_error(f"--tensor-parallel-size {words}: not numbers from 1 up", "Write 2, or one a stage: 2,1,2.")
-    if engine is not Engine.VLLM and set(sizes) != {1}:
-        raise usage_error(
-            f"--tensor-parallel-size {words}: a stage of the embedded engine runs on one device", "Use --engine vllm."
-        )
-    return sizes
+def path_text(path: Path | None) -> str:
+    """The absolute path as text; empty for none."""
+    return str(path.resolve()) if path is not None else ""
 
 
-def _reads_as_ranges(word: str) -> bool:
-    return _RANGES.fullmatch(word.strip()) is not None
+def _reads_as_ranges(argument: str) -> bool:
+    return _RANGES.fullmatch(argument.strip()) is not None

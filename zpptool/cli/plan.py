@@ -12,56 +12,58 @@ from zpptool.cli.options import (
     ApiPortOption,
     BasePortOption,
     DtypeOption,
+    EngineOption,
     HostsOption,
     JsonOption,
     ModelOption,
     NumStagesOption,
     RangesOption,
     WireCodecOption,
-    host_list,
+    comma_separated,
     model_and_ranges,
 )
+from zpptool.config.endpoints import DEFAULT_API_PORT, DEFAULT_BASE_PORT
+from zpptool.config.engine_kind import Engine
+from zpptool.config.plan import PipelinePlan, make_plan
 from zpptool.console import Console, human_bytes
-from zpptool.deploy.byhand import orders
+from zpptool.deploy.shell_commands import host_commands
 from zpptool.errors import ZppError, invalid_error
-from zpptool.plan import Engine, PipelinePlan, kv_bytes_per_token, make_plan
-from zpptool.ports import DEFAULT_API_PORT, DEFAULT_BASE_PORT
-from zpptool.wire.gauge import WireCodec
+from zpptool.wire.compression.adaptive import WireCodec
 
 
 def plan(
     ctx: typer.Context,
-    words: Annotated[list[str] | None, typer.Argument(metavar="MODEL", help="A full checkpoint.")] = None,
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="MODEL", help="A full checkpoint.")] = None,
     model: ModelOption = None,
     num_stages: NumStagesOption = None,
     ranges: RangesOption = None,
     base_port: BasePortOption = DEFAULT_BASE_PORT,
     api_port: ApiPortOption = DEFAULT_API_PORT,
     hosts: HostsOption = None,
-    engine: Annotated[Engine, typer.Option("--engine", help="What computes the layers.")] = Engine.VLLM,
+    engine: EngineOption = Engine.VLLM,
     dtype: DtypeOption = "auto",
     wire_codec: WireCodecOption = WireCodec.NONE,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the plan here, as YAML.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Plan a pipeline: which layers on which host, who binds what, how much weight. Reads headers only.
 
-    What to run and what to open on each host is printed: run the command lines as they stand, beside the file.
+    What to run and what to open on each host is printed: run the command lines unchanged, in the file's directory.
     What follows -- goes to the engine.
     """
-    from zpptool.checkpoint.config import read_config
+    from zpptool.checkpoint.model_config import read_config
 
-    directory, range_words = model_and_ranges(model, words, ranges)
+    directory, range_words = model_and_ranges(ctx, model, arguments, ranges)
     made = make_plan(
         directory,
         num_stages=num_stages,
         ranges=range_words or None,
         base_port=base_port,
         api_port=api_port,
-        hosts=host_list(hosts),
+        hosts=comma_separated(hosts),
         engine=engine,
         dtype=dtype,
         engine_args=tuple(ctx.obj or ()),
@@ -69,7 +71,7 @@ def plan(
     )
     if output is not None:
         if output.exists() and not force:
-            raise invalid_error(f"{output} is there already", "Choose another name, or give --force.")
+            raise invalid_error(f"{output} exists already", "Choose another name, or give --force.")
         try:
             output.write_text(made.to_yaml())
         except OSError as cause:
@@ -80,6 +82,8 @@ def plan(
 
 
 def _payload(made: PipelinePlan, config: dict[str, Any], output: Path | None) -> dict[str, Any]:
+    from zpptool.config.memory_budget import kv_bytes_per_token
+
     return {
         "model": made.model,
         "model_digest": made.model_digest,
@@ -101,11 +105,11 @@ def _payload(made: PipelinePlan, config: dict[str, Any], output: Path | None) ->
         ],
         "hosts": [
             {
-                "host": there.host,
-                "commands": list(there.commands),
-                "open": [{"port": rule.port, "peer": rule.peer} for rule in there.rules],
+                "host": machine.host,
+                "commands": list(machine.commands),
+                "open": [{"port": rule.port, "peer": rule.peer} for rule in machine.rules],
             }
-            for there in orders(made, output or Path("zpp.yaml"))
+            for machine in host_commands(made, output or Path("zpp.yaml"))
         ],
     }
 
@@ -118,8 +122,8 @@ def _show(out: Console, made: PipelinePlan, payload: dict[str, Any], output: Pat
         rows.append((place.stage, place.host, place.layers, human_bytes(place.weight_bytes), cache, place.bind))
     columns = ("stage", "host", "layers", "weights", "KV of 1024 tokens", "binds")
     out.table(f"{made.num_layers} layers of {made.model}", columns, rows, right=("stage", *columns[3:5]))
-    for there in orders(made, output or Path("zpp.yaml")):
-        out.line(f"on {there.host}:")
-        for line in (*map(str, there.rules), *there.commands):
+    for machine in host_commands(made, output or Path("zpp.yaml")):
+        out.line(f"on {machine.host}:")
+        for line in (*map(str, machine.rules), *machine.commands):
             out.line(f"  {line}")
     out.line(f"wrote {output}" if output else "nothing is written: give -o FILE")

@@ -3,64 +3,70 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
 
-from zpptool import ports
 from zpptool.cli.options import (
+    ApiHostOption,
     BasePortOption,
     BeatTimeoutOption,
     DeviceOption,
     DtypeOption,
+    EngineOption,
     HostsOption,
     InsecureOption,
     KeysOption,
     ModelOption,
+    PlanOption,
     RangesOption,
     RecoveryDeadlineOption,
+    ShutdownTimeoutOption,
+    StageApiPortOption,
     StandbyOption,
     StartTimeoutOption,
     StepTimeoutOption,
     TensorParallelOption,
     TraceOption,
     WireCodecOption,
-    host_list,
+    comma_separated,
     model_and_ranges,
-    refuse_idle_standby,
-    tensor_parallel_sizes,
+    on_command_line,
+    path_text,
 )
+from zpptool.config.endpoints import DEFAULT_API_PORT, DEFAULT_BASE_PORT
+from zpptool.config.engine_kind import Engine
 from zpptool.console import Console
 from zpptool.errors import usage_error
-from zpptool.plan import Engine, load_plan_file
-from zpptool.wire.gauge import WireCodec
+from zpptool.net.addresses import DEFAULT_HOST
+from zpptool.wire.compression.adaptive import WireCodec
 
-SAID_BY_PLAN = (
+if TYPE_CHECKING:
+    from zpptool.config.stage_spec import StageSpec
+
+GIVEN_BY_PLAN = (
     "num_stages", "layer_range", "ranges", "engine", "bind_port", "bind_host", "previous", "last", "next_addr", "bind",
     "connect", "base_port", "hosts", "api_host", "api_port", "dtype", "wire_codec",
 )  # fmt: skip
+"""Parameters that a plan gives."""
 
 
 def run_stage(
     ctx: typer.Context,
-    words: Annotated[
+    arguments: Annotated[
         list[str] | None,
         typer.Argument(metavar="MODEL", help="A stage directory, a directory of stages, or a full checkpoint."),
     ] = None,
     model: ModelOption = None,
-    plan_file: Annotated[
-        Path | None, typer.Option("--plan", metavar="FILE", help="The plan that zpptool plan wrote; with --stage-idx.")
-    ] = None,
+    plan_file: PlanOption = None,
     stage: Annotated[
-        int | None, typer.Option("--stage-idx", "--pipeline-stage-idx", metavar="K", help="This stage's place, from 0.")
+        int | None, typer.Option("--stage-idx", "--pipeline-stage-idx", metavar="K", help="This stage's index, from 0.")
     ] = None,
     num_stages: Annotated[
         int | None,
-        typer.Option(
-            "--total-stages", "--pipeline-total-stages", "--num-stages", metavar="N", help="How many stages there are."
-        ),
+        typer.Option("--total-stages", "--pipeline-total-stages", "--num-stages", metavar="N", help="How many stages."),
     ] = None,
     layer_range: Annotated[
         str | None,
@@ -69,14 +75,14 @@ def run_stage(
         ),
     ] = None,
     ranges: RangesOption = None,
-    engine: Annotated[Engine, typer.Option("--engine", help="What computes the layers.")] = Engine.VLLM,
+    engine: EngineOption = Engine.VLLM,
     bind_port: Annotated[
         int | None,
         typer.Option(
             "--local-bind-port",
             "--pipeline-local-bind-port",
             metavar="PORT",
-            help="The port this stage sends from; the base port + its place if not given.",
+            help="The port this stage sends from; the base port + its index if not given.",
         ),
     ] = None,
     bind_host: Annotated[
@@ -111,14 +117,10 @@ def run_stage(
     connect: Annotated[
         str | None, typer.Option("--connect", metavar="ENDPOINT", help="The whole endpoint to connect to.")
     ] = None,
-    base_port: BasePortOption = ports.DEFAULT_BASE_PORT,
+    base_port: BasePortOption = DEFAULT_BASE_PORT,
     hosts: HostsOption = None,
-    api_host: Annotated[
-        str, typer.Option("--host", metavar="ADDR", help="Where stage 0's OpenAI API listens.")
-    ] = ports.DEFAULT_HOST,
-    api_port: Annotated[
-        int, typer.Option("--port", "--api-port", metavar="PORT", help="Stage 0's OpenAI API port.")
-    ] = ports.DEFAULT_API_PORT,
+    api_host: ApiHostOption = DEFAULT_HOST,
+    api_port: StageApiPortOption = DEFAULT_API_PORT,
     headless: Annotated[
         bool, typer.Option("--headless", help="No API server: the head is a script's zpptool.LLM(..., launch=False).")
     ] = False,
@@ -151,111 +153,111 @@ def run_stage(
     wire_codec: WireCodecOption = WireCodec.NONE,
     recovery_deadline: RecoveryDeadlineOption = 120.0,
     standby: StandbyOption = 0,
+    shutdown_timeout: ShutdownTimeoutOption = 30.0,
     stage_mode: Annotated[str, typer.Option("--pipeline-stage-mode", hidden=True)] = "external",
     external_worker: Annotated[bool, typer.Option("--external-pp-worker", hidden=True)] = False,
 ) -> None:
-    """Run one stage until it is told to stop. Start the stages in any order, each on its own machine if you like.
+    """Run one stage until it is interrupted. Start the stages in any order, each on its own machine if you like.
 
-    Stage 0 also runs the head: scheduler and OpenAI API. Everything after -- goes to the engine as it is, and has to be
-    the same on every stage: zpptool run-stage stages/stage_1 -- --max-model-len 4096.
+    After Ctrl-C or SIGTERM stage 0 refuses requests, answers those in progress, and stops the pipeline. A later stage
+    computes until then. Either takes --shutdown-timeout at most, and a second Ctrl-C ends it at once.
+
+    Stage 0 also runs the head: scheduler and OpenAI API. Everything after -- is passed to the engine unchanged, and has
+    to be the same on every stage: zpptool run-stage stages/stage_1 -- --max-model-len 4096.
 
     Links that leave this machine need keys: zpptool keys generate, then --keys FILE on every stage.
 
     On one host with default ports: run-stage stages/stage_0, run-stage stages/stage_1, ... and nothing else.
     """
-    from zpptool.pipeline.foreground import run_in_foreground
-    from zpptool.pipeline.gpuplan import environment_of_one
-    from zpptool.pipeline.gpupool import parse_gpu_ids
-    from zpptool.pipeline.headless import head_endpoint
-    from zpptool.pipeline.resolve import refuse_api_port, resolve_links, resolve_place, spec_of_plan
-    from zpptool.pipeline.spec import StageSpec
-    from zpptool.pipeline.trace import check_trace_file
-    from zpptool.pipeline.unguarded import check_safety
-    from zpptool.wire.keys import key_path
+    from zpptool.config.gpu_plan import environment_of_one
+    from zpptool.config.gpu_pool import parse_gpu_ids
+    from zpptool.config.runtime_options import RuntimeOptions
+    from zpptool.config.stage_links import LinkAddresses
+    from zpptool.config.stage_options import StageOptions, resolve_stage
+    from zpptool.engines.registry import check_engine
+    from zpptool.ring.timeline import check_trace_file
+    from zpptool.supervisor.foreground import run_in_foreground
 
     console = Console()
     if stage_mode != "external":
         raise usage_error(f"--pipeline-stage-mode {stage_mode} is not known: every stage is external here")
     if next_addr is not None:
-        console.warn("--next-stage-addr is deprecated: it names the stage before; say --prev-stage-service-addr")
+        console.warn("--next-stage-addr is deprecated: it names the stage before; use --prev-stage-service-addr")
+        if previous is not None:
+            raise usage_error("the address of the stage before is given more than once")
+    directory: Path | None
+    all_ranges: list[str]
     if plan_file is not None:
         _refuse_beside_plan(ctx)
-        own = model or (Path(words[0]) if words else None)
-        spec = spec_of_plan(load_plan_file(plan_file), stage, own)
+        directory, all_ranges = model or (Path(arguments[0]) if arguments else None), []
     else:
-        directory, range_words = model_and_ranges(model, words, ranges)
-        place = resolve_place(
-            directory, stage=stage, num_stages=num_stages, layer_range=layer_range, ranges=range_words
-        )
-        endpoints = resolve_links(
-            place.stage,
-            len(place.partition),
-            bind=bind,
-            connect=connect,
-            bind_host=bind_host,
-            bind_port=bind_port,
-            previous=_the_stage_before(place.stage, previous, last, next_addr),
-            base_port=base_port,
-            hosts=host_list(hosts),
-        )
-        if place.stage == 0 and not headless:
-            refuse_api_port(*endpoints, len(place.partition), api_port, base_port, host_list(hosts))
-        spec = StageSpec(
-            engine=engine,
-            model=str(place.directory),
-            partition=tuple((own.start, own.end) for own in place.partition),
-            stage=place.stage,
-            bind=endpoints[0],
-            connect=endpoints[1],
-            dtype=dtype,
-            api_host=api_host,
-            api_port=api_port,
-            engine_args=tuple(ctx.obj or ()),
-            wire_codec=wire_codec,
-        )
-    sizes = tensor_parallel_sizes(tensor_parallel_size, spec.engine)
-    if len(sizes) != 1:
-        raise usage_error(f"--tensor-parallel-size {tensor_parallel_size}: a stage has one size, its own")
-    if trace is not None:
-        check_trace_file(trace)
-    if head_addr is not None and not (headless and spec.is_first):
-        raise usage_error("--head-addr is for a headless stage 0", "Say --headless too, on stage 0.")
-    if headless and spec.engine is not Engine.VLLM:
-        raise usage_error("--headless is for vLLM: only zpptool.LLM is a head of its own", "Say --engine vllm.")
-    spec = msgspec.structs.replace(
-        spec,
+        directory, all_ranges = model_and_ranges(ctx, model, arguments, ranges)
+    runtime = RuntimeOptions(
         device=device,
         start_timeout_s=start_timeout,
         step_timeout_s=step_timeout,
         beat_timeout_s=beat_timeout,
-        tensor_parallel_size=sizes[0],
-        trace=str(trace.resolve()) if trace is not None else "",
-        keys=str(key_path(keys, spec.stage).resolve()) if keys else "",
+        recovery_deadline_s=recovery_deadline,
+        trace=path_text(trace),
+        keys=str(keys) if keys is not None else "",
         insecure=insecure,
-        recovery_deadline_s=0.0 if headless else recovery_deadline,  # a script's head does not outlive a loss
+        wire_codec=wire_codec,
     )
-    if headless and spec.is_first:
-        spec = msgspec.structs.replace(spec, headless=True, local=head_endpoint(spec.connect, head_addr))
-    warning = check_safety(spec)
-    if warning:
+    addresses = LinkAddresses(
+        bind=bind,
+        connect=connect,
+        bind_host=bind_host,
+        bind_port=bind_port,
+        previous=previous if next_addr is None else next_addr,
+        last=last,
+        base_port=base_port,
+        hosts=comma_separated(hosts),
+    )
+    options = StageOptions(
+        model=directory,
+        plan_file=plan_file,
+        stage=stage,
+        num_stages=num_stages,
+        layer_range=layer_range,
+        ranges=tuple(all_ranges),
+        engine=engine,
+        addresses=addresses,
+        api_host=api_host,
+        api_port=api_port,
+        headless=headless,
+        head_addr=head_addr,
+        dtype=dtype,
+        tensor_parallel_size=tensor_parallel_size,
+        engine_args=tuple(ctx.obj or ()),
+        standby=standby,
+        runtime=runtime,
+    )
+    if trace is not None:
+        check_trace_file(trace)
+    spec = resolve_stage(options)
+    if not insecure:
+        _warn_of_open_api(spec, console)
+    check_engine(spec.engine)
+    run_in_foreground(spec, environment_of_one(spec, parse_gpu_ids(gpu_ids)), standby, shutdown_timeout)
+
+
+def _warn_of_open_api(spec: StageSpec, console: Console) -> None:
+    """Warn of an API without a key at an address that other machines may reach. It is not refused: in a container,
+    whether others reach the port is decided by the network outside."""
+    from zpptool.net.api_exposure import open_api_warning
+
+    if not spec.is_first or spec.headless:
+        return
+    has_keys = bool(os.environ.get("VLLM_API_KEY")) or any(
+        item.partition("=")[0].replace("_", "-") == "--api-key" for item in spec.engine_args
+    )
+    if warning := open_api_warning(spec.api_host, has_keys=has_keys and spec.engine is Engine.VLLM):
         console.warn(warning)
-    refuse_idle_standby(standby, spec.recovery_deadline_s)
-    run_in_foreground(spec, environment_of_one(spec, parse_gpu_ids(gpu_ids)), console, standby)
 
 
 def _refuse_beside_plan(ctx: typer.Context) -> None:
-    """A plan says everything but what belongs to this machine; two words on one thing would be one too many."""
-    told = [name for name in SAID_BY_PLAN if str(ctx.get_parameter_source(name)).endswith("COMMANDLINE")]
-    if told or ctx.obj:
-        flags = [f"--{name.replace('_', '-')}" for name in told] + (["what follows --"] if ctx.obj else [])
-        raise usage_error(f"the plan says it already: leave out {', '.join(flags)}", "Or change the plan.")
-
-
-def _the_stage_before(stage: int, previous: str | None, last: str | None, deprecated: str | None) -> str | None:
-    """The address to connect to: each flag has its stages, and only one may be given."""
-    given = [address for address in (previous, last, deprecated) if address is not None]
-    if len(given) > 1:
-        raise usage_error("the address of the stage before is given more than once")
-    if stage > 0 and last is not None:
-        raise usage_error("--prev-stage-addr is for stage 0", "Say --prev-stage-service-addr HOST:PORT.")
-    return given[0] if given else None
+    """Refuse typed options that the plan gives, so that no option has two values."""
+    given = [item for item in ctx.command.params if item.name in GIVEN_BY_PLAN and on_command_line(ctx, item.name)]
+    if given or ctx.obj:
+        flags = [item.opts[0] for item in given] + (["what follows --"] if ctx.obj else [])
+        raise usage_error(f"the plan gives these already: leave out {', '.join(flags)}", "Or change the plan.")

@@ -3,52 +3,62 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zpptool import ports
 from zpptool.cli.options import (
+    TYPED_KEY_WARNING,
+    ApiHostOption,
     BeatTimeoutOption,
     DeviceOption,
     DtypeOption,
+    EngineOption,
     GpuIdsOption,
+    LocalApiPortOption,
+    LocalBasePortOption,
+    LogDirOption,
     ModelOption,
     NumStagesOption,
+    PipelineDirOption,
     QuietOption,
     RangesOption,
+    RecoveryDeadlineOption,
+    ShutdownTimeoutOption,
     StandbyOption,
     StartTimeoutOption,
     StepTimeoutOption,
     model_and_ranges,
     on_command_line,
-    refuse_idle_standby,
 )
+from zpptool.config.endpoints import DEFAULT_API_PORT
+from zpptool.config.engine_kind import Engine
 from zpptool.console import Console
 from zpptool.errors import usage_error
-from zpptool.plan import Engine
-from zpptool.regularfile import read_regular
+from zpptool.net.addresses import DEFAULT_HOST
 
-MAX_API_KEYS_BYTES = 1 << 20
-SAID_BY_PLAN = ("num_stages", "ranges", "base_port", "api_port", "engine", "dtype")
+if TYPE_CHECKING:
+    from zpptool.serve.named_keys import ApiKey
+    from zpptool.serve.remote_address import RemoteAddress
+GIVEN_BY_PLAN = ("num_stages", "ranges", "base_port", "api_port", "engine", "dtype")
+"""Parameters that a plan gives."""
 
 
 def serve(
     ctx: typer.Context,
-    words: Annotated[
+    arguments: Annotated[
         list[str] | None, typer.Argument(metavar="MODEL", help="A full checkpoint, or stages that split wrote.")
     ] = None,
-    pipeline_dir: Annotated[
-        Path | None, typer.Option("--pipeline-dir", metavar="DIR", help="The stages that zpptool split wrote.")
-    ] = None,
+    pipeline_dir: PipelineDirOption = None,
     plan_file: Annotated[
         Path | None, typer.Option("--plan", metavar="FILE", help="A plan of which every stage is on this machine.")
     ] = None,
     model: ModelOption = None,
     num_stages: NumStagesOption = None,
     ranges: RangesOption = None,
-    engine: Annotated[Engine, typer.Option("--engine", help="What computes the layers.")] = Engine.VLLM,
+    engine: EngineOption = Engine.VLLM,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     gpu_ids: GpuIdsOption = None,
@@ -59,30 +69,42 @@ def serve(
         list[str] | None,
         typer.Option("--upstream", metavar="URL", help="A pipeline that runs elsewhere; may be given several times."),
     ] = None,
-    host: Annotated[str, typer.Option("--host", metavar="ADDR", help="Where the front listens.")] = ports.DEFAULT_HOST,
+    host: ApiHostOption = DEFAULT_HOST,
     port: Annotated[
         int, typer.Option("--port", metavar="PORT", min=0, max=65535, help="The front's port; 0 for any that is free.")
-    ] = ports.DEFAULT_API_PORT,
-    base_port: Annotated[
-        int | None,
-        typer.Option("--base-port", metavar="PORT", help="Link the stages over tcp from this port on; else over ipc."),
-    ] = None,
-    api_port: Annotated[
-        int | None,
-        typer.Option("--api-port", metavar="PORT", help="The head's own port, behind the front; any if not given."),
-    ] = None,
+    ] = DEFAULT_API_PORT,
+    base_port: LocalBasePortOption = None,
+    api_port: LocalApiPortOption = None,
     served_name: Annotated[
         str, typer.Option("--served-model-name", metavar="NAME", help="What requests call the model.")
     ] = "",
     api_key: Annotated[
         list[str] | None,
-        typer.Option("--api-key", metavar="KEY", help="Ask clients for this key."),
+        typer.Option(
+            "--api-key",
+            metavar="KEY",
+            help="Ask clients for this key; may be given several times. Other users see what is typed: ZPP_API_KEY.",
+        ),
     ] = None,
     api_key_file: Annotated[
-        Path | None, typer.Option("--api-key-file", metavar="FILE", help="Keys to ask for, one a line.")
+        Path | None,
+        typer.Option("--api-key-file", metavar="FILE", help="Keys to ask for, one a line: KEY, or NAME: KEY."),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Serve without keys where other machines can reach the front.")
+    ] = False,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option("--allowed-host", metavar="NAME", help="A name that clients may use for the front; * for any."),
+    ] = None,
+    allowed_origins: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allowed-origins", metavar="ORIGIN", help="An origin whose pages may call the API; a JSON list, or *."
+        ),
     ] = None,
     certificate: Annotated[
-        Path | None, typer.Option("--ssl-certfile", metavar="FILE", help="Speak TLS with this certificate (PEM).")
+        Path | None, typer.Option("--ssl-certfile", metavar="FILE", help="Serve TLS with this certificate (PEM).")
     ] = None,
     key: Annotated[
         Path | None, typer.Option("--ssl-keyfile", metavar="FILE", help="The certificate's key (PEM).")
@@ -93,25 +115,41 @@ def serve(
     request_timeout: Annotated[
         float, typer.Option("--request-timeout", metavar="S", min=0, help="Seconds a request may take; 0 for no limit.")
     ] = 0.0,
-    recovery_deadline: Annotated[
-        float,
+    max_buffered_bytes: Annotated[
+        int,
+        typer.Option("--max-buffered-bytes", metavar="N", min=1, help="The most bytes of all bodies in progress."),
+    ] = 1 << 30,
+    max_connections: Annotated[
+        int, typer.Option("--max-connections", metavar="N", min=1, help="The most connections to the front.")
+    ] = 4096,
+    max_connections_per_address: Annotated[
+        int,
         typer.Option(
-            "--recovery-deadline",
-            metavar="S",
-            min=0,
-            help="Seconds a lost stage may take to come back, and a request waits; 0: a loss breaks off its answers.",
+            "--max-connections-per-address", metavar="N", min=1, help="The most of them of one client address."
         ),
+    ] = 2048,
+    header_timeout: Annotated[
+        float, typer.Option("--header-timeout", metavar="S", min=0.1, help="Seconds a request's headers may take.")
+    ] = 10.0,
+    body_timeout: Annotated[
+        float, typer.Option("--body-timeout", metavar="S", min=0.1, help="Seconds a request's body may take to arrive.")
     ] = 120.0,
-    standby: StandbyOption = 0,
-    drain_timeout: Annotated[
-        float, typer.Option("--drain-timeout", metavar="S", min=0, help="Seconds that answers have to end at Ctrl-C.")
-    ] = 30.0,
-    max_restarts: Annotated[
-        int, typer.Option("--max-restarts", metavar="N", min=0, help="Failed starts in a row before it gives up.")
+    keep_alive_timeout: Annotated[
+        int, typer.Option("--keep-alive-timeout", metavar="S", min=1, help="Seconds a connection may be idle.")
     ] = 5,
-    log_dir: Annotated[
-        Path | None, typer.Option("--log-dir", metavar="DIR", help="Keep the logs of all processes here.")
-    ] = None,
+    recovery_deadline: RecoveryDeadlineOption = 120.0,
+    standby: StandbyOption = 0,
+    shutdown_timeout: ShutdownTimeoutOption = 30.0,
+    max_restarts: Annotated[
+        int,
+        typer.Option(
+            "--max-restarts",
+            metavar="N",
+            min=0,
+            help="Restart a pipeline N times in a row; after another failure, give up.",
+        ),
+    ] = 5,
+    log_dir: LogDirOption = None,
     start_timeout: StartTimeoutOption = 600.0,
     step_timeout: StepTimeoutOption = 300.0,
     beat_timeout: BeatTimeoutOption = 60.0,
@@ -119,42 +157,56 @@ def serve(
 ) -> None:
     """Start every stage of MODEL on this machine, keep the pipeline up, and serve the OpenAI API.
 
-    Ready means that a token has gone round the ring. A stage that is lost is started again, and every answer under way
-    goes on with the same tokens; meanwhile new requests wait. Ctrl-C lets answers end first; a second one does not
-    wait. / is a page that shows the ring, /readyz, /metrics and /pipeline/status tell machines. What follows -- goes to
-    the engine.
+    Ready means that a token has passed through the whole ring. A stage that is lost is started again, and every answer
+    under way goes on with the same tokens; meanwhile new requests wait. Ctrl-C lets answers end first; a second one
+    does not wait. / is a page that shows the ring; /readyz, /metrics and /pipeline/status are for programs. What
+    follows -- goes to the engine.
 
-    Exit code 6: the pipeline could not be kept up. 130: it was told to stop.
+    Exit code 6: the pipeline could not be kept up. 130: it was interrupted.
     """
-    from zpptool.pipeline.gpupool import parse_gpu_ids
-    from zpptool.serve.order import PipelineOrder, ServeWish, plan_serving
+    from zpptool.config.gpu_pool import parse_gpu_ids
+    from zpptool.config.runtime_options import RuntimeOptions, refuse_idle_standby
+    from zpptool.net.api_exposure import open_api_warning, refuse_open_front
+    from zpptool.net.connection_limits import ConnectionLimits
+    from zpptool.serve.front_access import access_rules
+    from zpptool.serve.launch_plan import PipelineLaunchPlan, ServeOptions, plan_serving
     from zpptool.serve.proxy import ProxyLimits
-    from zpptool.serve.remote import checked_address
-    from zpptool.serve.run import Serving
     from zpptool.serve.run import serve as run
+    from zpptool.serve.serve_options import ServeSettings
 
+    runtime = RuntimeOptions(
+        device=device,
+        start_timeout_s=start_timeout,
+        step_timeout_s=step_timeout,
+        beat_timeout_s=beat_timeout,
+        recovery_deadline_s=recovery_deadline,
+    )
     refuse_idle_standby(standby, recovery_deadline)
-    keys = [*(api_key or ()), *_keys_in(api_key_file)]
-    named = model is not None or bool(words) or pipeline_dir is not None or plan_file is not None
+    console = Console(quiet=quiet)
+    keys = _api_keys(ctx, api_key, api_key_file, console)
+    refuse_open_front(host, has_keys=bool(keys), insecure=insecure)
+    if warning := open_api_warning(host, has_keys=bool(keys)):
+        console.warn(warning)
+    upstreams = _upstreams(ctx, upstream, console)
+    named = model is not None or bool(arguments) or pipeline_dir is not None or plan_file is not None
     if not named and not upstream:
         raise usage_error("no model is named", "Name a model, --pipeline-dir, --plan, or an --upstream.")
-    orders: tuple[PipelineOrder, ...] = ()
+    launch_plans: tuple[PipelineLaunchPlan, ...] = ()
     if named:
-        whole, range_words = _model_and_ranges(pipeline_dir, plan_file, model, words, ranges)
-        if whole is not None and pipeline_dir is None and any(whole.glob("stage_*/zpp-stage.json")):
-            whole, pipeline_dir = None, whole
-        if plan_file is not None and any(map(on_command_line, SAID_BY_PLAN)):
-            raise usage_error("the plan says it already: stages, ranges, ports, engine, dtype", "Or change the plan.")
-        orders = plan_serving(
-            ServeWish(
+        whole, stages, all_ranges = _sources(ctx, pipeline_dir, plan_file, model, arguments, ranges)
+        if plan_file is not None and any(on_command_line(ctx, name) for name in GIVEN_BY_PLAN):
+            raise usage_error(
+                "the plan gives these already: stages, ranges, ports, engine, dtype", "Or change the plan."
+            )
+        launch_plans = plan_serving(
+            ServeOptions(
                 model=whole,
-                pipeline_dir=pipeline_dir,
+                pipeline_dir=stages,
                 plan_file=plan_file,
                 num_stages=num_stages,
-                ranges=tuple(range_words),
+                ranges=tuple(all_ranges),
                 engine=engine,
                 dtype=dtype,
-                device=device,
                 gpu_ids=parse_gpu_ids(gpu_ids),
                 port=port,
                 base_port=base_port,
@@ -162,56 +214,86 @@ def serve(
                 replicas=replicas,
                 served_name=served_name,
                 engine_args=tuple(ctx.obj or ()),
-                start_timeout_s=start_timeout,
-                step_timeout_s=step_timeout,
-                recovery_deadline_s=recovery_deadline,
-                beat_timeout_s=beat_timeout,
+                runtime=runtime,
             )
         )
-    serving = Serving(
-        orders=orders,
-        upstreams=tuple(checked_address(text) for text in upstream or ()),
+    engine_args = launch_plans[0].specs[0].engine_args if launch_plans else ()
+    serving = ServeSettings(
+        launch_plans=launch_plans,
+        upstreams=upstreams,
         host=host,
         port=port,
         certificate=certificate,
         key=key,
-        api_keys=tuple(keys),
-        limits=ProxyLimits(max_request_bytes, request_timeout or None, keep_key=not keys),
-        recovery_deadline_s=recovery_deadline,
-        drain_timeout_s=drain_timeout,
+        access=access_rules(keys, host, allowed_host or (), allowed_origins or (), engine_args),
+        limits=ProxyLimits(max_request_bytes, request_timeout or None, not keys, max_buffered_bytes),
+        connections=ConnectionLimits(
+            connections=max_connections,
+            per_address=max_connections_per_address,
+            header_s=header_timeout,
+            body_s=body_timeout,
+            keep_alive_s=keep_alive_timeout,
+        ),
+        recovery_deadline_s=runtime.recovery_deadline_s,
+        drain_timeout_s=shutdown_timeout,
         max_restarts=max_restarts,
         log_dir=log_dir,
         spares=standby,
     )
-    run(serving, Console(quiet=quiet))
+    run(serving, console)
 
 
-def _model_and_ranges(
+def _sources(
+    ctx: typer.Context,
     pipeline_dir: Path | None,
     plan_file: Path | None,
     model: Path | None,
-    words: list[str] | None,
+    arguments: list[str] | None,
     ranges: list[str] | None,
-) -> tuple[Path | None, list[str]]:
-    """Beside a plan or a directory of stages the model may be left out."""
+) -> tuple[Path | None, Path | None, list[str]]:
+    """The full checkpoint or the directory of stages, and the ranges; a plan may name the model itself."""
     if pipeline_dir is None and plan_file is None:
-        return model_and_ranges(model, words, ranges)
-    if ranges and pipeline_dir is not None:
+        whole, all_ranges = model_and_ranges(ctx, model, arguments, ranges)
+    elif ranges and pipeline_dir is not None:
         raise usage_error("--pipeline-dir has its ranges; leave --ranges out", "Split again for other ranges.")
-    if pipeline_dir is not None and (model or words):
+    elif pipeline_dir is not None and (model or arguments):
         raise usage_error("a model and --pipeline-dir are named", "Name one of them.")
-    return model_and_ranges(model, words, ranges) if model or words else (None, list(ranges or ()))
+    elif model or arguments:
+        whole, all_ranges = model_and_ranges(ctx, model, arguments, ranges)
+    else:
+        return None, pipeline_dir, list(ranges or ())
+    if pipeline_dir is None and any(whole.glob("stage_*/zpp-stage.json")):
+        return None, whole, all_ranges
+    return whole, pipeline_dir, all_ranges
 
 
-def _keys_in(file: Path | None) -> list[str]:
-    """The lines of a key file; empty ones are none."""
-    if file is None:
-        return []
-    try:
-        text = read_regular(file, MAX_API_KEYS_BYTES, "file of API keys").decode()
-    except (OSError, UnicodeDecodeError) as cause:
-        raise usage_error(f"--api-key-file {file} cannot be read: {cause}") from cause
-    found = [key for line in text.splitlines() if (key := line.strip())]
-    if not found:
-        raise usage_error(f"--api-key-file {file} holds no key", "One a line.")
-    return found
+def _api_keys(ctx: typer.Context, given: list[str] | None, file: Path | None, console: Console) -> tuple[ApiKey, ...]:
+    """The keys that clients are asked for; warns of those that were typed.
+
+    Raises:
+        ZppError: (USAGE) keys are set, and there is none.
+    """
+    from zpptool.serve.named_keys import collect_keys, refuse_empty_variables
+
+    refuse_empty_variables(os.environ)
+    if on_command_line(ctx, "api_key"):
+        console.warn(TYPED_KEY_WARNING)
+    keys = collect_keys(given or (), file)
+    source = ctx.get_parameter_source("api_key")
+    if not keys and source is not None and source.name != "DEFAULT":
+        raise usage_error("api-key is set and empty", "Give it a value, or leave it out to require no key.")
+    return keys
+
+
+def _upstreams(ctx: typer.Context, given: list[str] | None, console: Console) -> tuple[RemoteAddress, ...]:
+    """The addresses of pipelines elsewhere; warns of credentials that were typed."""
+    from zpptool.serve.remote_address import parse_address, refuse_two_credentials
+
+    addresses = tuple(parse_address(text) for text in given or ())
+    refuse_two_credentials(addresses)
+    if on_command_line(ctx, "upstream") and any(address.authorization for address in addresses):
+        console.warn(
+            "every user of this machine can read the credentials of --upstream in the list of processes (ps):"
+            " set ZPP_UPSTREAM, or use a --config file"
+        )
+    return addresses

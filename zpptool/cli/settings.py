@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options from a file and from the environment, for every command by one rule: command line, `ZPP_*`, file, default.
+"""Options from a file and from the environment, with one precedence for every command: command line, `ZPP_*`, file,
+default.
 
-The file is one YAML mapping. A key is an option's long name without its dashes and holds for every command that has the
-option; under a command's name it holds for that command, and goes before. A key that no command knows is refused, so
-what is in the file is used. `--base-port` is `ZPP_BASE_PORT` in the environment, whichever the command.
+The file is one YAML mapping. A key is an option's long name without its dashes and applies to every command that has
+the option, or to zpptool itself (`log-level`, `log-format`); under a command's name it applies to that command, and
+takes precedence. An unknown key is refused, so that nothing in the file is ignored. `--base-port` is `ZPP_BASE_PORT` in
+the environment, for all commands.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from zpptool.errors import invalid_error, usage_error
 
 ENGINE_ARGS = "engine-args"
 """What follows -- on a command line, as a list."""
+ROOT = "zpptool"
+"""The name of zpptool itself among those of commands."""
 NOT_SETTINGS = frozenset({"help", "version", "config", "install-completion", "show-completion"})
 MAX_FILE_BYTES = 1 << 20
 _SECRET = re.compile(r"(.*-)?(api-key|token|secret|password)s?")
@@ -34,11 +38,11 @@ Defaults = dict[str, Any]
 
 @dataclass(frozen=True)
 class Settings:
-    """What a file says.
+    """The content of a file of settings.
 
     Attributes:
         path: the file; None for none.
-        common: values by option name, for every command.
+        common: values by option name, for every command and for zpptool itself.
         own: values by command, then option name.
     """
 
@@ -47,7 +51,12 @@ class Settings:
     own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def find(self, command: str, names: list[str]) -> tuple[Any, str] | None:
-        """The value of an option that has these names, and the key that says so; None where the file is silent."""
+        """The value of an option that has these names, and its key in the file; None where the file has none.
+
+        Args:
+            command: the command's full name; `ROOT` for an option of zpptool itself.
+            names: the option's long names, without dashes.
+        """
         for values, prefix in ((self.own.get(command, {}), f"{command}."), (self.common, "")):
             for name in names:
                 if name in values:
@@ -56,21 +65,22 @@ class Settings:
 
 
 def read_settings(path: Path, root: TyperGroup) -> Settings:
-    """Read a file of settings, and hold every key and value against the commands.
+    """Read a file of settings, and check every key and value against the options of the commands.
 
     Raises:
-        ZppError: (INVALID) it cannot be read, or is no mapping; (USAGE) a key is unknown, or its value cannot be.
+        ZppError: (INVALID) it cannot be read, or is not a mapping; (USAGE) a key is unknown, or its value not valid.
     """
-    said = read_yaml(path, MAX_FILE_BYTES, "file of settings", "--config names one YAML file.") or {}
-    if not isinstance(said, dict):
-        raise invalid_error(f"{path} is no mapping of options to values")
+    content = read_yaml(path, MAX_FILE_BYTES, "file of settings", "--config names one YAML file.") or {}
+    if not isinstance(content, dict):
+        raise invalid_error(f"{path} is not a mapping of options to values")
     commands = dict(walk(root))
     every = {name for command in commands.values() for option in options(command) for name in names_of(option)}
+    every |= {name for option in options(root) for name in names_of(option)}
     own, common = {}, {}
-    for key, value in said.items():
+    for key, value in content.items():
         if key in commands:
             if not isinstance(value, dict):
-                raise usage_error(f"{path}: {key} is a command, and wants a mapping of its options to values")
+                raise usage_error(f"{path}: {key} is a command; its value has to be a mapping of its options to values")
             known = {name for option in options(commands[key]) for name in names_of(option)} | {ENGINE_ARGS}
             _refuse_unknown(path, value, known, f"{key}.")
             own[key] = value
@@ -78,6 +88,7 @@ def read_settings(path: Path, root: TyperGroup) -> Settings:
             common[key] = value
     _refuse_unknown(path, common, every | {ENGINE_ARGS} | set(commands), "")
     settings = Settings(path, common, own)
+    _refuse_values(settings, ROOT, root)
     for name, command in commands.items():
         _refuse_values(settings, name, command)
     return settings
@@ -92,8 +103,8 @@ def walk(group: TyperGroup, prefix: str = "") -> Iterator[tuple[str, TyperComman
             yield f"{prefix}{name}", command
 
 
-def options(command: TyperCommand) -> list[TyperOption]:
-    """The options of a command that may be set: all but those that only ask for something."""
+def options(command: TyperCommand | TyperGroup) -> list[TyperOption]:
+    """The options of a command, or of zpptool itself, that a file may set: not --help or --version."""
     found = [item for item in command.params if isinstance(item, TyperOption)]
     return [option for option in found if names_of(option) and not NOT_SETTINGS & set(names_of(option))]
 
@@ -109,15 +120,15 @@ def environment_names(option: TyperOption) -> list[str]:
 
 
 def is_secret(option: TyperOption) -> bool:
-    """Whether an option's value is never to be shown."""
+    """Whether an option's value must not be shown."""
     return any(_SECRET.fullmatch(name) for name in names_of(option))
 
 
 def install(root: TyperGroup, settings: Settings) -> Defaults:
-    """Have every option look into the environment, and return what the file says as click's `default_map`."""
-    made: Defaults = {}
+    """Give every option its environment variables, and return the file's values as click's `default_map`."""
+    defaults: Defaults = {}
     for name, command in walk(root):
-        into = made
+        into = defaults
         for part in name.split():
             into = into.setdefault(part, {})
         for option in options(command):
@@ -127,35 +138,55 @@ def install(root: TyperGroup, settings: Settings) -> Defaults:
             found = settings.find(name, names_of(option))
             if found is not None and option.name is not None:
                 into[option.name] = as_typed(option, found[0])
-    return made
+    return defaults
 
 
 def engine_arguments(settings: Settings, command: str) -> list[str]:
-    """What goes to the engine where nothing follows -- on the command line."""
-    told = os.environ.get("ZPP_ENGINE_ARGS")
-    if told:
-        return shlex.split(told)
+    """The arguments of the engine, where none follow -- on the command line."""
+    text = os.environ.get("ZPP_ENGINE_ARGS")
+    if text:
+        return shlex.split(text)
     found = settings.find(command, [ENGINE_ARGS])
-    return [str(word) for word in found[0]] if found else []
+    return [str(item) for item in found[0]] if found else []
 
 
 def as_typed(option: TyperOption, value: Any) -> Any:
-    """A value of the file as it would be typed: words, which the option's own type then reads.
+    """A value of the file as it would be typed: text, which the option's own type then parses.
 
     Raises:
-        ZppError: (USAGE) it is a mapping.
+        ZppError: (USAGE) it is a mapping, or a list that holds one, or nothing.
     """
     items = value if isinstance(value, list) else [value]
     if any(isinstance(item, dict | list) for item in items):
-        raise usage_error(f"the value of {names_of(option)[0]} is neither a word nor a list of words")
-    words = [str(item).lower() if isinstance(item, bool) else str(item) for item in items]
+        raise usage_error(f"the value of {names_of(option)[0]} is neither a single value nor a list of values")
+    if any(item is None for item in items):
+        raise usage_error(f"the value of {names_of(option)[0]} is empty", "Give it a value, or leave the key out.")
+    texts = [str(item).lower() if isinstance(item, bool) else str(item) for item in items]
     if option.multiple:
-        return words if isinstance(value, list) else words[0].split()
-    return ",".join(words)
+        return texts if isinstance(value, list) else texts[0].split()
+    return ",".join(texts)
 
 
-def _refuse_unknown(path: Path, said: Mapping[Any, Any], known: set[str], prefix: str) -> None:
-    for key in said:
+def root_value(ctx: typer.Context, root: TyperGroup, settings: Settings, name: str) -> Any:
+    """The value of an option of zpptool itself: typed, from the environment, from the file, or its default.
+
+    Args:
+        ctx: of zpptool itself.
+        root: the group of all commands.
+        settings: of the file.
+        name: the option's name in Python.
+    """
+    option = next(item for item in options(root) if item.name == name)
+    found = settings.find(ROOT, names_of(option))
+    source = ctx.get_parameter_source(name)
+    if found is None or (source is not None and source.name in ("COMMANDLINE", "ENVIRONMENT")):
+        return ctx.params[name]
+    return option.process_value(ctx, as_typed(option, found[0]))
+
+
+def _refuse_unknown(path: Path, given: Mapping[Any, Any], known: set[str], prefix: str) -> None:
+    """Refuse a key that is not known, and suggest the nearest one that is."""
+    for key in given:
         if key in known:
             continue
         near = difflib.get_close_matches(str(key).replace("_", "-"), sorted(known), n=1)
@@ -165,12 +196,12 @@ def _refuse_unknown(path: Path, said: Mapping[Any, Any], known: set[str], prefix
         )
 
 
-def _refuse_values(settings: Settings, name: str, command: TyperCommand) -> None:
-    """Read every value once, so that a wrong one is told with its file and key."""
+def _refuse_values(settings: Settings, name: str, command: TyperCommand | TyperGroup) -> None:
+    """Parse every value once, so that an invalid one is reported with its file and key."""
     context = typer.Context(command)
     engine_args = settings.find(name, [ENGINE_ARGS])
     if engine_args and not isinstance(engine_args[0], list):
-        raise usage_error(f"{settings.path}: {engine_args[1]} is to be a list of words")
+        raise usage_error(f"{settings.path}: {engine_args[1]} has to be a list of arguments")
     for option in options(command):
         found = settings.find(name, names_of(option))
         if found is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`zpptool split`: cut a checkpoint into stage directories, or show how it would be cut."""
+"""`zpptool split`: divide a checkpoint into stage directories, or show how it would be divided."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 
 def split(
-    words: Annotated[
+    ctx: typer.Context,
+    arguments: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="MODEL",
@@ -80,20 +81,20 @@ def split(
     """
     from zpptool.checkpoint.explain import explain as explain_plan
     from zpptool.checkpoint.hub import open_source
-    from zpptool.checkpoint.output import unfinished
+    from zpptool.checkpoint.output_directory import unfinished
     from zpptool.checkpoint.split import target_of, write_split
     from zpptool.checkpoint.splitplan import plan_split
-    from zpptool.checkpoint.streaming import Way
+    from zpptool.checkpoint.streaming import CopyOptions
     from zpptool.errors import usage_error
 
-    source, texts = model_and_ranges(model, words, ranges)
+    source, texts = model_and_ranges(ctx, model, arguments, ranges)
     dry_run = dry_run or (explain and output_dir is None)
     if output_dir is None and not dry_run:
-        raise usage_error("it is not said where the stages go", "give --output-dir OUT, or --dry-run to see the plan")
+        raise usage_error("no directory for the stages is named", "give --output-dir OUT, or --dry-run to see the plan")
     console = Console(as_json=as_json, quiet=quiet)
-    with open_source(str(source)) as place:
+    with open_source(str(source)) as opened:
         plan = plan_split(
-            place.directory, num_stages, texts or None, drop_prediction=drop_mtp, follow_links=follow_links
+            opened.directory, num_stages, texts or None, drop_prediction=drop_mtp, follow_links=follow_links
         )
         groups = explain_plan(plan)
         if stage is not None:
@@ -105,15 +106,15 @@ def split(
         if output_dir is not None:
             paths = {stage.stage: output_dir / stage.directory_name for stage in plan.stages}
         if output_dir is not None and not dry_run:
-            way = Way(mode, hashed=not no_hash, synced=not no_sync, read=place.read)
+            copying = CopyOptions(mode, hashed=not no_hash, synced=not no_sync, read=opened.read)
             try:
                 with console.progress(f"splitting into {output_dir}", plan.nbytes) as advance:
                     kept = write_split(
-                        plan, output_dir, force=force, way=way, origin=place.origin, advance=advance
-                    ).kept
+                        plan, output_dir, force=force, options=copying, origin=opened.origin, advance=advance
+                    ).unchanged
             except KeyboardInterrupt:
                 if left := unfinished(target_of(plan, output_dir)):
-                    console.note(f"what is finished is kept in {left}: run the same again to go on")
+                    console.note(f"finished files are in {left}: run the same command again to resume")
                 raise
     payload = {**_payload(plan, paths, dry_run=dry_run), "kept": kept}
     if explain:
@@ -122,7 +123,7 @@ def split(
     def show(out: Console) -> None:
         if explain:
             _show_groups(out, groups)
-        _show(out, place.name, plan, groups, paths)
+        _show(out, opened.name, plan, groups, paths)
         out.line("nothing was written (--dry-run)" if dry_run else _done(len(plan.stages), kept=kept))
 
     console.result(payload, show)
@@ -164,7 +165,7 @@ def _show_groups(out: Console, groups: Sequence[TensorGroup]) -> None:
 
 def _done(count: int, *, kept: bool) -> str:
     stages = "1 stage" if count == 1 else f"{count} stages"
-    return f"{stages} of this split stood there already, and were kept" if kept else f"wrote {stages}"
+    return f"{stages} of this split existed already, and were kept" if kept else f"wrote {stages}"
 
 
 def _show(out: Console, name: str, plan: SplitPlan, groups: Sequence[TensorGroup], paths: Mapping[int, Path]) -> None:

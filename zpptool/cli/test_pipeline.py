@@ -3,10 +3,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,10 +11,15 @@ import typer
 from zpptool.cli.options import (
     DeviceOption,
     DtypeOption,
+    EngineOption,
     GpuIdsOption,
     JsonOption,
+    LocalApiPortOption,
+    LocalBasePortOption,
+    LogDirOption,
     ModelOption,
     NumStagesOption,
+    PipelineDirOption,
     QuietOption,
     RangesOption,
     StartTimeoutOption,
@@ -27,29 +28,27 @@ from zpptool.cli.options import (
     TraceOption,
     WireCodecOption,
     model_and_ranges,
-    tensor_parallel_sizes,
+    path_text,
 )
-from zpptool.console import SCHEMA_VERSION, Console
-from zpptool.errors import ExitCode, ZppError, usage_error
-from zpptool.pipeline.trial.parity import Verdict
-from zpptool.plan import Engine
-from zpptool.wire.gauge import WireCodec
+from zpptool.config.engine_kind import Engine
+from zpptool.console import Console
+from zpptool.errors import ExitCode, usage_error
+from zpptool.log import hide_information
+from zpptool.wire.compression.adaptive import WireCodec
 
 DEFAULT_PROMPTS = ("The capital of France is", "def fibonacci(n):", "Once upon a time there was a")
 
 
 def test_pipeline(
     ctx: typer.Context,
-    words: Annotated[
+    arguments: Annotated[
         list[str] | None, typer.Argument(metavar="MODEL", help="A full checkpoint to load from dynamically.")
     ] = None,
-    pipeline_dir: Annotated[
-        Path | None, typer.Option("--pipeline-dir", metavar="DIR", help="The stages that zpptool split wrote.")
-    ] = None,
+    pipeline_dir: PipelineDirOption = None,
     model: ModelOption = None,
     num_stages: NumStagesOption = None,
     ranges: RangesOption = None,
-    engine: Annotated[Engine, typer.Option("--engine", help="What computes the layers.")] = Engine.TRANSFORMERS,
+    engine: EngineOption = Engine.TRANSFORMERS,
     test_input: Annotated[
         list[str] | None,
         typer.Option("--test-input", "--prompt", metavar="TEXT", help="A prompt; may be given several times."),
@@ -70,18 +69,11 @@ def test_pipeline(
     device: DeviceOption = "auto",
     gpu_ids: GpuIdsOption = None,
     tensor_parallel_size: TensorParallelOption = "1",
-    base_port: Annotated[
-        int | None,
-        typer.Option("--base-port", metavar="PORT", help="Link the stages over tcp from this port on; else over ipc."),
-    ] = None,
-    api_port: Annotated[
-        int | None, typer.Option("--api-port", metavar="PORT", help="The API's port; any free one if not given.")
-    ] = None,
+    base_port: LocalBasePortOption = None,
+    api_port: LocalApiPortOption = None,
     report: Annotated[Path | None, typer.Option("--report", metavar="FILE", help="Write the outcome as JSON.")] = None,
     junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write the outcome as JUnit.")] = None,
-    log_dir: Annotated[
-        Path | None, typer.Option("--log-dir", metavar="DIR", help="Keep the logs of all processes here.")
-    ] = None,
+    log_dir: LogDirOption = None,
     start_timeout: StartTimeoutOption = 600.0,
     step_timeout: StepTimeoutOption = 300.0,
     trace: TraceOption = None,
@@ -92,94 +84,71 @@ def test_pipeline(
 ) -> None:
     """Prove that a pipeline gives the unsplit model's tokens, greedily, for several prompts in flight at once.
 
-    Stages come from --pipeline-dir, or load their own layers of MODEL as --num-stages or --ranges say. The unsplit
+    Stages come from --pipeline-dir, or load their own layers of MODEL by --num-stages or --ranges. The unsplit
     model is MODEL, or the stages' own tensors put together when only --pipeline-dir is given.
 
     Exit code 0: identical. 4: not; the table shows the first token that differs. 6: a stage died or timed out.
     What follows -- goes to the engine, on both sides.
     """
-    from zpptool.pipeline.launch import check_engine, log_directory
-    from zpptool.pipeline.privatedir import private_directory
+    from zpptool.config.local_pipeline import tensor_parallel_sizes
+    from zpptool.config.runtime_options import RuntimeOptions
+    from zpptool.engines.registry import check_engine
+    from zpptool.parity.compare import Verdict
+    from zpptool.parity.reported_trial import ReportFiles, run_reported_trial
+    from zpptool.parity.trial_plan import TrialOptions
 
     console = Console(as_json=as_json, quiet=quiet or as_json)
+    if console.quiet:
+        hide_information()
     check_engine(engine)
+    from zpptool.config.gpu_pool import parse_gpu_ids
 
-    from zpptool.pipeline.gpupool import parse_gpu_ids
-    from zpptool.pipeline.trace import check_trace_file
-    from zpptool.pipeline.trial.order import TrialWish, plan_trial
-    from zpptool.pipeline.trial.report import error_payload, payload
-    from zpptool.pipeline.trial.run import run_trial
-
-    whole, range_words = _model_and_ranges(pipeline_dir, model, words, ranges)
-    wish = TrialWish(
+    whole, all_ranges = _model_and_ranges(ctx, pipeline_dir, model, arguments, ranges)
+    runtime = RuntimeOptions(
+        device=device,
+        start_timeout_s=start_timeout,
+        step_timeout_s=step_timeout,
+        trace=path_text(trace),
+        wire_codec=wire_codec,
+    )
+    options = TrialOptions(
         engine=engine,
         model=whole,
         pipeline_dir=pipeline_dir,
         num_stages=num_stages,
-        ranges=tuple(range_words),
+        ranges=tuple(all_ranges),
         prompts=tuple(test_input or DEFAULT_PROMPTS),
         as_chat=chat,
         with_long_prompts=not no_long_prompts,
         batched=batched,
         max_new_tokens=max_new_tokens,
         dtype=dtype,
-        device=device,
         gpu_ids=parse_gpu_ids(gpu_ids),
         base_port=base_port,
         api_port=api_port,
         engine_args=tuple(ctx.obj or ()),
-        start_timeout_s=start_timeout,
-        step_timeout_s=step_timeout,
         tensor_parallel_sizes=tensor_parallel_sizes(tensor_parallel_size, engine),
-        trace=trace,
-        wire_codec=wire_codec,
+        runtime=runtime,
     )
-    _refuse_unwritable(report, junit)
-    if trace is not None:
-        check_trace_file(trace)
-    told_stages = num_stages or len(range_words) or None
-    try:
-        with private_directory() as scratch, log_directory(log_dir) as logs:
-            order = plan_trial(wish, scratch, logs)
-            told_stages = len(order.stages)
-            began = time.monotonic()
-            results = run_trial(order, console.note)
-    except ZppError as fault:
-        fault.beside = error_payload(engine, told_stages, fault)
-        _write(fault.beside, report, junit)
-        raise
-    outcome = payload(order.stages, results, time.monotonic() - began)
-    _write(outcome, report, junit)
+    outcome = run_reported_trial(options, ReportFiles(report, junit), log_dir)
     console.result(outcome, lambda out: _show(out, outcome))
     if outcome["verdict"] != Verdict.IDENTICAL:
         raise typer.Exit(ExitCode.MISMATCH)
 
 
 def _model_and_ranges(
-    pipeline_dir: Path | None, model: Path | None, words: list[str] | None, ranges: list[str] | None
+    ctx: typer.Context,
+    pipeline_dir: Path | None,
+    model: Path | None,
+    arguments: list[str] | None,
+    ranges: list[str] | None,
 ) -> tuple[Path | None, list[str]]:
-    """With --pipeline-dir the model may be left out, and the ranges are the split's own."""
+    """The unsplit model, which may be left out beside --pipeline-dir, and the ranges, which then come from there."""
     if pipeline_dir is None:
-        return model_and_ranges(model, words, ranges)
+        return model_and_ranges(ctx, model, arguments, ranges)
     if ranges:
         raise usage_error("--pipeline-dir has its ranges; leave --ranges out", "Split again for other ranges.")
-    return (model_and_ranges(model, words, None)[0] if model or words else None), []
-
-
-def _refuse_unwritable(*files: Path | None) -> None:
-    """Refuse to run for minutes and then have nowhere to write."""
-    for file in files:
-        if file is not None and (file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK)):
-            raise usage_error(f"{file} cannot be written", "Name a file in a directory that is there.")
-
-
-def _write(outcome: Mapping[str, Any], report: Path | None, junit_file: Path | None) -> None:
-    from zpptool.pipeline.trial.report import junit
-
-    if report is not None:
-        report.write_text(json.dumps({"schema_version": SCHEMA_VERSION, **outcome}, indent=2) + "\n", encoding="utf-8")
-    if junit_file is not None:
-        junit_file.write_text(junit(outcome), encoding="utf-8")
+    return (model_and_ranges(ctx, model, arguments, None)[0] if model or arguments else None), []
 
 
 def _show(out: Console, outcome: dict[str, Any]) -> None:
@@ -189,14 +158,14 @@ def _show(out: Console, outcome: dict[str, Any]) -> None:
         out.line(f"  pipeline {prompt['text']!r}")
         out.line(f"  unsplit  {_ids(prompt['reference_token_ids'])}")
         out.line(f"  pipeline {_ids(prompt['token_ids'])}")
-        place = prompt["first_difference"]
-        out.line("  identical" if place is None else f"  DIFFERENT from token {place} on")
+        index = prompt["first_difference"]
+        out.line("  identical" if index is None else f"  DIFFERENT from token {index} on")
     stages = ", ".join(f"{start}-{end}" for start, end in (stage["layers"] for stage in outcome["stages"]))
     out.line()
     out.line(f"{outcome['num_stages']} stages ({stages}) on {outcome['engine']}, {outcome['seconds']} s")
     out.line(f"verdict: {outcome['verdict']}")
 
 
-def _ids(token_ids: list[int], most: int = 16) -> str:
-    more = f" ... ({len(token_ids)} tokens)" if len(token_ids) > most else ""
-    return " ".join(map(str, token_ids[:most])) + more
+def _ids(token_ids: list[int], limit: int = 16) -> str:
+    more = f" ... ({len(token_ids)} tokens)" if len(token_ids) > limit else ""
+    return " ".join(map(str, token_ids[:limit])) + more

@@ -8,8 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zpptool.cli.options import JsonOption, NumStagesOption, QuietOption, RangesOption, on_command_line
-from zpptool.cli.validate_plan import validate_plan
+from zpptool.cli.options import (
+    JsonOption,
+    NumStagesOption,
+    QuietOption,
+    RangesOption,
+    TotalLayersOption,
+    on_command_line,
+)
 from zpptool.cli.validate_ranges import validate_ranges
 from zpptool.console import Console, human_bytes
 from zpptool.errors import ExitCode, usage_error
@@ -19,7 +25,8 @@ if TYPE_CHECKING:
 
 
 def validate(
-    words: Annotated[
+    ctx: typer.Context,
+    arguments: Annotated[
         list[str] | None,
         typer.Argument(metavar="TARGET", help="A split, one stage directory of it, or a plan."),
     ] = None,
@@ -27,43 +34,41 @@ def validate(
         Path | None, typer.Option("--model", metavar="DIR", help="The source checkpoint, to compare every byte with.")
     ] = None,
     ranges: RangesOption = None,
-    total_layers: Annotated[
-        int | None, typer.Option("--total-layers", metavar="N", min=1, help="With --ranges: how many decoder layers.")
-    ] = None,
+    total_layers: TotalLayersOption = None,
     num_stages: NumStagesOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Prove that a split holds every layer once and every tensor unchanged; with --model, byte for byte.
 
-    Of a plan, check ranges, addresses and, where it lies on this machine, the model.
+    Of a plan, check ranges, addresses and, if it is on this machine, the model.
 
     All faults are listed, each with its stage and tensor. With --ranges, --total-layers or --num-stages instead of
     TARGET, the layer ranges are checked as `zpptool validate-ranges` does.
     """
-    told = {"ranges": ranges, "total_layers": total_layers, "num_stages": num_stages}
-    if any(value and on_command_line(name) for name, value in told.items()):
-        validate_ranges(words, ranges, total_layers, model, num_stages, as_json)
+    range_options = {"ranges": ranges, "total_layers": total_layers, "num_stages": num_stages}
+    if any(value and on_command_line(ctx, name) for name, value in range_options.items()):
+        validate_ranges(arguments, ranges, total_layers, model, num_stages, as_json)
         return
-    if not words or len(words) != 1:
+    if not arguments or len(arguments) != 1:
         raise usage_error(
-            "name one split directory" if words else "it is not said what to validate",
+            "name one split directory" if arguments else "nothing to validate is named",
             "zpptool validate OUT --model MODEL, or zpptool validate --ranges 0-8 8-16 --total-layers 16",
         )
     console = Console(as_json=as_json, quiet=quiet)
-    if Path(words[0]).is_file():
-        validate_plan(Path(words[0]), model, console)
+    if Path(arguments[0]).is_file():
+        _validate_plan(Path(arguments[0]), model, console)
         return
     from zpptool.checkpoint.verify import find_target, verify_split
 
-    target = find_target(Path(words[0]), model)
+    target = find_target(Path(arguments[0]), model)
     if not target.whole:
-        console.note(f"note: {target.directory} is one stage; only that one is proven, not the whole split")
+        console.note(f"note: {target.directory} is one stage; only that one is checked, not the whole split")
     with console.progress(f"reading {target.directory}", target.nbytes) as advance:
         verdict = verify_split(target, advance)
     if verdict.unhashed and target.model is None:
         named = ", ".join(map(str, verdict.unhashed))
-        console.warn(f"the split was made with --no-hash: no byte of stage {named} is proven; give --model")
+        console.warn(f"the split was made with --no-hash: no byte of stage {named} is checked; give --model")
     console.result(_payload(target, verdict), lambda out: _show(out, target, verdict))
     if not verdict.valid:
         raise typer.Exit(ExitCode.INVALID)
@@ -94,8 +99,8 @@ def _payload(target: Target, verdict: Verdict) -> dict[str, Any]:
 
 def _show(out: Console, target: Target, verdict: Verdict) -> None:
     rows = [
-        (stage, own.layers, len(own.tensors), human_bytes(own.nbytes), target.stages[stage])
-        for stage, own in verdict.manifests.items()
+        (stage, manifest.layers, len(manifest.tensors), human_bytes(manifest.nbytes), target.stages[stage])
+        for stage, manifest in verdict.manifests.items()
     ]
     columns = ("stage", "layers", "tensors", "size", "directory")
     out.table("", columns, rows, right=("stage", "tensors", "size"))
@@ -104,5 +109,32 @@ def _show(out: Console, target: Target, verdict: Verdict) -> None:
     for fault in verdict.faults:
         out.line(f"{fault.code}: {fault.message}")
     against = f", byte for byte as in {target.model.directory}" if target.model else ""
-    what = "every layer once, every tensor accounted for" if target.whole else "one stage, as its manifest says"
+    what = "every layer once, every tensor accounted for" if target.whole else "one stage, as in its manifest"
     out.line(f"valid: {what}{against}" if verdict.valid else f"invalid: {len(verdict.faults)} fault(s)")
+
+
+def _validate_plan(path: Path, model: Path | None, console: Console) -> None:
+    """Print every reason why the plan cannot work; exit with `INVALID` if there is one."""
+    from zpptool.config.plan import load_plan_file, plan_faults
+
+    plan = load_plan_file(path)
+    directory = model or (Path(plan.model) if Path(plan.model).is_dir() else None)
+    if directory is None:
+        console.note(f"note: {plan.model} is not on this machine; give --model DIR to check the model too")
+    faults = plan_faults(plan, directory)
+    payload = {
+        "valid": not faults,
+        "digest": plan.digest,
+        "num_stages": len(plan.stages),
+        "model_checked": directory is not None,
+        "faults": [{"message": fault} for fault in faults],
+    }
+    console.result(payload, lambda out: _show_plan_faults(out, len(plan.stages), faults))
+    if faults:
+        raise typer.Exit(ExitCode.INVALID)
+
+
+def _show_plan_faults(out: Console, num_stages: int, faults: list[str]) -> None:
+    for fault in faults:
+        out.line(fault)
+    out.line(f"invalid: {len(faults)} fault(s)" if faults else f"valid: a plan of {num_stages} stages")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`zpptool validate-ranges`: does a list of layer ranges cover a model, each layer once? Names every fault."""
+"""`zpptool validate-ranges`: whether a list of layer ranges covers a model, each layer once, with every fault."""
 
 from __future__ import annotations
 
@@ -9,30 +9,35 @@ from typing import Annotated
 
 import typer
 
-from zpptool.cli.options import JsonOption, ModelOption, NumStagesOption, RangesOption, typed_ranges
+from zpptool.cli.options import (
+    JsonOption,
+    ModelOption,
+    NumStagesOption,
+    RangesOption,
+    TotalLayersOption,
+    typed_ranges,
+)
 from zpptool.console import Console
 from zpptool.errors import ExitCode, usage_error
-from zpptool.layers import FaultCode, LayerRange, RangeFault, check_ranges, even_partition
+from zpptool.partition import FaultCode, LayerRange, RangeFault, check_ranges, even_partition
 
 
 def validate_ranges(
-    words: Annotated[
+    arguments: Annotated[
         list[str] | None, typer.Argument(metavar="[RANGES]...", help="More layer ranges, as after --ranges.")
     ] = None,
     ranges: RangesOption = None,
-    total_layers: Annotated[
-        int | None, typer.Option("--total-layers", metavar="N", min=1, help="How many decoder layers the model has.")
-    ] = None,
+    total_layers: TotalLayersOption = None,
     model: ModelOption = None,
     num_stages: NumStagesOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check layer ranges: overlaps, gaps, bounds, order and form; every fault, not only the first.
 
-    Without ranges, --num-stages N shows the ranges that the layers are dealt out in by default. --model reads the
-    number of layers from config.json and nothing else.
+    Without ranges, --num-stages N shows the default ranges. --model reads the number of layers from config.json and
+    nothing else.
     """
-    texts = typed_ranges(ranges, words)
+    texts = typed_ranges(ranges, arguments)
     if not texts and num_stages is None:
         raise usage_error(
             "no layer ranges are given", "give --ranges 0-8 8-16 ..., or --num-stages N for the default ranges"
@@ -56,16 +61,16 @@ def validate_ranges(
 
 
 def _total_layers(given: int | None, model: Path | None) -> int:
-    from zpptool.checkpoint.loading import count_layers
+    from zpptool.checkpoint.stage_tensors import count_layers
 
     if model is None:
         if given is None:
-            raise usage_error("it is not said how many layers the model has", "give --total-layers N or --model DIR")
+            raise usage_error("the number of layers is not known", "give --total-layers N or --model DIR")
         return given
     found = count_layers(model)
     if given not in (None, found):
         raise usage_error(
-            f"--total-layers says {given} and {model / 'config.json'} says {found} layers", "give one of the two"
+            f"--total-layers is {given}, but {model / 'config.json'} has {found} layers", "give one of the two"
         )
     return found
 

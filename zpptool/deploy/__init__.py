@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a plan to what runs it: commands for each host, Kubernetes manifests, a compose file, systemd units."""
+"""Generate deployments from a plan: shell commands per host, Kubernetes manifests, a compose file, systemd units."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write what was made as one directory: all of it or nothing, and never over what is there unless told to.
+"""Write generated files as one directory, all of them or none; an existing directory is replaced only with `--force`.
 
-The same files always have the same bytes. What `--force` replaces is moved away only when the new directory is whole.
+The same input always gives the same bytes. The old directory is moved away only when the new one is complete.
 """
 
 from __future__ import annotations
@@ -16,69 +16,74 @@ from typing import Any
 import yaml
 
 from zpptool.errors import ZppError, invalid_error
-from zpptool.names import is_inner_path
+from zpptool.file_names import is_inner_path
 
 MARKER = ".zpptool-deploy"
-"""In every directory that was written here: `--force` replaces no other."""
+"""A file in every directory written here; `--force` replaces no directory without it."""
 
 KEYS = "keys"
-"""A user's own directory inside: it is kept, with its modes, when the rest is replaced."""
+"""A subdirectory with the user's key files: it is preserved, with its modes, when the rest is replaced."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """YAML without anchors, which people and some tools read badly."""
+    """Writes YAML without anchors and aliases, which not all tools support."""
 
     def ignore_aliases(self, _data: Any) -> bool:
         return True
 
 
 def documents(items: Sequence[Mapping[str, Any]]) -> str:
-    """One YAML document for each item, keys in the order they were given."""
+    """Return YAML text with one document per item; keys keep their order."""
     return "---\n".join(
         yaml.dump(dict(item), Dumper=_Dumper, sort_keys=False, default_flow_style=False, width=120) for item in items
     )
 
 
 def write_directory(files: Mapping[str, str], directory: Path, *, force: bool = False) -> None:
-    """Write files, named relative to `directory`, as a whole.
+    """Write files into a new directory, all of them or none.
+
+    Args:
+        files: content by path relative to `directory`.
+        directory: the directory to create.
+        force: replace an existing directory if it was written here.
 
     Raises:
-        ZppError: (INVALID) the directory is there and may not be replaced, or a file would lie outside it; (FAILURE) it
+        ZppError: (INVALID) the directory exists and may not be replaced, or a file would be outside it; (FAILURE) it
             cannot be written.
     """
     outside = [name for name in files if not is_inner_path(name)]
     if outside:
-        raise invalid_error(f"the file {outside[0][:80]!r} would lie outside {directory}, or is no file's name")
+        raise invalid_error(f"the file {outside[0][:80]!r} would be outside {directory}, or is not a valid file name")
     directory = Path(os.path.abspath(directory))
     try:
         if directory.exists():
             _refuse_to_replace(directory, force)
         directory.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+        new = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
         try:
-            _fill(made, files)
+            _fill(new, files)
             if (directory / KEYS).is_dir():
-                shutil.copytree(directory / KEYS, made / KEYS)
-            _put_in_place(made, directory)
+                shutil.copytree(directory / KEYS, new / KEYS)
+            _put_in_place(new, directory)
         finally:
-            shutil.rmtree(made, ignore_errors=True)
+            shutil.rmtree(new, ignore_errors=True)
     except OSError as cause:
         raise ZppError(f"{directory} cannot be written: {cause.strerror}", "Choose another -o DIR.") from cause
 
 
 def _refuse_to_replace(directory: Path, force: bool) -> None:
     if not force:
-        raise invalid_error(f"{directory} is there already", "Choose another -o DIR, or give --force.")
+        raise invalid_error(f"{directory} already exists", "Choose another -o DIR, or give --force.")
     if not (directory / MARKER).is_file() and any(directory.iterdir() if directory.is_dir() else [directory]):
         raise invalid_error(
-            f"{directory} was not written by zpptool deploy, and is left alone", "Choose another -o DIR."
+            f"{directory} was not written by zpptool deploy, and is not replaced", "Choose another -o DIR."
         )
 
 
-def _fill(made: Path, files: Mapping[str, str]) -> None:
-    made.chmod(0o755)
+def _fill(new: Path, files: Mapping[str, str]) -> None:
+    new.chmod(0o755)
     for name, text in {**files, MARKER: "Written by zpptool deploy; --force replaces this directory.\n"}.items():
-        file = made / name
+        file = new / name
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("w", encoding="utf-8") as out:
             out.write(text)
@@ -86,14 +91,14 @@ def _fill(made: Path, files: Mapping[str, str]) -> None:
             os.fsync(out.fileno())
 
 
-def _put_in_place(made: Path, directory: Path) -> None:
-    """A directory cannot be renamed over a full one: the old one steps aside for the moment between two renames."""
+def _put_in_place(new: Path, directory: Path) -> None:
+    """Rename `new` to `directory`. rename(2) does not replace a non-empty directory, so it is moved aside first."""
     aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}.old.", dir=directory.parent))
     try:
         if directory.exists():
             directory.rename(aside / "old")
         try:
-            made.rename(directory)
+            new.rename(directory)
         except OSError:
             if (aside / "old").exists():
                 (aside / "old").rename(directory)

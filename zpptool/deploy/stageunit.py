@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One stage as a container sees it: its name, its port, who it hears from, what it runs and what it needs.
+"""One stage as a container: its name, its port, the stage it receives from, its command and its resources.
 
-Every stage has a network name of its own, so each binds the port that its plan says on all addresses of its own network
-namespace, and connects to the name of the stage before it. There is one of each stage, never two.
+Every stage has its own network name. It binds the port of the plan on all addresses of its network namespace, and
+connects to the name of the preceding stage. There is exactly one container per stage.
 """
 
 from __future__ import annotations
@@ -10,23 +10,33 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from zpptool.deploy.wish import Deployment, Device
+from zpptool.config.plan import PlannedStage
+from zpptool.deploy.deployment import Deployment, Device
 from zpptool.errors import invalid_error
-from zpptool.plan import PlannedStage
 
 MODELS = "/models"
-"""Where a stage's own directory is written, on a volume of its own."""
+"""Mount point of the volume that holds the stage directory."""
 SOURCE = "/source"
-"""Where the checkpoint is mounted, if it is not on the Hub."""
+"""Mount point of the checkpoint, if it is not on the Hub."""
 START_S = 1800
-"""How long a start may take, its own fetching apart: the slowest stage's fetching, loading, and the roll call."""
+"""Start timeout in seconds: it covers the slowest stage's fetching, loading, and the roll call, but not the stage's own
+fetching."""
+PRE_STOP_S = 5
+"""Seconds between the end of a pod and its SIGTERM, for load balancers to notice that it takes no more requests."""
+DRAIN_S = 30
+"""Seconds that answers in progress have to end after SIGTERM."""
+LATER_DRAIN_S = DRAIN_S + PRE_STOP_S + 10
+"""Seconds that a later stage computes after SIGTERM, unless the ring stops: stage 0 may get its SIGTERM later, and
+stops the ring after its own time."""
+END_S = 15
+"""Seconds that the processes of a stage may take to end after that."""
 GIB = 1 << 30
 PROCESS_BYTES = 4 * GIB
-"""The host memory of torch, the engine and its buffers, without weights; vLLM 0.32 on CPU was seen at 2 to 3 GiB."""
+"""Host memory of torch, the engine and its buffers, without weights; 2 to 3 GiB were measured with vLLM 0.32 on CPU."""
 HEAD_BYTES = 3 * GIB
-"""The head's API server and engine core, beside stage 0."""
+"""Host memory of the head's API server and engine core, which run beside stage 0."""
 CPU_CACHE_BYTES = 4 * GIB
-"""The KV cache of vLLM on CPU (VLLM_CPU_KVCACHE_SPACE); on a GPU it lies there."""
+"""Host memory of vLLM's KV cache on CPU (VLLM_CPU_KVCACHE_SPACE); on a GPU the cache is in GPU memory."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +45,14 @@ class StageUnit:
 
     Attributes:
         place: the stage in the plan.
-        name: its own network name.
-        port: the port it sends from.
-        api_port: stage 0 only: the OpenAI API; None elsewhere.
-        receiver: the number of the stage that connects to it.
-        run: the words of `zpptool run-stage` and all that follows.
-        fetch: the words of `zpptool split` that write its directory.
+        name: network name of the stage.
+        port: port of its link, to which the next stage connects.
+        api_port: port of the OpenAI API for stage 0; None for other stages.
+        receiver: number of the stage that connects to it.
+        run: the command that runs the stage (`zpptool run-stage ...`).
+        fetch: the command that writes its directory (`zpptool split ...`).
         memory_bytes: host memory.
-        disk_bytes: of its volume.
+        disk_bytes: size of its volume.
     """
 
     place: PlannedStage
@@ -57,76 +67,98 @@ class StageUnit:
 
     @property
     def stage(self) -> int:
+        """Number of the stage."""
         return self.place.stage
 
 
-def stage_units(wish: Deployment, source: str) -> tuple[StageUnit, ...]:
-    """Every stage of a deployment, in order.
+def stage_units(deployment: Deployment, source: str) -> tuple[StageUnit, ...]:
+    """Return the units of all stages of a deployment, in order.
 
     Args:
-        wish: the deployment.
+        deployment: the deployment.
         source: what `zpptool split` reads: a model on the Hub, or a directory inside the container.
 
     Raises:
-        ZppError: (INVALID) a link of the plan is not tcp, and containers share no socket files.
+        ZppError: (INVALID) a link of the plan does not use tcp; containers share no socket files.
     """
-    return tuple(_unit(wish, place, source) for place in wish.plan.stages)
+    return tuple(_unit(deployment, place, source) for place in deployment.plan.stages)
 
 
-def link_environment(wish: Deployment, keys: str) -> dict[str, str]:
-    """How a stage is told about keys: the one place that says so, for containers and units alike."""
-    return {"ZPP_INSECURE": "1"} if wish.insecure else {"ZPP_KEYS": keys}
+def link_environment(deployment: Deployment, keys: str) -> dict[str, str]:
+    """Return the environment variables for a stage's link keys, for containers and systemd units.
+
+    Args:
+        deployment: the deployment.
+        keys: path of the stage's key file.
+    """
+    return {"ZPP_INSECURE": "1"} if deployment.insecure else {"ZPP_KEYS": keys}
+
+
+def shutdown_timeout_s(stage: int) -> int:
+    """Return the `--shutdown-timeout` of a stage, in seconds."""
+    return LATER_DRAIN_S if stage else DRAIN_S
+
+
+def stop_limit_s(stage: int) -> int:
+    """Return how long a stage may take to stop before it may be killed, in seconds."""
+    return PRE_STOP_S + shutdown_timeout_s(stage) + END_S
 
 
 def key_file(stage: int) -> str:
-    """The name of a stage's key file, as `zpptool keys generate` writes it."""
+    """Return the name of a stage's key file, as `zpptool keys generate` writes it."""
     return f"stage_{stage}.keys"
 
 
-def _unit(wish: Deployment, place: PlannedStage, source: str) -> StageUnit:
-    plan, last = wish.plan, len(wish.plan.stages) - 1
+def _unit(deployment: Deployment, place: PlannedStage, source: str) -> StageUnit:
+    plan, last = deployment.plan, len(deployment.plan.stages) - 1
     before = plan.stages[place.stage - 1]
     port, port_before = _port(place), _port(before)
     first = place.stage == 0
     api = ("--host", "0.0.0.0", "--port", str(plan.api_port)) if first else ()
-    previous = f"{stage_name(wish.name, before.stage)}:{port_before}"
+    previous = f"{stage_name(deployment.name, before.stage)}:{port_before}"
     return StageUnit(
         place=place,
-        name=stage_name(wish.name, place.stage),
+        name=stage_name(deployment.name, place.stage),
         port=port,
         api_port=plan.api_port if first else None,
         receiver=0 if place.stage == last else place.stage + 1,
         run=(
             "zpptool", "run-stage", f"{MODELS}/stage_{place.stage}", "--engine", str(plan.engine),
-            "--device", str(wish.device), "--dtype", plan.dtype, "--start-timeout", str(START_S),
-            "--bind-host", "0.0.0.0", "--local-bind-port",
+            "--device", str(deployment.device), "--dtype", plan.dtype, "--start-timeout", str(START_S),
+            "--shutdown-timeout", str(shutdown_timeout_s(place.stage)), "--bind-host", "0.0.0.0", "--local-bind-port",
             str(port), "--prev-stage-addr" if first else "--prev-stage-service-addr", previous, *api,
             *(("--", *plan.engine_args) if plan.engine_args else ()),
         ),
         fetch=(
-            "zpptool", "split", source, "--ranges", *(own.layers for own in plan.stages),
+            "zpptool", "split", source, "--ranges", *(other.layers for other in plan.stages),
             "--stage", str(place.stage), "--output-dir", MODELS,
         ),
-        memory_bytes=_memory(wish, place),
+        memory_bytes=_memory(deployment, place),
         disk_bytes=_whole_gib(place.weight_bytes + place.weight_bytes // 5 + GIB),
     )  # fmt: skip
 
 
 def stage_name(name: str, stage: int) -> str:
-    """The network name of a stage."""
+    """Return the network name of a stage."""
     return f"{name}-stage-{stage}"
 
 
 def _port(place: PlannedStage) -> int:
     port = urlsplit(place.bind).port
     if port is None:
-        raise invalid_error(f"stage {place.stage} binds {place.bind}, and containers are linked over tcp")
+        raise invalid_error(
+            f"stage {place.stage} binds {place.bind}, but containers are linked over tcp",
+            "Make a plan with tcp addresses.",
+        )
     return port
 
 
-def _memory(wish: Deployment, place: PlannedStage) -> int:
-    """Weights are in host memory for good on a CPU, and pass through the page cache on their way to a GPU."""
-    cache = CPU_CACHE_BYTES if wish.device is Device.CPU else 0
+def _memory(deployment: Deployment, place: PlannedStage) -> int:
+    """Return the host memory of a stage in bytes.
+
+    It includes the weights: on a CPU they stay in it, for a GPU they pass through the page cache.
+    """
+    cache = CPU_CACHE_BYTES if deployment.device is Device.CPU else 0
     head = HEAD_BYTES if place.stage == 0 else 0
     return _whole_gib(place.weight_bytes + PROCESS_BYTES + cache + head)
 

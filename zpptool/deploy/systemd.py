@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A pipeline as systemd units: a directory for each host, with the plan, a unit a stage, and a target that holds them.
+"""Generate systemd units: one directory per host, with the plan, a unit per stage, and a target that groups them.
 
-The units run `zpptool run-stage --plan`: every stage is started from the same plan, and the roll call finds out when
-one is not. Keys are handed over as credentials, which only the service's own user can read (systemd 247 and later).
+The units run `zpptool run-stage --plan`. Every stage is started from the same plan; the roll call detects one that is
+not. Keys are passed as credentials, which only the service's own user can read (systemd 247 and later).
 """
 
 from __future__ import annotations
@@ -10,76 +10,86 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from zpptool.deploy.stageunit import START_S, key_file, link_environment
-from zpptool.deploy.wish import Deployment, Device
-from zpptool.deploy.words import check_program
-from zpptool.errors import invalid_error, usage_error
-from zpptool.names import holds_control
-from zpptool.plan import PlannedStage
+from zpptool.config.plan import PlannedStage
+from zpptool.deploy.deployment import Deployment, Device
+from zpptool.deploy.quoting import check_program
+from zpptool.deploy.stageunit import START_S, key_file, link_environment, shutdown_timeout_s, stop_limit_s
+from zpptool.errors import ExitCode, invalid_error, usage_error
+from zpptool.file_names import holds_control
 
 PLAN_FILE = "zpp.yaml"
 
 
-def systemd_files(wish: Deployment) -> dict[str, str]:
-    """The units and the plan by file name, in a directory for each host.
+def systemd_files(deployment: Deployment) -> dict[str, str]:
+    """Return the units and the plan, by path: one directory per host.
 
     Raises:
-        ZppError: (USAGE) the program or a directory is no absolute path; (INVALID) a value is more than one line.
+        ZppError: (USAGE) the program or a directory is not an absolute path; (INVALID) a value has more than one line.
     """
-    if not wish.is_hub and not PurePosixPath(wish.source).is_absolute():
+    if not deployment.is_hub and not PurePosixPath(deployment.source).is_absolute():
         raise usage_error(
-            f"{wish.source!r} is nothing that a unit can read",
+            f"{deployment.source!r} cannot be read by a systemd unit",
             "Give --model hf://org/name@revision, or the absolute path of the checkpoint or its stages on each host.",
         )
-    check_program(wish.program)
+    check_program(deployment.program)
     files: dict[str, str] = {}
-    for host in dict.fromkeys(place.host for place in wish.plan.stages):
-        places = [place for place in wish.plan.stages if place.host == host]
-        files[f"{host}/{PLAN_FILE}"] = wish.plan.to_yaml()
-        files[f"{host}/{wish.name}.target"] = _target(wish, places)
+    for host in dict.fromkeys(place.host for place in deployment.plan.stages):
+        places = [place for place in deployment.plan.stages if place.host == host]
+        files[f"{host}/{PLAN_FILE}"] = deployment.plan.to_yaml()
+        files[f"{host}/{deployment.name}.target"] = _target(deployment, places)
         for place in places:
-            files[f"{host}/{_unit_name(wish, place)}"] = _service(wish, place)
+            files[f"{host}/{_unit_name(deployment, place)}"] = _service(deployment, place)
     return files
 
 
-def _unit_name(wish: Deployment, place: PlannedStage) -> str:
-    return f"{wish.name}-stage-{place.stage}.service"
+def _unit_name(deployment: Deployment, place: PlannedStage) -> str:
+    return f"{deployment.name}-stage-{place.stage}.service"
 
 
-def _target(wish: Deployment, places: Sequence[PlannedStage]) -> str:
-    units = " ".join(_unit_name(wish, place) for place in places)
+def _target(deployment: Deployment, places: Sequence[PlannedStage]) -> str:
+    units = " ".join(_unit_name(deployment, place) for place in places)
     return _text(
         {
-            "Unit": [("Description", f"zpptool pipeline {wish.name} on this host"), ("Wants", units)],
+            "Unit": [("Description", f"zpptool pipeline {deployment.name} on this host"), ("Wants", units)],
             "Install": [("WantedBy", "multi-user.target")],
         }
     )
 
 
-def _service(wish: Deployment, place: PlannedStage) -> str:
-    settings = f"/etc/zpptool/{wish.name}"
-    state = f"zpptool/{wish.name}-{place.stage}"
-    own = f"/var/lib/{state}/stage_{place.stage}"
-    run = ["run-stage", "--plan", f"{settings}/{PLAN_FILE}", "--stage-idx", str(place.stage), "--device", wish.device]
-    run += ["--start-timeout", str(START_S)]
-    if wish.device is Device.CUDA:
-        run += ["--gpu-id", str(_place_on_host(wish, place))]
+def _service(deployment: Deployment, place: PlannedStage) -> str:
+    settings = f"/etc/zpptool/{deployment.name}"
+    state = f"zpptool/{deployment.name}-{place.stage}"
+    stage_directory = f"/var/lib/{state}/stage_{place.stage}"
+    run = [
+        "run-stage",
+        "--plan",
+        f"{settings}/{PLAN_FILE}",
+        "--stage-idx",
+        str(place.stage),
+        "--device",
+        deployment.device,
+    ]
+    run += ["--start-timeout", str(START_S), "--shutdown-timeout", str(shutdown_timeout_s(place.stage))]
+    if deployment.device is Device.CUDA:
+        run += ["--gpu-id", str(_place_on_host(deployment, place))]
     lines: list[tuple[str, str]] = [("Type", "exec"), ("User", "zpptool"), ("StateDirectory", state)]
-    environment = {"HOME": f"/var/lib/{state}", **link_environment(wish, "%d/stage.keys")}
+    environment = {"HOME": f"/var/lib/{state}", **link_environment(deployment, "%d/stage.keys")}
     lines += [("Environment", f"{name}={value}") for name, value in environment.items()]
-    if not wish.insecure:
+    if not deployment.insecure:
         lines.append(("LoadCredential", f"stage.keys:{settings}/{key_file(place.stage)}"))
-    if wish.is_hub:
-        ranges = [own.layers for own in wish.plan.stages]
-        split = ["split", wish.source, "--ranges", *ranges, "--stage", str(place.stage)]
+    if deployment.is_hub:
+        ranges = [stage.layers for stage in deployment.plan.stages]
+        split = ["split", deployment.source, "--ranges", *ranges, "--stage", str(place.stage)]
         lines.append(("EnvironmentFile", f"-{settings}/environment"))
-        lines.append(("ExecStartPre", _command(wish, [*split, "--output-dir", f"/var/lib/{state}"])))
+        lines.append(("ExecStartPre", _command(deployment, [*split, "--output-dir", f"/var/lib/{state}"])))
+    model = stage_directory if deployment.is_hub else deployment.source
     lines += [
-        ("ExecStart", _command(wish, [*run, "--model", own if wish.is_hub else wish.source])),
+        ("ExecStart", _command(deployment, [*run, "--model", model])),
         ("Restart", "always"),
         ("RestartSec", "5"),
         ("TimeoutStartSec", "infinity"),
-        ("TimeoutStopSec", "60"),
+        ("TimeoutStopSec", str(stop_limit_s(place.stage))),
+        ("SuccessExitStatus", str(int(ExitCode.INTERRUPTED))),
         ("KillMode", "mixed"),
         ("LimitNOFILE", "65536"),
         ("NoNewPrivileges", "yes"),
@@ -90,42 +100,45 @@ def _service(wish: Deployment, place: PlannedStage) -> str:
     return _text(
         {
             "Unit": [
-                ("Description", f"zpptool pipeline {wish.name}, stage {place.stage}, layers {place.layers}"),
+                ("Description", f"zpptool pipeline {deployment.name}, stage {place.stage}, layers {place.layers}"),
                 ("Wants", "network-online.target"),
                 ("After", "network-online.target"),
-                ("PartOf", f"{wish.name}.target"),
+                ("PartOf", f"{deployment.name}.target"),
                 ("StartLimitIntervalSec", "0"),
             ],
             "Service": lines,
-            "Install": [("WantedBy", f"{wish.name}.target")],
+            "Install": [("WantedBy", f"{deployment.name}.target")],
         }
     )
 
 
-def _place_on_host(wish: Deployment, place: PlannedStage) -> int:
-    """The first stage of a host takes its first GPU, and so on."""
-    return [other.stage for other in wish.plan.stages if other.host == place.host].index(place.stage)
+def _place_on_host(deployment: Deployment, place: PlannedStage) -> int:
+    """Return the index of a stage among the stages of its host, which is also its GPU."""
+    return [other.stage for other in deployment.plan.stages if other.host == place.host].index(place.stage)
 
 
-def _command(wish: Deployment, words: Sequence[str]) -> str:
-    """A command line as systemd.service(5) reads it."""
-    return " ".join([wish.program, *map(_quoted, words)])
+def _command(deployment: Deployment, arguments: Sequence[str]) -> str:
+    """Return a command line in the syntax of systemd.service(5)."""
+    return " ".join([deployment.program, *map(_quoted, arguments)])
 
 
-def _quoted(word: str) -> str:
-    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
-    return f'"{escaped}"' if not word or any(sign in word for sign in " \t'\";") else escaped
+def _quoted(argument: str) -> str:
+    escaped = argument.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    return f'"{escaped}"' if not argument or any(sign in argument for sign in " \t'\";") else escaped
 
 
 def _text(sections: dict[str, list[tuple[str, str]]]) -> str:
-    """A unit file. A value is one line: what follows a line break would be a setting of its own.
+    """Return the text of a unit file.
 
     Raises:
-        ZppError: (INVALID) a value is more than one line.
+        ZppError: (INVALID) a value contains a line break, after which the text would be a setting of its own.
     """
     for key, value in (line for lines in sections.values() for line in lines):
         if holds_control(value):
-            raise invalid_error(f"{key} of a unit would be more than one line: {value[:80]!r}")
+            raise invalid_error(
+                f"{key} of a unit would have more than one line: {value[:80]!r}",
+                "Remove the line break from the value.",
+            )
     return "\n".join(
         f"[{name}]\n" + "".join(f"{key}={value}\n" for key, value in lines) for name, lines in sections.items()
     )

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may stand in the way of a pipeline on this machine: one small check a function, one line of fix each."""
+"""Diagnose what could keep a pipeline from running on this machine: one function per check, one line of advice each."""

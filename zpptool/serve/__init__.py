@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole pipelines behind one HTTP front: started, kept up, observed."""
+"""`zpptool serve`: whole pipelines behind one HTTP gateway; starts them, keeps them up and reports their status."""

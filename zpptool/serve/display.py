@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user sees while pipelines start and run: a live table on a terminal, a line for each change in a pipe.
+"""The state of all stages on stderr: a live table on a terminal, or a log line for each change.
 
-Everything goes to stderr. A terminal that has gone, or a pipe that nobody reads, is no reason to stop serving.
+A closed terminal, or a pipe without a reader, does not stop serving: such write errors are ignored.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,21 +14,31 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from zpptool.console import Console
-from zpptool.pipeline.ring.status import COMPUTING, READY
-from zpptool.pipeline.supervisor import PipelineView
-from zpptool.serve.status import stage_phase
-from zpptool.wire.errors import place_name
+from zpptool.places import place_name
+from zpptool.plain_text import plain
+from zpptool.ring.status import COMPUTING, READY
+from zpptool.serve.pipeline_status import stage_phase
+from zpptool.supervisor.pipeline_view import PipelineView
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-PLAIN_STEPS = ("loading 25%", "loading 50%", "loading 75%")
-"""Of all percentages, those that are worth a line."""
+LOGGED_PERCENTAGES = ("loading 25%", "loading 50%", "loading 75%")
+"""The loading phases that get a log line."""
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One stage on the display."""
+    """One stage on the display.
+
+    Attributes:
+        pipeline: the pipeline's name.
+        stage: its index.
+        layers: its range, as text.
+        pid: of its process; None where none runs.
+        phase: what it is doing, for people.
+    """
 
     pipeline: str
     stage: int
@@ -37,90 +48,90 @@ class Row:
 
 
 def rows_of(name: str, view: PipelineView) -> list[Row]:
-    """The stages of a pipeline, as they are displayed."""
+    """The rows of a pipeline's stages. A stage that computes is shown as ready: otherwise every step would be a
+    change."""
     pids = {process.name: process.pid for process in view.processes}
     rows = []
     for spec in view.specs:
         phase = stage_phase(view, spec.stage)
-        steady = READY if phase == COMPUTING else phase  # every step would be a change
-        rows.append(Row(name, spec.stage, str(spec.layers), pids.get(place_name(spec.stage)), steady))
+        shown = READY if phase == COMPUTING else phase
+        rows.append(Row(name, spec.stage, str(spec.layers), pids.get(place_name(spec.stage)), shown))
     return rows
 
 
 class Display(Protocol):
-    """Where the state of all pipelines is shown."""
+    """Shows the state of all stages."""
 
     def show(self, rows: Sequence[Row]) -> None:
-        """The stages now."""
-        ...
-
-    def say(self, text: str) -> None:
-        """One line that stays."""
+        """Show the current state."""
         ...
 
     def announce(self, text: str) -> None:
-        """The line that is the command's result, on stdout."""
+        """Print the command's result, one line on stdout."""
         ...
 
     def close(self) -> None:
-        """Nothing more will be shown."""
+        """Stop showing."""
         ...
 
 
 def display_for(console: Console) -> Display:
-    """A live table where stderr is a terminal, else lines."""
-    return LiveDisplay(console) if sys.stderr.isatty() and not console.quiet else PlainDisplay(console)
+    """A live table where stderr is a terminal, else log lines."""
+    return LiveDisplay(console) if sys.stderr.isatty() and not console.quiet else LineDisplay(console)
 
 
-class PlainDisplay:
-    """A line for each change."""
+class LineDisplay:
+    """Logs a line for each change.
+
+    Args:
+        console: prints the command's result.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._shown: dict[tuple[str, int], str] = {}
 
     def show(self, rows: Sequence[Row]) -> None:
-        """Say what has changed since the last time."""
+        """Log the phases that have changed since the last call; of the loading percentages only the first and
+        `LOGGED_PERCENTAGES`."""
         for row in rows:
             place = (row.pipeline, row.stage)
-            quiet = row.phase.startswith("loading ") and row.phase not in PLAIN_STEPS
-            if self._shown.get(place) == row.phase or (quiet and self._shown.get(place, "").startswith("loading")):
+            skipped = row.phase.startswith("loading ") and row.phase not in LOGGED_PERCENTAGES
+            if self._shown.get(place) == row.phase or (skipped and self._shown.get(place, "").startswith("loading")):
                 continue
             self._shown[place] = row.phase
             pid = f", pid {row.pid}" if row.pid is not None else ""
-            self.say(f"{row.pipeline}, stage {row.stage} (layers {row.layers}{pid}): {row.phase}")
-
-    def say(self, text: str) -> None:
-        """One line."""
-        with suppress(OSError):
-            self._console.note(text)
+            phase = plain(row.phase)
+            _logger.info("%s, stage %d (layers %s%s): %s", row.pipeline, row.stage, row.layers, pid, phase)
 
     def announce(self, text: str) -> None:
-        """One line."""
+        """Print the command's result, one line on stdout."""
         with suppress(OSError):
             self._console.line(text)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no resource is open."""
 
 
 class LiveDisplay:
-    """A table that is drawn again and again, with the lines that stay above it."""
+    """Redraws a table; log records and other writes to stderr appear above it.
+
+    Args:
+        console: prints the command's result.
+    """
 
     def __init__(self, console: Console) -> None:
         import rich.console
         import rich.live
 
         self._console = console
-        self._rich = rich.console.Console(stderr=True, highlight=False)
-        self._live = rich.live.Live(
-            console=self._rich, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
-        )
+        self._rich = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
+        self._live = rich.live.Live(console=self._rich, auto_refresh=False, redirect_stdout=False, redirect_stderr=True)
         self._shown: tuple[Row, ...] = ()
         self._open = False
 
     def show(self, rows: Sequence[Row]) -> None:
-        """Draw the table, if it has changed."""
+        """Draw the table, where it has changed."""
         if tuple(rows) == self._shown:
             return
         self._shown = tuple(rows)
@@ -130,21 +141,17 @@ class LiveDisplay:
                 self._open = True
             self._live.update(_table(rows), refresh=True)
 
-    def say(self, text: str) -> None:
-        """One line, above the table."""
-        with suppress(OSError):
-            self._rich.print(text, markup=False, soft_wrap=True)
-
     def announce(self, text: str) -> None:
-        """Where stdout is the same terminal, above the table: what anybody else writes there would be drawn over."""
-        if sys.stdout.isatty():
-            self.say(text)
-        else:
-            with suppress(OSError):  # of a terminal that has gone, nothing says any more that it was one
+        """Print the command's result, one line: above the table where stdout is a terminal, because the table would be
+        drawn over a line on stdout; else on stdout."""
+        with suppress(OSError):
+            if sys.stdout.isatty():
+                self._rich.print(text, markup=False)
+            else:
                 self._console.line(text)
 
     def close(self) -> None:
-        """Leave the last table standing."""
+        """Stop redrawing; the last table stays on the terminal."""
         if self._open:
             with suppress(OSError):
                 self._live.stop()

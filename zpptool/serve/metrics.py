@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Prometheus is told: the front's own numbers, the stages', and whatever the engines' own servers say.
+"""`/metrics` as Prometheus text: the gateway's metrics, the stages', and those of the engines' own servers.
 
-One pipeline's lines are passed on as they are. Those of several get a label, `replica`, each family standing together
-once, as the text format wants it.
+The engine metrics of a single pipeline are forwarded unchanged. Those of several get the label `replica`, and each
+family is written once with all its samples, as the text format requires.
 """
 
 from __future__ import annotations
@@ -23,8 +23,13 @@ _REPLICA = re.compile(r"(^|,)replica=")
 _TOKENS = re.compile(r"^(?:vllm|zpp):generation_tokens_total(?:\{.*\})? (?P<value>\S+)", re.MULTILINE)
 
 
-class FrontMetrics:
-    """The front's own numbers."""
+class GatewayMetrics:
+    """The gateway's own counters.
+
+    Attributes:
+        registry: holds them for Prometheus.
+        counts: requests answered, failed (status 500 or above) and retried since the start, for the status.
+    """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -32,36 +37,36 @@ class FrontMetrics:
             "zpp:front_requests", "Requests that were answered, by status.", ["code"], registry=self.registry
         )
         self._retries = Counter(
-            "zpp:front_retries", "Times that a request was asked again, unseen by its client.", registry=self.registry
+            "zpp:front_retries", "Requests that were repeated without their client noticing.", registry=self.registry
         )
         self._seconds = Histogram(
-            "zpp:front_request_seconds", "From a request's first byte to its answer's last.",
+            "zpp:front_request_seconds", "Time from a request's first byte to its answer's last.",
             buckets=SECONDS, registry=self.registry,
         )  # fmt: skip
         self._begun = Counter(
-            "zpp:front_answers_begun", "Answers of which a first byte was sent.", registry=self.registry
+            "zpp:front_answers_begun", "Answers of which the first byte was sent.", registry=self.registry
         )
         self.counts = {"answered": 0, "failed": 0, "retried": 0}
 
-    def answered(self, status: int, seconds: float) -> None:
-        """A request is over."""
+    def record_answer(self, status: int, seconds: float) -> None:
+        """Count a request that ended with that status after so many seconds."""
         self._answers.labels(str(status)).inc()
         self._seconds.observe(seconds)
         self.counts["answered"] += 1
         self.counts["failed"] += status >= 500
 
-    def retried(self) -> None:
-        """A request is asked again."""
+    def record_retry(self) -> None:
+        """Count a request that is repeated."""
         self._retries.inc()
         self.counts["retried"] += 1
 
-    def first_byte(self) -> None:
-        """An answer has begun."""
+    def record_first_byte(self) -> None:
+        """Count an answer that has begun."""
         self._begun.inc()
 
 
-class _Now:
-    """A collector of metrics that were just made."""
+class _FixedMetrics:
+    """A collector that returns the metrics that it was made with."""
 
     def __init__(self, metrics: Sequence[Metric]) -> None:
         self._metrics = metrics
@@ -71,53 +76,59 @@ class _Now:
 
 
 def status_metrics(status: Mapping[str, Any], pool: Pool) -> bytes:
-    """The pipelines as Prometheus text; what their rings tell is not in it."""
-    ready = GaugeMetricFamily("zpp:pipeline_ready", "Whether a pipeline is whole.", labels=["replica"])
+    """The pipelines' state as Prometheus text, without the metrics of their rings.
+
+    Args:
+        status: the object of `/pipeline/status`.
+        pool: the pipelines.
+    """
+    ready = GaugeMetricFamily("zpp:pipeline_ready", "Whether a pipeline is ready.", labels=["replica"])
     restarts = CounterMetricFamily("zpp:pipeline_restarts", "Times it was started again.", labels=["replica"])
-    flight = GaugeMetricFamily("zpp:front_in_flight", "Requests that a pipeline is answering.", labels=["replica"])
+    in_flight = GaugeMetricFamily("zpp:front_in_flight", "Requests that a pipeline is answering.", labels=["replica"])
     for each in status["replicas"]:
         ready.add_metric([each["replica"]], float(each["ready"]))
         restarts.add_metric([each["replica"]], float(each["restarts"]))
-        flight.add_metric([each["replica"]], float(each["requests"]))
+        in_flight.add_metric([each["replica"]], float(each["requests"]))
     waiting = GaugeMetricFamily("zpp:front_waiting", "Requests that wait for a pipeline.", value=pool.waiting)
     up = GaugeMetricFamily("zpp:stage_up", "Whether a stage's process runs.", labels=["replica", "stage"])
     for stage in status["stages"]:
         up.add_metric([stage["replica"], str(stage["stage"])], float(stage["pid"] is not None))
     registry = CollectorRegistry()
-    registry.register(_Now([ready, restarts, flight, waiting, up]))
+    registry.register(_FixedMetrics([ready, restarts, in_flight, waiting, up]))
     return generate_latest(registry)
 
 
 def generated_tokens(text: str) -> float:
-    """How many tokens an engine says that it has generated; 0 where it does not say."""
+    """The number of generated tokens in an engine's metrics; 0 where they have no such counter."""
     return sum(float(found["value"]) for found in _TOKENS.finditer(text))
 
 
 def merged(texts: Mapping[str, str], own: str) -> str:
-    """The metrics of the front and of the servers behind it as one text.
+    """The metrics of the gateway and of the servers behind it as one text.
 
     Args:
-        texts: what each server said, by the name of its pipeline; empty for nothing. A single one is passed on as it
-            is, unless it tells of families of the front's own, as another front does.
-        own: the front's.
+        texts: the metrics of each server by pipeline name; empty where it has none. A single text is forwarded
+            unchanged, unless it shares families with the gateway's own metrics, as that of another gateway does.
+        own: the gateway's metrics.
     """
     if len(texts) == 1 and not (families_of(own) & families_of(*texts.values())):
         return "".join(texts.values()) + own
-    heads: dict[str, list[str]] = {}
+    comments: dict[str, list[str]] = {}
     samples: dict[str, list[str]] = {}
     for replica, text in ((None, own), *texts.items()):
         family = ""
         for line in text.splitlines():
-            words = line.split(" ", 3)
+            fields = line.split(" ", 3)
             if line.startswith(("# HELP ", "# TYPE ")):
-                family = words[2]
-                known = heads.setdefault(family, [])
-                if not any(old.startswith(f"# {words[1]} ") for old in known):
+                family = fields[2]
+                known = comments.setdefault(family, [])
+                if not any(old.startswith(f"# {fields[1]} ") for old in known):
                     known.append(line)
             elif (sample := _SAMPLE.fullmatch(line)) is not None:
-                told = line if replica is None else _labelled(sample, replica)
-                samples.setdefault(family or sample["name"], []).append(told)
-    lines = [line for family in {**heads, **samples} for line in (*heads.get(family, ()), *samples.get(family, ()))]
+                labelled = line if replica is None else _labelled(sample, replica)
+                samples.setdefault(family or sample["name"], []).append(labelled)
+    families = {**comments, **samples}
+    lines = [line for family in families for line in (*comments.get(family, ()), *samples.get(family, ()))]
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -127,8 +138,9 @@ def families_of(*texts: str) -> set[str]:
 
 
 def _labelled(sample: re.Match[str], replica: str) -> str:
-    """A sample with its pipeline's name; one that it has already is kept the way Prometheus keeps it."""
+    """A sample with its pipeline's name as label; an existing `replica` becomes `exported_replica`, as in Prometheus
+    itself."""
     escaped = replica.replace("\\", "\\\\").replace('"', '\\"')
-    given = _REPLICA.sub(r"\1exported_replica=", sample["labels"] or "")
-    labels = ",".join(part for part in (f'replica="{escaped}"', given) if part)
+    existing = _REPLICA.sub(r"\1exported_replica=", sample["labels"] or "")
+    labels = ",".join(part for part in (f'replica="{escaped}"', existing) if part)
     return f"{sample['name']}{{{labels}}}{sample['rest']}"

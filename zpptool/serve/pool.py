@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pipelines behind the front, and the requests that wait for one. Used from the event loop's thread only."""
+"""The pipelines behind the gateway, and the requests that wait for one. Used on the event loop's thread only."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from zpptool.serve.balance import Failures, Standing, Upstream, choose, phase_of_all, why_not
-from zpptool.serve.refusal import not_whole
+from zpptool.serve.http_errors import not_ready
+from zpptool.serve.load_balancing import BackendState, Failures, Upstream, choose, combined_phase, not_ready_reason
 
 SUSPECT_S = 0.5
-"""How long a pipeline that has failed a request is passed over; by then it is known whether it is whole."""
-EMPTY_POLL_S = 0.02
+"""How long a pipeline gets no requests after one has failed there; by then its supervisor has noticed a loss."""
+IDLE_POLL_S = 0.02
 
 
 class Pool:
-    """All pipelines behind one front.
+    """All pipelines behind one gateway.
 
     Attributes:
         upstreams: the pipelines.
-        waiting: how many requests wait for one to be ready.
+        waiting: how many requests wait for a pipeline to become ready.
+        deadline_s: how long a request may wait, in seconds.
 
     Args:
         names: of the pipelines.
-        deadline_s: how long a request waits for one to be ready.
+        deadline_s: how long a request may wait for a pipeline to become ready, in seconds.
     """
 
     def __init__(self, names: Sequence[str], deadline_s: float) -> None:
@@ -33,68 +34,68 @@ class Pool:
         self.waiting = 0
         self.deadline_s = deadline_s
         self._draining = False
-        self._given = 0
+        self._requests_sent = 0
         self._changed = asyncio.Event()
 
     @property
     def in_flight(self) -> int:
-        """Requests that are being answered, or wait."""
+        """Requests that are being answered or wait for a pipeline."""
         return self.waiting + sum(each.in_flight for each in self.upstreams)
 
     @property
     def is_ready(self) -> bool:
-        """Whether a request that comes now is taken at once."""
-        return not self._draining and any(each.standing.ready for each in self.upstreams)
+        """Whether a new request would be sent to a pipeline at once."""
+        return not self._draining and any(each.state.ready for each in self.upstreams)
 
     @property
     def phase(self) -> str:
-        """What the pipelines are doing together, in words."""
-        return "draining" if self._draining else phase_of_all(self.upstreams)
+        """What all pipelines are doing, for people."""
+        return "draining" if self._draining else combined_phase(self.upstreams)
 
-    def update(self, number: int, standing: Standing) -> None:
-        """A pipeline's standing has changed."""
-        if self.upstreams[number].standing != standing:
-            self.upstreams[number].standing = standing
+    def update(self, number: int, state: BackendState) -> None:
+        """Set a pipeline's state, and wake waiting requests if it has changed."""
+        if self.upstreams[number].state != state:
+            self.upstreams[number].state = state
             self._wake()
 
     def drain(self) -> None:
-        """Take no more requests."""
+        """Accept no more requests."""
         self._draining = True
         self._wake()
 
     def suspect(self, upstream: Upstream) -> None:
-        """A pipeline has failed a request: pass it over until it is known whether it is whole."""
+        """Send no requests to a pipeline for `SUSPECT_S`, because one has failed there."""
         upstream.suspect_until = time.monotonic() + SUSPECT_S
 
     async def take(self, failures: Failures, deadline: float) -> Upstream:
-        """A pipeline that can take a request, as soon as there is one.
+        """Wait for a pipeline that can take a request.
 
         Args:
-            failures: where this request has failed already.
+            failures: how often this request has failed, and where.
             deadline: on the monotonic clock.
 
         Raises:
-            Refusal: (503) there is none in time, or never will be, or the server is stopping.
+            Refusal: (503) none becomes ready in time or ever will, or the server is stopping.
         """
         while True:
             if self._draining:
-                raise not_whole("this server is stopping and takes no new requests")
+                raise not_ready("this server is stopping and takes no new requests")
             chosen = choose(self.upstreams, failures, time.monotonic())
             if chosen is not None:
                 return chosen
-            if all(each.standing.hopeless for each in self.upstreams):
-                raise not_whole(f"no pipeline will answer any more: {why_not(self.upstreams)}")
+            if all(each.state.hopeless for each in self.upstreams):
+                raise not_ready(f"no pipeline will answer any more: {not_ready_reason(self.upstreams)}")
             if time.monotonic() >= deadline:
-                raise not_whole(
-                    f"no pipeline has become ready in {self.deadline_s:g} s: it is {why_not(self.upstreams)}"
+                raise not_ready(
+                    f"no pipeline has become ready in {self.deadline_s:g} s: it is {not_ready_reason(self.upstreams)}"
                 )
             await self._wait(deadline)
 
     @contextmanager
     def answering(self, upstream: Upstream) -> Iterator[None]:
-        """While a pipeline answers a request."""
-        self._given += 1
-        upstream.last_taken = self._given
+        """Count a request as in flight at a pipeline for the duration of the block."""
+        self._requests_sent += 1
+        upstream.last_taken = self._requests_sent
         upstream.taken += 1
         upstream.in_flight += 1
         try:
@@ -102,25 +103,25 @@ class Pool:
         finally:
             upstream.in_flight -= 1
 
-    async def empty(self) -> None:
-        """Return when no request is under way."""
+    async def wait_until_idle(self) -> None:
+        """Return once no request is in flight."""
         while self.in_flight:
-            await asyncio.sleep(EMPTY_POLL_S)
+            await asyncio.sleep(IDLE_POLL_S)
 
     async def _wait(self, deadline: float) -> None:
-        """Until something changes, a suspect is one no longer, or the deadline."""
+        """Wait until a pipeline's state changes, a suspect pipeline may be used again, or the deadline passes."""
         now = time.monotonic()
-        ends = [each.suspect_until for each in self.upstreams if each.suspect_until > now]
+        suspicions_end = [each.suspect_until for each in self.upstreams if each.suspect_until > now]
         changed = self._changed
         self.waiting += 1
         try:
-            await asyncio.wait_for(changed.wait(), max(min([deadline, *ends]) - now, 0.001))
+            await asyncio.wait_for(changed.wait(), max(min([deadline, *suspicions_end]) - now, 0.001))
         except TimeoutError:
             return
         finally:
             self.waiting -= 1
 
     def _wake(self) -> None:
-        """Let everybody who waits look again."""
+        """Have every waiting request choose again."""
         self._changed.set()
         self._changed = asyncio.Event()

@@ -1,181 +1,187 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Serving: pipelines kept up, the front before them, signals and the display, until all is over.
+"""Runs `zpptool serve`: the pipelines' supervisors, the gateway before them, signals and the display.
 
-The main thread only looks and listens: each pipeline has its supervisor's thread, and the front has one of its own.
-Nothing that was started here outlives `serve`, however it ends; what outlives a kill ends by itself (`pipeline.child`).
+The main thread only polls and handles signals: each pipeline has a supervisor with a thread of its own, and the gateway
+runs on another one. No process that was started here outlives `serve`, however it ends; when `serve` itself is killed,
+its child processes notice and end by themselves (`process.child`).
 """
 
 from __future__ import annotations
 
+import logging
 import queue
 import time
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 from zpptool.console import Console
+from zpptool.engines.registry import check_engine
 from zpptool.errors import ExitCode, ZppError, stage_error
-from zpptool.pipeline import lifecycle as lc
-from zpptool.pipeline.launch import check_engine, log_directory
-from zpptool.pipeline.supervisor import PipelineView, Supervisor, Upkeep
-from zpptool.serve.behind import Behind
+from zpptool.log import hide_information
+from zpptool.net.http_server import HttpServer, raise_file_limit
+from zpptool.places import HEAD
+from zpptool.process.signals import stop_requests
+from zpptool.serve.backends import Backends
 from zpptool.serve.display import Display, display_for, rows_of
-from zpptool.serve.order import PipelineOrder
-from zpptool.serve.proxy import ProxyLimits
-from zpptool.serve.server import FrontServer, raise_file_limit
-from zpptool.serve.signals import stop_requests
-from zpptool.wire.errors import HEAD
+from zpptool.serve.launch_plan import PipelineLaunchPlan
+from zpptool.serve.serve_options import ServeSettings
+from zpptool.supervisor.lifecycle import BACKOFF, Cause, Rules
+from zpptool.supervisor.pipeline_processes import PipelineConfig
+from zpptool.supervisor.pipeline_view import PipelineView
+from zpptool.supervisor.stage_processes import log_directory
+from zpptool.supervisor.supervisor import Supervisor
 
-LOOK_S = 0.1
-
-
-@dataclass(frozen=True)
-class Serving:
-    """What to serve, and how.
-
-    Attributes:
-        orders: the pipelines to start here.
-        upstreams: the addresses of those that run elsewhere.
-        host: where the front listens.
-        port: its port; 0 for any.
-        certificate: a PEM file for TLS, or None.
-        key: its key's file.
-        api_keys: any of which is asked for; none lets everybody in.
-        limits: what one request may take.
-        recovery_deadline_s: how long a request waits for a pipeline to be ready.
-        drain_timeout_s: how long answers under way are waited for at the end.
-        max_restarts: how many starts in a row may fail after the first.
-        log_dir: where logs are kept; None keeps them only if something went wrong.
-        spares: how many processes each pipeline keeps ready to take the place of one that is lost.
-    """
-
-    orders: tuple[PipelineOrder, ...]
-    upstreams: tuple[str, ...]
-    host: str
-    port: int
-    certificate: Path | None
-    key: Path | None
-    api_keys: tuple[str, ...]
-    limits: ProxyLimits
-    recovery_deadline_s: float
-    drain_timeout_s: float
-    max_restarts: int
-    log_dir: Path | None
-    spares: int = 0
+POLL_S = 0.1
+_logger = logging.getLogger(__name__)
 
 
-def serve(serving: Serving, console: Console) -> None:
-    """Serve until told to stop.
+def serve(settings: ServeSettings, console: Console) -> None:
+    """Serve until a stop is requested.
+
+    Args:
+        settings: what to serve.
+        console: of the command; a quiet one also hides log records below warnings.
 
     Raises:
-        ZppError: (STAGE, or a process's own code) no pipeline could be kept up; (ADDRESS) the front's is taken.
-        KeyboardInterrupt: it was told to stop, and everything has ended.
+        ZppError: (STAGE, or a process's own exit code) no pipeline could be kept up; (ADDRESS) the front's address is
+            in use.
+        KeyboardInterrupt: a stop was requested, and every process has ended.
     """
-    for order in serving.orders:
-        check_engine(order.specs[0].engine)
+    for plan in settings.launch_plans:
+        check_engine(plan.specs[0].engine)
     raise_file_limit()
+    if console.quiet:
+        hide_information()
     display = display_for(console)
-    with FrontServer(serving.host, serving.port, serving.certificate, serving.key) as server:
+    with HttpServer(
+        settings.host,
+        settings.port,
+        settings.certificate,
+        settings.key,
+        name="the front",
+        port_option="--port",
+        limits=settings.connections,
+    ) as server:
         try:
-            with stop_requests() as stops, log_directory(serving.log_dir) as logs:
-                _Household(serving, display, server, logs).run(stops)
+            with stop_requests() as stops, log_directory(settings.log_dir) as logs:
+                ServeApp(settings, display, server, logs).run(stops)
         finally:
             display.close()
     raise KeyboardInterrupt
 
 
-class _Household:
-    """Everything that runs, and what ties it together."""
+class ServeApp:
+    """One run of `zpptool serve`.
 
-    def __init__(self, serving: Serving, display: Display, server: FrontServer, logs: Path) -> None:
-        self._serving, self._display, self._server, self._logs = serving, display, server, logs
-        count = len(serving.orders)
+    Args:
+        settings: what to serve.
+        display: shows the stages.
+        server: runs the gateway; must not be started yet.
+        logs: the directory of the processes' logs.
+    """
+
+    def __init__(self, settings: ServeSettings, display: Display, server: HttpServer, logs: Path) -> None:
+        self._settings, self._display, self._server, self._logs = settings, display, server, logs
+        count = len(settings.launch_plans)
         self._names = [f"pipeline {number}" if count > 1 else "pipeline" for number in range(count)]
         self._supervisors: list[Supervisor] = []
-        self._behind = Behind(serving, self._names, self._supervisors, server)
-        self._supervisors += [self._supervisor(number, order) for number, order in enumerate(serving.orders)]
-        self._ready_epochs = [0] * count
+        self._backends = Backends(settings, self._names, self._supervisors, server)
+        self._supervisors += [self._supervisor(number, plan) for number, plan in enumerate(settings.launch_plans)]
+        self._ready_generations = [0] * count
         self._began = time.monotonic()
 
     def run(self, stops: queue.SimpleQueue[int]) -> None:
-        """Until all is over.
+        """Run until a stop is requested or every pipeline has been given up; end all processes.
+
+        Args:
+            stops: gets an item for each stop request.
 
         Raises:
-            ZppError: it is over because nothing could be kept up.
+            ZppError: no pipeline could be kept up.
         """
-        self._server.start(self._behind.app)
-        self._display.say(f"the front listens at {self._server.url}; the logs are in {self._logs}")
+        self._server.start(self._backends.app)
+        _logger.info("the front listens at %s; the logs are in %s", self._server.url, self._logs)
         if not self._supervisors:
-            self._display.announce(f"serving {', '.join(self._serving.upstreams)} at {self._server.url}")
+            upstreams = ", ".join(address.url for address in self._settings.upstreams)
+            self._display.announce(f"serving {upstreams} at {self._server.url}")
         try:
             for supervisor in self._supervisors:
                 supervisor.start()
-            wanted = self._watch(stops)
+            requested = self._poll_until_over(stops)
         finally:
             self._end_all()
         for supervisor in self._supervisors:
             supervisor.raise_own_fault()
-        if not wanted:
-            raise self._given_up()
+        if not requested:
+            raise self._given_up_error()
 
-    def _watch(self, stops: queue.SimpleQueue[int]) -> bool:
-        """Show what goes on, and pass on what the user wants; whether the end was wanted."""
-        asked, drained_at = 0, 0.0
+    def _poll_until_over(self, stops: queue.SimpleQueue[int]) -> bool:
+        """Refresh the display and handle stop requests until everything has ended.
+
+        Returns:
+            whether a stop was requested.
+        """
+        stop_count, drain_deadline = 0, 0.0
         while True:
             try:
-                stops.get(timeout=LOOK_S)
+                stops.get(timeout=POLL_S)
             except queue.Empty:
                 pass
             else:
-                asked += 1
-                drained_at = time.monotonic() + self._serving.drain_timeout_s
-                self._stop(again=asked > 1)
-            self._look()
+                stop_count += 1
+                drain_deadline = time.monotonic() + self._settings.drain_timeout_s
+                self._stop(at_once=stop_count > 1)
+            self._refresh()
             if self._supervisors:
                 if all(supervisor.is_over() for supervisor in self._supervisors):
-                    return asked > 0
-            elif asked > 1 or (asked and (self._behind.under_way == 0 or time.monotonic() >= drained_at)):
+                    return stop_count > 0
+            elif stop_count > 1 or (
+                stop_count and (self._backends.in_flight == 0 or time.monotonic() >= drain_deadline)
+            ):
                 return True
             if not self._server.is_running():
                 raise ZppError("the front has ended by itself")
 
-    def _look(self) -> None:
+    def _refresh(self) -> None:
         rows = []
         for number, (name, supervisor) in enumerate(zip(self._names, self._supervisors, strict=True)):
-            self._behind.refresh(number)
+            self._backends.refresh(number)
             view = supervisor.view()
             rows += rows_of(name, view)
-            if view.is_ready and view.state.epoch != self._ready_epochs[number]:
-                self._ready_epochs[number] = view.state.epoch
-                self._say_ready(name, view)
+            if view.is_ready and view.state.generation != self._ready_generations[number]:
+                self._ready_generations[number] = view.state.generation
+                self._report_ready(name, view)
         self._display.show(rows)
 
-    def _say_ready(self, name: str, view: PipelineView) -> None:
-        if view.state.epoch > 1:
-            self._display.say(f"{name}: ready again, epoch {view.state.epoch}")
+    def _report_ready(self, name: str, view: PipelineView) -> None:
+        if view.state.generation > 1:
+            _logger.info("%s: ready again, generation %d", name, view.state.generation)
             return
-        took = time.monotonic() - self._began
-        self._display.say(f"{name}: ready after {took:.1f} s, a token has gone round all {len(view.specs)} stages")
+        took_s = time.monotonic() - self._began
+        stages = len(view.specs)
+        _logger.info("%s: ready after %.1f s, a token has gone round all %d stages", name, took_s, stages)
         model = view.specs[0].served_name or view.specs[0].model
         self._display.announce(f"serving {model} at {self._server.url}")
 
-    def _stop(self, *, again: bool) -> None:
-        self._behind.drain()
-        under_way = self._behind.under_way
-        self._display.say(
-            "ending at once" if again else f"stopping, {under_way} requests under way; Ctrl-C again ends at once"
-        )
+    def _stop(self, *, at_once: bool) -> None:
+        self._backends.drain()
+        if at_once:
+            _logger.info("ending at once")
+        else:
+            in_flight = self._backends.in_flight
+            _logger.info("stopping, %d requests under way; Ctrl-C again ends at once", in_flight)
         for supervisor in self._supervisors:
             supervisor.stop()
 
     def _end_all(self) -> None:
-        """Whatever has happened: nothing runs afterwards."""
+        """Stop every supervisor until each has ended its processes."""
         while alive := [supervisor for supervisor in self._supervisors if not supervisor.is_over()]:
             for supervisor in alive:
                 supervisor.stop()
-            time.sleep(LOOK_S)
+            time.sleep(POLL_S)
 
-    def _given_up(self) -> ZppError:
-        """Why it is over, when nobody wanted that."""
+    def _given_up_error(self) -> ZppError:
+        """The error for pipelines that ended although no stop was requested."""
         states = [supervisor.view().state for supervisor in self._supervisors]
         state = next(state for state in reversed(states) if state.cause is not None)
         assert state.cause is not None
@@ -186,29 +192,36 @@ class _Household:
             state.cause.detail,
         )
 
-    def _supervisor(self, number: int, order: PipelineOrder) -> Supervisor:
-        serving, name = self._serving, self._names[number]
-        rules = lc.Rules(
-            places=(HEAD, *range(len(order.specs))),
-            recovery_s=order.specs[0].recovery_deadline_s,
-            max_restarts=serving.max_restarts,
-            start_timeout_s=order.specs[0].start_timeout_s,
-            drain_timeout_s=serving.drain_timeout_s,
+    def _supervisor(self, number: int, plan: PipelineLaunchPlan) -> Supervisor:
+        settings, name = self._settings, self._names[number]
+        rules = Rules(
+            places=(HEAD, *range(len(plan.specs))),
+            recovery_s=plan.specs[0].recovery_deadline_s,
+            backoff=replace(BACKOFF, max_failures=settings.max_restarts + 1),
+            start_timeout_s=plan.specs[0].start_timeout_s,
+            drain_timeout_s=settings.drain_timeout_s,
         )
-        logs = self._logs / name.replace(" ", "-") if len(serving.orders) > 1 else self._logs
+        logs = self._logs / name.replace(" ", "-") if len(settings.launch_plans) > 1 else self._logs
         return Supervisor(
-            Upkeep(order.at, order.env, logs, rules, serving.spares),
-            on_change=lambda _state: self._behind.refresh(number),
-            on_report=lambda cause, rest_s: self._report(name, cause, rest_s),
-            on_drain=lambda: self._behind.tell_when_empty(self._supervisors[number].drained),
-            on_note=lambda text: self._display.say(f"{name}: {text}"),
+            PipelineConfig(name, plan.at, plan.env, logs, rules, settings.spares),
+            on_change=lambda _state: self._backends.refresh(number),
+            on_report=lambda cause, rest_s: _report_loss(name, cause, rest_s),
+            on_drain=lambda: self._backends.call_when_idle(self._supervisors[number].drained),
         )
 
-    def _report(self, name: str, cause: lc.Cause, rest_s: float | None) -> None:
-        """Say what was lost: with the end of its log, unless that is the last word anyhow."""
-        if rest_s is None:
-            self._display.say(f"{name}: {cause.message}")
-            return
-        self._display.say(f"{name}: {cause.message}; it is started again in {rest_s:g} s")
-        if cause.detail:
-            self._display.say(cause.detail)
+
+def _report_loss(name: str, cause: Cause, rest_s: float | None) -> None:
+    """Log what a pipeline has lost, with the end of its log; without that where no start follows, because then the
+    error that ends the command shows it.
+
+    Args:
+        name: of the pipeline.
+        cause: what was lost, and why.
+        rest_s: seconds until the next start; None where none follows.
+    """
+    if rest_s is None:
+        _logger.info("%s: %s", name, cause.message)
+        return
+    _logger.info("%s: %s; it is started again in %g s", name, cause.message, rest_s)
+    if cause.detail:
+        _logger.info("%s", cause.detail)

@@ -12,7 +12,7 @@ __all__ = ["ZeroMQCommunicator"]
 
 
 def __getattr__(name: str) -> Any:
-    """Load the communicator, and pyzmq with it, only when somebody asks for it."""
+    """Load the communicator, and pyzmq with it, only when it is used."""
     if name == "ZeroMQCommunicator":
         from zpptool.wire.communicator import ZeroMQCommunicator
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ZeroMQCommunicator`: tensor dicts between neighbours of a ring, in the shape of vLLM's `GroupCoordinator`.
+"""`ZeroMQCommunicator`: tensor dicts between neighbours of a ring, with the interface of vLLM's `GroupCoordinator`.
 
-The invariant: after `send_tensor_dict` returns, the caller may change every tensor it sent; what arrives at the next
-rank is what they held at the call. Each rank has at most one link out and one link in, and both wait with a deadline.
+The invariant: after `send_tensor_dict` returns, the caller may change every tensor it sent; the next rank receives what
+they held at the call. Each rank has at most one link to send on and one to receive from; both wait with a deadline.
 """
 
 from __future__ import annotations
@@ -12,20 +12,21 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from zpptool.errors import ZppError, usage_error
-from zpptool.wire.errors import HEAD, WireError, place_name
-from zpptool.wire.gauge import WireCodec
-from zpptool.wire.keys import KeyFile, link_keys
-from zpptool.wire.link import PullLink, PushLink, Sent
-from zpptool.wire.messages import Kind, Limits
-from zpptool.wire.safety import Safety
-from zpptool.wire.tensors import pack, unpack
+from zpptool.places import HEAD, place_name
+from zpptool.wire.compression.adaptive import WireCodec
+from zpptool.wire.link import LinkOptions, LinkReceiver, LinkSender, Sent
+from zpptool.wire.link_errors import WireError
+from zpptool.wire.message.framing import Kind, Limits
+from zpptool.wire.message.tensors import pack, unpack
+from zpptool.wire.security.exposure import LinkSecurity
+from zpptool.wire.security.key_files import KeyFile, link_keys
 
 if TYPE_CHECKING:
     import torch
 
 
 class Handle:
-    """A tensor dict on its way."""
+    """A tensor dict that is being sent."""
 
     __slots__ = ("_sent", "_timeout_s")
 
@@ -41,7 +42,7 @@ class Handle:
         """Return when the tensors may be changed; by default within the communicator's deadline.
 
         Raises:
-            LinkTimeout: they are still being sent, and may not.
+            LinkTimeout: they are still being sent, and may not be changed.
         """
         self._sent.wait(self._timeout_s if timeout_s is None else timeout_s)
 
@@ -71,24 +72,28 @@ class ZeroMQCommunicator:
         """Open this rank's links.
 
         Args:
+            rank: this rank, from 0.
+            world_size: the number of ranks, 2 or more.
             bind: this rank's own endpoint, to which the next rank connects, for example `tcp://127.0.0.1:15550`. None
                 where it sends nothing.
             connect: the endpoint that the previous rank binds. None where it receives nothing.
             timeout_s: deadline of each call, in seconds.
-            device: where received tensors go; by default host memory.
+            device: where received tensors are placed; by default host memory.
             limits: what is accepted from the previous rank.
-            keys: this rank's key file (`zpptool.wire.keys.read_key_file`); tcp links are then encrypted. Where the last
-                rank sends to rank 0, the file calls rank 0 the head, and so do the two.
-            insecure: let tcp links that leave this machine go without keys.
+            keys: this rank's key file (`zpptool.wire.security.key_files.read_key_file`); tcp links are then encrypted.
+                On the link from the last rank to rank 0, the file and both ranks call rank 0 the head.
+            insecure: allow tcp links to other machines without keys.
             codec: whether messages to the next rank are compressed: `none`, `zstd`, or `auto` by the link's speed.
             shared_memory: whether neighbours on this host pass large tensors through shared memory.
 
         Raises:
-            ZppError: ranks that cannot be (exit 2), keys of another rank (exit 3), or an endpoint that cannot be used
+            ZppError: impossible ranks (exit 2), keys of another rank (exit 3), or an endpoint that cannot be used
                 (exit 5).
         """
         if world_size < 2 or not 0 <= rank < world_size:
-            raise usage_error(f"Rank {rank} of {world_size} cannot be: there are two ranks or more, counted from 0.")
+            raise usage_error(
+                f"Rank {rank} of {world_size} is impossible: there are two ranks or more, counted from 0."
+            )
         if bind is None and connect is None:
             raise usage_error(f"Rank {rank} has neither an endpoint to bind nor one to connect to.")
         self.rank = rank
@@ -98,38 +103,27 @@ class ZeroMQCommunicator:
         self._timeout_s = timeout_s
         self._device = device
         self._limits = limits or Limits()
-        self._out: PushLink | None = None
-        self._in: PullLink | None = None
+        self._sender: LinkSender | None = None
+        self._receiver: LinkReceiver | None = None
         try:
             if bind is not None:
                 after = HEAD if keys and self.is_last_rank else self.next_rank
-                self._out = PushLink(
-                    bind,
-                    stage=rank,
-                    peer=after,
-                    limits=limits,
-                    codec=codec,
-                    shared_memory=shared_memory,
-                    safety=Safety(link_keys(keys, rank, after) if keys else None, insecure),
-                )
+                security = LinkSecurity(link_keys(keys, rank, after) if keys else None, insecure)
+                options = LinkOptions(limits=self._limits, codec=codec, shared_memory=shared_memory, security=security)
+                self._sender = LinkSender(bind, stage=rank, peer=after, options=options)
             if connect is not None:
                 place = HEAD if keys and self.is_first_rank else rank
-                self._in = PullLink(
-                    connect,
-                    stage=place,
-                    peer=self.prev_rank,
-                    limits=limits,
-                    shared_memory=shared_memory,
-                    safety=Safety(link_keys(keys, place, self.prev_rank) if keys else None, insecure),
-                )
+                security = LinkSecurity(link_keys(keys, place, self.prev_rank) if keys else None, insecure)
+                options = LinkOptions(limits=self._limits, shared_memory=shared_memory, security=security)
+                self._receiver = LinkReceiver(connect, stage=place, peer=self.prev_rank, options=options)
         except ZppError:
             self.close()
             raise
 
     @property
     def endpoint(self) -> str | None:
-        """The endpoint the next rank connects to, with the port that was found for `*`."""
-        return self._out.endpoint if self._out else None
+        """The endpoint the next rank connects to, with the port that was chosen for `*`."""
+        return self._sender.endpoint if self._sender else None
 
     @property
     def is_first_rank(self) -> bool:
@@ -144,30 +138,31 @@ class ZeroMQCommunicator:
     def send_tensor_dict(self, tensor_dict: Mapping[str, torch.Tensor | Any], dst: int | None = None) -> None:
         """Send tensors and plain values to the next rank; all of them may be changed when this returns.
 
-        Waits while the next rank is not there, or has as many messages unread as the queues hold, and until large
-        tensors are handed to the system. When a deadline passes within a tensor, the link out is closed, so that no
-        later change of that tensor can be sent.
+        Waits while the next rank is not connected, or has as many messages unread as the window allows, and until large
+        tensors are handed to the system. When a deadline passes within a tensor, the link is closed, so that no later
+        change of that tensor can be sent.
 
         Args:
-            dst: the next rank, which it is by default; no other can be reached.
+            tensor_dict: tensors and plain values by name.
+            dst: the destination, which can only be the next rank; it is the default.
 
         Raises:
-            LinkTimeout: the next rank does not take it until the deadline.
-            LinkError: two receivers are connected, or the communicator is closed.
-            WireError: something in the dict cannot be carried.
-            ZppError: another rank was asked for (exit 2).
+            LinkTimeout: the next rank did not take it before the deadline.
+            LinkError: the next rank is lost or refused, or the communicator is closed.
+            WireError: something in the dict cannot be sent.
+            ZppError: another rank was given (exit 2).
         """
         handle = self.isend_tensor_dict(tensor_dict, dst)
         try:
             handle.wait()
         except BaseException:
-            if self._out is not None:
-                self._out.close(linger_s=0)
+            if self._sender is not None:
+                self._sender.close(linger_s=0)
             raise
 
     def isend_tensor_dict(self, tensor_dict: Mapping[str, torch.Tensor | Any], dst: int | None = None) -> Handle:
-        """As `send_tensor_dict`, but leave the tensors unchanged until the handle's `wait` returns."""
-        link = self._out
+        """As `send_tensor_dict`, but do not change the tensors until the handle's `wait` returns."""
+        link = self._sender
         if link is None or dst not in (None, self.next_rank):
             raise self._unreachable("send to", dst, self.next_rank if link else None)
         packed = pack(tensor_dict)
@@ -178,31 +173,31 @@ class ZeroMQCommunicator:
         """The next tensor dict of the previous rank. Its tensors are the caller's own and may be changed.
 
         Args:
-            src: the previous rank, which it is by default; no other can be received from.
+            src: the source, which can only be the previous rank; it is the default.
 
         Raises:
-            LinkTimeout: nothing came until the deadline.
-            SequenceError: messages were lost on the way.
-            WireError: what came cannot be right.
-            ZppError: another rank was asked for (exit 2).
+            LinkTimeout: nothing arrived before the deadline.
+            SequenceError: messages were lost.
+            WireError: the message is malformed.
+            ZppError: another rank was given (exit 2).
         """
-        link = self._in
+        link = self._receiver
         if link is None or src not in (None, self.prev_rank):
             raise self._unreachable("receive from", src, self.prev_rank if link else None)
         message = link.recv(self._timeout_s)
         if message.kind is not Kind.TENSORS or message.source != self.prev_rank:
-            raise link.fault(
+            raise link.faults.failed(
                 f"expected tensors of {link.peer} and got {message.kind.name.lower()} of {place_name(message.source)}",
                 "Is that endpoint bound by the previous rank?",
             )
         try:
             return unpack(message.header, message.frames, device=self._device, limits=self._limits)
         except WireError as error:
-            raise link.refusal(error) from error
+            raise link.faults.refused_message(error) from error
 
     def close(self) -> None:
-        """End both links; what was sent goes on its way for two seconds at most."""
-        for link in (self._out, self._in):
+        """Close both links; accepted messages are sent for up to two seconds."""
+        for link in (self._sender, self._receiver):
             if link is not None:
                 link.close()
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opening one ZeroMQ socket on one endpoint, with every option a link relies on, or saying why it cannot be.
+"""Opening one ZeroMQ socket on one endpoint, with every option that a link relies on.
 
 The invariant: a socket that `make_socket` returns has bounded queues, a bounded linger, a bounded frame size and
-keepalives; one that `attach` returned from is bound or connecting. Every refusal is a `ZppError` with exit code
-`ADDRESS` and a next step.
+keepalives; after `attach` it is bound or connecting. Every refusal is a `ZppError` with exit code `ADDRESS` and a next
+step.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ Socket: TypeAlias = "zmq.Socket[bytes]"
 Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
 
 LINGER_S = 2.0
-"""How long a closing socket goes on sending what was accepted."""
+"""How long a closing socket goes on sending accepted messages."""
+ZAP_DOMAIN = b"zpptool"
 
 _OPTIONS: dict[int, int] = {
     zmq.LINGER: int(LINGER_S * 1000),
@@ -31,7 +32,7 @@ _OPTIONS: dict[int, int] = {
     zmq.RECONNECT_IVL_MAX: 1000,
     zmq.CONNECT_TIMEOUT: 3000,
     zmq.HANDSHAKE_IVL: 10_000,
-    # The kernel's own look for a peer whose host has gone: 5 s + 4 x 3 s without a word, or as long for what was sent.
+    # The kernel's check for a peer whose host is down: 5 s + 4 x 3 s of silence, or as long without acknowledgement.
     zmq.TCP_KEEPALIVE: 1,
     zmq.TCP_KEEPALIVE_IDLE: 5,
     zmq.TCP_KEEPALIVE_INTVL: 3,
@@ -40,13 +41,13 @@ _OPTIONS: dict[int, int] = {
 }
 _HEARTBEATS: dict[int, int] = {
     zmq.HEARTBEAT_IVL: 2000,
-    # An answer waits behind the frame under way, so a frame may take no longer than this: 64 MiB at 36 Mbit/s.
+    # An answer waits behind the frame that is being sent, so a frame may take no longer than this: 64 MiB at 36 Mbit/s.
     zmq.HEARTBEAT_TIMEOUT: 15_000,
     zmq.HEARTBEAT_TTL: 15_000,
 }
 """Only the end that connects sends them, and the other one ends a connection on which they cease. libzmq 4.3.5 aborts
-the process when its own heartbeat is due on a connection that has ended while its queue was full, and any stranger can
-bring that about at the end that binds."""
+the process when its own heartbeat is due on a connection that has ended while its queue was full, and any peer can
+cause that at the end that binds."""
 
 _TCP = re.compile(r"tcp://(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[^\[\]:/\s]+):(?P<port>\d{1,5}|\*)")
 _SUN_PATH_BYTES = 107
@@ -57,23 +58,25 @@ def make_socket(context: Context, kind: int, *, to_send: int, to_receive: int, m
     """A socket with the options of a link and no address yet.
 
     Args:
-        to_send: messages that may wait here to be sent.
-        to_receive: messages that may wait here to be received.
+        context: creates the socket.
+        kind: `zmq.ROUTER` or `zmq.DEALER`.
+        to_send: messages that may be queued to be sent.
+        to_receive: messages that may be queued to be received.
         max_frame_bytes: a peer that announces a longer frame is disconnected before memory is taken for it.
     """
     made = context.socket(kind)
     for option, value in _OPTIONS.items():
         made.setsockopt(option, value)
     if kind == zmq.ROUTER:
-        # A message for a peer that has gone is refused instead of dropped.
+        # A message for a peer that is gone is refused instead of dropped.
         made.setsockopt(zmq.ROUTER_MANDATORY, 1)
     else:
         for option, value in _HEARTBEATS.items():
             made.setsockopt(option, value)
-    # With an authentication domain, even one that nobody serves, libzmq refuses what speaks ZMTP 1 or 2. Without, it
-    # takes any bytes that do not begin with 0xFF (an HTTP probe, a TLS hello) for a ZMTP 1 peer of no kind, tells no
-    # monitor, and deals it messages.
-    made.setsockopt(zmq.ZAP_DOMAIN, b"zpptool")
+    # With an authentication domain, even without a ZAP server, libzmq refuses ZMTP 1 and 2. Without one, it takes any
+    # bytes that do not begin with 0xFF (an HTTP probe, a TLS hello) for a ZMTP 1 peer, reports nothing to the monitor,
+    # and sends it messages.
+    made.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
     made.setsockopt(zmq.SNDHWM, to_send)
     made.setsockopt(zmq.RCVHWM, to_receive)
     made.setsockopt(zmq.MAXMSGSIZE, max_frame_bytes)
@@ -81,12 +84,15 @@ def make_socket(context: Context, kind: int, *, to_send: int, to_receive: int, m
 
 
 def attach(socket: Socket, endpoint: str, *, bind: bool) -> str:
-    """Bind the socket to the endpoint or begin to connect it; the endpoint, with the port that was found for `*`.
-
-    Connecting succeeds before the other side exists; binding means that the address is ours.
+    """Bind the socket to the endpoint, or begin to connect it. Connecting succeeds before the other side exists.
 
     Args:
+        socket: as `make_socket` returned it.
         endpoint: `tcp://host:port` (port `*` binds any free one), or `ipc:///path`.
+        bind: whether to bind.
+
+    Returns:
+        the endpoint, with the port that was chosen for `*`.
 
     Raises:
         ZppError: the endpoint cannot be used (exit 5).
@@ -104,10 +110,10 @@ def attach(socket: Socket, endpoint: str, *, bind: bool) -> str:
 
 
 def check_endpoint(endpoint: str, *, bind: bool) -> str:
-    """The transport of an endpoint, `tcp` or `ipc`, whose form is sound.
+    """The transport of a well-formed endpoint, `tcp` or `ipc`.
 
     Raises:
-        ZppError: another transport, a bad port, a path that is too long, in no directory, or somebody else's (exit 5).
+        ZppError: another transport, a bad port, a path that is too long, in no directory, or in use (exit 5).
     """
     if endpoint.startswith("ipc://"):
         _check_ipc(endpoint.removeprefix("ipc://"), endpoint, bind=bind)
@@ -133,7 +139,7 @@ def check_endpoint(endpoint: str, *, bind: bool) -> str:
 def _check_ipc(path: str, endpoint: str, *, bind: bool) -> None:
     if not path or path == "*":
         raise address_error(f"{endpoint!r} names no path.", "Write ipc:///PATH, for example ipc:///tmp/zpp/stage0.")
-    if path.startswith("@"):  # Linux's abstract names live in no directory
+    if path.startswith("@"):  # an abstract name of Linux is in no directory
         return
     size = len(path.encode())
     if size > _SUN_PATH_BYTES:
@@ -143,15 +149,13 @@ def _check_ipc(path: str, endpoint: str, *, bind: bool) -> None:
         )
     file = Path(path)
     if not file.parent.is_dir():
-        raise address_error(
-            f"{endpoint} lies in {file.parent}, which is no directory.", "Make it first, with mode 0700."
-        )
+        raise address_error(f"{endpoint} is in {file.parent}, which is no directory.", "Make it first, with mode 0700.")
     if bind and file.exists():
         _check_abandoned(file, endpoint)
 
 
 def _check_abandoned(file: Path, endpoint: str) -> None:
-    """libzmq deletes whatever lies at the path it binds: let it delete only a socket that nobody serves."""
+    """libzmq deletes the file at the path that it binds: let it delete only a socket that no process serves."""
     if not stat.S_ISSOCK(file.stat().st_mode):
         raise address_error(f"{endpoint} cannot be bound: {file} is a file, not a socket.", "Choose another path.")
     with net.socket(net.AF_UNIX, net.SOCK_STREAM) as probe:
@@ -165,7 +169,7 @@ def _check_abandoned(file: Path, endpoint: str) -> None:
 
 
 def _needs_ipv6(endpoint: str) -> bool:
-    """Whether the host of a tcp endpoint has only IPv6 addresses; looks names up, so that a wrong one is told now."""
+    """Whether the host of a tcp endpoint has only IPv6 addresses. Resolves names, so that wrong ones are refused."""
     parts = _TCP.fullmatch(endpoint)
     assert parts is not None
     host = parts["host"]
@@ -188,7 +192,7 @@ def _is_interface(host: str) -> bool:
 
 
 def _address_fault(error: zmq.ZMQError, endpoint: str, *, bind: bool) -> ZppError:
-    """The sentence for what the system said."""
+    """The error for what the system has reported."""
     verb = "bound" if bind else "connected to"
     match error.errno:
         case errno.EADDRINUSE:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A pipeline on Kubernetes: one StatefulSet a stage, each with a Service of its own."""
+"""Kubernetes manifests of a pipeline: one StatefulSet per stage, each with its own Service."""

@@ -1,41 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The StatefulSet of one stage: exactly one pod, which fetches its own tensors only and then runs.
+"""The StatefulSet of one stage: exactly one pod, which fetches only its own tensors and then runs.
 
-More than one replica would corrupt output: a link with two receivers deals its messages out in turn. All stages start
-at the same time, in any order.
+There must be no second replica: a link has one receiver, and a stage refuses a second one. All stages start at the same
+time, in any order.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from zpptool.deploy.deployment import Deployment, Device
 from zpptool.deploy.kubernetes.labels import PLAN, Object, keys_secret, metadata, stage_labels
 from zpptool.deploy.kubernetes.source import fetching, source_volumes
-from zpptool.deploy.stageunit import GIB, MODELS, START_S, StageUnit, link_environment
-from zpptool.deploy.wish import Deployment, Device
+from zpptool.deploy.stageunit import GIB, MODELS, PRE_STOP_S, START_S, StageUnit, link_environment, stop_limit_s
 
 HEALTH = "/health"
-"""The head's own health: 200 once a request would be served; nothing listens before, 503 when the ring is broken."""
+"""Health endpoint of the head: 200 when requests are served, 503 when the ring is broken; it refuses connections before
+all stages have loaded."""
 KEYS = "/run/zpptool/keys"
 SECRET = "/run/zpptool/secret"
 USER = 1000
 
 
-def stateful_set(wish: Deployment, unit: StageUnit) -> Object:
-    """One stage's StatefulSet."""
-    labels = stage_labels(wish, unit.stage)
+def stateful_set(deployment: Deployment, unit: StageUnit) -> Object:
+    """Return the StatefulSet of one stage."""
+    labels = stage_labels(deployment, unit.stage)
     return {
         "apiVersion": "apps/v1",
         "kind": "StatefulSet",
-        "metadata": metadata(wish, unit.name, unit),
+        "metadata": metadata(deployment, unit.name, unit),
         "spec": {
             "replicas": 1,
             "serviceName": unit.name,
             "podManagementPolicy": "Parallel",
             "selector": {"matchLabels": labels},
             "template": {
-                "metadata": {"labels": labels, "annotations": {PLAN: wish.plan.digest}},
-                "spec": _pod(wish, unit),
+                "metadata": {"labels": labels, "annotations": {PLAN: deployment.plan.digest}},
+                "spec": _pod(deployment, unit),
             },
             "volumeClaimTemplates": [
                 {
@@ -50,13 +51,13 @@ def stateful_set(wish: Deployment, unit: StageUnit) -> Object:
     }
 
 
-def _pod(wish: Deployment, unit: StageUnit) -> Object:
+def _pod(deployment: Deployment, unit: StageUnit) -> Object:
     volumes: list[Object] = [
         {"name": "tmp", "emptyDir": {}},
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}},
-        *source_volumes(wish),
+        *source_volumes(deployment),
     ]
-    if not wish.insecure:
+    if not deployment.insecure:
         volumes += [
             {"name": "secret", "secret": {"secretName": keys_secret(unit)}},
             {"name": "keys", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
@@ -64,7 +65,7 @@ def _pod(wish: Deployment, unit: StageUnit) -> Object:
     return {
         "enableServiceLinks": False,
         "automountServiceAccountToken": False,
-        "terminationGracePeriodSeconds": 60,
+        "terminationGracePeriodSeconds": stop_limit_s(unit.stage),
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": USER,
@@ -74,39 +75,50 @@ def _pod(wish: Deployment, unit: StageUnit) -> Object:
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "initContainers": [
-            {**_container(wish, "fetch", list(unit.fetch)), **fetching(wish)},
-            *([] if wish.insecure else [_own_keys(wish)]),
+            {**_container(deployment, "fetch", list(unit.fetch)), **fetching(deployment)},
+            *([] if deployment.insecure else [_own_keys(deployment)]),
         ],
-        "containers": [_stage(wish, unit)],
+        "containers": [_stage(deployment, unit)],
         "volumes": volumes,
     }
 
 
-def _stage(wish: Deployment, unit: StageUnit) -> Object:
+def _stage(deployment: Deployment, unit: StageUnit) -> Object:
     mounts = [
         {"name": "model", "mountPath": MODELS, "readOnly": True},
         {"name": "tmp", "mountPath": "/tmp"},
         {"name": "shm", "mountPath": "/dev/shm"},
     ]
-    if not wish.insecure:
+    if not deployment.insecure:
         mounts.append({"name": "keys", "mountPath": KEYS, "readOnly": True})
-    environment = {"HOME": "/tmp", **link_environment(wish, f"{KEYS}/stage.keys")}
+    environment = {"HOME": "/tmp", **link_environment(deployment, f"{KEYS}/stage.keys")}
     ports: list[Object] = [{"name": "link", "containerPort": unit.port}]
     if unit.api_port is not None:
         ports.append({"name": "http", "containerPort": unit.api_port})
     return {
-        **_container(wish, "stage", list(unit.run)),
+        **_container(deployment, "stage", list(unit.run)),
         "env": [{"name": name, "value": value} for name, value in environment.items()],
         "ports": ports,
-        "resources": _resources(wish, unit),
+        "resources": _resources(deployment, unit),
         "volumeMounts": mounts,
         **_probes(unit),
+        **_before_stop(unit),
     }
 
 
+def _before_stop(unit: StageUnit) -> Object:
+    """Return the head's pause before SIGTERM, in which the Service drops it: from SIGTERM on it refuses requests."""
+    if unit.api_port is None:
+        return {}
+    return {"lifecycle": {"preStop": {"exec": {"command": ["sleep", str(PRE_STOP_S)]}}}}
+
+
 def _probes(unit: StageUnit) -> Object:
-    """The head answers for the whole ring. A stage holds its port from before it loads until it ends; a probe that
-    connects to it speaks no ZeroMQ, is refused, and disturbs nobody."""
+    """Return the probes of a stage. The head's health endpoint covers the whole ring.
+
+    Any other stage listens on its link port from before it loads until it ends. A probe only opens a TCP connection,
+    without a ZeroMQ handshake; the stage drops it.
+    """
     check: Object = {"tcpSocket": {"port": "link"}}
     if unit.api_port is not None:
         check = {"httpGet": {"path": HEALTH, "port": "http"}}
@@ -117,31 +129,33 @@ def _probes(unit: StageUnit) -> Object:
     }
 
 
-def _resources(wish: Deployment, unit: StageUnit) -> Object:
+def _resources(deployment: Deployment, unit: StageUnit) -> Object:
     memory = f"{unit.memory_bytes // GIB}Gi"
     limits: Object = {"memory": memory}
-    requests: Object = {"cpu": "4" if wish.device is Device.CPU else "2", "memory": memory}
-    if wish.device is Device.CUDA:
+    requests: Object = {"cpu": "4" if deployment.device is Device.CPU else "2", "memory": memory}
+    if deployment.device is Device.CUDA:
         limits["nvidia.com/gpu"] = 1
         requests["nvidia.com/gpu"] = 1
     return {"requests": requests, "limits": limits}
 
 
-def _own_keys(wish: Deployment) -> Object:
-    """zpptool reads keys only from files that are its own; what a Secret mounts belongs to root and the group."""
-    words = ["install", "-m", "0600", f"{SECRET}/stage.keys", f"{KEYS}/stage.keys"]
+def _own_keys(deployment: Deployment) -> Object:
+    """Return the init container that copies the key file: zpptool must own it, and a Secret's files belong to root."""
+    command = ["install", "-m", "0600", f"{SECRET}/stage.keys", f"{KEYS}/stage.keys"]
     mounts = [
         {"name": "secret", "mountPath": SECRET, "readOnly": True},
         {"name": "keys", "mountPath": KEYS},
     ]
-    return {**_container(wish, "keys", words), "volumeMounts": mounts}
+    return {**_container(deployment, "keys", command), "volumeMounts": mounts}
 
 
-def _container(wish: Deployment, name: str, words: list[str]) -> dict[str, Any]:
+def _container(deployment: Deployment, name: str, command: list[str]) -> dict[str, Any]:
     return {
         "name": name,
-        "image": wish.image,
-        "command": [word.replace("$", "$$") for word in words],  # $(X) would be a variable, and $$ one $
+        "image": deployment.image,
+        "command": [
+            argument.replace("$", "$$") for argument in command
+        ],  # $(X) would be substituted; $$ is a literal $
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,

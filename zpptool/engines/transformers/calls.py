@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the head asks of the embedded engine's stages, as typed payloads.
+"""The calls of the embedded engine's head to its stages, and their payloads.
 
-`LOAD_MODEL` carries nothing and every stage answers it. `STEP` carries a `Step` and only the last stage answers it,
-with the token that it chose; `FREE` carries the number of a sequence and nobody's answer is waited for.
+`LOAD_MODEL` has no payload and every stage answers it. `STEP` has a `Step`, and only the last stage answers it, with
+the `Choice` that it made. `FREE` has the number of a sequence, and the head does not wait for an answer.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import msgspec
 import torch
 import transformers
 
+from zpptool.config.stage_spec import StageSpec
 from zpptool.engines.base import common_facts
 from zpptool.engines.transformers.loading import load_config
-from zpptool.engines.transformers.sampling import SamplingParams
+from zpptool.engines.transformers.sampling import Choice, SamplingParams
 from zpptool.errors import usage_error
-from zpptool.pipeline.spec import StageSpec
 
 STEP, FREE = "step", "free"
 
@@ -24,9 +24,9 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One step of one sequence.
 
     Attributes:
-        sequence: its number, given by the head.
-        token_ids: the whole prompt in its first step, then the one token that was chosen last.
-        sampling: how its tokens are chosen; said in its first step only.
+        sequence: the sequence's number, assigned by the head.
+        token_ids: the whole prompt in the first step, then the token that was chosen last.
+        sampling: how the sequence's tokens are chosen; in the first step only.
     """
 
     sequence: int
@@ -37,6 +37,7 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 _encoder = msgspec.msgpack.Encoder()
 _step_decoder = msgspec.msgpack.Decoder(Step)
 _number_decoder = msgspec.msgpack.Decoder(int)
+_choice_decoder = msgspec.msgpack.Decoder(Choice)
 
 
 def encode_step(step: Step) -> bytes:
@@ -48,13 +49,13 @@ def decode_step(payload: bytes) -> Step:
     """The step in a payload.
 
     Raises:
-        msgspec.DecodeError: it is none.
+        msgspec.DecodeError: the payload is not a step.
     """
     return _step_decoder.decode(payload)
 
 
 def encode_number(number: int) -> bytes:
-    """A sequence's number, or a token, as a payload."""
+    """A sequence's number as a payload."""
     return _encoder.encode(number)
 
 
@@ -62,16 +63,30 @@ def decode_number(payload: bytes) -> int:
     """The number in a payload.
 
     Raises:
-        msgspec.DecodeError: it is none.
+        msgspec.DecodeError: the payload is not a number.
     """
     return _number_decoder.decode(payload)
 
 
-def check_arguments(spec: StageSpec) -> None:
-    """Refuse what only another engine understands.
+def encode_choice(choice: Choice) -> bytes:
+    """A choice as a payload."""
+    return _encoder.encode(choice)
+
+
+def decode_choice(payload: bytes) -> Choice:
+    """The choice in a payload.
 
     Raises:
-        ZppError: (USAGE) there are engine arguments, or the dtype or the device is none that torch computes in.
+        msgspec.DecodeError: the payload is not a choice.
+    """
+    return _choice_decoder.decode(payload)
+
+
+def check_arguments(spec: StageSpec) -> None:
+    """Refuse arguments that this engine does not support.
+
+    Raises:
+        ZppError: (USAGE) there are engine arguments, or torch cannot compute in the dtype or on the device.
     """
     if spec.engine_args:
         raise usage_error(f"the transformers engine takes no arguments after --: {' '.join(spec.engine_args)}")
@@ -85,7 +100,7 @@ def check_arguments(spec: StageSpec) -> None:
 
 
 def agreed_facts(spec: StageSpec) -> dict[str, str]:
-    """What this process believes about the pipeline, by name; equal everywhere or the head refuses.
+    """The values that this process uses, by name. The head refuses a pipeline in which they differ.
 
     Raises:
         ZppError: (INVALID) the directory holds no model that transformers knows.
@@ -99,7 +114,7 @@ def agreed_facts(spec: StageSpec) -> dict[str, str]:
 
 
 def device_of(spec: StageSpec) -> str:
-    """The torch device to compute on; `auto` is a GPU where there is one."""
+    """The torch device to compute on; `auto` is a GPU if the machine has one."""
     if spec.device != "auto":
         return spec.device
     return "cuda" if torch.cuda.is_available() else "cpu"

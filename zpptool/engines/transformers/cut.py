@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model that was cut to the layers of one stage, and its forward over the next tokens of one sequence.
+"""A model that was cut to the layers of one stage, and its forward pass over the next tokens of one sequence.
 
-It is the model's own forward, called as `generate` calls the whole model's for one sequence without padding.
+The forward pass is the model's own, called as `generate` calls that of the whole model for one sequence without
+padding.
 """
 
 from __future__ import annotations
@@ -15,27 +16,28 @@ from transformers import Cache, PreTrainedModel
 
 from zpptool.engines.transformers.cache import new_cache, pass_layer
 from zpptool.engines.transformers.surgery import LeftStage, Passage, decoder_layers
-from zpptool.layers import LayerRange
+from zpptool.partition import LayerRange
 
 
 @dataclass
 class CachedSequence:
-    """One sequence in flight: the stage's cache of it, and how many tokens that holds."""
+    """One sequence in flight: the stage's cache of it, and the number of tokens in that cache."""
 
     cache: Cache
     num_tokens: int = 0
 
 
 class CutModel:
-    """A model of which only the decoder layers `layers`, and what goes with the first and the last, are there.
+    """A model that has only the decoder layers `layers`, with the embedding on the first stage and the head on the
+    last.
 
     Attributes:
         model: cut by `zpptool.engines.transformers.surgery`.
-        layers: those that are there.
-        passage: what the modules in the place of the others share.
-        num_layers: of the whole model.
-        is_first: it takes token ids, not hidden states.
-        is_last: it returns logits, not hidden states.
+        layers: the decoder layers that it has.
+        passage: what the modules that replace the others share.
+        num_layers: the number of decoder layers of the whole model.
+        is_first: whether it takes token ids; otherwise it takes hidden states.
+        is_last: whether it returns logits; otherwise it returns hidden states.
     """
 
     def __init__(self, model: PreTrainedModel, layers: LayerRange, passage: Passage) -> None:
@@ -49,11 +51,15 @@ class CutModel:
         self._cache_name = "cache_params" if "cache_params" in self._accepted else "past_key_values"
 
     def new_sequence(self) -> CachedSequence:
-        """A sequence of no tokens yet; raises ZppError (INVALID) for a model whose cache cannot be kept in parts."""
+        """A sequence without tokens.
+
+        Raises:
+            ZppError: (INVALID) the model's cache cannot be divided among stages.
+        """
         return CachedSequence(new_cache(self.model.config))
 
     def run_tokens(self, sequence: CachedSequence, token_ids: Tensor) -> Tensor:
-        """Run the first stage over the next tokens, [tokens]; returns as `run_hidden_states`."""
+        """Run the first stage over the next tokens, [tokens]; the result is as of `run_hidden_states`."""
         return self._run(sequence, len(token_ids), input_ids=token_ids.to(self.model.device)[None])
 
     def run_hidden_states(self, sequence: CachedSequence, hidden_states: Tensor) -> Tensor:
@@ -61,7 +67,7 @@ class CutModel:
 
         Args:
             hidden_states: as the stage before returned them. They are copied: BLAS results may differ in the last bit
-                with the alignment of their operands, and a message has them wherever its header ends.
+                with the alignment of their operands, and in a message the alignment depends on the header's length.
 
         Returns:
             hidden states, [1, tokens, ...]; on the last stage the logits after the last token, [vocabulary].
@@ -70,11 +76,11 @@ class CutModel:
         return self.run_without_input(sequence, hidden_states.shape[1])
 
     def run_without_input(self, sequence: CachedSequence, num_tokens: int) -> Tensor:
-        """Run a later stage with what the passage holds, and NaN for the embeddings, of which it must make no use."""
+        """Run a later stage with the hidden states in `passage`, and NaN for the embeddings, which it must not use."""
         weight = self.model.get_input_embeddings().weight
         shape = (1, num_tokens, weight.shape[-1])
-        poison = torch.full(shape, torch.nan, dtype=weight.dtype, device=self.model.device)
-        return self._run(sequence, num_tokens, inputs_embeds=poison)
+        embeddings = torch.full(shape, torch.nan, dtype=weight.dtype, device=self.model.device)
+        return self._run(sequence, num_tokens, inputs_embeds=embeddings)
 
     @torch.inference_mode()
     def _run(self, sequence: CachedSequence, num_tokens: int, **inputs: Tensor) -> Tensor:

@@ -1,131 +1,73 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The head process of the embedded engine: the HTTP front, and every sequence's way round the ring.
+"""The head process of the embedded engine: the HTTP API, and the steps of every sequence.
 
 Started beside stage 0 as `python -m zpptool.engines.transformers.head SPEC`. Each sequence has at most one step in the
-ring; several sequences fill it. When the pipeline breaks the process ends, with the one error that names the cause.
-
-A sequence that was lost with a stage is computed again as it was before: its prompt, then its tokens one by one, each
-of which is drawn again. So every bit of it is as it was, and what follows is what would have followed.
+ring; several sequences keep all stages busy. When the pipeline breaks, the process ends with the error that names the
+cause.
 """
 
 from __future__ import annotations
 
-import itertools
 import sys
-from collections.abc import Collection, Generator, Sequence
+from contextlib import closing
 from functools import partial
 
+from zpptool.admin.attach import admin_servers
+from zpptool.config.stage_spec import StageSpec, spec_from_argv
 from zpptool.engines.base import LOAD_MODEL, prepare_partition
 from zpptool.engines.transformers.api.front import Front
 from zpptool.engines.transformers.api.served import served_model
-from zpptool.engines.transformers.api.server import ApiServer
-from zpptool.engines.transformers.calls import (
-    FREE,
-    STEP,
-    Step,
-    agreed_facts,
-    check_arguments,
-    decode_number,
-    encode_number,
-    encode_step,
-)
-from zpptool.engines.transformers.sampling import SamplingParams
-from zpptool.pipeline import phases
-from zpptool.pipeline.child import end_on_sigterm, run_child
-from zpptool.pipeline.ring.headnode import HeadNode
-from zpptool.pipeline.ring.place import say, take_head_place
-from zpptool.pipeline.spec import StageSpec, spec_from_argv
-from zpptool.wire.errors import StaleEpoch
+from zpptool.engines.transformers.calls import agreed_facts, check_arguments
+from zpptool.engines.transformers.ring_model import RingModel
+from zpptool.log import place_logger
+from zpptool.net.admission import Admission
+from zpptool.net.http_server import HttpServer
+from zpptool.places import HEAD
+from zpptool.process import progress as phases
+from zpptool.process.child import end_on_sigterm, run_child
+from zpptool.process.signals import end_this_process, on_end_of_requests
+from zpptool.ring.head.node import HeadNode
+from zpptool.ring.membership import open_head_node
 
-
-class RingModel:
-    """The model that the stages of a ring are together.
-
-    Args:
-        node: the head's place in the ring; the stages have loaded.
-    """
-
-    def __init__(self, node: HeadNode) -> None:
-        self._node = node
-        self._numbers = itertools.count()
-
-    def generate(
-        self, prompt_ids: Sequence[int], max_new_tokens: int, stop_ids: Collection[int], sampling: SamplingParams
-    ) -> Generator[int, None, None]:
-        """The tokens of one sequence; each waits for one way round the ring. The stages forget it at the end.
-
-        Raises:
-            ZppError: (STAGE) a stage failed at it, or the pipeline is broken.
-        """
-        told: list[int] = []
-        while len(told) < max_new_tokens and not (told and told[-1] in stop_ids):
-            try:
-                for token in self._life(prompt_ids, told, max_new_tokens, sampling):
-                    told.append(token)
-                    yield token
-                    if token in stop_ids:
-                        break
-            except StaleEpoch:
-                self._node.count_recomputed(len(prompt_ids) + len(told))
-
-    def _life(
-        self, prompt_ids: Sequence[int], told: Sequence[int], max_new_tokens: int, sampling: SamplingParams
-    ) -> Generator[int, None, None]:
-        """The tokens of a sequence after those that were told before it, in the epoch that there is.
-
-        Raises:
-            StaleEpoch: that epoch is over.
-        """
-        epoch = self._node.wait_until_whole()
-        sequence, known = next(self._numbers), tuple(told)
-        step = Step(sequence, list(prompt_ids), sampling)
-        try:
-            for place in range(max_new_tokens):
-                answer = self._node.call(STEP, encode_step(step), from_all=False, epoch=epoch).result()
-                token = decode_number(answer[0])
-                if place < len(known):
-                    token = known[place]
-                else:
-                    yield token
-                step = Step(sequence, [token], None)
-        finally:
-            self._node.call(FREE, encode_number(sequence), from_all=False, epoch=epoch)
-
-    def is_healthy(self) -> bool:
-        """Whether the pipeline is whole."""
-        return self._node.fault is None
+_log = place_logger(__name__, HEAD)
 
 
 def main() -> None:
-    """Gather the stages, have them load, and serve until told to stop."""
+    """Gather the stages, have them load, and serve until a signal ends this process."""
     spec = spec_from_argv(sys.argv)
     check_arguments(spec)
     end_on_sigterm()
-    with ApiServer(spec.api_host, spec.api_port) as server:
-        node = take_head_place(spec)
+    on_end_of_requests()
+    with HttpServer(spec.api_host, spec.api_port) as server:
+        node = open_head_node(spec)
         node.on_fault(lambda _fault: server.interrupt())
-        try:
-            serve(spec, node, server)
-        finally:
-            node.stop("the head has ended")
-            node.close()
+        with closing(node), admin_servers(node, spec):
+            try:
+                serve(spec, node, server)
+            finally:
+                node.stop("the head has ended")
 
 
-def serve(spec: StageSpec, node: HeadNode, server: ApiServer) -> None:
-    """Serve the ring's model until something ends it.
+def serve(spec: StageSpec, node: HeadNode, server: HttpServer) -> None:
+    """Serve the ring's model until the server is interrupted.
 
     Raises:
         ZppError: (INVALID) the stages do not fit together; (STAGE) the pipeline broke.
     """
     node.on_partition(partial(prepare_partition, spec, node.facts))
     node.gather(agreed_facts(spec))
-    model = RingModel(node)
-    served = served_model(spec.directory, model.generate, model.is_healthy, spec.served_name or None)
-    node.set_up(LOAD_MODEL, b"", timeout_s=spec.start_timeout_s).result()
-    phases.tell_phase(phases.LOADED)
-    say("head", f"all stages have loaded their layers; the API is at http://{spec.api_host}:{spec.api_port}")
-    server.start(Front(served).app())
-    server.wait()
+    with closing(RingModel(node)) as model:
+        served = served_model(spec.directory, model.generate, model.is_healthy, spec.served_name or None)
+        node.set_up(LOAD_MODEL, b"", timeout_s=spec.start_timeout_s).result()
+        phases.report_phase(phases.LOADED)
+        _log.info("all stages have loaded their layers; the API is at http://%s:%d", spec.api_host, spec.api_port)
+        admission = Admission(Front(served).app())
+        server.start(lambda: admission)
+        on_end_of_requests(
+            drain=lambda: server.loop.call_soon_threadsafe(admission.close, end_this_process),
+            cut=lambda: server.loop.call_soon_threadsafe(admission.cut, end_this_process),
+        )
+        server.wait()
     if node.fault is not None:
         raise node.fault
 

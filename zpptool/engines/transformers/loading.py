@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load part of a transformers model: every weight the stage owns, and no byte of any other.
+"""Load part of a transformers model: every weight that the stage owns, and no byte of any other.
 
-transformers' own loader does the work (renames, stacked experts, tied weights, quantised formats) on the subset of the
-checkpoint's tensors that the stage owns. Between loading and its filling in of what is missing, the modules that were
-not given are replaced (`zpptool.engines.transformers.surgery`), so nothing is ever initialised at random.
+transformers' own loader does the work (renames, stacked experts, tied weights, quantised formats) on those tensors of
+the checkpoint that the stage owns. After it has loaded them, and before it initialises missing ones, the modules
+without weights are replaced (`zpptool.engines.transformers.surgery`), so nothing is ever initialised at random.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ from zpptool.checkpoint.index import TensorInfo
 from zpptool.engines.transformers.surgery import Passage, cut_layers, stand_in_for
 from zpptool.engines.weights import DTYPES, read_tensor
 from zpptool.errors import invalid_error
-from zpptool.layers import LayerRange
-from zpptool.pipeline.phases import loading_teller
+from zpptool.partition import LayerRange
+from zpptool.process.progress import loading_progress
 
 
 class StoredTensor:
-    """A tensor still in its file, with the interface of safetensors' slice, which transformers' loader takes."""
+    """A tensor that is still in its file, with the interface of safetensors' slice, which transformers' loader
+    takes."""
 
-    def __init__(self, info: TensorInfo, have_read: Callable[[int], None]) -> None:
+    def __init__(self, info: TensorInfo, report_read: Callable[[int], None]) -> None:
         self.info = info
         self.shape = info.shape
-        self._have_read = have_read
+        self._report_read = report_read
 
     @property
     def dtype(self) -> torch.dtype:
-        """As of a tensor."""
+        """As `torch.Tensor.dtype`."""
         return DTYPES[self.info.dtype]
 
     def get_dtype(self) -> str:
@@ -46,18 +47,19 @@ class StoredTensor:
 
     def is_floating_point(self) -> bool:
         """As `torch.Tensor.is_floating_point`."""
-        return self.dtype.is_floating_point
+        floating: bool = self.dtype.is_floating_point
+        return floating
 
-    def __getitem__(self, _everything: Any) -> Tensor:
-        """The tensor as a whole; reads its bytes and no others."""
+    def __getitem__(self, _everything: object) -> Tensor:
+        """The whole tensor; reads its bytes and no others."""
         tensor = read_tensor(self.info)
-        self._have_read(self.info.nbytes)
+        self._report_read(self.info.nbytes)
         return tensor
 
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Keep transformers from drawing in a stage's log."""
+    """Keep transformers' progress bars out of a stage's log."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -87,7 +89,7 @@ def load_cut_model(
     dtype: str | torch.dtype,
     device: str,
 ) -> PreTrainedModel:
-    """Build the model on the meta device, cut it to the layers `owned`, and load `tensors` into what is left.
+    """Build the model on the meta device, cut it to the layers `owned`, and load `tensors` into what remains.
 
     Raises:
         ZppError: (INVALID) there is no causal language model for the config, a tensor that the stage's layers need is
@@ -96,8 +98,8 @@ def load_cut_model(
     model_class, config = _causal_model(config)
     part = _part_of(model_class, owned, passage)
     stored = list(tensors)
-    have_read = loading_teller(sum(info.nbytes for info in stored))
-    state = {info.name: StoredTensor(info, have_read) for info in stored}
+    report_read = loading_progress(sum(info.nbytes for info in stored))
+    state = {info.name: StoredTensor(info, report_read) for info in stored}
     try:
         with no_progress_bars():
             model, report = part.from_pretrained(
@@ -113,7 +115,7 @@ def load_cut_model(
 
 
 def _causal_model(config: PreTrainedConfig) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
-    """The class that `AutoModelForCausalLM` takes for `config`, and the config that it gives it."""
+    """The class that `AutoModelForCausalLM` uses for `config`, and the config that it passes to that class."""
     try:
         model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     except KeyError:
@@ -124,7 +126,8 @@ def _causal_model(config: PreTrainedConfig) -> tuple[type[PreTrainedModel], PreT
 
 
 def _part_of(model_class: type[PreTrainedModel], owned: LayerRange, passage: Passage) -> type[PreTrainedModel]:
-    """`model_class`, cut to the layers `owned` as it is built, and to the weights that were given as it is loaded.
+    """A subclass of `model_class` that is cut to the layers `owned` when it is built, and to the present weights when
+    it is loaded.
 
     The class keeps its name and module: transformers looks conversions up by them.
     """
@@ -147,7 +150,7 @@ def _part_of(model_class: type[PreTrainedModel], owned: LayerRange, passage: Pas
 
 
 def _replace_missing(model: PreTrainedModel, loading_info: Any, passage: Passage) -> None:
-    """Stand in for the modules that were given no weights, unless theirs are tied to weights that were given."""
+    """Replace the modules that got no weights, unless their weights are tied to present ones."""
     present = model.state_dict().keys() - loading_info.missing_keys
     tied = model.all_tied_weights_keys  # target to source; transformers ties either to the other
     will_be_tied = {name for pair in tied.items() if not present.isdisjoint(pair) for name in pair}

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Part of a transformers model: the layers of one stage, and what they compute for the sequences in flight.
+"""Part of a transformers model: the layers of one stage, and their state for the sequences in flight.
 
 Chained, the parts compute bit for bit what the unsplit model computes for the same sequence (same dtype, same number of
-threads): each runs the model's own forward over the same shapes. A model that cannot be run so is refused when it is
-loaded (`zpptool.engines.transformers.probe`).
+threads): each runs the model's own forward pass over the same shapes. A model that cannot be run in parts is refused
+when it is loaded (`zpptool.engines.transformers.probe`).
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from zpptool.checkpoint.loading import load_plan
+from zpptool.checkpoint.stage_tensors import load_plan
 from zpptool.engines.transformers.cut import CachedSequence, CutModel
 from zpptool.engines.transformers.loading import load_config, load_cut_model
 from zpptool.engines.transformers.probe import UNCUT_HINT, probe
 from zpptool.engines.transformers.surgery import Passage, decoder_layers
 from zpptool.errors import ZppError, invalid_error
-from zpptool.layers import LayerRange, Partition
+from zpptool.partition import LayerRange, Partition
 
 HIDDEN_STATES = "hidden_states"
-"""The name under which a stage's output travels to the next."""
+"""The name of a stage's output in the message to the next stage."""
 
 
 class PartialModel:
     """The layers of one stage, with the embedding on the first and the head on the last, and the sequences in flight.
 
-    It runs one step at a time and is not to be shared between threads.
+    It runs one step at a time and must not be shared between threads.
     """
 
     def __init__(self, cut: CutModel) -> None:
@@ -54,10 +54,11 @@ class PartialModel:
     def step(
         self, sequence_id: Hashable, inputs: Sequence[int] | Tensor | Mapping[str, Tensor]
     ) -> Tensor | dict[str, Tensor]:
-        """Run the next tokens of one sequence: the whole prompt first, then one token a step. A new id begins one.
+        """Run the next tokens of one sequence: the whole prompt first, then one token in each step. A new id begins a
+        new sequence.
 
         Args:
-            sequence_id: whose cache to use.
+            sequence_id: identifies the sequence and its cache.
             inputs: on the first stage the token ids, [tokens]; on a later one what the stage before returned.
 
         Returns:
@@ -85,7 +86,7 @@ class PartialModel:
             layer.register_forward_pre_hook(lambda _layer, _inputs: callback())
 
     def free(self, sequence_id: Hashable) -> None:
-        """Forget a sequence; one that is not known is no fault."""
+        """Forget a sequence. An unknown one is ignored."""
         self._sequences.pop(sequence_id, None)
 
     def free_all(self) -> None:
@@ -101,14 +102,15 @@ def load_part(
     dtype: str | torch.dtype = "auto",
     device: str = "cpu",
 ) -> PartialModel:
-    """Load the decoder layers of `stage`, and what goes with the first and the last of them.
+    """Load the decoder layers of `stage`, with the embedding on the first stage and the head on the last.
 
     Args:
         directory: the stage's directory of `zpptool split`, or a whole checkpoint, of which only the bytes of the
             stage's own tensors are read.
-        stage: from 0.
+        stage: its index, from 0.
         partition: the layer ranges of all stages.
-        dtype: what to compute in; "auto" for the dtype that the checkpoint names.
+        dtype: the dtype to compute in; "auto" for the one in the checkpoint's config.
+        device: torch's name of the device to compute on.
 
     Raises:
         ZppError: (INVALID) the checkpoint cannot be read, lacks a tensor that the stage needs, or its model cannot be
@@ -123,7 +125,7 @@ def load_part(
         probe(cut)
     except ZppError:
         raise
-    except Exception as cause:  # whatever the model's own code raises for want of something
+    except Exception as cause:  # any error of the model's own code, which lacks something
         raise invalid_error(
             f"{config.model_type} cannot be run in parts: layers {owned} fail with {type(cause).__name__}: {cause}",
             UNCUT_HINT,

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a spare process does beyond the imports, before it knows its part: what all stages of a model do, and its head.
+"""What a spare process imports in advance, beyond the worker and head modules: what all stages of a model need.
 
-The invariant: no device is touched, for which one it may see is told only with the part.
+The invariant: no device is touched, because the devices that it may use are known only when it is assigned a stage.
 """
 
 from __future__ import annotations
 
+from zpptool.config.stage_spec import StageSpec
 from zpptool.engines.transformers.calls import agreed_facts
-from zpptool.pipeline.spec import StageSpec
 
 
 def preload(like: StageSpec) -> None:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prove, when part of a model is loaded, that it can be run in part at all: refused here, never wrong later.
+"""Checks, when part of a model is loaded, that the model can be run in parts. It is refused here rather than wrong
+later.
 
-Two questions are put to the model itself, because no table of models could answer them: in what form does a decoder
-layer return its hidden states, and does anything but these reach the stage's layers from the stages before?
+Two things are found out by running the model, because no table of models could list them: in what form a decoder layer
+returns its hidden states, and whether the stage's layers need anything but these from the stages before.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ from zpptool.engines.transformers.surgery import Passage, decoder_layers, layer_
 from zpptool.errors import invalid_error
 
 _FORMS: tuple[tuple[Any, ...] | None, ...] = (None, (), (None,), (None, None))
-"""What may come after the hidden states in what a layer returns, in the order in which it is tried."""
+"""What a layer may return after the hidden states, in the order in which it is tried."""
 UNCUT_HINT = "Only a model whose layers need no more than the hidden states of the layer before can be run in parts."
 _LENGTHS = (2, 1)
-"""The steps of the sequence that is tried: a prompt of two tokens, then one more token."""
+"""The steps of the trial sequence: a prompt of two tokens, then one more token."""
 
 
 def probe(cut: CutModel) -> None:
-    """Learn in what form the model's layers return hidden states, and prove that the part has all that it needs.
+    """Find out in what form the model's layers return hidden states, and check that the part has all that it needs.
 
     Raises:
-        ZppError: (INVALID) it has not, or the model cannot be run in part.
-        Exception: whatever the model's own code raises for want of something.
+        ZppError: (INVALID) something is missing, or the model cannot be run in parts.
+        Exception: any error of the model's own code, which lacks something.
     """
     with torch.inference_mode():
         received = torch.empty(0) if cut.is_first else observe_layer_output(cut)
@@ -49,17 +50,17 @@ def probe(cut: CutModel) -> None:
 
 
 def observe_layer_output(cut: CutModel) -> Tensor:
-    """Note in `passage.extras` what a decoder layer returns after the hidden states.
+    """Set `passage.extras` to what a decoder layer returns after the hidden states.
 
-    A form is right if what the passed layers hand on is what arrives at the stage's first layer; the call that this
-    layer gets is then made, and what it returns is the form of this model for certain.
+    A form is right if what the replaced layers return is what reaches the stage's first layer. That layer is then
+    called with the arguments that the model passes to it, and what it returns is this model's form.
 
     Returns:
         hidden states, of the shape and dtype that they have between layers.
 
     Raises:
-        ZppError: (INVALID) a layer returns something that a stage could not give to the next in its place.
-        Exception: the last that the model raised, where it knows no form that was tried.
+        ZppError: (INVALID) a layer returns something that a stage cannot pass on to the next.
+        Exception: the model's last error, where it accepts none of the forms.
     """
     first = decoder_layers(cut.model)[1][cut.layers.start]
     failure: Exception | None = None
@@ -67,16 +68,16 @@ def observe_layer_output(cut: CutModel) -> Tensor:
         cut.passage.extras = form
         try:
             call = _catch_call(cut)
-        except Exception as cause:  # the model's own code, given a form that it does not expect
+        except Exception as cause:  # of the model's own code, which does not expect this form
             failure = cause
             continue
         if call.is_sound:
-            return _learn(first.forward(*call.args_, **call.kwargs), cut.passage)  # past the hook that leaves the stage
+            return _record_form(first.forward(*call.args_, **call.kwargs), cut.passage)  # without the layer's hooks
     raise failure or invalid_error("the model's forward does not hand hidden states from layer to layer")
 
 
 class _LayerCall(Exception):
-    """The model's call of the stage's first layer; sound if it brings what the model's first layer was given."""
+    """The model's call of the stage's first layer. It is sound if its input is that of the model's first layer."""
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], embeddings: Any) -> None:
         super().__init__()
@@ -85,10 +86,10 @@ class _LayerCall(Exception):
 
 
 def _catch_call(cut: CutModel) -> _LayerCall:
-    """The call that the model makes to the stage's first layer, which is not carried out."""
+    """The call that the model makes to the stage's first layer; the call itself is not executed."""
     embeddings: list[Any] = []
 
-    def note(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def record(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         embeddings.append(layer_input(args, kwargs))
 
     def catch(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -97,7 +98,7 @@ def _catch_call(cut: CutModel) -> _LayerCall:
     layers = decoder_layers(cut.model)[1]
     hooks = [
         layers[index].register_forward_pre_hook(hook, with_kwargs=True)
-        for index, hook in ((0, note), (cut.layers.start, catch))
+        for index, hook in ((0, record), (cut.layers.start, catch))
     ]
     try:
         cut.run_without_input(cut.new_sequence(), _LENGTHS[0])
@@ -109,8 +110,8 @@ def _catch_call(cut: CutModel) -> _LayerCall:
     raise invalid_error(f"the model's forward does not call its decoder layer {cut.layers.start}")
 
 
-def _learn(output: Any, passage: Passage) -> Tensor:
-    """Note the form of `output`, and return the hidden states in it."""
+def _record_form(output: Any, passage: Passage) -> Tensor:
+    """Set `passage.extras` to the form of `output`, and return the hidden states in it."""
     if isinstance(output, Tensor):
         passage.extras = None
         return output
@@ -121,7 +122,7 @@ def _learn(output: Any, passage: Passage) -> Tensor:
 
 
 def _template(extra: Any) -> Any:
-    """What to put in the place of `extra` after a layer that was passed: nothing, the cache, or poison."""
+    """What a replaced layer returns in the place of `extra`: None, the cache, or NaN."""
     if extra is None:
         return None
     if isinstance(extra, Cache):

@@ -1,25 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The unsplit model for a trial: stock transformers behind the front that the pipeline has too.
+"""The unsplit model for a comparison: stock transformers behind the same HTTP API as the pipeline.
 
-Started as `python -m zpptool.engines.transformers.reference SPEC`. Prompts are answered one after the other.
+Started as `python -m zpptool.engines.transformers.reference SPEC`. Prompts are computed one after the other.
 """
 
 from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
+from typing import Self
 
 from transformers import PreTrainedModel
 
+from zpptool.config.stage_spec import spec_from_argv
 from zpptool.engines.transformers.api.front import Front
 from zpptool.engines.transformers.api.served import served_model
-from zpptool.engines.transformers.api.server import ApiServer
 from zpptool.engines.transformers.calls import check_arguments, device_of
-from zpptool.engines.transformers.sampling import SamplingParams
-from zpptool.engines.transformers.unsplit import generate, load_unsplit
-from zpptool.pipeline.child import end_on_sigterm, run_child
-from zpptool.pipeline.spec import spec_from_argv
+from zpptool.engines.transformers.sampling import Choice, SamplingParams
+from zpptool.engines.transformers.unsplit import generate_choices, load_unsplit
+from zpptool.net.http_server import HttpServer
+from zpptool.process.child import end_on_sigterm, run_child
+
+TURN_POLL_S = 0.05
+"""How often, in seconds, a sequence that waits for its turn checks whether it was closed."""
 
 
 class UnsplitModel:
@@ -31,20 +36,57 @@ class UnsplitModel:
 
     def generate(
         self, prompt_ids: Sequence[int], max_new_tokens: int, stop_ids: Collection[int], sampling: SamplingParams
-    ) -> Generator[int, None, None]:
-        """The tokens of one sequence; all are there before the first is given."""
-        drawn = sampling if sampling.temperature else None
-        with self._turn:
-            tokens = generate(self._model, prompt_ids, max_new_tokens, sorted(stop_ids), drawn)
-        yield from tokens
+    ) -> UnsplitSequence:
+        """A sequence, which is computed as a whole when its first token is requested."""
+        drawn = None if sampling.is_plain else sampling
+        compute = partial(generate_choices, self._model, prompt_ids, max_new_tokens, sorted(stop_ids), drawn)
+        return UnsplitSequence(compute, self._turn)
+
+
+class UnsplitSequence:
+    """An iterator over the tokens of one sequence.
+
+    Args:
+        compute: returns all of its tokens.
+        turn: held while a sequence is computed.
+    """
+
+    def __init__(self, compute: Callable[[], list[Choice]], turn: threading.Lock) -> None:
+        self._compute = compute
+        self._turn = turn
+        self._computed: Iterator[Choice] | None = None
+        self._closed = False
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Choice:
+        """The next token; the first one waits until the sequences before have been computed.
+
+        Raises:
+            StopIteration: all tokens were returned, or the sequence was closed.
+        """
+        while self._computed is None and not self._closed:
+            if self._turn.acquire(timeout=TURN_POLL_S):
+                try:
+                    self._computed = iter(self._compute())
+                finally:
+                    self._turn.release()
+        if self._computed is None or self._closed:
+            raise StopIteration
+        return next(self._computed)
+
+    def close(self) -> None:
+        """End the sequence; it gives up its turn unless that has begun. Any thread may call it."""
+        self._closed = True
 
 
 def main() -> None:
-    """Load the model and serve it until told to stop."""
+    """Load the model and serve it until a signal ends this process."""
     spec = spec_from_argv(sys.argv)
     check_arguments(spec)
     end_on_sigterm()
-    with ApiServer(spec.api_host, spec.api_port) as server:
+    with HttpServer(spec.api_host, spec.api_port) as server:
         model = UnsplitModel(load_unsplit(spec.directory, dtype=spec.dtype, device=device_of(spec)))
         server.start(Front(served_model(spec.directory, model.generate, lambda: True)).app())
         server.wait()

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cut a transformers model down to one stage, so that the model's own forward still runs and stays right.
+"""Cuts a transformers model down to one stage, so that the model's own forward pass still runs and is correct.
 
-The skeleton stays whole: the list of decoder layers keeps its full length and every layer its absolute index, so
-positions, masks, rotary tables and per-layer rules are computed by the model's own code. Only what the stage does not
-own is replaced, by modules that hold no weights:
+The list of decoder layers keeps its full length and every layer its absolute index, so positions, masks, rotary tables
+and per-layer rules are computed by the model's own code. Only what the stage does not own is replaced, by modules that
+hold no weights:
 
-* a decoder layer before the stage's first becomes a `PassedLayer`; the one just before it hands on the hidden states
-  that were received, in the form the model's loop expects from a layer;
-* any other module whose weights the stage was not given becomes a `StandIn`;
-* the forward is left at the output of the stage's last layer, unless it is the model's last.
+* a decoder layer before the stage's first becomes a `PassedLayer`; the one just before it returns the received hidden
+  states, in the form that the model expects from a layer;
+* any other module whose weights are not in the stage becomes a `StandIn`;
+* the forward pass ends at the output of the stage's last layer, unless that is the model's last.
 
-What a replaced module makes up is NaN. So a value that the stage would need but was not given poisons its output, where
-`zpptool.engines.transformers.probe` looks for it, rather than make the output quietly wrong.
+A replaced module returns NaN. So a value that the stage needs but does not have makes its output NaN, which
+`zpptool.engines.transformers.probe` detects, instead of silently wrong.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from transformers import Cache, PreTrainedModel
 
 from zpptool.engines.transformers.cache import pass_layer
 from zpptool.errors import invalid_error
-from zpptool.layers import LayerRange
+from zpptool.partition import LayerRange
 
 
 @dataclass
 class Passage:
-    """What one step brings to the modules that stand in for those of other stages.
+    """The data of one step for the modules that replace those of other stages.
 
     Attributes:
         hidden_states: the output of the layer before the stage's first, [1, tokens, ...]; None while the model is
-            probed: layers then hand on what they are given.
-        cache: the sequence's cache; a layer that is passed still counts its tokens there.
-        num_tokens: of this step.
-        extras: what a decoder layer of this model returns after the hidden states; None where it returns these alone,
-            and `Cache` in the place of the cache.
-        stand_ins_used: the names of the stand-ins that were called.
+            probed: replaced layers then return their input.
+        cache: the sequence's cache; a replaced layer still counts its tokens there.
+        num_tokens: the number of tokens of this step.
+        extras: what a decoder layer of this model returns after the hidden states, with the class `Cache` in the place
+            of the cache; None where it returns the hidden states alone.
+        stand_ins_used: the names of the stand-ins that were called in this step.
     """
 
     hidden_states: Tensor | None = None
@@ -51,12 +51,12 @@ class Passage:
     stand_ins_used: list[str] = field(default_factory=list)
 
     def begin_step(self, cache: Cache, num_tokens: int) -> None:
-        """Take note of the sequence that is next."""
+        """Set the sequence's cache and the number of tokens of the next step."""
         self.cache, self.num_tokens = cache, num_tokens
         self.stand_ins_used.clear()
 
     def layer_output(self, hidden_states: Tensor) -> Any:
-        """`hidden_states` in the form in which a decoder layer of this model returns them."""
+        """What a decoder layer of this model returns for `hidden_states`."""
         if self.extras is None:
             return hidden_states
         return (hidden_states, *(self.cache if extra is Cache else extra for extra in self.extras))
@@ -68,11 +68,11 @@ def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 class _Replaced(nn.Module):
-    """A module in the place of another, which stays on the meta device and answers for its attributes."""
+    """Replaces a module, which stays on the meta device; attributes are looked up there."""
 
     def __init__(self, original: nn.Module) -> None:
         super().__init__()
-        self.__dict__["original"] = original  # past nn.Module: not a child, so nothing is ever loaded into it
+        self.__dict__["original"] = original  # not registered as a child, so that no weights are loaded into it
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["original"], name)
@@ -81,26 +81,27 @@ class _Replaced(nn.Module):
 class PassedLayer(_Replaced):
     """A decoder layer of an earlier stage."""
 
-    def __init__(self, original: nn.Module, index: int, passage: Passage, *, hands_on: bool) -> None:
+    def __init__(self, original: nn.Module, index: int, passage: Passage, *, is_last_passed: bool) -> None:
         super().__init__(original)
-        self.__dict__.update(index=index, passage=passage, hands_on=hands_on)
+        self.__dict__.update(index=index, passage=passage, is_last_passed=is_last_passed)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the layer was given, which is NaN, or the received hidden states if it is the last that is passed."""
+        """The layer's input, which is NaN; the received hidden states if it is the last layer before the stage's
+        first."""
         pass_layer(self.passage.cache, self.index, self.passage.num_tokens)
-        received = self.passage.hidden_states if self.hands_on else None
+        received = self.passage.hidden_states if self.is_last_passed else None
         return self.passage.layer_output(layer_input(args, kwargs) if received is None else received)
 
 
 class StandIn(_Replaced):
-    """A module of another stage, outside the decoder layers: right in the shape of what it returns, NaN in value."""
+    """Replaces a module of another stage outside the decoder layers; returns NaN in the right shape."""
 
     def __init__(self, original: nn.Module, name: str, passage: Passage) -> None:
         super().__init__(original)
         self.__dict__.update(name=name, passage=passage)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """NaN in the shape and dtype of what the original returns; it runs on the meta device to tell."""
+        """NaN in the shape and dtype of the original's output, which is run on the meta device to find them."""
         devices: list[torch.device] = []
 
         def to_meta(value: Any) -> Any:
@@ -109,16 +110,16 @@ class StandIn(_Replaced):
                 return value.to("meta")
             return value
 
-        def poison(value: Any) -> Any:
+        def to_nan(value: Any) -> Any:
             return torch.full_like(value, torch.nan, device=devices[0]) if isinstance(value, Tensor) else value
 
         self.passage.stand_ins_used.append(self.name)
         args, kwargs = tree_map(to_meta, (args, kwargs))
-        return tree_map(poison, self.original(*args, **kwargs))
+        return tree_map(to_nan, self.original(*args, **kwargs))
 
 
 class LeftStage(Exception):
-    """The forward came to the end of the stage's layers; `hidden_states` are what goes to the next stage."""
+    """Ends the forward pass after the stage's last layer; `hidden_states` go to the next stage."""
 
     def __init__(self, hidden_states: Tensor) -> None:
         super().__init__()
@@ -126,7 +127,7 @@ class LeftStage(Exception):
 
 
 def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The list of the model's decoder layers, and its name: the outermost list of as many modules as there are layers.
+    """The name and the list of the model's decoder layers: the outermost list with as many modules as there are layers.
 
     Raises:
         ZppError: (INVALID) the model has no such list.
@@ -142,7 +143,7 @@ def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 
 
 def cut_layers(model: PreTrainedModel, owned: LayerRange, passage: Passage) -> None:
-    """Replace the decoder layers that lie outside `owned`, and leave the forward after its last layer.
+    """Replace the decoder layers outside `owned`, and end the forward pass after its last layer.
 
     Raises:
         ZppError: (INVALID) the model has no list of decoder layers, or `owned` is not within it.
@@ -152,7 +153,7 @@ def cut_layers(model: PreTrainedModel, owned: LayerRange, passage: Passage) -> N
         raise invalid_error(f"layers {owned} are not within the model's 0-{len(layers)} ({name})")
     for index, layer in enumerate(layers):
         if index not in range(*owned):
-            layers[index] = PassedLayer(layer, index, passage, hands_on=index == owned.start - 1)
+            layers[index] = PassedLayer(layer, index, passage, is_last_passed=index == owned.start - 1)
     if owned.end < len(layers):
         layers[owned.end - 1].register_forward_hook(_leave)
 
@@ -162,11 +163,11 @@ def _leave(_layer: nn.Module, _args: Any, output: Any) -> None:
 
 
 def stand_in_for(model: PreTrainedModel, missing: Iterable[str], passage: Passage) -> None:
-    """Replace every module that has one of the `missing` parameters of its own.
+    """Replace every module that one of the `missing` parameters directly belongs to.
 
     Raises:
-        ZppError: (INVALID) a missing parameter belongs to a decoder layer of the stage, or to a module that holds the
-            decoder layers.
+        ZppError: (INVALID) a missing parameter belongs to a decoder layer of the stage, or to a module that contains
+            the decoder layers.
     """
     layers_name, layers = decoder_layers(model)
     for parameter in sorted(missing):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the unsplit model answers: stock transformers, `from_pretrained` and `generate`, one prompt at a time.
+"""The unsplit model: stock transformers, `from_pretrained` and `generate`, one prompt at a time.
 
-This is the truth that a pipeline of parts is held against: none of the code that cuts is in it. Greedy means the
-likeliest token, with none of the penalties that a checkpoint's generation_config.json may ask for.
+A pipeline is compared with it, so it uses none of the code that cuts models. Greedy means the likeliest token, without
+the penalties that a checkpoint's generation_config.json may set.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from zpptool.engines.transformers.loading import no_progress_bars
-from zpptool.engines.transformers.sampling import Sampler, SamplingParams
+from zpptool.engines.transformers.sampling import Choice, Sampler, SamplingParams
 
 
 def load_unsplit(directory: Path, *, dtype: str | torch.dtype = "auto", device: str = "cpu") -> PreTrainedModel:
     """The whole model, as transformers loads it.
 
     Its weights are then copied out of the mapped files: BLAS results may differ in the last bit with the alignment of
-    their operands, and in a file a tensor lies wherever its neighbours end.
+    their operands, and in a file the alignment of a tensor depends on those before it.
     """
     with no_progress_bars():
         model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True).to(device).eval()
@@ -43,10 +43,21 @@ def generate(
 
     Args:
         prompt: token ids.
-        max_new_tokens: how many at most.
-        stop_token_ids: end after any of these, which is still returned.
-        sampling: None for greedy; otherwise the tokens are drawn by our sampler from the model's logits.
+        max_new_tokens: the greatest number of tokens.
+        stop_token_ids: end after any of these tokens; it is returned too.
+        sampling: how zpptool's sampler chooses from the model's logits; None for greedy.
     """
+    return [choice.token for choice in generate_choices(model, prompt, max_new_tokens, stop_token_ids, sampling)]
+
+
+def generate_choices(
+    model: PreTrainedModel,
+    prompt: Sequence[int],
+    max_new_tokens: int,
+    stop_token_ids: Sequence[int] = (),
+    sampling: SamplingParams | None = None,
+) -> list[Choice]:
+    """As `generate`, with the log probabilities that `sampling` requests."""
     token_ids = torch.tensor([list(prompt)], device=model.device)
     config = GenerationConfig(
         do_sample=False,
@@ -54,19 +65,27 @@ def generate(
         eos_token_id=list(stop_token_ids) or None,
         pad_token_id=stop_token_ids[0] if stop_token_ids else 0,
     )
-    draw = LogitsProcessorList([_Draw(Sampler(sampling))] if sampling else [])
+    draw = _Draw(Sampler(sampling, prompt)) if sampling else None
     mask = torch.ones_like(token_ids)
-    output = model.generate(token_ids, attention_mask=mask, generation_config=config, logits_processor=draw)
-    return output[0, len(prompt) :].tolist()
+    processors = LogitsProcessorList([draw] if draw else [])
+    output = model.generate(token_ids, attention_mask=mask, generation_config=config, logits_processor=processors)
+    return draw.choices if draw else [Choice(token) for token in output[0, len(prompt) :].tolist()]
 
 
 class _Draw(LogitsProcessor):
-    """Leaves greedy search one token to choose: the one that the sampler drew."""
+    """Leaves one token for greedy search to choose: the one that the sampler drew.
+
+    Attributes:
+        choices: what it drew so far.
+    """
 
     def __init__(self, sampler: Sampler) -> None:
         self._sampler = sampler
+        self.choices: list[Choice] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        choice = self._sampler.choose(scores[0])
+        self.choices.append(choice)
         drawn = torch.full_like(scores, -torch.inf)
-        drawn[0, self._sampler(scores[0])] = 0
+        drawn[0, choice.token] = 0
         return drawn

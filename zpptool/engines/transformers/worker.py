@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One stage's worker process: part of a transformers model, driven by the calls that come round the ring.
+"""One stage's worker process: part of a transformers model, driven by the calls that arrive over the ring.
 
 Started as `python -m zpptool.engines.transformers.worker SPEC`.
 
-A step's call reaches every stage ahead of the step's tensors, so each stage but the first takes exactly one tensor
-message for each step, in order, whatever becomes of the step: a stage that fails at it sends a message that says so in
-the tensors' place, and the stages after it pass that on. The tensors bear the number of their call, which is checked.
+A step's call reaches every stage before the step's tensors, so each stage but the first receives exactly one tensor
+message for each step, in order. A stage that fails at a step sends a message that reports the failure in place of the
+tensors, and the stages after it forward that. The tensors have the number of their call, which is checked.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
+from zpptool.config.stage_spec import StageSpec
 from zpptool.engines.base import LOAD_MODEL, run_stage_worker
 from zpptool.engines.transformers.calls import (
     FREE,
@@ -22,20 +23,19 @@ from zpptool.engines.transformers.calls import (
     decode_number,
     decode_step,
     device_of,
-    encode_number,
+    encode_choice,
 )
 from zpptool.engines.transformers.model import PartialModel, load_part
 from zpptool.engines.transformers.sampling import Sampler
 from zpptool.errors import ZppError
-from zpptool.pipeline.ring.control import Call
-from zpptool.pipeline.ring.node import StageNode
-from zpptool.pipeline.ring.place import say
-from zpptool.pipeline.spec import StageSpec
-from zpptool.wire import tensors
+from zpptool.log import place_logger
+from zpptool.ring.messages import Call
+from zpptool.ring.stage.node import StageNode
 from zpptool.wire.link import LinkError
+from zpptool.wire.message import tensors
 
 CALL, FAILED = "call", "failed"
-"""What travels beside a step's tensors: the number of its call, and whether it failed (then there are no tensors)."""
+"""The values in a step's tensor message: the number of its call, and whether it failed (then there are no tensors)."""
 
 
 class TransformersStage:
@@ -46,34 +46,35 @@ class TransformersStage:
         node: its links, open.
 
     Raises:
-        ZppError: (USAGE) the spec asks for what this engine does not have.
+        ZppError: (USAGE) the spec has arguments that this engine does not support.
     """
 
     def __init__(self, spec: StageSpec, node: StageNode) -> None:
         check_arguments(spec)
         self._spec = spec
         self._node = node
-        self._part: PartialModel | None = None
+        self._log = place_logger(__name__, spec.stage)
+        self._loaded: PartialModel | None = None
         self._samplers: dict[int, Sampler] = {}
         self._epoch = node.doing
 
     def agreed(self) -> dict[str, str]:
-        """What has to be the same on every stage."""
+        """The facts that must be equal on every stage."""
         return agreed_facts(self._spec)
 
     def do(self, call: Call, payload: bytes) -> bytes | None:
         """Do one call of the head."""
         if call.method == LOAD_MODEL:
             return self._load()
-        self._forget_what_is_over()
+        self._forget_past_epoch()
         if call.method == STEP:
             return self._step(call.number, decode_step(payload))
         if call.method == FREE:
             return self._free(decode_number(payload))
         raise ZppError(f"{call.method} is no call that the transformers engine knows")
 
-    def _forget_what_is_over(self) -> None:
-        """Nothing that was computed in an epoch is of use in another one."""
+    def _forget_past_epoch(self) -> None:
+        """Forget all sequences if a new epoch has begun: the head computes them again."""
         if self._epoch != self._node.doing:
             self._epoch = self._node.doing
             self._part.free_all()
@@ -81,17 +82,25 @@ class TransformersStage:
 
     def _load(self) -> bytes:
         spec = self._spec
-        say(f"stage {spec.stage}", f"loading layers {spec.layers} from {spec.model}")
-        self._part = load_part(spec.directory, spec.stage, spec.ranges, dtype=spec.dtype, device=device_of(spec))
-        self._part.on_layer(self._node.pulse.progress)
-        say(f"stage {spec.stage}", "loaded")
+        self._log.info("loading layers %s from %s", spec.layers, spec.model)
+        part = load_part(spec.directory, spec.stage, spec.ranges, dtype=spec.dtype, device=device_of(spec))
+        part.on_layer(self._node.pulse.progress)
+        self._loaded = part
+        self._log.info("loaded")
         return b""
+
+    @property
+    def _part(self) -> PartialModel:
+        if self._loaded is None:
+            raise ZppError(f"stage {self._spec.stage} has not loaded its layers")
+        return self._loaded
 
     def _step(self, number: int, step: Step) -> bytes | None:
         """Run one step of one sequence.
 
         Returns:
-            on the last stage the token that it chose; None where a stage before failed at this step.
+            on the last stage the choice that it made, on the others no bytes; None where a stage before has failed at
+            this step.
         """
         inputs: list[int] | dict[str, Tensor] | None = step.token_ids if self._spec.is_first else self._receive(number)
         if inputs is None:
@@ -100,7 +109,7 @@ class TransformersStage:
         try:
             output = self._part.step(step.sequence, inputs)
             if self._spec.is_last:
-                return encode_number(self._sampler(step)(output))
+                return encode_choice(self._sampler(step).choose(output))
         except Exception:
             self._pass_on({CALL: number, FAILED: True})
             raise
@@ -113,11 +122,11 @@ class TransformersStage:
         return b""
 
     def _receive(self, number: int) -> dict[str, Tensor] | None:
-        """The tensors of the call of this number; None where a stage before failed at it.
+        """The tensors of the call with this number; None where a stage before has failed at it.
 
         Raises:
             RingOver: the run was stopped.
-            WireFault: they did not come in time, or others came.
+            WireFault: they did not arrive in time, or those of another call arrived.
         """
         received = self._node.unpack(self._node.receive_tensors())
         if received.pop(CALL, None) != number:
@@ -125,16 +134,16 @@ class TransformersStage:
         return None if received.pop(FAILED, False) else received
 
     def _pass_on(self, outputs: dict[str, Tensor | int | bool]) -> None:
-        """Send a step's tensors to the next stage. What a model returns is never written again, so the memory may be
-        sent as it is, and nobody has to wait until it has left."""
+        """Send a step's tensors to the next stage. The memory of a model's output is never written again, so it is sent
+        without a copy and without waiting."""
         if not self._spec.is_last:
             packed = tensors.pack(outputs)
             self._node.send_tensors(packed.header, packed.frames)
 
     def _sampler(self, step: Step) -> Sampler:
-        """The sequence's own, made with its first step."""
+        """The sequence's sampler, made in its first step."""
         if step.sampling is not None:
-            self._samplers[step.sequence] = Sampler(step.sampling)
+            self._samplers[step.sequence] = Sampler(step.sampling, step.token_ids)
         return self._samplers[step.sequence]
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM's control objects as bytes, without pickle.
 
-Plain values travel as msgpack. An object travels as the name of its class and those fields that differ from their
-defaults; only the classes of `_CARRIED` are ever built, and only from data, so bytes from a socket cannot run code.
-The fields are asked of the class (`dataclasses.fields`, `__struct_fields__`), not listed here: a field that a later
-vLLM adds is carried when it holds plain data or a carried class, and refused by name when it does not.
+Plain values are encoded as msgpack. An object is encoded as the name of its class and those fields that differ from
+their defaults. Only the classes of `_CARRIED` are ever built, and only from data, so bytes from a socket cannot run
+code. The fields are read from the class (`dataclasses.fields`, `__struct_fields__`), not listed here: a field that a
+later vLLM adds is carried if it holds plain data or a carried class, and refused by name if it does not.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import msgspec
 import numpy as np
 import torch
 
-from zpptool.engines.vllm import hooks
+from zpptool.engines.vllm.compat.control_objects import control_classes
 from zpptool.errors import ZppError
 
 _TUPLE, _SET, _ARRAY, _TENSOR, _DTYPE, _OBJECT, _ENUM, _FRACTION = range(1, 9)
 _NUMBERS = re.compile(r"[<>=|][biufc][0-9]{1,2}")
-"""How numpy writes the dtypes of plain numbers."""
+"""numpy's names of the dtypes of plain numbers."""
 _MAX_RANK = 16
 _MAX_BYTES = 1 << 32
 _PLAIN = frozenset({type(None), bool, int, float, str, bytes})
@@ -40,7 +40,7 @@ def encode(value: object) -> bytes:
     """`value` as bytes.
 
     Raises:
-        ZppError: it holds, at the place named, something that is not carried between stages.
+        ZppError: it holds something that is not carried between stages; the message names the field.
     """
     try:
         return _encoder.encode(_lower(value, "the message"))
@@ -49,21 +49,21 @@ def encode(value: object) -> bytes:
 
 
 def decode(data: bytes | memoryview) -> Any:
-    """The value whose bytes `encode` made.
+    """The value that `encode` has encoded.
 
     Raises:
-        ZppError: the bytes are not such a value, or name a class that is not carried.
+        ZppError: the bytes are no encoded value, or name a class that is not carried.
     """
     try:
         return _decoder.decode(data)
     except ZppError:
         raise
-    except Exception as cause:  # of bytes that `encode` did not make: whatever msgpack, a constructor or torch says
+    except Exception as cause:  # malformed bytes: any error of msgpack, a constructor or torch
         raise ZppError(f"a control message's payload cannot be read: {cause!r}") from cause
 
 
 def _lower(value: Any, where: str) -> Any:
-    """`value` in terms of what msgpack knows; `where` names its place, for the error."""
+    """`value` in types that msgpack encodes; `where` names its place in the message, for errors."""
     kind = type(value)
     if kind in _PLAIN:
         return value
@@ -121,7 +121,7 @@ def _lower_tensor(tensor: torch.Tensor) -> list[Any]:
     return [str(tensor.dtype).removeprefix("torch."), list(tensor.shape), flat.numpy().tobytes()]
 
 
-def _raise_tensor(raw: list[Any]) -> torch.Tensor:
+def _build_tensor(raw: list[Any]) -> torch.Tensor:
     name, shape, content = _typed(raw, str, list, bytes)
     dtype = _dtype(name)
     _check_extent(shape, dtype.itemsize, content)
@@ -129,7 +129,7 @@ def _raise_tensor(raw: list[Any]) -> torch.Tensor:
     return flat.view(dtype).reshape(shape)
 
 
-def _raise_array(raw: list[Any]) -> np.ndarray:
+def _build_array(raw: list[Any]) -> np.ndarray[Any, Any]:
     name, shape, content = _typed(raw, str, list, bytes)
     if not _NUMBERS.fullmatch(name):
         raise ZppError(f"a control message's payload holds an array of {name!r}, which are no numbers")
@@ -138,14 +138,14 @@ def _raise_array(raw: list[Any]) -> np.ndarray:
     return np.frombuffer(content, dtype=dtype).reshape(shape).copy()
 
 
-def _raise_fraction(raw: list[Any]) -> fractions.Fraction:
-    """Of two integers alone: of text a fraction of a billion digits could be made."""
+def _build_fraction(raw: list[Any]) -> fractions.Fraction:
+    """From two integers only: from text a fraction of a billion digits could be made."""
     return fractions.Fraction(*_typed(raw, int, int))
 
 
 def _typed(raw: Any, *kinds: type) -> list[Any]:
-    """A list of values of exactly these types, checked before any of them is used: `bytearray` of a number, for one,
-    would allocate as many bytes."""
+    """A list of values of exactly these types, checked before any of them is used: `bytearray(number)`, for example,
+    would allocate that many bytes."""
     if type(raw) is not list or [type(item) for item in raw] != list(kinds):
         raise ZppError("a control message's payload holds an extension whose parts have other types than they should")
     return raw
@@ -160,20 +160,21 @@ def _check_extent(shape: list[Any], itemsize: int, content: bytes) -> None:
         raise ZppError(f"a control message's payload holds an array of shape {shape} in {len(content)} bytes")
 
 
-def _raise_object(raw: list[Any]) -> Any:
+def _build_object(raw: list[Any]) -> Any:
     name, fields = _typed(raw, str, dict)
     return _SHAPES[_carried(name)].build(fields)
 
 
-def _raise_enum(raw: list[Any]) -> enum.Enum:
+def _build_enum(raw: list[Any]) -> enum.Enum:
     name, member = _typed(raw, str, str)
     kind = _carried(name)
     if not issubclass(kind, enum.Enum):
         raise ZppError(f"a control message's payload takes {name} for an enum")
-    return kind[member]
+    found: enum.Enum = kind[member]
+    return found
 
 
-def _raise(code: int, data: memoryview) -> Any:
+def _build(code: int, data: memoryview) -> Any:
     """The value of one msgpack extension."""
     build = _BUILDERS.get(code)
     if build is None:
@@ -182,11 +183,11 @@ def _raise(code: int, data: memoryview) -> Any:
         return build(_decoder.decode(data))
     except ZppError:
         raise
-    except Exception as cause:  # of bytes that `encode` did not make: whatever msgpack, a constructor or torch says
+    except Exception as cause:  # malformed bytes: any error of msgpack, a constructor or torch
         raise ZppError(f"a control message's payload cannot be built again: {cause!r}") from cause
 
 
-_decoder = msgspec.msgpack.Decoder(ext_hook=_raise)
+_decoder = msgspec.msgpack.Decoder(ext_hook=_build)
 
 
 def _list(raw: Any) -> list[Any]:
@@ -210,17 +211,16 @@ def _carried(name: str) -> Any:
 
 
 class _Required:
-    """Stands for the default of a field that has none: no value is equal to it."""
+    """The default of a field that has none: no value is equal to it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Shape:
-    """How objects of one class are taken apart and built again.
+    """How objects of one class are encoded and built.
 
     Attributes:
-        defaults: every field's default (`_Required` for none; a factory's is what it makes, compared by identity only,
-            so that such a field always travels).
-        build: makes an object of the fields that travelled.
+        defaults: every field's default. `_Required` for a field without one, which is therefore always sent.
+        build: makes an object from the fields that were sent.
     """
 
     defaults: dict[str, Any]
@@ -241,7 +241,7 @@ def _shape_of(kind: type) -> _Shape:
 
 
 def _dataclass_shape(kind: type) -> _Shape:
-    """Built without `__init__` and `__post_init__`, as pickle does: what they computed has travelled."""
+    """Objects are built without `__init__` and `__post_init__`, as pickle does: what those computed was sent."""
     fields = dataclasses.fields(kind)
     defaults = {f.name: _Required if f.default is dataclasses.MISSING else f.default for f in fields}
 
@@ -249,7 +249,7 @@ def _dataclass_shape(kind: type) -> _Shape:
         unknown = sent.keys() - defaults.keys()
         if unknown:
             raise ZppError(f"{kind.__name__} has no field {', '.join(sorted(unknown))}: another vLLM version?")
-        made = object.__new__(kind)
+        made: Any = object.__new__(kind)
         for name, default in defaults.items():
             object.__setattr__(made, name, sent.get(name, default))
         return made
@@ -258,9 +258,9 @@ def _dataclass_shape(kind: type) -> _Shape:
 
 
 def _carried_classes() -> dict[str, type]:
-    """By name: what vLLM's scheduler and workers say to each other, and the enums in it."""
-    carried = {}
-    for kind in hooks.control_classes():
+    """By name: the classes that vLLM's scheduler and workers pass to each other, and their enums."""
+    carried: dict[str, type] = {}
+    for kind in control_classes():
         known = carried.setdefault(kind.__name__, kind)
         assert known is kind, f"two control classes are called {kind.__name__}"
     return carried
@@ -275,10 +275,10 @@ _SHAPES = {
 _BUILDERS: dict[int, Callable[[Any], Any]] = {
     _TUPLE: lambda raw: tuple(_list(raw)),
     _SET: lambda raw: set(_list(raw)),
-    _ARRAY: _raise_array,
-    _TENSOR: _raise_tensor,
+    _ARRAY: _build_array,
+    _TENSOR: _build_tensor,
     _DTYPE: _dtype,
-    _OBJECT: _raise_object,
-    _ENUM: _raise_enum,
-    _FRACTION: _raise_fraction,
+    _OBJECT: _build_object,
+    _ENUM: _build_enum,
+    _FRACTION: _build_fraction,
 }

@@ -6,51 +6,58 @@ Started beside stage 0 as `python -m zpptool.engines.vllm.head SPEC`.
 
 from __future__ import annotations
 
-import os
 import sys
 
-import uvloop
 import vllm
 
-from zpptool.engines.vllm import hooks
-from zpptool.engines.vllm.executor import SPEC_VARIABLE, RingExecutor, end_file, fault_file
-from zpptool.engines.vllm.reading import version_warning
-from zpptool.engines.vllm.refusals import vllms_refusal
+from zpptool.config.stage_spec import spec_from_argv
+from zpptool.engines.vllm.compat.arguments import serve_arguments
+from zpptool.engines.vllm.compat.env_variables import set_layer_partition
+from zpptool.engines.vllm.compat.server import serve_openai_api
+from zpptool.engines.vllm.compat.source_check import version_warning
+from zpptool.engines.vllm.compat.unsupported import vllms_refusal
+from zpptool.engines.vllm.core.executor import RingExecutor, end_file, fault_file
 from zpptool.errors import ZppError, stage_error
-from zpptool.pipeline.child import run_child
-from zpptool.pipeline.ring.place import say
-from zpptool.pipeline.spec import spec_from_argv
+from zpptool.log import place_logger
+from zpptool.places import HEAD
+from zpptool.process.child import run_child
+from zpptool.process.environment import set_head_spec
+from zpptool.process.signals import on_end_of_requests
+
+_log = place_logger(__name__, HEAD)
 
 
 def main() -> None:
-    """Serve the OpenAI API until told to stop.
+    """Serve the OpenAI API until a signal ends it.
 
-    The API server ends by itself, and as if all were well, when its engine core has died.
+    When vLLM's engine core has died, vLLM's API server returns as it does after an orderly shutdown; the files of the
+    engine core tell the two apart.
 
     Raises:
         ZppError: (STAGE) the pipeline broke; (USAGE) vLLM refuses its arguments; (FAILURE) the engine core has died.
     """
+    on_end_of_requests()
     spec = spec_from_argv(sys.argv)
-    hooks.prepare_environment(spec)
+    set_layer_partition(spec)
     warning = version_warning(vllm.__version__)
     if warning:
-        say("head", warning)
-    os.environ[SPEC_VARIABLE] = spec.to_json()
+        _log.warning(warning)
+    set_head_spec(spec)
     end_file(spec).unlink(missing_ok=True)
     try:
-        uvloop.run(hooks.run_server(hooks.serve_arguments(spec, RingExecutor)))
+        serve_openai_api(serve_arguments(spec, RingExecutor))
     except Exception as cause:
         refusal = vllms_refusal(cause)
         if refusal is None:
             raise
         raise refusal from cause
     finally:
-        word = fault_file(spec)
-        if word.exists():
-            raise stage_error(word.read_text())
-    last = end_file(spec).read_text() if end_file(spec).exists() else "it left no word"
-    if last:
-        raise ZppError(f"vLLM's engine core has died: {last}")  # whoever keeps the head up starts it anew
+        fault = fault_file(spec)
+        if fault.exists():
+            raise stage_error(fault.read_text())
+    error = end_file(spec).read_text() if end_file(spec).exists() else "it reported no error"
+    if error:
+        raise ZppError(f"vLLM's engine core has died: {error}")  # FAILURE: the supervisor restarts the head
 
 
 if __name__ == "__main__":

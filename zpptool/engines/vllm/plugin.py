@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plugin that vLLM finds when zpptool is installed: a way of loading more to choose from, and nothing else.
+"""The plugin that vLLM finds when zpptool is installed. It adds one load format and changes nothing else.
 
-It runs in every process of every vLLM on the machine, so it must change nothing for a user who does not ask for it.
+vLLM runs it in every process on the machine, so it must not affect a user who does not ask for it.
 `vllm serve MODEL --load-format zpptool-own` has each rank of vLLM's own pipeline parallelism read its own tensors only.
 """
 
@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
     from torch import nn
-    from vllm.config import ModelConfig
+
+    from zpptool.engines.vllm.compat.engine_config import ModelConfig
 
 LOAD_FORMAT = "zpptool-own"
 
 
 def register() -> None:
-    """Called by vLLM (`vllm.general_plugins`), perhaps several times in one process."""
-    from vllm.model_executor.model_loader import register_model_loader
-    from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+    """Add the load format. Called by vLLM (`vllm.general_plugins`), possibly several times in one process."""
+    from zpptool.engines.vllm.compat.model_loader import DefaultModelLoader, register_model_loader
 
     class OwnTensorsOfRank(DefaultModelLoader):
         """Reads the tensors of this rank's layers from the full checkpoint."""
@@ -40,14 +40,12 @@ def _own_tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of this process's place in vLLM's pipeline group.
 
     Raises:
-        ZppError: (INVALID) the directory is no checkpoint that can be cut.
+        ZppError: (INVALID) the directory is no checkpoint that can be split.
     """
-    from vllm.distributed.parallel_state import get_pp_group
-    from vllm.distributed.utils import get_pp_indices
-
-    from zpptool.checkpoint.loading import count_layers, load_plan
+    from zpptool.checkpoint.stage_tensors import count_layers, load_plan
+    from zpptool.engines.vllm.compat.model_loader import get_pp_group, get_pp_indices
     from zpptool.engines.weights import read_tensor
-    from zpptool.layers import LayerRange
+    from zpptool.partition import LayerRange
 
     group, layers = get_pp_group(), count_layers(directory)
     partition = tuple(LayerRange(*get_pp_indices(layers, rank, group.world_size)) for rank in range(group.world_size))

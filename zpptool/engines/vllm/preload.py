@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a spare process does beyond the imports, before it knows its part: what all stages of a model do, and its head.
+"""What a spare process imports in advance, beyond the worker and head modules: what all stages of a model need.
 
-The invariants: no device is touched, for which one it may see is told only with the part; and nothing is computed, for
-what becomes a head forks, and threads that compute do not survive that.
+The invariants: no device is touched, because the devices that it may use are known only when it is assigned a stage;
+and nothing is computed, because a process that becomes a head forks, and threads that compute do not survive a fork.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 import importlib
 from contextlib import suppress
 
-from zpptool.engines.vllm import hooks
-from zpptool.engines.vllm.executor import RingExecutor
-from zpptool.pipeline.spec import StageSpec
+from zpptool.config.stage_spec import StageSpec
+from zpptool.engines.vllm.compat.arguments import serve_arguments
+from zpptool.engines.vllm.compat.engine_config import engine_config
+from zpptool.engines.vllm.compat.env_variables import set_layer_partition
+from zpptool.engines.vllm.core.executor import RingExecutor
 
 IMPORTED_LATE = ("vllm.model_executor.layers.quantization.online.base",)
-"""What vLLM imports only when it loads, whatever the model. Where it is not, nothing is lost but time."""
+"""Modules that vLLM imports only when it loads, whatever the model. Where one does not exist, only time is lost."""
 
 
 def preload(like: StageSpec) -> None:
@@ -24,9 +26,9 @@ def preload(like: StageSpec) -> None:
     Args:
         like: a stage of the pipeline.
     """
-    hooks.prepare_environment(like)
-    config = hooks.engine_config(hooks.serve_arguments(like, RingExecutor))
-    worker = config.parallel_config.worker_cls.rpartition(".")[0]  # of the platform; see workermodules.py
+    set_layer_partition(like)
+    config = engine_config(serve_arguments(like, RingExecutor))
+    worker = config.parallel_config.worker_cls.rpartition(".")[0]  # of the platform; see compat/worker_modules.py
     for name in (worker, *IMPORTED_LATE):
         with suppress(ImportError):
             importlib.import_module(name)

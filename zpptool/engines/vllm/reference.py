@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The unsplit model for a trial: what `vllm serve MODEL` runs, with the trial's arguments and nothing of ours in it.
+"""The unsplit model for a comparison: what `vllm serve MODEL` runs, with the comparison's arguments and no code of
+zpptool in it.
 
 Started as `python -m zpptool.engines.vllm.reference SPEC`.
 """
@@ -8,16 +9,15 @@ from __future__ import annotations
 
 import sys
 
-import uvloop
-
-from zpptool.engines.vllm import hooks
-from zpptool.pipeline.child import run_child
-from zpptool.pipeline.spec import spec_from_argv
+from zpptool.config.stage_spec import spec_from_argv
+from zpptool.engines.vllm.compat.arguments import serve_arguments
+from zpptool.engines.vllm.compat.server import serve_openai_api
+from zpptool.process.child import run_child
 
 
 def main() -> None:
-    """Serve the OpenAI API until told to stop."""
-    uvloop.run(hooks.run_server(hooks.serve_arguments(spec_from_argv(sys.argv), None)))
+    """Serve the OpenAI API until a signal ends it."""
+    serve_openai_api(serve_arguments(spec_from_argv(sys.argv), None))
 
 
 if __name__ == "__main__":

@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers in the making: the tokens of one prompt become pieces of text, those of several prompts come side by side.
+"""Generates answers: the tokens of a prompt become pieces of text, those of several sequences in parallel.
 
-The tokens of every prompt are asked for one after the other, each on a thread of the pool, so the ring is filled by as
-many sequences as there are prompts. An answer that nobody reads any more is given up, and its sequence with it.
+The tokens of each sequence are generated one after the other on a thread of the pool, so a request has as many
+sequences in flight as it has answers. When the client disconnects, its answers are cancelled and their sequences ended.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from starlette.concurrency import run_in_threadpool
 
-from zpptool.engines.transformers.api.requests import GenerationRequest
 from zpptool.engines.transformers.api.served import ServedModel
 from zpptool.engines.transformers.api.textstream import TextStream
+from zpptool.engines.transformers.sampling import Choice, SamplingParams
 
 
 @dataclass
@@ -25,54 +25,82 @@ class Answer:
 
     Attributes:
         text: without stop strings and special tokens.
-        token_ids: with the token that ended it, if one did.
-        finish_reason: `stop` or `length`; None while there is more to come.
-        stop_reason: the stop string or the token of `stop_token_ids` that ended it; None for any other end.
+        choices: the tokens, with the one that ended the answer, if one did.
+        finish_reason: `stop` or `length`; None while the answer is incomplete.
+        stop_reason: the stop string or the token of `stop_token_ids` that ended it; None for any other reason.
     """
 
     text: str = ""
-    token_ids: list[int] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
     finish_reason: str | None = None
     stop_reason: int | str | None = None
 
+    @property
+    def token_ids(self) -> list[int]:
+        """The ids of the tokens."""
+        return [choice.token for choice in self.choices]
+
     def add(self, piece: Answer) -> None:
-        """Grow by the next piece."""
+        """Append the next piece."""
         self.text += piece.text
-        self.token_ids += piece.token_ids
+        self.choices += piece.choices
         self.finish_reason, self.stop_reason = piece.finish_reason, piece.stop_reason
 
 
-async def answer_one(
-    served: ServedModel, prompt_ids: Sequence[int], max_tokens: int, request: GenerationRequest
-) -> AsyncGenerator[Answer, None]:
-    """The answer to one prompt, a piece for every token."""
-    eos_ids = frozenset() if request.ignore_eos else served.eos_ids
-    stop_ids = eos_ids.union(request.stop_token_ids)
-    stream = TextStream(served.decode, prompt_ids, request.stops)
-    tokens = served.generate(prompt_ids, max_tokens, stop_ids, request.sampling())
+@dataclass(frozen=True)
+class Question:
+    """What one sequence is generated for.
+
+    Attributes:
+        prompt_ids: the prompt's token ids.
+        max_tokens: the greatest number of tokens of the answer; 0 for an answer without tokens.
+        sampling: how its tokens are chosen.
+        stops: the text ends before the first of these.
+        stop_token_ids: the answer ends with the first of these tokens.
+        ignore_eos: whether it goes on after the model's own end tokens.
+    """
+
+    prompt_ids: Sequence[int]
+    max_tokens: int
+    sampling: SamplingParams
+    stops: Sequence[str] = ()
+    stop_token_ids: Collection[int] = ()
+    ignore_eos: bool = False
+
+
+async def answer_one(served: ServedModel, question: Question) -> AsyncGenerator[Answer, None]:
+    """The answer to one question, one piece for each token."""
+    if not question.max_tokens:
+        yield Answer(finish_reason="length")
+        return
+    eos_ids = frozenset() if question.ignore_eos else served.eos_ids
+    stop_ids = eos_ids.union(question.stop_token_ids)
+    stream = TextStream(served.decode, question.prompt_ids, question.stops)
+    sequence = served.generate(question.prompt_ids, question.max_tokens, stop_ids, question.sampling)
     try:
-        given = 0
-        while (token := await run_in_threadpool(next, tokens, None)) is not None:
-            given += 1
-            if token in stop_ids:
-                yield Answer(stream.end(), [token], "stop", None if token in eos_ids else token)
+        count = 0
+        while (choice := await run_in_threadpool(next, sequence, None)) is not None:
+            count += 1
+            if choice.token in stop_ids:
+                yield Answer(stream.end(), [choice], "stop", None if choice.token in eos_ids else choice.token)
                 return
-            text = stream.add(token)
-            if given == max_tokens and stream.stopped_by is None:
+            text = stream.add(choice.token)
+            is_last = count == question.max_tokens
+            if is_last and stream.stopped_by is None:
                 text += stream.end()
             if stream.stopped_by is not None:
-                yield Answer(text, [token], "stop", stream.stopped_by)
+                yield Answer(text, [choice], "stop", stream.stopped_by)
                 return
-            yield Answer(text, [token], "length" if given == max_tokens else None)
+            yield Answer(text, [choice], "length" if is_last else None)
     finally:
-        tokens.close()
+        sequence.close()
 
 
 async def answer_all(answers: Sequence[AsyncGenerator[Answer, None]]) -> AsyncGenerator[tuple[int, Answer], None]:
-    """All answers at once: pieces as they come, each with the number of its answer.
+    """Generate all answers in parallel; yields each piece with the index of its answer, in the order of generation.
 
     Raises:
-        Exception: what the first answer that fails raised; the others are then given up.
+        Exception: the error of the first answer that fails; the others are then cancelled.
     """
     pieces: asyncio.Queue[tuple[int, Answer | Exception | None]] = asyncio.Queue()
 

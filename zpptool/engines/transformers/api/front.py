@@ -1,40 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The HTTP front of the embedded engine: the part of the OpenAI API that a trial and a first look need.
+"""The HTTP API of the embedded engine: the part of the OpenAI API that comparisons and first trials need.
 
-It stands in front of the pipeline and of the unsplit model alike, and knows of neither. Answers have OpenAI's shapes,
-and vLLM's names for what OpenAI does not have (`/tokenize`, `return_token_ids`).
+The pipeline and the unsplit model are served by the same code. Answers have OpenAI's format, and vLLM's names for what
+OpenAI does not have (`/tokenize`, `return_token_ids`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from jinja2 import TemplateError
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from zpptool.engines.transformers.api import shapes
-from zpptool.engines.transformers.api.answer import Answer, answer_all, answer_one
+from zpptool.engines.transformers.api.answer import Answer, Question, answer_all, answer_one
+from zpptool.engines.transformers.api.bad_request import BadRequest, error_body, refuse
+from zpptool.engines.transformers.api.body import read_json
 from zpptool.engines.transformers.api.counts import Counts
-from zpptool.engines.transformers.api.requests import (
-    BadRequest,
-    ChatRequest,
-    CompletionRequest,
-    GenerationRequest,
-    Message,
-    TokenizeRequest,
-    parse,
-)
+from zpptool.engines.transformers.api.disconnect import unless_disconnected
+from zpptool.engines.transformers.api.information import Information
+from zpptool.engines.transformers.api.prompt_encoder import PromptEncoder
+from zpptool.engines.transformers.api.requests import ChatRequest, CompletionRequest, GenerationRequest, parse
 from zpptool.engines.transformers.api.served import ServedModel
 from zpptool.errors import ZppError
 
 DEFAULT_COMPLETION_TOKENS = 16
-"""OpenAI's, for /v1/completions; a chat may go on to the model's limit."""
+"""OpenAI's default for /v1/completions; a chat may continue up to the model's limit."""
 
 
 class Front:
@@ -43,160 +40,163 @@ class Front:
     def __init__(self, served: ServedModel) -> None:
         self._served = served
         self._counts = Counts()
+        self._encoder = PromptEncoder(served.tokenizer, served.context)
 
     def app(self) -> Starlette:
         """The ASGI application."""
         return Starlette(
             routes=[
-                Route("/health", self.health),
-                Route("/metrics", self.metrics),
-                Route("/v1/models", self.models),
-                Route("/tokenize", self.tokenize, methods=["POST"]),
+                *Information(self._served, self._encoder, self._counts).routes(),
                 Route("/v1/completions", self.completions, methods=["POST"]),
                 Route("/v1/chat/completions", self.chat, methods=["POST"]),
             ],
-            exception_handlers={BadRequest: _refuse, ZppError: self._fail},
+            exception_handlers={BadRequest: refuse, ZppError: self._fail},
         )
 
-    async def health(self, _request: Request) -> Response:
-        """200 as long as answers can be given, else 503."""
-        return Response(status_code=200 if self._served.is_healthy() else 503)
-
-    async def metrics(self, _request: Request) -> Response:
-        """Prometheus text."""
-        return Response(self._counts.prometheus(), media_type="text/plain; version=0.0.4")
-
-    async def models(self, _request: Request) -> Response:
-        """The one model."""
-        card = {"id": self._served.name, "object": "model", "created": 0, "owned_by": "zpptool"}
-        return JSONResponse({"object": "list", "data": [{**card, "max_model_len": self._served.max_model_len}]})
-
-    async def tokenize(self, request: Request) -> Response:
-        """The token ids of a prompt or of a chat."""
-        wanted = parse(TokenizeRequest, await _json(request))
-        if (wanted.prompt is None) == (wanted.messages is None):
-            raise BadRequest("prompt: give either a prompt or messages", "prompt")
-        if wanted.messages is not None:
-            token_ids = self._chat_ids(wanted.messages, wanted.add_generation_prompt)
-        else:
-            token_ids = self._served.encode(wanted.prompt, add_special_tokens=wanted.add_special_tokens)
-        return JSONResponse({"tokens": token_ids, "count": len(token_ids), "max_model_len": self._served.max_model_len})
-
     async def completions(self, request: Request) -> Response:
-        """Go on from one prompt or from several."""
-        wanted = parse(CompletionRequest, await _json(request))
-        prompts = [
-            self._served.encode(prompt, add_special_tokens=wanted.add_special_tokens)
-            if isinstance(prompt, str)
-            else prompt
-            for prompt in wanted.prompts()
-        ]
-        max_tokens = wanted.max_tokens or DEFAULT_COMPLETION_TOKENS
-        return await self._answer(request, wanted, shapes.Completion, prompts, max_tokens)
+        """Complete one prompt or several."""
+        content = await read_json(request)
+        self._check_length(content)
+        body = parse(CompletionRequest, content)
+        self._check_model(body)
+        return await unless_disconnected(request, self._complete(body))
 
     async def chat(self, request: Request) -> Response:
         """Answer a chat."""
-        wanted = parse(ChatRequest, await _json(request))
-        prompt = self._chat_ids(wanted.messages, wanted.add_generation_prompt)
-        asked = wanted.max_completion_tokens or wanted.max_tokens
-        room = max(self._served.max_model_len - len(prompt), 1)
-        return await self._answer(request, wanted, shapes.Chat, [prompt], asked or room)
+        body = parse(ChatRequest, await read_json(request))
+        self._check_model(body)
+        return await unless_disconnected(request, self._chat(body))
+
+    async def _complete(self, body: CompletionRequest) -> Response:
+        given = body.prompts()
+        for prompt in given:
+            if isinstance(prompt, str):
+                self._served.context.check_text(len(prompt), "prompt")
+        prompts: list[list[int]] = []
+        for prompt in given:
+            if isinstance(prompt, str):
+                prompt = await self._encoder.text(prompt, add_special_tokens=body.add_special_tokens)
+                self._served.context.check_prompt(prompt, "prompt", room=0)
+            prompts.append(prompt)
+        max_tokens = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
+        self._check_prompts(prompts, "prompt", room=min(max_tokens, 1))
+        echoed = [
+            prompt if isinstance(prompt, str) else await self._encoder.decode(prompt)
+            for prompt in (given if body.echo else ())
+        ]
+        return await self._answer(body, shapes.Completion, prompts, max_tokens, echoed)
+
+    async def _chat(self, body: ChatRequest) -> Response:
+        prompts = [await self._encoder.chat(body.messages, add_generation_prompt=body.add_generation_prompt)]
+        self._check_prompts(prompts, "messages", room=1)
+        limit = body.max_completion_tokens or body.max_tokens or self._served.defaults.max_new_tokens
+        return await self._answer(body, shapes.Chat, prompts, limit)
 
     async def _answer(
         self,
-        request: Request,
-        wanted: GenerationRequest,
+        body: GenerationRequest,
         shape: type[shapes.Shape],
         prompts: list[list[int]],
-        max_tokens: int,
+        max_tokens: int | None,
+        echoed: Sequence[str] = (),
     ) -> Response:
-        if wanted.model not in (None, self._served.name):
-            raise BadRequest(f"model: there is no {wanted.model} here, only {self._served.name}", "model", 404)
-        for prompt in prompts:
-            self._check(prompt, max_tokens)
-        shaped = shape(self._served.name, prompts, wanted.return_token_ids)
+        shaped = shape(
+            shapes.ShapeOptions(
+                self._served.name,
+                prompts,
+                self._served.token_text,
+                per_prompt=body.n,
+                echoed=echoed,
+                with_token_ids=body.return_token_ids,
+                with_logprobs=body.num_logprobs is not None,
+                continuous_usage=body.continuous_usage,
+            )
+        )
         self._counts.requests += 1
         self._counts.prompt_tokens += sum(map(len, prompts))
-        pieces = answer_all([answer_one(self._served, prompt, max_tokens, wanted) for prompt in prompts])
-        if wanted.stream:
-            events = self._events(pieces, shaped, with_usage=wanted.stream_options.include_usage)
+        pieces = answer_all([answer_one(self._served, question) for question in self._ask(body, prompts, max_tokens)])
+        if body.stream:
+            events = self._events(pieces, shaped, with_usage=body.includes_usage)
             return StreamingResponse(events, media_type="text/event-stream")
-        async with aclosing(pieces):
-            async for index, piece in pieces:
-                self._counts.generation_tokens += len(piece.token_ids)
+        async with aclosing(self._counted(pieces)) as counted:
+            async for index, piece in counted:
                 shaped.answers[index].add(piece)
-                if await request.is_disconnected():
-                    break
         return JSONResponse(shaped.whole())
+
+    def _ask(self, body: GenerationRequest, prompts: list[list[int]], max_tokens: int | None) -> list[Question]:
+        """A question for each sequence. The answers to one prompt have successive seeds, as in vLLM."""
+        return [
+            Question(
+                prompt,
+                self._served.context.clamp(max_tokens, prompt),
+                body.sampling(self._served.defaults.sampling, _nth_seed(body.seed, number)),
+                body.stops,
+                body.stop_token_ids,
+                body.ignore_eos,
+            )
+            for prompt in prompts
+            for number in range(body.n)
+        ]
 
     async def _events(
         self, pieces: AsyncGenerator[tuple[int, Answer], None], shaped: shapes.Shape, *, with_usage: bool
     ) -> AsyncIterator[str]:
-        """The answer as server-sent events; a fault in the middle of it is one too."""
+        """The answer as server-sent events. An error in the middle of it is an event too."""
         try:
-            async with aclosing(pieces):
-                async for index, piece in pieces:
-                    self._counts.generation_tokens += len(piece.token_ids)
+            async with aclosing(self._counted(pieces)) as counted:
+                async for index, piece in counted:
                     yield _event(shaped.chunk(index, piece))
             if with_usage:
                 yield _event(shaped.usage_chunk())
         except ZppError as fault:
-            yield _event(_error(fault.message, "server_error", None, 500))
+            yield _event(error_body(fault.message, "server_error", None, 500))
         yield "data: [DONE]\n\n"
 
-    def _chat_ids(self, messages: list[Message], add_generation_prompt: bool) -> list[int]:
-        tokenizer = self._served.tokenizer
-        if tokenizer.chat_template is None:
-            raise BadRequest("messages: this model has no chat template", "messages")
+    async def _counted(
+        self, pieces: AsyncGenerator[tuple[int, Answer], None]
+    ) -> AsyncGenerator[tuple[int, Answer], None]:
+        """The same pieces, counted."""
+        self._counts.in_progress += 1
         try:
-            token_ids: list[int] = tokenizer.apply_chat_template(
-                [message.for_template() for message in messages],
-                add_generation_prompt=add_generation_prompt,
-                tokenize=True,
-                return_dict=False,
-            )
-        except TemplateError as cause:
-            raise BadRequest(f"messages: the chat template refuses them: {cause}", "messages") from cause
-        return token_ids
+            async with aclosing(pieces):
+                async for index, piece in pieces:
+                    self._counts.generation_tokens += len(piece.choices)
+                    yield index, piece
+        finally:
+            self._counts.in_progress -= 1
 
-    def _check(self, prompt: list[int], max_tokens: int) -> None:
-        """Refuse a prompt that the model cannot take."""
-        limit = self._served.max_model_len
-        if not prompt:
-            raise BadRequest("prompt: it has no tokens", "prompt")
-        if max(prompt) >= self._served.vocab_size:
-            raise BadRequest(f"prompt: {max(prompt)} is not a token of this model", "prompt")
-        if len(prompt) >= limit:
-            raise BadRequest(
-                f"prompt: {len(prompt)} tokens leave no room for an answer; {limit} is the limit", "prompt"
-            )
-        if len(prompt) + max_tokens > limit:
-            raise BadRequest(
-                f"max_tokens: {len(prompt)} tokens of prompt and {max_tokens} more are too many; {limit} is the limit",
-                "max_tokens",
-            )
+    def _check_model(self, body: GenerationRequest) -> None:
+        if body.model not in (None, self._served.name):
+            raise BadRequest(f"model: there is no {body.model} here, only {self._served.name}", "model", 404)
+
+    def _check_length(self, content: Any) -> None:
+        """Refuse token ids that are too many before each of them is checked."""
+        prompt = content.get("prompt") if isinstance(content, dict) else None
+        if isinstance(prompt, list):
+            for token_ids in prompt if prompt and isinstance(prompt[0], list) else [prompt]:
+                if isinstance(token_ids, list) and token_ids and isinstance(token_ids[0], int):
+                    self._served.context.check_prompt(token_ids, "prompt", room=0)
+
+    def _check_prompts(self, prompts: list[list[int]], param: str, *, room: int) -> None:
+        """Refuse prompts that are too long or not the model's; `param` is the field that they come from."""
+        for prompt in prompts:
+            if not prompt:
+                raise BadRequest(f"{param}: it has no tokens", param)
+            if max(prompt) >= self._served.vocab_size:
+                raise BadRequest(f"{param}: {max(prompt)} is not a token of this model", param)
+            self._served.context.check_prompt(prompt, param, room=room)
 
     async def _fail(self, _request: Request, fault: Exception) -> Response:
-        """The pipeline could not do it: 500, or 503 where it will not be able to again."""
+        """Answer a fault of the pipeline: 500, or 503 where the pipeline is broken for good."""
         status = 500 if self._served.is_healthy() else 503
-        return JSONResponse(_error(str(fault), "server_error", None, status), status)
+        return JSONResponse(error_body(str(fault), "server_error", None, status), status)
 
 
-def _error(message: str, kind: str, param: str | None, code: int) -> dict[str, Any]:
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
-
-
-async def _refuse(_request: Request, refused: Exception) -> Response:
-    assert isinstance(refused, BadRequest)
-    kind = "not_found_error" if refused.status == 404 else "invalid_request_error"
-    return JSONResponse(_error(refused.message, kind, refused.param, refused.status), refused.status)
-
-
-async def _json(request: Request) -> Any:
-    try:
-        return await request.json()
-    except ValueError as cause:
-        raise BadRequest(f"the body is not JSON: {cause}") from cause
+def _nth_seed(seed: int | None, number: int) -> int:
+    """The seed of the n-th answer to a prompt, in 64 bits; a random one where the request has none."""
+    if seed is None:
+        return secrets.randbits(63)
+    return (seed + number + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 def _event(content: dict[str, Any]) -> str:

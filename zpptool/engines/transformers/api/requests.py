@@ -1,104 +1,97 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may be asked over HTTP: OpenAI's requests, as far as this engine can honour them.
+"""The requests of the HTTP API: OpenAI's, as far as this engine supports them.
 
-A field either does what it says or is refused by name; none that would change the answer is ignored. null counts as
-not given, as with OpenAI.
+A field either has its effect or is refused by name; no field that would change the answer is ignored. As with OpenAI,
+null is the same as an absent field.
 """
 
 from __future__ import annotations
 
-import secrets
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from zpptool.engines.transformers.sampling import SamplingParams
+from zpptool.engines.transformers.api.bad_request import BadRequest
+from zpptool.engines.transformers.api.messages import Messages, without_empty_fields
+from zpptool.engines.transformers.sampling import MAX_PENALTY, MAX_REPETITION_PENALTY, SamplingParams
 
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "n": (1,), "best_of": (1,), "echo": (False,), "suffix": ("",), "logprobs": (False,), "top_logprobs": (),
-    "prompt_logprobs": (), "frequency_penalty": (0,), "presence_penalty": (0,), "repetition_penalty": (1,),
-    "logit_bias": ({},), "min_p": (0,), "min_tokens": (0,), "response_format": ({"type": "text"},),
-    "tools": ([],), "functions": ([],), "tool_choice": ("none", "auto"), "function_call": ("none",),
-    "modalities": (["text"],), "use_beam_search": (False,), "include_stop_str_in_output": (False,),
-    "skip_special_tokens": (True,),
+    "best_of": (1,), "suffix": ("",), "prompt_logprobs": (), "logit_bias": ({},), "min_tokens": (0,),
+    "response_format": ({"type": "text"},), "structured_outputs": ({},), "tools": ([],), "functions": ([],),
+    "tool_choice": ("none", "auto"), "function_call": ("none", "auto"), "modalities": (["text"],),
+    "use_beam_search": (False,), "include_stop_str_in_output": (False,), "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,), "return_tokens_as_token_ids": (False,), "bad_words": ([],),
+    "allowed_token_ids": (), "truncate_prompt_tokens": (), "continue_final_message": (False,), "chat_template": (),
+    "chat_template_kwargs": ({},), "documents": ([],), "reasoning_effort": (), "length_penalty": (1,), "priority": (0,),
 }  # fmt: skip
-"""What this engine does not do, and for each the values that do not ask for it."""
+"""The fields of features that this engine does not support, and for each the values that do not request the feature."""
 
-IGNORED = frozenset({"user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier"})
-"""What has no bearing on an answer."""
+IGNORED = frozenset(
+    {
+        "user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier", "prompt_cache_key",
+        "cache_salt", "include_reasoning",
+    }
+)  # fmt: skip
+"""Fields that do not affect an answer."""
 
-TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-Prompts = str | TokenIds | Annotated[list[str], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)]
+MAX_PROMPTS = 1024
+MAX_ANSWERS = 128
+"""Answers to one prompt, as with OpenAI."""
+MAX_SEQUENCES = 1024
+MAX_STOPS = 128
+MAX_LOGPROBS = 20
+MAX_STOP_TOKENS = 1024
+MAX_DETOKENIZED = 1 << 20
+_INT64 = 1 << 63
+
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+_Several = Field(min_length=1, max_length=MAX_PROMPTS)
+Prompts = str | TokenIds | Annotated[list[str], _Several] | Annotated[list[TokenIds], _Several]
 Stop = Annotated[str, Field(min_length=1)]
-
-
-class BadRequest(Exception):
-    """A request that cannot be honoured.
-
-    Attributes:
-        message: what is wrong, one sentence.
-        param: the field at fault.
-        status: of the HTTP answer.
-    """
-
-    def __init__(self, message: str, param: str | None = None, status: int = 400) -> None:
-        super().__init__(message)
-        self.message = message
-        self.param = param
-        self.status = status
+TopLogprobs = Annotated[int | None, Field(ge=0, le=MAX_LOGPROBS)]
+Penalty = Annotated[float | None, Field(ge=-MAX_PENALTY, le=MAX_PENALTY)]
+Share = Annotated[float | None, Field(ge=0, le=1)]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSUPPORTED
+
     model: str | None = None
 
-
-class _TextPart(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    type: Literal["text"]
-    text: str
-
-
-class Message(BaseModel):
-    """One message of a chat."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    role: str
-    content: str | list[_TextPart]
-    name: str | None = None
-
-    def for_template(self) -> dict[str, str]:
-        """The message as chat templates take it: several parts of text are lines of one."""
-        text = self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
-        named = {} if self.name is None else {"name": self.name}
-        return {"role": self.role, "content": text, **named}
-
-
-Messages = Annotated[list[Message], Field(min_length=1)]
+    def check(self) -> None:
+        """Refuse fields that contradict each other; raises `BadRequest`."""
 
 
 class _StreamOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False
 
 
 class GenerationRequest(_Strict):
-    """How to answer; what completions and chats have in common."""
+    """The fields that completions and chats have in common."""
 
-    max_tokens: Annotated[int | None, Field(ge=1)] = None
-    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=-1)] = 0
-    seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63)] = None
-    stop: Stop | list[Stop] = []
-    stop_token_ids: list[int] = []
+    n: Annotated[int, Field(ge=1, le=MAX_ANSWERS)] = 1
+    max_tokens: Annotated[int | None, Field(ge=0)] = None
+    temperature: Annotated[float | None, Field(ge=0, le=2)] = None
+    top_p: Annotated[float | None, Field(gt=0, le=1)] = None
+    top_k: Annotated[int | None, Field(ge=-1, lt=_INT64)] = None
+    min_p: Share = None
+    presence_penalty: Penalty = None
+    frequency_penalty: Penalty = None
+    repetition_penalty: Annotated[float | None, Field(ge=1 / MAX_REPETITION_PENALTY, le=MAX_REPETITION_PENALTY)] = None
+    seed: Annotated[int | None, Field(ge=-_INT64, lt=_INT64)] = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] = []
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKENS)] = []
     ignore_eos: bool = False
     stream: bool = False
-    stream_options: _StreamOptions = _StreamOptions()
+    stream_options: _StreamOptions | None = None
     return_token_ids: bool = False
 
     @property
@@ -106,30 +99,92 @@ class GenerationRequest(_Strict):
         """The stop strings."""
         return [self.stop] if isinstance(self.stop, str) else self.stop
 
-    def sampling(self) -> SamplingParams:
-        """How to choose the tokens of one prompt; without a seed, as chance will have it."""
-        seed = secrets.randbits(63) if self.seed is None else self.seed
-        return SamplingParams(self.temperature, max(self.top_k, 0), self.top_p, seed)
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many log probabilities are requested for each token, beside the chosen one's; None for none at all."""
+        return None
+
+    @property
+    def includes_usage(self) -> bool:
+        """Whether a stream ends with the numbers of tokens."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def continuous_usage(self) -> bool:
+        """Whether every chunk of a stream has the numbers of tokens."""
+        return self.includes_usage and self.stream_options is not None and self.stream_options.continuous_usage_stats
+
+    def sampling(self, defaults: SamplingParams, seed: int) -> SamplingParams:
+        """How to choose the tokens of one sequence.
+
+        Args:
+            defaults: for fields that are not given.
+            seed: of the sequence.
+        """
+        names = (
+            "temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
+        )  # fmt: skip
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        top_k = defaults.top_k if self.top_k is None else max(self.top_k, 0)
+        return replace(defaults, **given, top_k=top_k, seed=seed, logprobs=self.num_logprobs)
+
+    def check(self) -> None:
+        """Refuse fields that contradict each other; raises `BadRequest`."""
+        if self.stream_options is not None and not self.stream:
+            raise BadRequest("stream_options: they need stream to be true", "stream_options")
 
 
 class CompletionRequest(GenerationRequest):
     """POST /v1/completions."""
 
     prompt: Prompts
+    echo: bool = False
+    logprobs: TopLogprobs = None
     add_special_tokens: bool = True
 
+    @property
+    def num_logprobs(self) -> int | None:
+        """As in `GenerationRequest`."""
+        return self.logprobs
+
     def prompts(self) -> list[str] | list[list[int]]:
-        """The prompts, however many were given."""
+        """The prompts, as a list also where there is one."""
         prompt: Any = self.prompt
         return [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
+
+    def check(self) -> None:
+        """Refuse fields that contradict each other; raises `BadRequest`."""
+        super().check()
+        if self.echo and self.logprobs is not None:
+            raise BadRequest("echo: this engine has no log probabilities of prompts, so it excludes logprobs", "echo")
+        if self.max_tokens == 0 and not self.echo:
+            raise BadRequest("max_tokens: 0 is possible with echo only", "max_tokens")
+        if len(self.prompts()) * self.n > MAX_SEQUENCES:
+            raise BadRequest(f"n: prompts times n exceed {MAX_SEQUENCES}", "n")
 
 
 class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions."""
 
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {**UNSUPPORTED, "echo": (False,)}
+
     messages: Messages
+    max_tokens: Annotated[int | None, Field(ge=1)] = None
     max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
+    logprobs: bool = False
+    top_logprobs: TopLogprobs = None
     add_generation_prompt: bool = True
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """As in `GenerationRequest`."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    def check(self) -> None:
+        """Refuse fields that contradict each other; raises `BadRequest`."""
+        super().check()
+        if self.top_logprobs and not self.logprobs:
+            raise BadRequest("top_logprobs: they need logprobs to be true", "top_logprobs")
 
 
 class TokenizeRequest(_Strict):
@@ -137,8 +192,22 @@ class TokenizeRequest(_Strict):
 
     prompt: str | None = None
     messages: Messages | None = None
-    add_special_tokens: bool = True
+    add_special_tokens: bool | None = None
     add_generation_prompt: bool = True
+    return_token_strs: bool = False
+
+    def check(self) -> None:
+        """Refuse fields that contradict each other; raises `BadRequest`."""
+        if (self.prompt is None) == (self.messages is None):
+            raise BadRequest("prompt: give either a prompt or messages", "prompt")
+        if self.messages is not None and self.add_special_tokens:
+            raise BadRequest("add_special_tokens: the chat template adds those of a chat", "add_special_tokens")
+
+
+class DetokenizeRequest(_Strict):
+    """POST /detokenize."""
+
+    tokens: Annotated[list[TokenId], Field(max_length=MAX_DETOKENIZED)]
 
 
 _Request = TypeVar("_Request", bound=_Strict)
@@ -148,25 +217,33 @@ def parse(kind: type[_Request], body: Any) -> _Request:
     """A request from the decoded JSON of its body.
 
     Raises:
-        BadRequest: it is none; the first field at fault is named.
+        BadRequest: the body is not such a request; the message names the first field at fault.
     """
     if not isinstance(body, dict):
         raise BadRequest("the body is not a JSON object")
     given = {name: value for name, value in body.items() if value is not None and name not in IGNORED}
-    for name in UNSUPPORTED.keys() & given.keys():
+    for name in kind.unsupported.keys() & given.keys():
         value = given.pop(name)
-        if not any(_same(value, neutral) for neutral in UNSUPPORTED[name]):
+        if not any(_same(value, neutral) for neutral in kind.unsupported[name]):
             raise BadRequest(f"{name}: not supported by this engine", name)
+    if "messages" in given:
+        given["messages"] = without_empty_fields(given["messages"])
     try:
-        return kind.model_validate(given)
+        request = kind.model_validate(given)
     except ValidationError as cause:
-        fault = cause.errors(include_url=False)[0]
-        name = str(fault["loc"][0]) if fault["loc"] else None
-        if fault["type"] == "extra_forbidden" and len(fault["loc"]) == 1:
-            raise BadRequest(f"{name}: not known to this engine", name) from cause
-        raise BadRequest(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}", name) from cause
+        raise _refusal(cause) from cause
+    request.check()
+    return request
+
+
+def _refusal(cause: ValidationError) -> BadRequest:
+    fault = cause.errors(include_url=False)[0]
+    field = str(fault["loc"][0]) if fault["loc"] else None
+    if fault["type"] == "extra_forbidden" and len(fault["loc"]) == 1:
+        return BadRequest(f"{field}: not known to this engine", field)
+    return BadRequest(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}", field)
 
 
 def _same(value: Any, neutral: Any) -> bool:
-    """Equal, and not a number in the place of a truth value: `logprobs` 0 asks for something, false does not."""
+    """Equal, and of one type if one of them is a boolean: `best_of` 1 requests nothing, true is refused."""
     return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)

@@ -1,72 +1,87 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the HTTP front serves: one model's tokenizer and limits, and something that generates."""
+"""The model that the HTTP API serves: its tokenizer, its limits, and a function that generates."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Sequence
+import copy
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from zpptool.checkpoint.config import MAX_CONFIG_BYTES
-from zpptool.document import read_json
+from zpptool.engines.transformers.api.context_length import ContextLength
+from zpptool.engines.transformers.api.generation_defaults import GenerationDefaults, load_generation_defaults
 from zpptool.engines.transformers.loading import load_config
-from zpptool.engines.transformers.sampling import SamplingParams
+from zpptool.engines.transformers.sampling import Choice, SamplingParams
 from zpptool.errors import invalid_error
 
 ASSUMED_MODEL_LEN = 8192
-"""Tokens of a sequence where neither config nor tokenizer knows a limit."""
-SAID_MODEL_LEN = 10**9
-"""transformers' tokenizers say 10**30 when they know no limit."""
+"""The limit of a sequence in tokens, where neither config nor tokenizer has one."""
+UNLIMITED_MODEL_LEN = 10**9
+"""A tokenizer's limit from here on means none: transformers uses 10**30."""
+
+
+class TokenSequence(Iterator[Choice], Protocol):
+    """An iterator over the tokens of one sequence; one thread at a time takes the next one.
+
+    Taking one raises `ZppError` (STAGE) where the pipeline has failed.
+    """
+
+    def close(self) -> None:
+        """End the sequence before its next step. Never waits, and any thread may call it, also during a step."""
+        ...
 
 
 class Generate(Protocol):
-    """Generates the tokens of one sequence, one after the other; closing the generator gives the sequence up."""
+    """Begins a sequence, which has to be used up or closed."""
 
     def __call__(
         self, prompt_ids: Sequence[int], max_new_tokens: int, stop_ids: Collection[int], sampling: SamplingParams
-    ) -> Generator[int, None, None]:
-        """At most `max_new_tokens` tokens; the last one may be of `stop_ids`, none before it is.
-
-        Raises:
-            ZppError: (STAGE) the pipeline could not do it.
-        """
+    ) -> TokenSequence:
+        """At most `max_new_tokens` tokens, at least 1; the last one may be of `stop_ids`, none before it is."""
         ...
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model behind the front.
+    """A model with its tokenizer and limits.
 
     Attributes:
-        name: what a request calls it.
-        tokenizer: transformers' own; used from the event loop's thread only.
-        max_model_len: how many tokens prompt and answer may have together.
+        name: its name in requests.
+        root: the directory that it was loaded from.
+        tokenizer: transformers' own; used by the thread that converts prompts, and by no other.
+        detokenizer: another instance of it; used from the event loop's thread only.
+        context: how long prompt and answer may be.
         vocab_size: token ids are below this.
-        eos_ids: any of these ends an answer.
-        generate: does the work.
-        is_healthy: whether it still can.
+        eos_ids: the tokens that end an answer.
+        defaults: apply where a request does not set them.
+        generate: begins a sequence.
+        is_healthy: returns whether the model can still answer.
     """
 
     name: str
+    root: str
     tokenizer: PreTrainedTokenizerBase
-    max_model_len: int
+    detokenizer: PreTrainedTokenizerBase
+    context: ContextLength
     vocab_size: int
     eos_ids: frozenset[int]
+    defaults: GenerationDefaults
     generate: Generate
     is_healthy: Callable[[], bool]
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """The token ids of a prompt."""
-        token_ids: list[int] = self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        return token_ids
-
-    def decode(self, token_ids: list[int]) -> str:
-        """The text of token ids, special ones left out."""
-        text: str = self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of token ids, by default without special tokens."""
+        text: str = self.detokenizer.decode(
+            list(token_ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+        )
         return text
+
+    def token_text(self, token_id: int) -> str:
+        """The text of one token by itself, also of a special one."""
+        return self.decode([token_id], skip_special_tokens=False)
 
 
 def served_model(
@@ -75,16 +90,21 @@ def served_model(
     """The model of a checkpoint, or of a stage directory.
 
     Raises:
-        ZppError: (INVALID) transformers cannot read its config or its tokenizer.
+        ZppError: (INVALID) transformers cannot read its config or its tokenizer, or its generation_config.json cannot
+            be used.
     """
     text_config = load_config(directory).get_text_config(decoder=True)
     tokenizer = _load_tokenizer(directory)
+    defaults = load_generation_defaults(directory)
     return ServedModel(
         name=name or str(directory),
+        root=str(directory),
         tokenizer=tokenizer,
-        max_model_len=_max_model_len(text_config, tokenizer),
+        detokenizer=copy.deepcopy(tokenizer),
+        context=ContextLength(_max_model_len(text_config, tokenizer), max(map(len, tokenizer.get_vocab()), default=1)),
         vocab_size=text_config.vocab_size,
-        eos_ids=_eos_ids(directory, text_config, tokenizer),
+        eos_ids=_eos_ids(defaults, text_config, tokenizer),
+        defaults=defaults,
         generate=generate,
         is_healthy=is_healthy,
     )
@@ -101,15 +121,15 @@ def _max_model_len(text_config: PreTrainedConfig, tokenizer: PreTrainedTokenizer
     length: int | None = getattr(text_config, "max_position_embeddings", None)
     if length:
         return length
-    return tokenizer.model_max_length if tokenizer.model_max_length < SAID_MODEL_LEN else ASSUMED_MODEL_LEN
+    return tokenizer.model_max_length if tokenizer.model_max_length < UNLIMITED_MODEL_LEN else ASSUMED_MODEL_LEN
 
 
-def _eos_ids(directory: Path, text_config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The first to say how an answer ends: generation_config.json, config.json, the tokenizer."""
-    path = directory / "generation_config.json"
-    generation: Any = read_json(path, MAX_CONFIG_BYTES, "config") if path.exists() else {}
-    if not isinstance(generation, dict):
-        raise invalid_error(f"{path} is not a JSON object")
-    said = (generation.get("eos_token_id"), getattr(text_config, "eos_token_id", None), tokenizer.eos_token_id)
-    eos = next((value for value in said if value is not None), [])
+def _eos_ids(
+    defaults: GenerationDefaults, text_config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> frozenset[int]:
+    """The end-of-sequence tokens of generation_config.json, config.json or the tokenizer, the first that has any."""
+    if defaults.eos_token_ids is not None:
+        return defaults.eos_token_ids
+    candidates = (getattr(text_config, "eos_token_id", None), tokenizer.eos_token_id)
+    eos: int | list[int] = next((value for value in candidates if value is not None), [])
     return frozenset([eos] if isinstance(eos, int) else eos)

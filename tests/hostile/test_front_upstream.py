@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A server behind a front that answers with more than it should."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+from collections.abc import Iterator
+
+import pytest
+
+pytest.importorskip("starlette")
+pytest.importorskip("httpx")
+
+import httpx
+
+from tests.fronts import Behave, ReceivedRequest, ToyServer, gateway_of
+from zpptool.serve.bounded_fetch import MAX_RESPONSE_BYTES, FetchError, fetch
+from zpptool.serve.proxy import open_client
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture
+def server() -> Iterator[ToyServer]:
+    toy = ToyServer()
+    yield toy
+    toy.close()
+
+
+def answering(body: bytes, *headers: str) -> Behave:
+    async def behave(_request: ReceivedRequest, writer: asyncio.StreamWriter) -> None:
+        head = "\r\n".join(["HTTP/1.1 200 OK", f"content-length: {len(body)}", *headers, "", ""])
+        writer.write(head.encode() + body)
+
+    return behave
+
+
+def fetched(url: str, timeout_s: float = 10.0) -> bytes:
+    async def run() -> bytes:
+        async with open_client() as client:
+            return (await fetch(client, url, timeout_s)).body
+
+    return asyncio.run(run())
+
+
+def test_compressed_answers_are_neither_requested_nor_accepted(server: ToyServer) -> None:
+    server.behave = answering(gzip.compress(b"# TYPE a counter\n" * 1_000_000), "content-encoding: gzip")
+    with pytest.raises(FetchError, match="compressed"):
+        fetched(f"{server.url}/metrics")
+    assert "accept-encoding: identity" in {line.lower() for line in server.received[0].headers}
+    with gateway_of([server]) as gateway:
+        assert "TYPE a" not in httpx.get(f"{gateway.url}/metrics", trust_env=False, timeout=30).text
+        assert httpx.get(f"{gateway.url}/v1/models/m", trust_env=False, timeout=30).status_code == 502
+
+
+def test_an_answer_beyond_the_limit_is_refused(server: ToyServer) -> None:
+    server.behave = answering(b"x" * (MAX_RESPONSE_BYTES + 1))
+    with pytest.raises(FetchError, match="larger than"):
+        fetched(f"{server.url}/metrics")
+
+
+def test_an_answer_that_never_ends_is_refused_in_time(server: ToyServer) -> None:
+    async def drip(_request: ReceivedRequest, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n")
+        for _ in range(100):
+            writer.write(b"x")
+            await writer.drain()
+            await asyncio.sleep(0.1)
+
+    server.behave = drip
+    with pytest.raises(FetchError, match="no response in 1 s"):
+        fetched(f"{server.url}/metrics", 1.0)

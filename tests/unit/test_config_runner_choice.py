@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every process of a pipeline uses vLLM's V1 model runner, and a user who asks for V2 reads why that cannot be."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from zpptool.config.engine_kind import Engine
+from zpptool.config.runner_choice import VARIABLE, choose_v1_runner, refuse_v2_runner, runner_environment
+from zpptool.engines.registry import check_engine
+from zpptool.errors import ExitCode, ZppError
+from zpptool.process.group import ProcessGroup
+from zpptool.supervisor.stage_processes import child_environment
+
+pytestmark = pytest.mark.timeout(30)
+
+
+@pytest.mark.parametrize(("env", "added"), [({}, "0"), ({VARIABLE: ""}, "0"), ({VARIABLE: "0"}, None)])
+def test_v1_is_added_where_nothing_is_said(env: dict[str, str], added: str | None) -> None:
+    refuse_v2_runner(env)
+    assert runner_environment(env).get(VARIABLE) == added
+
+
+@pytest.mark.skipif(find_spec("vllm") is None, reason="needs vllm")
+@pytest.mark.parametrize("value", ["1", "true"])
+def test_v2_is_refused_by_name_before_anything_starts(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv(VARIABLE, value)
+    for refuse in (lambda: check_engine(Engine.VLLM), choose_v1_runner):
+        with pytest.raises(ZppError, match=f"{VARIABLE}={value}: zpptool does not carry") as fault:
+            refuse()
+        assert fault.value.exit_code is ExitCode.USAGE
+        assert f"{VARIABLE}=0" in str(fault.value.hint)
+
+
+@pytest.mark.skipif(find_spec("transformers") is None, reason="needs transformers")
+def test_the_embedded_engine_does_not_mind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "1")
+    check_engine(Engine.TRANSFORMERS)
+
+
+def test_a_child_has_it_in_its_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    log = tmp_path / "log"
+    with ProcessGroup() as group:
+        child = group.start("child", ["/bin/sh", "-c", f"echo runner ${VARIABLE}"], child_environment({}), log)
+        child.popen.wait(20)
+    assert log.read_text() == "runner 0\n"
+
+
+def test_a_script_has_it_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "")
+    choose_v1_runner()
+    assert os.environ[VARIABLE] == "0"

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds this user's heads that run on this machine, and reads the status of one.
+
+Anybody can create a directory with such a name in the temp directory, so sockets of other users are left out of the
+search, and refused by name where one is named.
+"""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import msgspec
+
+from zpptool.admin.own_socket import connect_to_own
+from zpptool.deadline import Deadline
+from zpptool.errors import ExitCode, ZppError, stage_error, usage_error
+from zpptool.ownership import distrusted_socket, is_own_peer
+from zpptool.process.run_dir import PREFIX, parents
+from zpptool.ring.status import SUFFIX, RingStatus
+
+_MOST_BYTES = 16 << 20
+"""The longest status that is read."""
+
+
+def find_status_paths() -> list[Path]:
+    """The status sockets of this user's pipelines whose heads run on this machine, newest first.
+
+    Left out is what another user owns or may change, and what is reached by a symbolic link only.
+    """
+    found = {path for directory in parents() for path in directory.glob(f"{PREFIX}*/*{SUFFIX}") if _accepts(path)}
+    return sorted(found, key=_changed_at, reverse=True)
+
+
+def _accepts(path: Path) -> bool:
+    """Whether a process of this user accepts connections there: a head that was killed leaves its socket behind."""
+    try:
+        if distrusted_socket(path) is not None:
+            return False
+    except OSError:  # removed meanwhile, or a directory that this user may not enter
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.setblocking(False)
+        try:
+            connection.connect(str(path))
+            return is_own_peer(connection)
+        except BlockingIOError:  # other clients are waiting to be accepted
+            return True
+        except OSError:
+            return False
+
+
+def _changed_at(path: Path) -> float:
+    """When the socket was made; 0 if it was removed since it was found."""
+    try:
+        return path.lstat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def the_status_path(run_dir: Path | None) -> Path:
+    """The status socket in a directory, or that path itself; without one, the socket of the only running pipeline.
+
+    Raises:
+        ZppError: (ADDRESS) there is none; (USAGE) there are several.
+    """
+    if run_dir is not None:
+        found = sorted(run_dir.glob(f"*{SUFFIX}")) if run_dir.is_dir() else [run_dir]
+    else:
+        found = find_status_paths()
+    if not found:
+        raise ZppError(
+            f"no head reports its status {f'in {run_dir}' if run_dir else 'on this machine'}",
+            "Is stage 0 running here, and are you its user?",
+            ExitCode.ADDRESS,
+        )
+    if len(found) > 1:
+        raise usage_error(
+            f"{len(found)} heads run on this machine: {', '.join(str(path.parent) for path in found)}",
+            "Name one of these directories with --run-dir.",
+        )
+    return found[0]
+
+
+def read_status(path: Path, timeout_s: float = 2.0) -> RingStatus:
+    """The status that the head at this socket reports.
+
+    Raises:
+        ZppError: (ADDRESS) no process accepts connections there; (INVALID) it belongs to another user, or another user
+            may change it; (STAGE) no status arrives in time.
+    """
+    deadline = Deadline(timeout_s)
+    answer = bytearray()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(timeout_s)
+        try:
+            connect_to_own(connection, path)
+            while piece := connection.recv(1 << 16):
+                answer += piece
+                connection.settimeout(max(deadline.remaining_s(), 0.001))
+                if len(answer) > _MOST_BYTES:
+                    raise stage_error(f"the status at {path} is longer than {_MOST_BYTES} bytes")
+        except TimeoutError as late:
+            raise stage_error(f"no complete status has arrived from {path} in {timeout_s:g} s") from late
+        except OSError as cause:
+            raise ZppError(
+                f"no head reports its status at {path}: {cause.strerror or cause}",
+                "Is stage 0 running on this machine, and are you its user?",
+                ExitCode.ADDRESS,
+            ) from cause
+    try:
+        return msgspec.json.decode(bytes(answer), type=RingStatus)
+    except msgspec.DecodeError as cause:
+        raise stage_error(f"what arrived from {path} is no status: {cause}") from cause

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Standard streams that were closed by the process that started this one, as `>&-` of a shell does."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from zpptool.errors import ZppError
+
+
+def open_closed_streams() -> None:
+    """Open the null device in place of standard streams that are closed.
+
+    Otherwise the next file or socket that is opened gets the stream's number, and what a child prints is written to it.
+
+    Raises:
+        ZppError: (FAILURE) stdout was closed: the result could not be printed.
+    """
+    stdout_was_closed = sys.stdout is None
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            _open_null(number)
+            mode = "w" if number else "r"
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - open until the process ends
+    if stdout_was_closed:
+        raise ZppError("standard output is closed: the result cannot be printed", "Redirect it, for example to a file.")
+
+
+def _open_null(number: int) -> None:
+    """Give a descriptor the null device, unless another file has taken it."""
+    try:
+        os.fstat(number)
+    except OSError:
+        null = os.open(os.devnull, os.O_RDWR)
+        if null != number:
+            os.dup2(null, number)
+            os.close(null)

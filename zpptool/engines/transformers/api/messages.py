@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The messages of a chat, as clients send them and as chat templates take them.
+
+Clients send an assistant's answer back as they received it, with every field that OpenAI's object has. A field that is
+null or empty says nothing and counts as absent; one with content that this engine cannot honour is refused by name.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from zpptool.engines.transformers.api.bad_request import BadRequest
+
+TEMPLATE_FIELDS = ("reasoning", "reasoning_content")
+"""Fields with text that some chat templates use."""
+MAX_MESSAGES = 8192
+SYSTEM_ROLES = ("system", "developer")
+
+
+class _TextPart(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    """One message of a chat."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[_TextPart] = ""
+    name: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The content. Several text parts become the lines of one text."""
+        return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
+
+
+Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+
+
+def without_empty_fields(messages: Any) -> Any:
+    """The decoded JSON of messages without the fields that are null or empty, in messages and their parts.
+
+    Only an assistant's content may be null (it has called a tool, or said nothing); elsewhere that is left to be
+    refused.
+    """
+    if not isinstance(messages, list):
+        return messages
+    return [_message(message) if isinstance(message, dict) else message for message in messages]
+
+
+def for_template(messages: list[Message], template: str) -> list[dict[str, str]]:
+    """The messages for a chat template.
+
+    A developer's message is a system message under its newer name, where the template does not know that name.
+
+    Args:
+        messages: of the request.
+        template: the template's source.
+
+    Raises:
+        BadRequest: a message has a field that the template does not use.
+    """
+    return [_for_template(place, message, template) for place, message in enumerate(messages)]
+
+
+def check_rendered(messages: list[Message], rendered: str) -> None:
+    """Check that the template has not dropped a system message, as templates of models without such a role do.
+
+    Raises:
+        BadRequest: one is missing.
+    """
+    for place, message in enumerate(messages):
+        if message.role in SYSTEM_ROLES and message.text.strip() not in rendered:
+            raise BadRequest(
+                f"messages.{place}.role: the model's chat template leaves out the messages of the role {message.role}",
+                "messages",
+            )
+
+
+def _message(message: dict[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in message.items() if name == "content" or value not in (None, [], {}, "")}
+    if message.get("role") == "assistant" and message.get("content", "") is None:
+        kept["content"] = ""
+    if isinstance(kept.get("content"), list):
+        kept["content"] = [_part(part) if isinstance(part, dict) else part for part in kept["content"]]
+    return kept
+
+
+def _part(part: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in part.items() if value is not None}
+
+
+def _for_template(place: int, message: Message, template: str) -> dict[str, str]:
+    extras = {name: value for name in ("name", *TEMPLATE_FIELDS) if (value := getattr(message, name)) is not None}
+    for name in TEMPLATE_FIELDS:
+        if name in extras and name not in template:
+            raise BadRequest(f"messages.{place}.{name}: the model's chat template does not use it", "messages")
+    role = "system" if message.role == "developer" and "developer" not in template else message.role
+    return {"role": role, "content": message.text, **extras}

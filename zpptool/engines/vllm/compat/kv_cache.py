@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's description of the KV cache, and how vLLM lays it out."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+
+from vllm.v1.kv_cache_interface import (
+    AttentionSpec,
+    KVCacheConfig,
+    KVCacheSpec,
+    MLAAttentionSpec,
+    UniformTypeKVCacheSpecs,
+)
+
+from zpptool.engines.vllm.compat.engine_config import VllmConfig
+from zpptool.errors import ZppError
+
+__all__ = [
+    "AttentionSpec",
+    "KVCacheConfig",
+    "KVCacheSpec",
+    "MLAAttentionSpec",
+    "UniformTypeKVCacheSpecs",
+    "kv_cache_configs",
+]
+
+LAYOUT_PARAMETERS = ("vllm_config", "kv_cache_specs", "available_memory")
+"""The parameters of vLLM 0.32's function that lays out the cache; 0.33 takes the groups too."""
+
+
+def kv_cache_configs(
+    config: VllmConfig, specs: Sequence[dict[str, KVCacheSpec]], num_blocks: int
+) -> list[KVCacheConfig]:
+    """Lay out each stage's cache.
+
+    Args:
+        config: the head's.
+        specs: for each stage, what its layers need, by layer name.
+        num_blocks: the number of blocks of every stage's cache.
+
+    Raises:
+        ZppError: (FAILURE) this release of vLLM lays out caches in another way.
+    """
+    from vllm.v1.engine.core import get_kv_cache_configs  # already imported by the caller, an engine core process
+
+    if tuple(inspect.signature(get_kv_cache_configs).parameters) != LAYOUT_PARAMETERS:
+        raise ZppError(
+            "this release of vLLM lays out the cache in another way than the one that is known here",
+            "Stop the pipeline, which completes its answers, and start it again with these ranges.",
+        )
+    cache = copy.copy(config.cache_config)
+    cache.num_gpu_blocks_override = num_blocks
+    with_blocks = copy.copy(config)
+    with_blocks.cache_config = cache
+    laid_out: list[KVCacheConfig] = get_kv_cache_configs(with_blocks, list(specs), [0] * len(specs))
+    return laid_out

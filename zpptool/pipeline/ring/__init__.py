@@ -1,2 +1,0 @@
-# SPDX-License-Identifier: Apache-2.0
-"""The ring: head, stages, and what they say to each other."""

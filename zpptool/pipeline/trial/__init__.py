@@ -1,2 +1,0 @@
-# SPDX-License-Identifier: Apache-2.0
-"""A trial: a pipeline held against the unsplit model."""
