@@ -129,10 +129,12 @@ def place_logger(name: str, place: int) -> PlaceLogger:
     """A logger whose records belong to one place of the ring.
 
     Args:
-        name: of the logger, `__name__` of the module.
+        name: of the logger, `__name__` of the module. A module that is run as a process is called `__main__`, and its
+            logger `zpptool.__main__`, so that its records are shown too.
         place: a stage's index, or `HEAD`.
     """
-    return PlaceLogger(logging.getLogger(name), {"stage": place_name(place)})
+    own = name if name.partition(".")[0] == ROOT else f"{ROOT}.{name}"
+    return PlaceLogger(logging.getLogger(own), {"stage": place_name(place)})
 
 
 def configure(level: LogLevel | None = None, form: LogFormat | None = None, *, place: str = "") -> None:

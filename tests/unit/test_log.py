@@ -38,6 +38,12 @@ def test_the_error_that_ends_a_process_begins_with_its_level(capsys: pytest.Capt
     assert capsys.readouterr().err == expected
 
 
+def test_a_module_that_is_run_as_a_process_logs_too(capsys: pytest.CaptureFixture[str]) -> None:
+    configure()
+    place_logger("__main__", 1).info("loading layers 1-4")
+    assert capsys.readouterr().err == "zpptool stage 1: loading layers 1-4\n"
+
+
 def test_a_process_has_a_place_for_records_without_one(capsys: pytest.CaptureFixture[str]) -> None:
     configure(place="stage 2")
     logging.getLogger("zpptool.x").info("loading")

@@ -20,7 +20,7 @@ from zpptool.engines.vllm.stage.tp_group import ForwardedCall, Outcome
 from zpptool.errors import in_words
 from zpptool.process.child import end_on_sigterm, run_child
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("zpptool.engines.vllm.stage.tp_rank")  # this module is run as `__main__`
 
 
 def main() -> None:
