@@ -71,10 +71,6 @@ class Workplace:
         write_whole(draft, [msgspec.json.encode(_Receipt(written, path.stat().st_mtime_ns))])
         draft.rename(receipt)
 
-    def finished_bytes(self) -> int:
-        """Return the size in bytes of the weight files that an earlier run left here."""
-        return sum(path.stat().st_size for path in self.directory.rglob("*.safetensors"))
-
     def _receipt(self, path: Path) -> Path:
         return self.work / ("--".join(path.relative_to(self.directory).parts) + ".receipt")
 

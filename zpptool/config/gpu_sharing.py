@@ -17,7 +17,7 @@ from zpptool.errors import ZppError, invalid_error, usage_error
 
 UTILIZATION, KV_BYTES = "--gpu-memory-utilization", "--kv-cache-memory-bytes"
 VLLMS_UTILIZATION = 0.92
-"""The part of a GPU's memory that vLLM 0.32 and 0.33 take where nobody says."""
+"""The part of a GPU's memory that vLLM 0.32 and 0.33 take by default."""
 ROOM_BYTES = 2 << 30
 """What a stage needs beside weights and KV cache: CUDA's own context, activations, graphs. An estimate: it was never
 measured."""

@@ -14,6 +14,7 @@ from zpptool.checkpoint.manifest import is_stage_directory
 from zpptool.config.stage_spec import StageSpec
 from zpptool.errors import ZppError
 from zpptool.log import PlaceLogger, place_logger
+from zpptool.places import HEAD
 from zpptool.process.respawn import leave_spec
 from zpptool.ring.head.epochs import FIRST_EPOCH
 from zpptool.ring.head.node import HeadNode
@@ -22,7 +23,6 @@ from zpptool.ring.stage.node import StageNode
 from zpptool.ring.timeline import Timeline
 from zpptool.ring.timeouts import RingTimeouts
 from zpptool.wire.link import LinkOptions, LinkReceiver, LinkSender, Party
-from zpptool.wire.message.framing import HEAD
 from zpptool.wire.security.exposure import LinkSecurity
 from zpptool.wire.security.key_files import link_keys, read_key_file
 

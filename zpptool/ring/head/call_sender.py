@@ -6,6 +6,7 @@ from __future__ import annotations
 from concurrent.futures import Future
 
 from zpptool.errors import ZppError
+from zpptool.places import HEAD
 from zpptool.ring.delivery import Delivery
 from zpptool.ring.head.epochs import Failed
 from zpptool.ring.head.event_queue import EventQueue
@@ -14,7 +15,7 @@ from zpptool.ring.head.watchdog import Watchdog
 from zpptool.ring.messages import Call, Control, encode_control
 from zpptool.wire.link import LinkSender
 from zpptool.wire.link_errors import PeerLost, StaleEpoch
-from zpptool.wire.message.framing import HEAD, Kind
+from zpptool.wire.message.framing import Kind
 
 
 class CallSender:

@@ -9,6 +9,7 @@ import msgspec
 
 from zpptool.errors import ExitCode, ZppError, stage_error
 from zpptool.log import place_logger
+from zpptool.places import HEAD
 from zpptool.ring.delivery import POLL_S
 from zpptool.ring.head.callbacks import HeadCallbacks
 from zpptool.ring.head.epochs import Closed, Failed, Lost
@@ -21,7 +22,6 @@ from zpptool.ring.head.watchdog import Watchdog
 from zpptool.ring.messages import Fault, Moved, Received, Reply, Report, RollCall, Stop, decode_control, decode_upstream
 from zpptool.wire.link import LinkReceiver, LinkSender, LinkTimeout
 from zpptool.wire.link_errors import PeerLost, StaleEpoch, WireError
-from zpptool.wire.message.framing import HEAD
 from zpptool.wire.protocol.sequence import SequenceError
 
 _log = place_logger(__name__, HEAD)

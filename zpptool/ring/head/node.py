@@ -16,6 +16,7 @@ from contextlib import suppress
 from zpptool.errors import ZppError, stage_error
 from zpptool.log import place_logger
 from zpptool.partition import Partition
+from zpptool.places import HEAD
 from zpptool.ring.delivery import POLL_S
 from zpptool.ring.head.call_sender import CallSender
 from zpptool.ring.head.callbacks import HeadCallbacks
@@ -37,7 +38,7 @@ from zpptool.ring.timeline import Timeline
 from zpptool.ring.timeouts import RingTimeouts
 from zpptool.wire.link import LinkReceiver, LinkSender
 from zpptool.wire.link_errors import PeerLost, StaleEpoch, WireFault
-from zpptool.wire.message.framing import HEAD, Kind
+from zpptool.wire.message.framing import Kind
 
 STOP_ROUND_S = 2.0
 """How long the stop may take to go round the ring; after that the head ends without it."""

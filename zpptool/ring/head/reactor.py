@@ -11,6 +11,7 @@ import threading
 
 from zpptool.errors import ZppError, invalid_error
 from zpptool.log import place_logger
+from zpptool.places import HEAD
 from zpptool.ring.head.call_sender import CallSender
 from zpptool.ring.head.callbacks import HeadCallbacks
 from zpptool.ring.head.epochs import (
@@ -36,7 +37,6 @@ from zpptool.ring.head.watchdog import Watchdog
 from zpptool.ring.messages import RollCall, StageFacts, Verdict
 from zpptool.ring.timeouts import RingTimeouts
 from zpptool.wire.link import LinkSender
-from zpptool.wire.message.framing import HEAD
 
 _log = place_logger(__name__, HEAD)
 
