@@ -68,7 +68,9 @@ def test_tokenize_returns_the_tokens_spelling(api: ScriptedApi) -> None:
     chat = {"messages": [{"role": "user", "content": "x"}], "add_generation_prompt": False, "model": "tiny"}
     tokens = api.client.post("/tokenize", json=chat).json()["tokens"]
     assert api.served.decode(tokens) == "[user]x\n"
-    assert api.refusal("/tokenize", **chat, add_special_tokens=True)["param"] == "add_special_tokens"
+    assert api.client.post("/tokenize", json={**chat, "add_special_tokens": True}).json()["tokens"] == tokens
+    both = {"prompt": "x", **chat, "continue_final_message": True}
+    assert api.refusal("/tokenize", **both)["param"] == "prompt"
 
 
 def test_tokenizer_info(api: ScriptedApi) -> None:

@@ -15,6 +15,7 @@ import msgspec
 import torch
 from torch import Tensor
 
+from zpptool.engines.transformers.token_rules import TokenRules
 from zpptool.errors import usage_error
 
 GREEDY_BELOW = 1e-5
@@ -66,6 +67,7 @@ class SamplingParams:
             ones; 1 for none.
         logprobs: of how many of the likeliest tokens log probabilities are returned, beside that of the chosen token;
             None for no log probabilities.
+        rules: which tokens may be chosen; None for all.
 
     Raises:
         ZppError: (USAGE) a value is out of range.
@@ -80,6 +82,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logprobs: int | None = None
+    rules: TokenRules | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
@@ -109,12 +112,17 @@ class SamplingParams:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the likeliest token is all that is requested: no penalties, no log probabilities."""
-        return self.is_greedy and not self.has_penalties and self.logprobs is None
+        """Whether the likeliest token is all that is requested: no penalties or rules, no log probabilities."""
+        return self.is_greedy and not self.depends_on_tokens and self.logprobs is None
+
+    @property
+    def depends_on_tokens(self) -> bool:
+        """Whether a choice depends on which tokens there are, beside their logits: by penalties or by rules."""
+        return self.has_penalties or self.rules is not None
 
     @property
     def has_penalties(self) -> bool:
-        """Whether a choice depends on the tokens before it."""
+        """Whether a choice depends on which tokens were chosen before it."""
         return (self.presence_penalty, self.frequency_penalty, self.repetition_penalty) != (0, 0, 1)
 
 
@@ -130,6 +138,7 @@ class Sampler:
         self._params = params
         self._random = torch.Generator().manual_seed(params.seed)
         self._seen = set(prompt) if params.repetition_penalty != 1 else set()
+        self._answer: list[int] = []
         self._counts: Counter[int] = Counter()
 
     def __call__(self, logits: Tensor) -> int:
@@ -149,9 +158,12 @@ class Sampler:
         return Choice(token, _logprobs(logits, token, self._params.logprobs))
 
     def _draw(self, logits: Tensor) -> int:
-        if not self._params.has_penalties:
+        if not self._params.depends_on_tokens:
             return self._draw_from(logits)
-        token = self._draw_from(self._penalised(logits))
+        if self._params.rules is not None:
+            logits = self._params.rules.apply(logits, self._answer)
+        token = self._draw_from(self._penalised(logits) if self._params.has_penalties else logits)
+        self._answer.append(token)
         self._counts[token] += 1
         self._seen.add(token)
         return token

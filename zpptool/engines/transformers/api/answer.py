@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 
 from starlette.concurrency import run_in_threadpool
 
@@ -58,6 +59,9 @@ class Question:
         stops: the text ends before the first of these.
         stop_token_ids: the answer ends with the first of these tokens.
         ignore_eos: whether it goes on after the model's own end tokens.
+        min_tokens: stop strings do not end the answer before it has as many tokens.
+        keep_stop: whether the text ends after the stop string rather than before it.
+        skip_special_tokens: whether the text has no special tokens.
     """
 
     prompt_ids: Sequence[int]
@@ -66,6 +70,9 @@ class Question:
     stops: Sequence[str] = ()
     stop_token_ids: Collection[int] = ()
     ignore_eos: bool = False
+    min_tokens: int = 0
+    keep_stop: bool = False
+    skip_special_tokens: bool = True
 
 
 async def answer_one(served: ServedModel, question: Question) -> AsyncGenerator[Answer, None]:
@@ -75,16 +82,18 @@ async def answer_one(served: ServedModel, question: Question) -> AsyncGenerator[
         return
     eos_ids = frozenset() if question.ignore_eos else served.eos_ids
     stop_ids = eos_ids.union(question.stop_token_ids)
-    stream = TextStream(served.decode, question.prompt_ids, question.stops)
+    decode = partial(served.decode, skip_special_tokens=question.skip_special_tokens)
+    stream = TextStream(decode, question.prompt_ids, question.stops, keep_stop=question.keep_stop)
     sequence = served.generate(question.prompt_ids, question.max_tokens, stop_ids, question.sampling)
     try:
         count = 0
         while (choice := await run_in_threadpool(next, sequence, None)) is not None:
             count += 1
             if choice.token in stop_ids:
-                yield Answer(stream.end(), [choice], "stop", None if choice.token in eos_ids else choice.token)
+                text = stream.add(choice.token) if question.keep_stop else ""
+                yield Answer(text + stream.end(), [choice], "stop", None if choice.token in eos_ids else choice.token)
                 return
-            text = stream.add(choice.token)
+            text = stream.add(choice.token, may_stop=count > question.min_tokens)
             is_last = count == question.max_tokens
             if is_last and stream.stopped_by is None:
                 text += stream.end()

@@ -11,6 +11,7 @@ import json
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from starlette.applications import Starlette
@@ -26,8 +27,11 @@ from zpptool.engines.transformers.api.counts import Counts
 from zpptool.engines.transformers.api.disconnect import unless_disconnected
 from zpptool.engines.transformers.api.information import Information
 from zpptool.engines.transformers.api.prompt_encoder import PromptEncoder
-from zpptool.engines.transformers.api.requests import ChatRequest, CompletionRequest, GenerationRequest, parse
+from zpptool.engines.transformers.api.request_base import parse
+from zpptool.engines.transformers.api.requests import ChatRequest, CompletionRequest, GenerationRequest
+from zpptool.engines.transformers.api.rule_fields import token_rules
 from zpptool.engines.transformers.api.served import ServedModel
+from zpptool.engines.transformers.token_rules import TokenRules
 from zpptool.errors import ZppError
 
 DEFAULT_COMPLETION_TOKENS = 16
@@ -87,7 +91,7 @@ class Front:
         return await self._answer(body, shapes.Completion, prompts, max_tokens, echoed)
 
     async def _chat(self, body: ChatRequest) -> Response:
-        prompts = [await self._encoder.chat(body.messages, add_generation_prompt=body.add_generation_prompt)]
+        prompts = [await self._encoder.chat(body)]
         self._check_prompts(prompts, "messages", room=1)
         limit = body.max_completion_tokens or body.max_tokens or self._served.defaults.max_new_tokens
         return await self._answer(body, shapes.Chat, prompts, limit)
@@ -104,7 +108,7 @@ class Front:
             shapes.ShapeOptions(
                 self._served.name,
                 prompts,
-                self._served.token_text,
+                _token_name if body.return_tokens_as_token_ids else self._served.token_text,
                 per_prompt=body.n,
                 echoed=echoed,
                 with_token_ids=body.return_token_ids,
@@ -112,9 +116,11 @@ class Front:
                 continuous_usage=body.continuous_usage,
             )
         )
+        rules = await token_rules(body, self._served, self._encoder)
+        questions = self._ask(body, prompts, max_tokens, rules)
         self._counts.requests += 1
         self._counts.prompt_tokens += sum(map(len, prompts))
-        pieces = answer_all([answer_one(self._served, question) for question in self._ask(body, prompts, max_tokens)])
+        pieces = answer_all([answer_one(self._served, question) for question in questions])
         if body.stream:
             events = self._events(pieces, shaped, with_usage=body.includes_usage)
             return StreamingResponse(events, media_type="text/event-stream")
@@ -123,16 +129,21 @@ class Front:
                 shaped.answers[index].add(piece)
         return JSONResponse(shaped.whole())
 
-    def _ask(self, body: GenerationRequest, prompts: list[list[int]], max_tokens: int | None) -> list[Question]:
+    def _ask(
+        self, body: GenerationRequest, prompts: list[list[int]], max_tokens: int | None, rules: TokenRules | None
+    ) -> list[Question]:
         """A question for each sequence. The answers to one prompt have successive seeds, as in vLLM."""
         return [
             Question(
                 prompt,
                 self._served.context.clamp(max_tokens, prompt),
-                body.sampling(self._served.defaults.sampling, _nth_seed(body.seed, number)),
+                replace(body.sampling(self._served.defaults.sampling, _nth_seed(body.seed, number)), rules=rules),
                 body.stops,
                 body.stop_token_ids,
                 body.ignore_eos,
+                body.min_tokens,
+                body.include_stop_str_in_output,
+                body.skip_special_tokens,
             )
             for prompt in prompts
             for number in range(body.n)
@@ -197,6 +208,11 @@ def _nth_seed(seed: int | None, number: int) -> int:
     if seed is None:
         return secrets.randbits(63)
     return (seed + number + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def _token_name(token_id: int) -> str:
+    """What stands for a token in log probabilities where the request wants ids, as in vLLM."""
+    return f"token_id:{token_id}"
 
 
 def _event(content: dict[str, Any]) -> str:

@@ -15,7 +15,8 @@ from zpptool.engines.transformers.api.bad_request import BadRequest
 from zpptool.engines.transformers.api.body import read_json
 from zpptool.engines.transformers.api.counts import Counts
 from zpptool.engines.transformers.api.prompt_encoder import PromptEncoder
-from zpptool.engines.transformers.api.requests import DetokenizeRequest, TokenizeRequest, parse
+from zpptool.engines.transformers.api.request_base import parse
+from zpptool.engines.transformers.api.requests import DetokenizeRequest, TokenizeChatRequest, TokenizeRequest
 from zpptool.engines.transformers.api.served import ServedModel
 
 
@@ -88,14 +89,15 @@ class Information:
 
     async def tokenize(self, request: Request) -> Response:
         """The token ids of a prompt or of a chat."""
-        body = parse(TokenizeRequest, await read_json(request))
-        if body.messages is not None:
-            token_ids = await self._encoder.chat(body.messages, add_generation_prompt=body.add_generation_prompt)
+        content = await read_json(request)
+        if isinstance(content, dict) and content.get("messages") is not None:
+            chat = parse(TokenizeChatRequest, content)
+            token_ids, with_strs = await self._encoder.chat(chat), chat.return_token_strs
         else:
-            assert body.prompt is not None
-            add_special_tokens = body.add_special_tokens is not False
-            token_ids = await self._encoder.text(body.prompt, add_special_tokens=add_special_tokens)
-        token_strs = await self._encoder.token_strs(token_ids) if body.return_token_strs else None
+            body = parse(TokenizeRequest, content)
+            token_ids = await self._encoder.text(body.prompt, add_special_tokens=body.add_special_tokens)
+            with_strs = body.return_token_strs
+        token_strs = await self._encoder.token_strs(token_ids) if with_strs else None
         return JSONResponse(
             {
                 "tokens": token_ids,

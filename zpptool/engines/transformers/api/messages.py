@@ -7,6 +7,7 @@ null or empty says nothing and counts as absent; one with content that this engi
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,6 +18,8 @@ TEMPLATE_FIELDS = ("reasoning", "reasoning_content")
 """Fields with text that some chat templates use."""
 MAX_MESSAGES = 8192
 SYSTEM_ROLES = ("system", "developer")
+RENDERED_ROLES = (*SYSTEM_ROLES, "tool")
+"""Roles that some templates do not know."""
 
 
 class _TextPart(BaseModel):
@@ -26,14 +29,32 @@ class _TextPart(BaseModel):
     text: str
 
 
+class _Function(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str
+    arguments: str = "{}"
+
+
+class _ToolCall(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    type: Literal["function"] = "function"
+    id: str | None = None
+    index: int | None = None
+    function: _Function
+
+
 class Message(BaseModel):
     """One message of a chat."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[_TextPart] = ""
     name: str | None = None
+    tool_calls: list[_ToolCall] = []
+    tool_call_id: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
 
@@ -57,7 +78,7 @@ def without_empty_fields(messages: Any) -> Any:
     return [_message(message) if isinstance(message, dict) else message for message in messages]
 
 
-def for_template(messages: list[Message], template: str) -> list[dict[str, str]]:
+def for_template(messages: list[Message], template: str) -> list[dict[str, Any]]:
     """The messages for a chat template.
 
     A developer's message is a system message under its newer name, where the template does not know that name.
@@ -73,13 +94,13 @@ def for_template(messages: list[Message], template: str) -> list[dict[str, str]]
 
 
 def check_rendered(messages: list[Message], rendered: str) -> None:
-    """Check that the template has not dropped a system message, as templates of models without such a role do.
+    """Check that the template has not dropped a system or tool message, as templates of models without such a role do.
 
     Raises:
         BadRequest: one is missing.
     """
     for place, message in enumerate(messages):
-        if message.role in SYSTEM_ROLES and message.text.strip() not in rendered:
+        if message.role in RENDERED_ROLES and message.text.strip() not in rendered:
             raise BadRequest(
                 f"messages.{place}.role: the model's chat template leaves out the messages of the role {message.role}",
                 "messages",
@@ -99,10 +120,22 @@ def _part(part: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in part.items() if value is not None}
 
 
-def _for_template(place: int, message: Message, template: str) -> dict[str, str]:
-    extras = {name: value for name in ("name", *TEMPLATE_FIELDS) if (value := getattr(message, name)) is not None}
-    for name in TEMPLATE_FIELDS:
+def _for_template(place: int, message: Message, template: str) -> dict[str, Any]:
+    names = ("name", "tool_call_id", *TEMPLATE_FIELDS)
+    extras: dict[str, Any] = {name: value for name in names if (value := getattr(message, name)) is not None}
+    if message.tool_calls:
+        extras["tool_calls"] = [_call_for_template(place, call) for call in message.tool_calls]
+    for name in ("tool_calls", *TEMPLATE_FIELDS):
         if name in extras and name not in template:
             raise BadRequest(f"messages.{place}.{name}: the model's chat template does not use it", "messages")
     role = "system" if message.role == "developer" and "developer" not in template else message.role
     return {"role": role, "content": message.text, **extras}
+
+
+def _call_for_template(place: int, call: _ToolCall) -> dict[str, Any]:
+    """The call with its arguments as an object, which is what templates expect; clients send them as JSON text."""
+    try:
+        arguments = json.loads(call.function.arguments or "{}")
+    except ValueError as cause:
+        raise BadRequest(f"messages.{place}.tool_calls: the arguments are not JSON: {cause}", "messages") from cause
+    return {"id": call.id, "type": call.type, "function": {"name": call.function.name, "arguments": arguments}}

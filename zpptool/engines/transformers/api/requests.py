@@ -1,40 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The requests of the HTTP API: OpenAI's, as far as this engine supports them.
-
-A field either has its effect or is refused by name; no field that would change the answer is ignored. As with OpenAI,
-null is the same as an absent field.
-"""
+"""The requests of the HTTP API: OpenAI's, as far as this engine supports them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from zpptool.engines.transformers.api.bad_request import BadRequest
-from zpptool.engines.transformers.api.messages import Messages, without_empty_fields
+from zpptool.engines.transformers.api.chat_prompt import ChatPrompt
+from zpptool.engines.transformers.api.request_base import UNSUPPORTED, Strict
 from zpptool.engines.transformers.sampling import MAX_PENALTY, MAX_REPETITION_PENALTY, SamplingParams
-
-UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "best_of": (1,), "suffix": ("",), "prompt_logprobs": (), "logit_bias": ({},), "min_tokens": (0,),
-    "response_format": ({"type": "text"},), "structured_outputs": ({},), "tools": ([],), "functions": ([],),
-    "tool_choice": ("none", "auto"), "function_call": ("none", "auto"), "modalities": (["text"],),
-    "use_beam_search": (False,), "include_stop_str_in_output": (False,), "skip_special_tokens": (True,),
-    "spaces_between_special_tokens": (True,), "return_tokens_as_token_ids": (False,), "bad_words": ([],),
-    "allowed_token_ids": (), "truncate_prompt_tokens": (), "continue_final_message": (False,), "chat_template": (),
-    "chat_template_kwargs": ({},), "documents": ([],), "reasoning_effort": (), "length_penalty": (1,), "priority": (0,),
-}  # fmt: skip
-"""The fields of features that this engine does not support, and for each the values that do not request the feature."""
-
-IGNORED = frozenset(
-    {
-        "user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier", "prompt_cache_key",
-        "cache_salt", "include_reasoning",
-    }
-)  # fmt: skip
-"""Fields that do not affect an answer."""
 
 MAX_PROMPTS = 1024
 MAX_ANSWERS = 128
@@ -43,6 +21,10 @@ MAX_SEQUENCES = 1024
 MAX_STOPS = 128
 MAX_LOGPROBS = 20
 MAX_STOP_TOKENS = 1024
+MAX_BIASED = 1024
+MAX_BAD_WORDS = 128
+MAX_BIAS = 100.0
+"""A bias beyond this, in either direction, counts as this, as in vLLM."""
 MAX_DETOKENIZED = 1 << 20
 _INT64 = 1 << 63
 
@@ -51,20 +33,10 @@ TokenIds = Annotated[list[TokenId], Field(min_length=1)]
 _Several = Field(min_length=1, max_length=MAX_PROMPTS)
 Prompts = str | TokenIds | Annotated[list[str], _Several] | Annotated[list[TokenIds], _Several]
 Stop = Annotated[str, Field(min_length=1)]
+TokenName = Annotated[str, Field(pattern=r"^\d{1,10}$")]
 TopLogprobs = Annotated[int | None, Field(ge=0, le=MAX_LOGPROBS)]
 Penalty = Annotated[float | None, Field(ge=-MAX_PENALTY, le=MAX_PENALTY)]
 Share = Annotated[float | None, Field(ge=0, le=1)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSUPPORTED
-
-    model: str | None = None
-
-    def check(self) -> None:
-        """Refuse fields that contradict each other; raises `BadRequest`."""
 
 
 class _StreamOptions(BaseModel):
@@ -74,7 +46,7 @@ class _StreamOptions(BaseModel):
     continuous_usage_stats: bool = False
 
 
-class GenerationRequest(_Strict):
+class GenerationRequest(Strict):
     """The fields that completions and chats have in common."""
 
     n: Annotated[int, Field(ge=1, le=MAX_ANSWERS)] = 1
@@ -87,9 +59,16 @@ class GenerationRequest(_Strict):
     frequency_penalty: Penalty = None
     repetition_penalty: Annotated[float | None, Field(ge=1 / MAX_REPETITION_PENALTY, le=MAX_REPETITION_PENALTY)] = None
     seed: Annotated[int | None, Field(ge=-_INT64, lt=_INT64)] = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] = []
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKENS)] = []
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] = Field(default_factory=list)
+    stop_token_ids: list[TokenId] = Field(default_factory=list, max_length=MAX_STOP_TOKENS)
     ignore_eos: bool = False
+    logit_bias: dict[TokenName, float] = Field(default_factory=dict, max_length=MAX_BIASED)
+    allowed_token_ids: TokenIds | None = None
+    bad_words: list[Stop] = Field(default_factory=list, max_length=MAX_BAD_WORDS)
+    min_tokens: Annotated[int, Field(ge=0)] = 0
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    return_tokens_as_token_ids: bool = False
     stream: bool = False
     stream_options: _StreamOptions | None = None
     return_token_ids: bool = False
@@ -130,8 +109,11 @@ class GenerationRequest(_Strict):
 
     def check(self) -> None:
         """Refuse fields that contradict each other; raises `BadRequest`."""
+        super().check()
         if self.stream_options is not None and not self.stream:
             raise BadRequest("stream_options: they need stream to be true", "stream_options")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise BadRequest(f"min_tokens: {self.min_tokens} is more than max_tokens {self.max_tokens}", "min_tokens")
 
 
 class CompletionRequest(GenerationRequest):
@@ -163,17 +145,15 @@ class CompletionRequest(GenerationRequest):
             raise BadRequest(f"n: prompts times n exceed {MAX_SEQUENCES}", "n")
 
 
-class ChatRequest(GenerationRequest):
+class ChatRequest(ChatPrompt, GenerationRequest):
     """POST /v1/chat/completions."""
 
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {**UNSUPPORTED, "echo": (False,)}
 
-    messages: Messages
     max_tokens: Annotated[int | None, Field(ge=1)] = None
     max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
     logprobs: bool = False
     top_logprobs: TopLogprobs = None
-    add_generation_prompt: bool = True
 
     @property
     def num_logprobs(self) -> int | None:
@@ -187,63 +167,21 @@ class ChatRequest(GenerationRequest):
             raise BadRequest("top_logprobs: they need logprobs to be true", "top_logprobs")
 
 
-class TokenizeRequest(_Strict):
-    """POST /tokenize: of a prompt, or of a chat."""
+class TokenizeRequest(Strict):
+    """POST /tokenize of a prompt."""
 
-    prompt: str | None = None
-    messages: Messages | None = None
-    add_special_tokens: bool | None = None
-    add_generation_prompt: bool = True
+    prompt: str
+    add_special_tokens: bool = True
     return_token_strs: bool = False
 
-    def check(self) -> None:
-        """Refuse fields that contradict each other; raises `BadRequest`."""
-        if (self.prompt is None) == (self.messages is None):
-            raise BadRequest("prompt: give either a prompt or messages", "prompt")
-        if self.messages is not None and self.add_special_tokens:
-            raise BadRequest("add_special_tokens: the chat template adds those of a chat", "add_special_tokens")
+
+class TokenizeChatRequest(ChatPrompt):
+    """POST /tokenize of a chat."""
+
+    return_token_strs: bool = False
 
 
-class DetokenizeRequest(_Strict):
+class DetokenizeRequest(Strict):
     """POST /detokenize."""
 
     tokens: Annotated[list[TokenId], Field(max_length=MAX_DETOKENIZED)]
-
-
-_Request = TypeVar("_Request", bound=_Strict)
-
-
-def parse(kind: type[_Request], body: Any) -> _Request:
-    """A request from the decoded JSON of its body.
-
-    Raises:
-        BadRequest: the body is not such a request; the message names the first field at fault.
-    """
-    if not isinstance(body, dict):
-        raise BadRequest("the body is not a JSON object")
-    given = {name: value for name, value in body.items() if value is not None and name not in IGNORED}
-    for name in kind.unsupported.keys() & given.keys():
-        value = given.pop(name)
-        if not any(_same(value, neutral) for neutral in kind.unsupported[name]):
-            raise BadRequest(f"{name}: not supported by this engine", name)
-    if "messages" in given:
-        given["messages"] = without_empty_fields(given["messages"])
-    try:
-        request = kind.model_validate(given)
-    except ValidationError as cause:
-        raise _refusal(cause) from cause
-    request.check()
-    return request
-
-
-def _refusal(cause: ValidationError) -> BadRequest:
-    fault = cause.errors(include_url=False)[0]
-    field = str(fault["loc"][0]) if fault["loc"] else None
-    if fault["type"] == "extra_forbidden" and len(fault["loc"]) == 1:
-        return BadRequest(f"{field}: not known to this engine", field)
-    return BadRequest(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}", field)
-
-
-def _same(value: Any, neutral: Any) -> bool:
-    """Equal, and of one type if one of them is a boolean: `best_of` 1 requests nothing, true is refused."""
-    return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)

@@ -26,23 +26,34 @@ class TextStream:
         decode: converts token ids to text.
         prompt: the token ids before the new ones.
         stops: the text ends before the first of these.
+        keep_stop: the text ends after it instead.
     """
 
-    def __init__(self, decode: Callable[[list[int]], str], prompt: Sequence[int], stops: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        decode: Callable[[list[int]], str],
+        prompt: Sequence[int],
+        stops: Sequence[str] = (),
+        *,
+        keep_stop: bool = False,
+    ) -> None:
         self._decode = decode
         self._stops = stops
+        self._keep_stop = keep_stop
         self._token_ids = list(prompt[-CONTEXT_TOKENS:])
         self._decoded_from, self._emitted_to = 0, len(self._token_ids)
         self._held = ""
         self.stopped_by: str | None = None
 
-    def add(self, token_id: int) -> str:
-        """The text that is final with one more token; may be empty."""
+    def add(self, token_id: int, *, may_stop: bool = True) -> str:
+        """The text that is final with one more token; may be empty. Unless it may stop, stop strings are not heeded."""
         self._token_ids.append(token_id)
         new = self._new_text()
         if not new or new.endswith(INCOMPLETE):
             return ""
         self._decoded_from, self._emitted_to = self._emitted_to, len(self._token_ids)
+        if not may_stop:
+            return new
         return self._release(new, at_end=False)
 
     def end(self) -> str:
@@ -61,7 +72,7 @@ class TextStream:
         if found:
             place, self.stopped_by = min(found, key=lambda item: item[0])
             self._held = ""
-            return text[:place]
+            return text[: place + len(self.stopped_by)] if self._keep_stop else text[:place]
         keep = 0 if at_end else max((_overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
