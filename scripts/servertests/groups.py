@@ -115,7 +115,7 @@ GROUPS = (
         ),
         (
             "--enable-prompt-tokens-details", "--no-enable-prefix-caching", "--enable-tokenizer-info-endpoint",
-            "--enable-scale-out", "--enable-server-load-tracking",
+            "--enable-scale-out", "--enable-server-load-tracking", "--enable-lora",
         ),
     ),
     Group(

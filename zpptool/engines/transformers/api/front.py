@@ -8,10 +8,8 @@ OpenAI does not have (`/tokenize`, `return_token_ids`).
 from __future__ import annotations
 
 import json
-import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Any
 
 from starlette.applications import Starlette
@@ -20,18 +18,17 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from zpptool.engines.transformers.api import shapes
-from zpptool.engines.transformers.api.answer import Answer, Question, answer_all, answer_one
 from zpptool.engines.transformers.api.bad_request import BadRequest, error_body, refuse
 from zpptool.engines.transformers.api.body import read_json
 from zpptool.engines.transformers.api.counts import Counts
 from zpptool.engines.transformers.api.disconnect import unless_disconnected
+from zpptool.engines.transformers.api.generation import Generation, Pieces
 from zpptool.engines.transformers.api.information import Information
 from zpptool.engines.transformers.api.prompt_encoder import PromptEncoder
 from zpptool.engines.transformers.api.request_base import parse
 from zpptool.engines.transformers.api.requests import ChatRequest, CompletionRequest, GenerationRequest
-from zpptool.engines.transformers.api.rule_fields import token_rules
+from zpptool.engines.transformers.api.responses import Responses
 from zpptool.engines.transformers.api.served import ServedModel
-from zpptool.engines.transformers.token_rules import TokenRules
 from zpptool.errors import ZppError
 
 DEFAULT_COMPLETION_TOKENS = 16
@@ -45,12 +42,14 @@ class Front:
         self._served = served
         self._counts = Counts()
         self._encoder = PromptEncoder(served.tokenizer, served.context)
+        self._generation = Generation(served, self._encoder, self._counts)
 
     def app(self) -> Starlette:
         """The ASGI application."""
         return Starlette(
             routes=[
                 *Information(self._served, self._encoder, self._counts).routes(),
+                *Responses(self._served, self._encoder, self._generation).routes(),
                 Route("/v1/completions", self.completions, methods=["POST"]),
                 Route("/v1/chat/completions", self.chat, methods=["POST"]),
             ],
@@ -62,13 +61,13 @@ class Front:
         content = await read_json(request)
         self._check_length(content)
         body = parse(CompletionRequest, content)
-        self._check_model(body)
+        self._generation.check_model(body.model)
         return await unless_disconnected(request, self._complete(body))
 
     async def chat(self, request: Request) -> Response:
         """Answer a chat."""
         body = parse(ChatRequest, await read_json(request))
-        self._check_model(body)
+        self._generation.check_model(body.model)
         return await unless_disconnected(request, self._chat(body))
 
     async def _complete(self, body: CompletionRequest) -> Response:
@@ -83,7 +82,7 @@ class Front:
                 self._served.context.check_prompt(prompt, "prompt", room=0)
             prompts.append(prompt)
         max_tokens = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
-        self._check_prompts(prompts, "prompt", room=min(max_tokens, 1))
+        self._generation.check_prompts(prompts, "prompt", room=min(max_tokens, 1))
         echoed = [
             prompt if isinstance(prompt, str) else await self._encoder.decode(prompt)
             for prompt in (given if body.echo else ())
@@ -92,7 +91,7 @@ class Front:
 
     async def _chat(self, body: ChatRequest) -> Response:
         prompts = [await self._encoder.chat(body)]
-        self._check_prompts(prompts, "messages", room=1)
+        self._generation.check_prompts(prompts, "messages", room=1)
         limit = body.max_completion_tokens or body.max_tokens or self._served.defaults.max_new_tokens
         return await self._answer(body, shapes.Chat, prompts, limit)
 
@@ -116,69 +115,26 @@ class Front:
                 continuous_usage=body.continuous_usage,
             )
         )
-        rules = await token_rules(body, self._served, self._encoder)
-        questions = self._ask(body, prompts, max_tokens, rules)
-        self._counts.requests += 1
-        self._counts.prompt_tokens += sum(map(len, prompts))
-        pieces = answer_all([answer_one(self._served, question) for question in questions])
+        pieces = await self._generation.start(body, prompts, max_tokens)
         if body.stream:
             events = self._events(pieces, shaped, with_usage=body.includes_usage)
             return StreamingResponse(events, media_type="text/event-stream")
-        async with aclosing(self._counted(pieces)) as counted:
-            async for index, piece in counted:
+        async with aclosing(pieces):
+            async for index, piece in pieces:
                 shaped.answers[index].add(piece)
         return JSONResponse(shaped.whole())
 
-    def _ask(
-        self, body: GenerationRequest, prompts: list[list[int]], max_tokens: int | None, rules: TokenRules | None
-    ) -> list[Question]:
-        """A question for each sequence. The answers to one prompt have successive seeds, as in vLLM."""
-        return [
-            Question(
-                prompt,
-                self._served.context.clamp(max_tokens, prompt),
-                replace(body.sampling(self._served.defaults.sampling, _nth_seed(body.seed, number)), rules=rules),
-                body.stops,
-                body.stop_token_ids,
-                body.ignore_eos,
-                body.min_tokens,
-                body.include_stop_str_in_output,
-                body.skip_special_tokens,
-            )
-            for prompt in prompts
-            for number in range(body.n)
-        ]
-
-    async def _events(
-        self, pieces: AsyncGenerator[tuple[int, Answer], None], shaped: shapes.Shape, *, with_usage: bool
-    ) -> AsyncIterator[str]:
+    async def _events(self, pieces: Pieces, shaped: shapes.Shape, *, with_usage: bool) -> AsyncIterator[str]:
         """The answer as server-sent events. An error in the middle of it is an event too."""
         try:
-            async with aclosing(self._counted(pieces)) as counted:
-                async for index, piece in counted:
+            async with aclosing(pieces):
+                async for index, piece in pieces:
                     yield _event(shaped.chunk(index, piece))
             if with_usage:
                 yield _event(shaped.usage_chunk())
         except ZppError as fault:
             yield _event(error_body(fault.message, "server_error", None, 500))
         yield "data: [DONE]\n\n"
-
-    async def _counted(
-        self, pieces: AsyncGenerator[tuple[int, Answer], None]
-    ) -> AsyncGenerator[tuple[int, Answer], None]:
-        """The same pieces, counted."""
-        self._counts.in_progress += 1
-        try:
-            async with aclosing(pieces):
-                async for index, piece in pieces:
-                    self._counts.generation_tokens += len(piece.choices)
-                    yield index, piece
-        finally:
-            self._counts.in_progress -= 1
-
-    def _check_model(self, body: GenerationRequest) -> None:
-        if body.model not in (None, self._served.name):
-            raise BadRequest(f"model: there is no {body.model} here, only {self._served.name}", "model", 404)
 
     def _check_length(self, content: Any) -> None:
         """Refuse token ids that are too many before each of them is checked."""
@@ -188,26 +144,10 @@ class Front:
                 if isinstance(token_ids, list) and token_ids and isinstance(token_ids[0], int):
                     self._served.context.check_prompt(token_ids, "prompt", room=0)
 
-    def _check_prompts(self, prompts: list[list[int]], param: str, *, room: int) -> None:
-        """Refuse prompts that are too long or not the model's; `param` is the field that they come from."""
-        for prompt in prompts:
-            if not prompt:
-                raise BadRequest(f"{param}: it has no tokens", param)
-            if max(prompt) >= self._served.vocab_size:
-                raise BadRequest(f"{param}: {max(prompt)} is not a token of this model", param)
-            self._served.context.check_prompt(prompt, param, room=room)
-
     async def _fail(self, _request: Request, fault: Exception) -> Response:
         """Answer a fault of the pipeline: 500, or 503 where the pipeline is broken for good."""
         status = 500 if self._served.is_healthy() else 503
         return JSONResponse(error_body(str(fault), "server_error", None, status), status)
-
-
-def _nth_seed(seed: int | None, number: int) -> int:
-    """The seed of the n-th answer to a prompt, in 64 bits; a random one where the request has none."""
-    if seed is None:
-        return secrets.randbits(63)
-    return (seed + number + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 def _token_name(token_id: int) -> str:

@@ -33,7 +33,6 @@ TokenIds = Annotated[list[TokenId], Field(min_length=1)]
 _Several = Field(min_length=1, max_length=MAX_PROMPTS)
 Prompts = str | TokenIds | Annotated[list[str], _Several] | Annotated[list[TokenIds], _Several]
 Stop = Annotated[str, Field(min_length=1)]
-TokenName = Annotated[str, Field(pattern=r"^\d{1,10}$")]
 TopLogprobs = Annotated[int | None, Field(ge=0, le=MAX_LOGPROBS)]
 Penalty = Annotated[float | None, Field(ge=-MAX_PENALTY, le=MAX_PENALTY)]
 Share = Annotated[float | None, Field(ge=0, le=1)]
@@ -62,7 +61,7 @@ class GenerationRequest(Strict):
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] = Field(default_factory=list)
     stop_token_ids: list[TokenId] = Field(default_factory=list, max_length=MAX_STOP_TOKENS)
     ignore_eos: bool = False
-    logit_bias: dict[TokenName, float] = Field(default_factory=dict, max_length=MAX_BIASED)
+    logit_bias: dict[str, float] = Field(default_factory=dict, max_length=MAX_BIASED)
     allowed_token_ids: TokenIds | None = None
     bad_words: list[Stop] = Field(default_factory=list, max_length=MAX_BAD_WORDS)
     min_tokens: Annotated[int, Field(ge=0)] = 0

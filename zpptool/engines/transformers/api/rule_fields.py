@@ -11,6 +11,9 @@ from zpptool.engines.transformers.api.requests import MAX_BIAS, GenerationReques
 from zpptool.engines.transformers.api.served import ServedModel
 from zpptool.engines.transformers.token_rules import TokenRules
 
+_LONGEST_ID = 20
+"""Digits; no vocabulary is as large."""
+
 
 async def token_rules(body: GenerationRequest, served: ServedModel, encoder: PromptEncoder) -> TokenRules | None:
     """The rules of a request; None if it sets none.
@@ -18,6 +21,8 @@ async def token_rules(body: GenerationRequest, served: ServedModel, encoder: Pro
     Raises:
         BadRequest: a token id is not in the model's vocabulary, or a word has no tokens.
     """
+    if wrong := [name for name in body.logit_bias if not (name.isdecimal() and len(name) < _LONGEST_ID)]:
+        raise BadRequest(f"logit_bias: no token ids: {', '.join(wrong)}", "logit_bias")
     bias = {int(token): max(-MAX_BIAS, min(MAX_BIAS, value)) for token, value in body.logit_bias.items()}
     _check("logit_bias", bias, served.vocab_size)
     _check("allowed_token_ids", body.allowed_token_ids or (), served.vocab_size)
@@ -37,4 +42,4 @@ async def token_rules(body: GenerationRequest, served: ServedModel, encoder: Pro
 def _check(field: str, tokens: Iterable[int], vocab_size: int) -> None:
     for token in tokens:
         if token >= vocab_size:
-            raise BadRequest(f"{field}: {token} is not a token of this model", field)
+            raise BadRequest(f"{field}: {token} is not a token of this model, which has {vocab_size}", field)
