@@ -38,7 +38,7 @@ def pair(
 
 def messages(outbound: Outbound, envelope: Envelope, header: bytes, frames: Sequence[Buffer]) -> list[Sequence[Buffer]]:
     """The ZeroMQ messages for one message."""
-    first, rest = outbound.encode(envelope, header, frames)
+    first, rest, _ = outbound.encode(envelope, header, frames)
     return [first, *rest]
 
 

@@ -58,6 +58,10 @@ class WireFault(ZppError):
         self.state = state
 
 
+class SealedChannelLost(WireFault):
+    """The sealed channel has failed while a message was on its way in it."""
+
+
 class WireError(WireFault):
     """A malformed message, refused before memory is allocated for it."""
 

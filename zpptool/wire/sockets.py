@@ -136,6 +136,13 @@ def check_endpoint(endpoint: str, *, bind: bool) -> str:
     return "tcp"
 
 
+def tcp_host(endpoint: str) -> str:
+    """The host of a tcp endpoint, an IPv6 address without brackets."""
+    parts = _TCP.fullmatch(endpoint)
+    assert parts is not None
+    return parts["host"].strip("[]")
+
+
 def _check_ipc(path: str, endpoint: str, *, bind: bool) -> None:
     if not path or path == "*":
         raise address_error(f"{endpoint!r} names no path.", "Write ipc:///PATH, for example ipc:///tmp/zpp/stage0.")

@@ -25,8 +25,11 @@ from zpptool.wire.link_errors import LinkRefused
 from zpptool.wire.protocol.flow_control import Credit, Window
 from zpptool.wire.protocol.handshake import LinkState, judge
 from zpptool.wire.protocol.link_messages import Hold, LinkMessage, Party, Ping, Refused, Welcome
+from zpptool.wire.sealed.sender import SealedSender
 
 _HELD = 8
+_MAX_SEALED_FAILURES = 3
+"""One is counted when the receiver's process dies in the middle of a message; more mean that the network cuts lanes."""
 
 
 class AdmittingLink(Protocol):
@@ -37,6 +40,7 @@ class AdmittingLink(Protocol):
     options: LinkOptions
     counters: LinkCounters
     _awaited: int
+    _keyed: bool
 
     @property
     def faults(self) -> LinkFaults:
@@ -53,6 +57,9 @@ class AdmittingLink(Protocol):
 
     def _record_refusal(self, text: str) -> None:
         """Count and log a refusal."""
+
+    def _open_sealed(self) -> SealedSender:
+        """The sender's end of a sealed channel; raises OSError where there can be none."""
 
     def _on_peer_lost(self) -> None:
         """Report that the receiver of messages of this epoch is lost."""
@@ -83,6 +90,7 @@ class LinkAdmission:
         self.limits = options.limits
         self.was_lost = False
         self.refusal: LinkRefused | None = None
+        self._sealed_failures = 0
 
     @property
     def holds_receivers(self) -> bool:
@@ -160,6 +168,18 @@ class LinkAdmission:
             self._judge_held()
         return undecided
 
+    def on_sealed_lost(self) -> None:
+        """The sealed channel of the session has failed: its messages are lost, though the receiver may still be there.
+
+        The receiver is judged as if it had just greeted. After some failures the link has no such channel any more.
+        """
+        session = self.session
+        if session is not None and session.outbound.has_failed:
+            self._sealed_failures += 1
+            self.end_session()
+            if self.session is None:
+                self.on_hello(session.receiver)
+
     def probe(self) -> bool:
         """Whether no receiver is welcome any more.
 
@@ -184,6 +204,7 @@ class LinkAdmission:
             self._compression,
             partial(delivery_rate, candidate.connection),
             shared=self._options.shared_memory,
+            open_sealed=self._link._open_sealed if self._may_seal else None,
         )
         session = Session(candidate, secrets.randbits(32), outbound)
         window = self._options.window.within(candidate.hello.window)
@@ -197,6 +218,10 @@ class LinkAdmission:
         self.refusal = None
         self.credit = Credit(window)
         self.limits = self._options.limits.within(candidate.hello.limits)
+
+    @property
+    def _may_seal(self) -> bool:
+        return self._link._keyed and self._options.sealed and self._sealed_failures < _MAX_SEALED_FAILURES
 
     def _judge_held(self) -> None:
         """Decide again about those that are held."""

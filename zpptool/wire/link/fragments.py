@@ -16,6 +16,7 @@ from typing import NamedTuple
 from zpptool.wire.compression.byte_planes import WIDTHS, expand
 from zpptool.wire.link_errors import WireError
 from zpptool.wire.message.framing import CHUNK_BYTES, PREAMBLE_BYTES, Buffer, Limits, Message
+from zpptool.wire.sealed.transfer import Transfer
 
 # channel, bytes, ticket
 _ENTRY = struct.Struct("<QQQ")
@@ -105,12 +106,18 @@ class Assembly:
         announcement: of the message; its sizes are within the limits.
         frames: None for each frame that comes in chunks, the frame itself where a side channel has delivered it.
         take: allocates the memory for a frame that comes in chunks.
+        transfers: of the frames that arrive by the sealed channel, beside the chunks.
     """
 
     def __init__(
-        self, announcement: Announcement, frames: Sequence[memoryview | None], take: Callable[[int], memoryview]
+        self,
+        announcement: Announcement,
+        frames: Sequence[memoryview | None],
+        take: Callable[[int], memoryview],
+        transfers: Sequence[Transfer] = (),
     ) -> None:
         self._announcement = announcement
+        self._transfers = transfers
         self._frames: list[memoryview] = []
         self._due: list[tuple[int, slice]] = []
         for index, (entry, frame) in enumerate(zip(announcement.entries, frames, strict=True)):
@@ -120,9 +127,14 @@ class Assembly:
         self._number = 0
 
     @property
+    def has_all_chunks(self) -> bool:
+        """Whether every chunk has been added."""
+        return self._number == len(self._due)
+
+    @property
     def message(self) -> Message | None:
         """The message, when it is complete."""
-        if self._number < len(self._due):
+        if self._number < len(self._due) or not all(transfer.complete for transfer in self._transfers):
             return None
         head = self._announcement.message
         return Message(

@@ -25,6 +25,8 @@ class LinkOptions:
         codec: whether a sender compresses large messages. A receiver ignores it.
         shared_memory: whether the link may use shared memory and a Unix socket when both ends run on one host.
         security: the keys of both ends, without which an address that other users or machines can reach is refused.
+        sealed: whether bulk frames of a link with keys may take the sealed channel, which listens at a port of its own
+            for a moment. A link uses it where both ends allow it.
         follows: whether a receiver of another run may join the sender's run, and whether a receiver waits for the next
             epoch instead of failing when its sender is lost. The ring sets it when it recovers from losses.
     """
@@ -35,6 +37,7 @@ class LinkOptions:
     codec: WireCodec = WireCodec.NONE
     shared_memory: bool = True
     security: LinkSecurity = field(default_factory=LinkSecurity)
+    sealed: bool = True
     follows: bool = False
 
 

@@ -22,9 +22,16 @@ from zpptool.wire.local.side_channel import SideChannelSender
 from zpptool.wire.local.unix_socket import NAME as UNIX_SOCKET
 from zpptool.wire.local.unix_socket import UnixSocketSender, this_namespace
 from zpptool.wire.message.framing import CHUNK_BYTES, INLINE_BELOW_BYTES, Buffer, Kind, encode
+from zpptool.wire.sealed.offer import CHANNEL as SEALED_CHANNEL
+from zpptool.wire.sealed.offer import NAME as SEALED
+from zpptool.wire.sealed.offer import VERSION as SEALED_VERSION
+from zpptool.wire.sealed.sender import SealedSender
+from zpptool.wire.sealed.transfer import Transfer
 
 SIDE_CHANNEL_FROM_BYTES = INLINE_BELOW_BYTES
 """Payloads of this size and more are announced where the session has a side channel."""
+SEALED_FROM_BYTES = 256 << 10
+"""Frames of this size and more are sealed where the session has a sealed channel."""
 CHUNKS_FROM_BYTES = 2 << 20
 """Payloads of this size and more are announced, and those with a frame that is longer than a chunk."""
 
@@ -39,6 +46,20 @@ class Envelope(NamedTuple):
     session: int
 
 
+class Encoded(NamedTuple):
+    """One message as it is sent.
+
+    Attributes:
+        first: the parts of the first ZeroMQ message.
+        others: the other ZeroMQ messages, encoded as they are iterated over; an empty tuple for none.
+        transfers: of the frames that the sealed channel reads from the caller's memory.
+    """
+
+    first: Sequence[Buffer]
+    others: Iterable[Sequence[Buffer]]
+    transfers: Sequence[Transfer] = ()
+
+
 class Outbound:
     """The sender's half of a session's encoding.
 
@@ -47,6 +68,8 @@ class Outbound:
         compression: decides whether to compress.
         measure: measures how fast the connection delivers.
         shared: whether side channels and the Unix socket may be used.
+        open_sealed: opens the sender's end of a sealed channel, which is used where there is no other one; raises
+            OSError where it cannot. None where the link has none.
 
     Attributes:
         offers: the side channels of this session, by name, as they are sent in the welcome.
@@ -61,6 +84,7 @@ class Outbound:
         measure: Callable[[], Rate | None],
         *,
         shared: bool = True,
+        open_sealed: Callable[[], SealedSender] | None = None,
     ) -> None:
         self._compression = compression
         self._measure = measure
@@ -85,19 +109,26 @@ class Outbound:
                 self.unix_socket = UnixSocketSender()
                 self.offers[UNIX_SOCKET] = self.unix_socket.offer
 
+        self._sealed: SealedSender | None = None
+        if open_sealed is not None and self._side_channel is None and offers.get(SEALED) == SEALED_VERSION:
+            with suppress(OSError):
+                self._sealed = open_sealed()
+                self.offers[SEALED] = self._sealed.offer
+
     @property
     def payload_channel(self) -> str:
         """The name of the side channel in use, `socket` where there is none (yet)."""
+        if self._sealed is not None and self._sealed.ready:
+            return SEALED
         return self._channel_name if self._side_channel is not None and self._side_channel.ready else "socket"
 
-    def encode(
-        self, envelope: Envelope, header: bytes, frames: Sequence[Buffer]
-    ) -> tuple[Sequence[Buffer], Iterable[Sequence[Buffer]]]:
-        """Encode one message.
+    @property
+    def has_failed(self) -> bool:
+        """Whether the session's sealed channel has failed, and messages with it."""
+        return self._sealed is not None and self._sealed.failed
 
-        Returns:
-            the ZeroMQ messages, each as its parts: the first, and the others (an empty tuple for none), which are
-            encoded as they are iterated over.
+    def encode(self, envelope: Envelope, header: bytes, frames: Sequence[Buffer]) -> Encoded:
+        """Encode one message. Frames for the sealed channel are on their way when this returns.
 
         Raises:
             WireError: a number does not fit its field.
@@ -115,10 +146,19 @@ class Outbound:
         compress = self._compression.decide(rest, self._measure)
         if compress and not entries:
             entries = [Entry(0, size) for size in sizes]
+        transfers: list[Transfer] = []
+        if (
+            self._sealed is not None
+            and not compress
+            and max(sizes, default=0) >= SEALED_FROM_BYTES
+            and self._sealed.ready
+        ):
+            entries = [self._seal(self._sealed, memoryview(frame), transfers) for frame in frames]
+            rest = sum([entry.nbytes for entry in entries if not entry.channel])
         first = self._encoded(envelope, header, frames, encode_entries(entries) if entries else b"")
         if entries and rest:
-            return first, self._chunks(envelope, entries, frames, compress=compress)
-        return first, ()
+            return Encoded(first, self._chunks(envelope, entries, frames, compress=compress), transfers)
+        return Encoded(first, (), transfers)
 
     def close(self) -> None:
         """End the session."""
@@ -126,6 +166,8 @@ class Outbound:
             self._side_channel.close()
         if self.unix_socket is not None:
             self.unix_socket.close()
+        if self._sealed is not None:
+            self._sealed.close()
 
     @staticmethod
     def _encoded(envelope: Envelope, header: bytes, frames: Sequence[Buffer], table: bytes) -> Sequence[Buffer]:
@@ -140,6 +182,14 @@ class Outbound:
         if self._side_channel is not None and frame.nbytes >= SIDE_CHANNEL_FROM_BYTES:
             ticket = self._side_channel.put(frame)
         return Entry(0, frame.nbytes) if ticket is None else Entry(self._channel, frame.nbytes, ticket)
+
+    def _seal(self, sealed: SealedSender, frame: memoryview, transfers: list[Transfer]) -> Entry:
+        """Put a frame into the sealed channel, and add its transfer; a short one goes in chunks."""
+        if frame.nbytes < SEALED_FROM_BYTES:
+            return Entry(0, frame.nbytes)
+        ticket, transfer = sealed.put(frame)
+        transfers.append(transfer)
+        return Entry(SEALED_CHANNEL, frame.nbytes, ticket)
 
     def _chunks(
         self, envelope: Envelope, entries: Sequence[Entry], frames: Sequence[Buffer], *, compress: bool

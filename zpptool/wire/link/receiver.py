@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 import msgspec
 import zmq
@@ -20,7 +21,7 @@ from zpptool.wire.link.fragments import largest_part
 from zpptool.wire.link.inbound import Inbound
 from zpptool.wire.link.link_options import DEFAULT_OPTIONS, LinkOptions
 from zpptool.wire.link.receiver_session import ReceiverSession
-from zpptool.wire.link_errors import WireError, WireFault
+from zpptool.wire.link_errors import SealedChannelLost, WireError, WireFault
 from zpptool.wire.message.framing import Kind, Message
 from zpptool.wire.protocol.handshake import of_other_runs, unfit
 from zpptool.wire.protocol.link_messages import (
@@ -36,8 +37,11 @@ from zpptool.wire.protocol.link_messages import (
     Welcome,
     decode_link_message,
 )
+from zpptool.wire.sealed.offer import NAME as SEALED
+from zpptool.wire.sealed.offer import VERSION as SEALED_VERSION
+from zpptool.wire.sealed.receiver import SealedReceiver
 from zpptool.wire.security.exposure import require
-from zpptool.wire.sockets import check_endpoint
+from zpptool.wire.sockets import check_endpoint, tcp_host
 
 _DONTWAIT = int(zmq.DONTWAIT)
 NOTIFICATIONS_LINGER_S = 0.5
@@ -68,7 +72,7 @@ class LinkReceiver(Endpoint):
         self._pending: Message | WireFault | None = None
         self._on_welcome: Callable[[str, int], None] = lambda _run, _epoch: None
         self._session = ReceiverSession()
-        self._inbound = Inbound(options.limits, shared=options.shared_memory)
+        self._inbound = Inbound(options.limits, self._open_sealed, shared=options.shared_memory)
         super().__init__(
             endpoint,
             stage=stage,
@@ -195,9 +199,12 @@ class LinkReceiver(Endpoint):
 
     def _next(self) -> Message | WireFault | None:
         """The next message that has arrived, or what is wrong with it; None for none."""
-        while (parts := self._arrivals.next()) is not None:
+        while True:
             try:
-                message = self._inbound.take(parts)
+                if (message := self._inbound.poll()) is None:
+                    if (parts := self._arrivals.next()) is None:
+                        return None
+                    message = self._inbound.take(parts)
                 if message is None:
                     continue
                 if message.kind is not Kind.LINK:
@@ -205,9 +212,13 @@ class LinkReceiver(Endpoint):
                 self._process(decode_link_message(message.header), message.session)
             except WireError as error:
                 return self.faults.refused_message(error)
+            except SealedChannelLost as error:
+                self._refusals.warning(f"{self.peer} ({self.endpoint}) is lost: {error.message}")
+                self._inbound.end()
+                self._session.on_disconnected()
+                return self.faults.lost()
             except WireFault as fault:
                 return fault
-        return None
 
     def _checked(self, message: Message) -> Message:
         check = self._session.check
@@ -259,6 +270,15 @@ class LinkReceiver(Endpoint):
             self._refusals.warning(f"{self.peer} ({self.endpoint}) sends through the socket: {problem}")
         self._on_welcome(theirs.run_id, theirs.epoch)
 
+    def _open_sealed(self, offer: str) -> SealedReceiver:
+        def report(reason: str) -> None:
+            self._refusals.warning(
+                f"{self.peer} ({self.endpoint}) cannot be reached at the port of the sealed channel ({reason}): bulk"
+                " tensors stay under CURVE, which is slower"
+            )
+
+        return SealedReceiver(offer, tcp_host(self.endpoint), partial(self._turn.post, lambda: None), report)
+
     def _move(self, endpoint: str) -> None:
         if endpoint == self.endpoint:
             return
@@ -281,7 +301,8 @@ class LinkReceiver(Endpoint):
 
     def _on_connected(self) -> None:
         self._session.on_connected()
-        self._send_link_message(Hello(self.party, self.options.window, self.options.limits, self._inbound.offers))
+        offers = self._inbound.offers | ({SEALED: SEALED_VERSION} if self._keyed and self.options.sealed else {})
+        self._send_link_message(Hello(self.party, self.options.window, self.options.limits, offers))
 
     def _on_disconnected(self, connection: int) -> None:
         self._session.on_disconnected()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain
 
 import zmq
@@ -22,7 +23,7 @@ from zpptool.wire.link.counters import LinkCounters
 from zpptool.wire.link.endpoint import Endpoint
 from zpptool.wire.link.link_options import DEFAULT_OPTIONS, LinkOptions
 from zpptool.wire.link.outbound import Envelope
-from zpptool.wire.link.sent import Sent
+from zpptool.wire.link.sent import Sent, Tracker
 from zpptool.wire.link.session import Candidate, Session
 from zpptool.wire.link_errors import WireError
 from zpptool.wire.message.framing import Buffer, Kind, Message, check_sizes, decode
@@ -37,6 +38,8 @@ from zpptool.wire.protocol.link_messages import (
     Refused,
     decode_link_message,
 )
+from zpptool.wire.sealed.sender import SealedSender
+from zpptool.wire.sockets import tcp_host
 
 _LAST = int(zmq.DONTWAIT)
 _MORE = int(zmq.DONTWAIT | zmq.SNDMORE)
@@ -241,7 +244,7 @@ class LinkSender(Endpoint):
 
     def _hand_over(
         self, session: Session, envelope: Envelope, header: bytes, frames: Sequence[Buffer], nbytes: int
-    ) -> list[zmq.MessageTracker] | None:
+    ) -> list[Tracker] | None:
         """Send a message by the Unix socket, or by ZeroMQ to the welcome receiver.
 
         libzmq refuses the first part, the receiver's address, or accepts the whole of what follows it.
@@ -250,7 +253,7 @@ class LinkSender(Endpoint):
             the trackers of the parts that are sent from the caller's memory; None when the receiver is gone.
         """
         turn, credit = self._turn, self._admission.credit
-        first, rest = session.outbound.encode(envelope, header, frames)
+        first, rest, transfers = session.outbound.encode(envelope, header, frames)
         unix_socket = session.outbound.unix_socket
         if unix_socket is not None:
             turn.torn = True
@@ -260,7 +263,7 @@ class LinkSender(Endpoint):
                 return []
             turn.torn = False
             unix_socket.sent_by_zeromq(envelope.sequence)
-        trackers: list[zmq.MessageTracker] = []
+        trackers: list[Tracker] = [*transfers]
         begun = False
         for parts in chain((first,), rest):
             turn.torn = True
@@ -327,6 +330,12 @@ class LinkSender(Endpoint):
         except zmq.ZMQError:
             return False
         return True
+
+    def _open_sealed(self) -> SealedSender:
+        """The sender's end of a sealed channel, on another port of the link's address."""
+        host = tcp_host(self.endpoint)
+        lost = partial(self._turn.post, self._admission.on_sealed_lost)
+        return SealedSender("0.0.0.0" if host == "*" else host, lost)
 
     def _on_peer_lost(self) -> None:
         self._refusals.last_error = self.faults.lost().message

@@ -20,6 +20,17 @@ class FaultSource(Protocol):
         """The errors of the link as it is now."""
 
 
+class Tracker(Protocol):
+    """Reports when memory that is being sent may be changed; ZeroMQ's, or a transfer of the sealed channel."""
+
+    @property
+    def done(self) -> bool:
+        """Whether it may be changed."""
+
+    def wait(self, timeout: float = -1) -> None:
+        """Return when it may be changed; raises `zmq.NotDone` after `timeout` seconds, never if that is negative."""
+
+
 class Sent:
     """A message that was accepted for sending.
 
@@ -31,7 +42,7 @@ class Sent:
 
     __slots__ = ("_link", "_trackers", "sequence")
 
-    def __init__(self, link: FaultSource, sequence: int, trackers: Sequence[zmq.MessageTracker]) -> None:
+    def __init__(self, link: FaultSource, sequence: int, trackers: Sequence[Tracker]) -> None:
         self._link = link
         self._trackers = trackers
         self.sequence = sequence
