@@ -104,6 +104,13 @@ def test_what_a_template_gets(api: ScriptedApi) -> None:
     assert rendered(api, USER, called, result) == "[user]x;[assistant](add 1);[tool]2;"
 
 
+def test_a_message_may_have_a_role_and_fields_of_its_own(api: ScriptedApi) -> None:
+    assert rendered(api, {"role": "wizard", "content": "x", "mood": 1}) == "[wizard]x\n[a]"
+    api.served.tokenizer.chat_template = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
+    error = api.refusal("/v1/chat/completions", messages=[USER, {"role": "wizard", "content": "dropped"}])
+    assert "messages.1.role: the model's chat template leaves out" in error["message"]
+
+
 def test_the_last_message_may_be_continued(api: ScriptedApi) -> None:
     begun = {"role": "assistant", "content": "y"}
     assert (
@@ -122,7 +129,6 @@ def test_the_last_message_may_be_continued(api: ScriptedApi) -> None:
         ("chat_template_kwargs", {"chat_template_kwargs": {"tokenize": True}}),
         ("chat_template", {"chat_template": "x"}),
         ("messages", {"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [CALL]}]}),
-        ("messages", {"messages": [{**CALL, "role": "assistant"}]}),
     ],
 )
 def test_chats_that_are_refused(api: ScriptedApi, param: str, body: dict[str, Any]) -> None:

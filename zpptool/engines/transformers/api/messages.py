@@ -17,9 +17,8 @@ from zpptool.engines.transformers.api.bad_request import BadRequest
 TEMPLATE_FIELDS = ("reasoning", "reasoning_content")
 """Fields with text that some chat templates use."""
 MAX_MESSAGES = 8192
-SYSTEM_ROLES = ("system", "developer")
-RENDERED_ROLES = (*SYSTEM_ROLES, "tool")
-"""Roles that some templates do not know."""
+COMMON_ROLES = ("user", "assistant")
+"""Roles that every template knows."""
 
 
 class _TextPart(BaseModel):
@@ -46,11 +45,11 @@ class _ToolCall(BaseModel):
 
 
 class Message(BaseModel):
-    """One message of a chat."""
+    """One message of a chat. Other fields than these change nothing, as in vLLM, which keeps those that it knows."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="ignore", strict=True)
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    role: Annotated[str, Field(min_length=1)]
     content: str | list[_TextPart] = ""
     name: str | None = None
     tool_calls: list[_ToolCall] = []
@@ -94,13 +93,13 @@ def for_template(messages: list[Message], template: str) -> list[dict[str, Any]]
 
 
 def check_rendered(messages: list[Message], rendered: str) -> None:
-    """Check that the template has not dropped a system or tool message, as templates of models without such a role do.
+    """Check that the template has not dropped a message, as templates do with roles that they do not know.
 
     Raises:
         BadRequest: one is missing.
     """
     for place, message in enumerate(messages):
-        if message.role in RENDERED_ROLES and message.text.strip() not in rendered:
+        if message.role not in COMMON_ROLES and message.text.strip() not in rendered:
             raise BadRequest(
                 f"messages.{place}.role: the model's chat template leaves out the messages of the role {message.role}",
                 "messages",

@@ -155,7 +155,7 @@ class Completion(Shape):
         return logprobs
 
     def _choice_fields(self, index: int, *, with_prompt: bool) -> dict[str, Any]:
-        return {"prompt_token_ids": self._prompt_ids(index) if with_prompt else None}
+        return {"prompt_token_ids": self._prompt_ids(index) if with_prompt else None, "prompt_logprobs": None}
 
     def _top_fields(self, *, with_prompt: bool) -> dict[str, Any]:
         return {}
@@ -182,4 +182,4 @@ class Chat(Shape):
         return {}
 
     def _top_fields(self, *, with_prompt: bool) -> dict[str, Any]:
-        return {"prompt_token_ids": self._prompt_ids(0) if with_prompt else None}
+        return {"prompt_token_ids": self._prompt_ids(0), "prompt_logprobs": None} if with_prompt else {}
