@@ -7,12 +7,12 @@ import json
 import shutil
 from pathlib import Path
 
-import filelock
 import pytest
 from checkpoints import content, llama, llama_config, write_checkpoint, write_raw, write_sparse
 
 from zpptool.checkpoint.index import INDEX_NAME, read_index
 from zpptool.checkpoint.manifest import load_manifest
+from zpptool.checkpoint.output_lock import hold
 from zpptool.checkpoint.smallfiles import STAGE_FILE
 from zpptool.checkpoint.split import split_checkpoint, write_split
 from zpptool.checkpoint.splitplan import plan_split
@@ -194,7 +194,7 @@ def test_a_stage_is_not_split_again(tmp_path: Path, model: Path) -> None:
 
 
 def test_two_splits_into_one_output_exclude_each_other(tmp_path: Path, model: Path) -> None:
-    with filelock.FileLock(tmp_path / ".out.zpp-lock"):
+    with hold(tmp_path / ".out.zpp-lock"):
         refused(model, tmp_path / "out", "another zpptool is writing")
     split_checkpoint(model, tmp_path / "out", 2)
 
@@ -220,17 +220,11 @@ def test_an_interrupted_split_preserves_the_old_output(
     assert tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("left", ["partial", "old", "old and new"])
+@pytest.mark.parametrize("left", [".out.zpp-partial", "out/.zpp-partial", "out/.zpp-old"])
 def test_leftovers_of_a_killed_run_are_cleaned_up(tmp_path: Path, model: Path, left: str) -> None:
     split_checkpoint(model, tmp_path / "out", 4)
     (tmp_path / "out" / "mine").write_text("dear")
-    if left == "partial":
-        (tmp_path / ".out.zpp-partial" / "stage_0").mkdir(parents=True)
-    else:
-        (tmp_path / "out").rename(tmp_path / ".out.zpp-old")
-    if left == "old and new":
-        split_checkpoint(model, tmp_path / "else", 4)
-        (tmp_path / "else").rename(tmp_path / "out")
+    (tmp_path / left / "stage_0").mkdir(parents=True)
     split_checkpoint(model, tmp_path / "out", 2, force=True)
     assert {path.name for path in tmp_path.iterdir()} == {"model", "out"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"stage_0", "stage_1", "mine"}

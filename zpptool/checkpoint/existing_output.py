@@ -10,6 +10,7 @@ from pathlib import Path
 
 from zpptool.checkpoint.digest import digest_bytes, digest_file
 from zpptool.checkpoint.manifest import Manifest, is_stage_directory, load_manifest
+from zpptool.checkpoint.output_checks import is_ignored
 from zpptool.checkpoint.smallfiles import STAGE_FILE
 from zpptool.checkpoint.splitplan import SplitPlan, StagePlan
 from zpptool.checkpoint.stage_tensors import index_digest
@@ -76,7 +77,8 @@ def _holds_stage(
     if not _belongs_to_split(plan, facts, manifest, digest) or manifest.hashed < hashed:
         return False
     named = {file.path for file in manifest.small_files} | {file.name for file in manifest.weight_files} | {STAGE_FILE}
-    present = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
+    inner = [path.relative_to(directory) for path in directory.rglob("*") if path.is_file()]
+    present = {path.as_posix() for path in inner if not is_ignored(path.parts[0])}
     if present != named or not set(plan.small_files) < named:
         return False
     small = all(digest_file(directory / file.path) == file.blake3 for file in manifest.small_files)

@@ -154,6 +154,15 @@ def start_writing(target: int, offset: int, nbytes: int) -> None:
         _sync_file_range(target, ctypes.c_int64(offset), ctypes.c_int64(nbytes), _SYNC_FILE_RANGE_WRITE)
 
 
+def sync(descriptor: int) -> None:
+    """Fsync a file or directory. A file system that has no fsync for it (some FUSE and network mounts) is accepted."""
+    try:
+        os.fsync(descriptor)
+    except OSError as cause:
+        if cause.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+
+
 def _name_of(descriptor: int) -> str:
     return os.readlink(f"/proc/self/fd/{descriptor}")
 

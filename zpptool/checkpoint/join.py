@@ -9,7 +9,6 @@ to the source. All bytes with a digest in a stage's manifest are verified while 
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections import defaultdict
 from collections.abc import Mapping
@@ -20,20 +19,13 @@ from typing import NamedTuple
 
 from zpptool.checkpoint.agreement import check_agreement
 from zpptool.checkpoint.digest import digest_bytes
-from zpptool.checkpoint.file_copy import Advance
+from zpptool.checkpoint.file_copy import Advance, sync
 from zpptool.checkpoint.header import TensorInfo, read_header, write_header
 from zpptool.checkpoint.index import INDEX_NAME, read_index
 from zpptool.checkpoint.manifest import Manifest, TensorEntry, WeightFile, load_manifest
 from zpptool.checkpoint.model_config import read_config
-from zpptool.checkpoint.output_directory import (
-    Workplace,
-    check_output,
-    check_space,
-    disk_fault,
-    locked,
-    resolve_output,
-    whole_directory,
-)
+from zpptool.checkpoint.output_checks import check_space, replaced_entries, resolve_output
+from zpptool.checkpoint.output_directory import Workplace, disk_fault, locked, whole_directory
 from zpptool.checkpoint.stage_tensors import index_digest
 from zpptool.checkpoint.streaming import WrittenFile, read_chunks, run_parallel, write_all, write_hashed, write_whole
 from zpptool.checkpoint.verify import find_target
@@ -125,13 +117,14 @@ def plan_join(directory: Path) -> JoinPlan:
     return JoinPlan(target.stages, manifests, holders, files)
 
 
-def write_join(plan: JoinPlan, output: Path, advance: Advance = lambda _bytes: None) -> Path:
+def write_join(plan: JoinPlan, output: Path, advance: Advance = lambda _bytes: None, *, lock: bool = True) -> Path:
     """Write the checkpoint, completely or not at all, and return its directory. An interrupted join is resumed.
 
     Args:
         plan: from `plan_join`.
         output: the directory to create.
         advance: called from any thread with the number of bytes just written; their sum is `plan.nbytes`.
+        lock: whether to lock the output against other runs.
 
     Raises:
         ZppError: (INVALID) the output exists, its disk is too full, or a stage does not match its manifest.
@@ -139,10 +132,10 @@ def write_join(plan: JoinPlan, output: Path, advance: Advance = lambda _bytes: N
     target = resolve_output(output, plan.stages[0].parent)
     identity = digest_bytes("".join(manifest.digest for manifest in plan.manifests.values()).encode())
     try:
-        with locked(target):
-            check_output(target, force=None)
+        with locked(target, lock=lock) as site:
+            replaced_entries(target, is_stage=False, force=None)
             check_space(target, plan.nbytes)
-            with whole_directory(target, identity) as place:
+            with whole_directory(site, identity) as place:
                 _write_all_files(plan, place, advance)
                 if index_digest(read_index(place.directory)) != plan.manifests[
                     0
@@ -219,7 +212,7 @@ def _write_unless_finished(
     with path.open("xb", buffering=0) as target:
         write_all(target, memoryview(file.head))
         hashes = write_hashed(target, file.tensors, stop, advance)
-        os.fsync(target.fileno())
+        sync(target.fileno())
     for name, digest in hashes.items():
         stage, entry = plan.holders[name]
         if entry.blake3 not in ("", digest):

@@ -1,38 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write a destination directory atomically: it holds everything that a run makes, or what it held before.
+"""Write a destination directory: all files are written to a hidden directory, synced, and moved when all are complete.
 
-All files are written to a hidden directory beside the destination, synced, and renamed when complete. An interrupted
-run leaves its finished files there, with a receipt for each weight file; the next run with the same result resumes from
-them, and any other run starts over. A lock prevents two runs from writing to one destination.
+A destination that does not exist is created by one rename, so it is complete or absent. One that exists is kept: it may
+be a mount point, a volume whose parent belongs to another user, or the current directory of a shell. A record of what
+is to be moved is written first, then the new entries take the place of the old ones, and the next run completes what a
+killed one began. An interrupted run leaves its finished files, with a receipt for each weight file; the next run with
+the same result resumes from them, and any other run starts over. A lock prevents two runs from writing to one
+destination (see `output_lock`).
 
-    .out.zpp-partial   the new directory             .out.zpp-old    the directory being replaced
-    .out.zpp-work      receipts of finished files    .out.zpp-lock   held by the run
+    beside OUT         in OUT
+    .OUT.zpp-partial   .zpp-partial   the new files
+    .OUT.zpp-work      .zpp-work      receipts of finished files, and the record of what is to be moved
+    .OUT.zpp-lock      .zpp-lock      held by the run
+                       .zpp-old       what is being replaced
 """
 
 from __future__ import annotations
 
+import errno
 import os
-import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import filelock
 import msgspec
 
+from zpptool.checkpoint.digest import digest_bytes
+from zpptool.checkpoint.file_copy import sync
+from zpptool.checkpoint.output_checks import check_writable, not_writable
+from zpptool.checkpoint.output_lock import Held, hold
 from zpptool.checkpoint.smallfiles import STAGE_FILE
 from zpptool.checkpoint.streaming import WrittenFile, write_whole
-from zpptool.console import human_bytes
 from zpptool.errors import ZppError, invalid_error
-from zpptool.file_names import LONGEST_NAME_BYTES
 
-SPARE_BYTES = 16 * 1024 * 1024
-"""Disk space reserved for file system metadata, in bytes, on top of the files of a split."""
-LONGEST_OUTPUT_BYTES = 3072
-"""Maximum length of the output path: a path has at most 4,095 bytes, and those of the files in it are longer."""
-_OWN_ENTRY = re.compile(r"stage_\d+")
+LONGEST_HIDDEN_BYTES = 200
+"""Maximum length of a name that is used as part of a hidden one beside it; a digest stands for a longer name."""
+LOCK_ATTEMPTS = 20
 
 
 class _Receipt(msgspec.Struct):
@@ -72,151 +77,198 @@ class Workplace:
         draft.rename(receipt)
 
     def _receipt(self, path: Path) -> Path:
-        return self.work / ("--".join(path.relative_to(self.directory).parts) + ".receipt")
+        name = path.relative_to(self.directory).as_posix()
+        return self.work / f"{digest_bytes(os.fsencode(name))}.receipt"
 
 
-def resolve_output(output: Path, source: Path) -> Path:
-    """Return the destination with links resolved.
+@dataclass(frozen=True)
+class Site:
+    """Where a run works: in a destination that exists, beside one that does not.
 
-    Raises:
-        ZppError: (INVALID) it is the source, is inside it, or contains it; or its path is too long.
+    Attributes:
+        target: the destination, with links resolved.
+        inside: whether it exists.
     """
-    target, checkpoint = Path(os.path.realpath(output)), Path(os.path.realpath(source))
-    if target == checkpoint or checkpoint in target.parents:
-        raise invalid_error(f"the output {output} is inside the source {source}, which is never written to")
-    if target in checkpoint.parents:
-        raise invalid_error(f"the output {output} contains the source {source}", "choose a directory beside it")
-    lengths = [len(os.fsencode(part)) for part in (*target.parent.parts, _beside(target, "partial").name)]
-    if max(lengths) > LONGEST_NAME_BYTES or len(os.fsencode(target)) > LONGEST_OUTPUT_BYTES:
-        raise invalid_error(f"the name of the output {output} is too long", "choose a shorter --output-dir")
-    return target
+
+    target: Path
+    inside: bool
+
+    def entry(self, what: str) -> Path:
+        """Return the path of one of the hidden entries: `partial`, `work`, `lock` or `old`."""
+        if self.inside:
+            return self.target / f".zpp-{what}"
+        name = self.target.name
+        if len(os.fsencode(name)) > LONGEST_HIDDEN_BYTES:
+            name = digest_bytes(os.fsencode(name))
+        return self.target.with_name(f".{name}.zpp-{what}")
 
 
-def nearest_existing_parent(target: Path) -> Path:
-    """Return the nearest existing directory above `target`."""
-    return next(parent for parent in target.parents if parent.exists())
+class _Move(msgspec.Struct):
+    """What completes a run in a destination that exists: the entries of it to remove, then those to move into it."""
+
+    remove: tuple[str, ...]
+    add: tuple[str, ...]
 
 
-def check_output(target: Path, *, force: bool | None) -> None:
-    """Refuse a destination that is not empty, before anything is written.
-
-    Args:
-        target: the destination.
-        force: whether the stages of an earlier split may be replaced; None if the command has no --force.
-
-    Raises:
-        ZppError: (INVALID) the destination exists and is not empty.
-    """
-    if target.is_dir() and any(target.iterdir()) and not force:
-        hint = "choose another --output-dir" + (", or give --force to replace it" if force is not None else "")
-        raise invalid_error(f"the output {target} exists and is not empty", hint)
-
-
-def check_writable(target: Path) -> None:
-    """Refuse a destination that is not a directory or cannot be created; raises ZppError (INVALID)."""
-    if target.exists() and not target.is_dir():
-        raise invalid_error(f"the output {target} exists and is not a directory", "choose another --output-dir")
-    parent = nearest_existing_parent(target)
-    if not os.access(parent, os.W_OK):
-        raise invalid_error(f"{parent} cannot be written to", "choose another --output-dir")
-
-
-def check_space(target: Path, needed_bytes: int) -> None:
-    """Refuse a destination on a disk with less than `needed_bytes` free; raises ZppError (INVALID)."""
-    free = shutil.disk_usage(nearest_existing_parent(target)).free
-    if needed_bytes and free < needed_bytes + SPARE_BYTES:
-        raise invalid_error(
-            f"not enough disk for the output {target}: it needs {human_bytes(needed_bytes)} "
-            f"and {human_bytes(free)} are free",
-            "free some space, or choose an --output-dir on another disk",
-        )
+def site_of(target: Path) -> Site:
+    """Return where a run for `target` works now."""
+    resolved = Path(os.path.realpath(target))
+    return Site(resolved, resolved.is_dir())
 
 
 @contextmanager
-def locked(target: Path) -> Iterator[None]:
-    """Hold the lock of `target`, and clean up after a killed run.
+def locked(target: Path, *, output: Path | None = None, lock: bool = True) -> Iterator[Site]:
+    """Hold the lock of `target`, complete what a killed run has begun there, and yield where to work.
+
+    Args:
+        target: the destination.
+        output: the directory of all stages if the destination is one of them, so that runs of other stages may write to
+            it at once, but no run of all stages.
+        lock: whether to lock at all.
 
     Raises:
         ZppError: (INVALID) another process is writing there, or it cannot be written to.
     """
     check_writable(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    path = _beside(target, "lock")
-    lock = filelock.FileLock(path)
+    created = output is not None and not output.exists()
     try:
-        lock.acquire(blocking=False)
-    except filelock.Timeout as cause:
-        if not path.exists():  # as in /proc: no file can be made there, whatever its permissions say
-            raise invalid_error(f"{target.parent} cannot be written to", "choose another --output-dir") from cause
-        raise invalid_error(f"another zpptool is writing to {target}", "wait until it has finished") from cause
-    try:
-        settle(target)
-        yield
+        with ExitStack() as held:
+            site = _enter(target, output, held, lock=lock)
+            settle(site)
+            yield site
     finally:
-        path.unlink(missing_ok=True)
-        lock.release()
+        if created and output is not None:
+            with suppress(OSError):  # others may have written to it
+                output.rmdir()
 
 
-def settle(target: Path) -> None:
-    """Recover `target` after an interrupted run: the new directory if it was complete, else the old one.
+def _enter(target: Path, output: Path | None, held: ExitStack, *, lock: bool) -> Site:
+    """Create the directory above a destination, and enter its locks into `held`; return where to work."""
+    for _attempt in range(LOCK_ATTEMPTS):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not lock:
+                return site_of(target)
+            with ExitStack() as entered:
+                if output is not None and os.access(output, os.W_OK):
+                    entered.enter_context(hold(Site(output, True).entry("lock"), shared=True))
+                site = site_of(target)
+                entered.enter_context(hold(site.entry("lock")))
+                if site_of(target) == site:
+                    held.push(entered.pop_all())
+                    return site
+        except FileNotFoundError:
+            continue  # another run has just removed the directory that it had created
+        except Held as cause:
+            hint = "wait until it has finished"
+            if cause.marker is not None:
+                hint += f"; if it was killed on another machine, remove {cause.marker}, or give --no-lock"
+            raise invalid_error(f"another zpptool is writing to {target}", hint) from cause
+        except OSError as cause:
+            if cause.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            raise not_writable(Path(cause.filename or target)) from cause
+    raise not_writable(target.parent)  # as in /proc: no file can be created there, whatever its permissions say
 
-    Call it within `locked`. Unfinished files remain beside it.
-    """
-    old = _beside(target, "old")
-    if old.exists() and not target.exists():
-        old.rename(target)
-    elif old.exists():
-        is_stage = (old / STAGE_FILE).exists()
-        foreign = [] if is_stage else [entry for entry in old.iterdir() if not _OWN_ENTRY.fullmatch(entry.name)]
-        for entry in foreign:
-            entry.rename(target / entry.name)
-        shutil.rmtree(old)
+
+def settle(site: Site) -> None:
+    """Complete the move of a killed run, and remove files that no run can resume. Call it within `locked`."""
+    if site.inside:
+        _complete(site)
+        _remove_beside(site.target)
+
+
+def _remove_beside(target: Path) -> None:
+    """Remove the files of a run that was killed before the destination was created by other means."""
+    beside = Site(target, False)
+    if beside.entry("partial").is_dir() or beside.entry("work").is_dir():
+        with suppress(Held, OSError), hold(beside.entry("lock")):
+            discard(beside)
 
 
 @contextmanager
-def whole_directory(target: Path, identity: str) -> Iterator[Workplace]:
-    """Yield the directories to work in; when the block succeeds, its directory becomes `target`.
+def whole_directory(site: Site, identity: str, replaced: Sequence[str] = ()) -> Iterator[Workplace]:
+    """Yield the directories to work in; when the block succeeds, what is in its directory becomes the destination.
 
-    Call it within `locked`. The stages of an earlier split in `target` are replaced as the last step; any other entry
-    of it is preserved.
+    Call it within `locked`. Entries of a destination that are not in `replaced` are preserved.
 
     Args:
-        target: the destination.
+        site: where to work.
         identity: determines the result: only a run with the same identity resumes an interrupted one.
+        replaced: from `replaced_entries`.
     """
-    partial, work = _beside(target, "partial"), _beside(target, "work")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    partial, work = site.entry("partial"), site.entry("work")
     named = work / "identity"
     if not (named.is_file() and partial.is_dir() and named.read_text() == identity):
-        discard(target)
+        discard(site)
         partial.mkdir()
         work.mkdir()
         write_whole(named, [identity.encode()])
     try:
         yield Workplace(partial, work)
         sync_tree(partial)
-        if target.exists():
-            target.rename(_beside(target, "old"))
-        partial.rename(target)
+        if site.inside:
+            names = sorted(os.listdir(partial), key=lambda name: (name == STAGE_FILE, name))
+            write_whole(work / "draft", [msgspec.json.encode(_Move(tuple(replaced), tuple(names)))])
+            (work / "draft").rename(work / "move")
+            sync_directory(work)
+            _complete(site)
+        else:
+            partial.rename(site.target)
+            sync_directory(site.target.parent)
     except BaseException:
-        settle(target)
+        with suppress(OSError):
+            settle(site)
         if not any(work.glob("*.receipt")):
-            discard(target)
+            discard(site)
         raise
-    settle(target)
-    sync_directory(target.parent)
-    discard(target)
+    discard(site)
 
 
-def discard(target: Path) -> None:
-    """Remove the files of an unfinished run beside `target`, receipts first, so that none refers to a missing file."""
-    shutil.rmtree(_beside(target, "work"), ignore_errors=True)
-    shutil.rmtree(_beside(target, "partial"), ignore_errors=True)
+def _complete(site: Site) -> None:
+    """Move the new entries of a complete run into the destination, in place of the old ones, if a record says so."""
+    partial, work, old = site.entry("partial"), site.entry("work"), site.entry("old")
+    record = work / "move"
+    if record.is_file():
+        move = msgspec.json.decode(record.read_bytes(), type=_Move)
+        old.mkdir(exist_ok=True)
+        first = sorted(move.remove, key=lambda name: name != STAGE_FILE)
+        for name in first:
+            is_new = name in move.add and not os.path.lexists(partial / name)
+            if not is_new and os.path.lexists(site.target / name):
+                _move_away(site.target / name, old / name)
+        for name in move.add:
+            if os.path.lexists(partial / name):
+                (partial / name).rename(site.target / name)
+        sync_directory(site.target)
+        shutil.rmtree(old)
+        discard(site)
+    elif old.is_dir():
+        shutil.rmtree(old)
+
+
+def _move_away(path: Path, old: Path) -> None:
+    """Move an entry that is replaced to `old`. One that cannot be moved (a lower layer of overlayfs) is removed."""
+    try:
+        path.rename(old)
+    except OSError as cause:
+        if cause.errno not in (errno.EXDEV, errno.EOPNOTSUPP, errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def discard(site: Site) -> None:
+    """Remove the files of an unfinished run, receipts first, so that none refers to a missing file."""
+    shutil.rmtree(site.entry("work"), ignore_errors=True)
+    shutil.rmtree(site.entry("partial"), ignore_errors=True)
 
 
 def unfinished(target: Path) -> Path | None:
-    """Return the directory with the finished files of an interrupted run, or None."""
-    partial = _beside(target, "partial")
+    """Return the directory with the finished files of an interrupted run for `target`, or None."""
+    partial = site_of(target).entry("partial")
     return partial if partial.is_dir() else None
 
 
@@ -227,10 +279,10 @@ def sync_tree(directory: Path) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Fsync one directory."""
+    """Fsync one directory, if its file system can."""
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(handle)
+        sync(handle)
     finally:
         os.close(handle)
 
@@ -241,7 +293,3 @@ def disk_fault(cause: OSError, target: Path) -> ZppError:
     left = unfinished(target)
     state = f"finished files are in {left}: run the same command again to resume" if left else "no file was finished"
     return ZppError(f"writing {target} failed: {where}: {cause.strerror}", f"{state}; the source is untouched")
-
-
-def _beside(target: Path, what: str) -> Path:
-    return target.with_name(f".{target.name}.zpp-{what}")

@@ -9,8 +9,7 @@ changed, and the source never written to. An interrupted run leaves the output a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,18 +22,8 @@ from zpptool.checkpoint.header import TensorInfo
 from zpptool.checkpoint.index import INDEX_NAME, MAX_INDEX_BYTES, CheckpointIndex
 from zpptool.checkpoint.manifest import MANIFEST_VERSION
 from zpptool.checkpoint.mode import Mode
-from zpptool.checkpoint.output_directory import (
-    check_output,
-    check_space,
-    discard,
-    disk_fault,
-    locked,
-    nearest_existing_parent,
-    resolve_output,
-    settle,
-    unfinished,
-    whole_directory,
-)
+from zpptool.checkpoint.output_checks import check_space, nearest_existing, replaced_entries, resolve_output
+from zpptool.checkpoint.output_directory import discard, disk_fault, locked, unfinished, whole_directory
 from zpptool.checkpoint.sample import read_samples, sample_digest
 from zpptool.checkpoint.splitplan import SplitPlan, plan_split
 from zpptool.checkpoint.stagewriter import ModelFacts, stage_directory, write_stages
@@ -77,6 +66,7 @@ def write_split(
     options: CopyOptions | None = None,
     origin: Origin | None = None,
     advance: Advance = lambda _bytes: None,
+    lock: bool = True,
 ) -> SplitResult:
     """Write the planned stage directories: all of them or, on any failure or interrupt, none.
 
@@ -91,6 +81,7 @@ def write_split(
         options: how the bytes are copied, and whether they are hashed.
         origin: where the bytes come from; None for the planned directory.
         advance: called from any thread with the number of bytes just written; their sum is `plan.nbytes`.
+        lock: whether to lock the output against other runs.
 
     Raises:
         ZppError: (INVALID) the output exists, its disk is too full, or it is inside the source; (FAILURE) reading or
@@ -102,22 +93,22 @@ def write_split(
     target = target_of(plan, output)
     paths = [stage_directory(plan, stage, target) for stage in plan.stages]
     try:
-        with _exclusive(plan, output, target):
+        with locked(target, output=output if plan.is_one_stage else None, lock=lock) as site:
             reader = origin.read_samples if origin else read_samples
             facts = ModelFacts(sample_digest(plan.index, reader), _index_metadata(source))
             check_siblings(plan, facts, output)
             if not force and holds_split(plan, facts, target, hashed=options.hashed):
-                discard(target)
+                discard(site)
                 if plan.is_one_stage:
                     return SplitResult(paths, True)
                 raise invalid_error(
                     f"the output {target} already holds this split",
                     "use it, or give --force to write it again",
                 )
-            check_output(target, force=force)
+            replaced = replaced_entries(target, is_stage=plan.is_one_stage, force=force)
             check_space(target, _needed_bytes(plan, options, target))
             before = _fingerprint(plan.index)
-            with whole_directory(target, _identity(plan, options, origin)) as place:
+            with whole_directory(site, _identity(plan, options, origin), replaced) as place:
                 write_stages(plan, facts, place, options, advance)
                 if _fingerprint(plan.index) != before:
                     raise ZppError(
@@ -147,23 +138,6 @@ def split_checkpoint(
     return write_split(plan_split(source, num_stages, ranges), output, force=force, options=options).paths
 
 
-@contextmanager
-def _exclusive(plan: SplitPlan, output: Path, target: Path) -> Iterator[None]:
-    """Hold the lock of `output`, and clean up after a killed run there."""
-    with locked(output):
-        if not plan.is_one_stage:
-            yield
-            return
-        created = not output.exists()
-        output.mkdir(exist_ok=True)
-        settle(target)
-        try:
-            yield
-        finally:
-            if created and not any(output.iterdir()):
-                output.rmdir()
-
-
 def _needed_bytes(plan: SplitPlan, options: CopyOptions, target: Path) -> int:
     """Return the disk space that a split still needs, in bytes, without shared blocks and files of an earlier run.
 
@@ -176,7 +150,7 @@ def _needed_bytes(plan: SplitPlan, options: CopyOptions, target: Path) -> int:
     if options.mode is Mode.HARDLINK and options.read is None:
         shards = [shard for shard in shards if not shard.whole]
     elif options.mode in (Mode.AUTO, Mode.REFLINK) and options.read is None:
-        shared = can_reflink(plan.index.headers[0].file, nearest_existing_parent(target))
+        shared = can_reflink(plan.index.headers[0].file, nearest_existing(target))
         if not shared and options.mode is Mode.REFLINK:
             raise invalid_error(
                 f"files in {target.parent} cannot share blocks with those in {source}",

@@ -30,6 +30,7 @@ from zpptool.checkpoint.file_copy import (
     hardlink,
     reflink,
     start_writing,
+    sync,
 )
 from zpptool.checkpoint.header import TensorInfo
 from zpptool.checkpoint.mode import Mode
@@ -187,7 +188,7 @@ def write_shard(
                 for run in shard.runs():
                     copy_run(source.fileno(), target.fileno(), run, stop, advance, synced=options.synced)
         if options.synced:
-            os.fsync(target.fileno())
+            sync(target.fileno())
         return WrittenFile(len(head) + shard.nbytes, head_digest, hashes)
 
 
@@ -250,7 +251,7 @@ def write_whole(path: Path, chunks: Iterable[bytes | memoryview]) -> tuple[int, 
         for chunk in chunks:
             hasher.update(chunk)
             write_all(target, memoryview(chunk))
-        os.fsync(target.fileno())
+        sync(target.fileno())
         return target.tell(), hasher.hexdigest()
 
 

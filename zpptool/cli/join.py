@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from zpptool.cli.options import JsonOption, QuietOption
+from zpptool.cli.options import JsonOption, NoLockOption, QuietOption
 from zpptool.console import Console, human_bytes
 
 
@@ -17,6 +17,7 @@ def join(
     output_dir: Annotated[
         Path, typer.Option("--output-dir", "-o", metavar="OUT", help="Will hold the checkpoint.", show_default=False)
     ],
+    no_lock: NoLockOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -29,7 +30,7 @@ def join(
     console = Console(as_json=as_json, quiet=quiet)
     plan = plan_join(directory)
     with console.progress(f"joining {directory}", plan.nbytes) as advance:
-        write_join(plan, output_dir, advance)
+        write_join(plan, output_dir, advance, lock=not no_lock)
     payload = {
         "path": str(output_dir),
         "stages": len(plan.stages),

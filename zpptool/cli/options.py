@@ -23,6 +23,9 @@ _RANGES = re.compile(r"\[?\s*\d+\s*[-:]\s*\d+\s*\]?([,\s]+\[?\s*\d+\s*[-:]\s*\d+
 # Output
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress.")]
+NoLockOption = Annotated[
+    bool, typer.Option("--no-lock", help="Do not lock OUT: only where no other zpptool can be writing to it.")
+]
 
 # The model and its partition
 ModelOption = Annotated[

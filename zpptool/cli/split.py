@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zpptool.checkpoint.mode import Mode
-from zpptool.cli.options import JsonOption, ModelOption, NumStagesOption, QuietOption, RangesOption, model_and_ranges
+from zpptool.cli.options import (
+    JsonOption,
+    ModelOption,
+    NoLockOption,
+    NumStagesOption,
+    QuietOption,
+    RangesOption,
+    model_and_ranges,
+)
 from zpptool.console import Console, human_bytes
 
 if TYPE_CHECKING:
@@ -71,6 +79,7 @@ def split(
     force: Annotated[
         bool, typer.Option("--force", help="Replace the stages of an earlier split in OUT, once these are whole.")
     ] = False,
+    no_lock: NoLockOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -110,7 +119,13 @@ def split(
             try:
                 with console.progress(f"splitting into {output_dir}", plan.nbytes) as advance:
                     kept = write_split(
-                        plan, output_dir, force=force, options=copying, origin=opened.origin, advance=advance
+                        plan,
+                        output_dir,
+                        force=force,
+                        options=copying,
+                        origin=opened.origin,
+                        advance=advance,
+                        lock=not no_lock,
                     ).unchanged
             except KeyboardInterrupt:
                 if left := unfinished(target_of(plan, output_dir)):
