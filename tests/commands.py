@@ -21,13 +21,14 @@ def typed_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     def run(*words: object) -> Ran:
         monkeypatch.setattr(sys, "argv", ["zpptool", *map(str, words)])
         capsys.readouterr()
-        on_sigterm = signal.getsignal(signal.SIGTERM)
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         logging_before = {name: os.environ.get(name) for name in (LEVEL_VARIABLE, FORMAT_VARIABLE)}
         try:
             with pytest.raises(SystemExit) as ended:
                 main()
         finally:
-            signal.signal(signal.SIGTERM, on_sigterm)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
             for name, value in logging_before.items():  # a process sets them for its children
                 os.environ.pop(name, None)
                 if value is not None:

@@ -1,7 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m zpptool` is the `zpptool` command."""
+"""`python -m zpptool` and the `zpptool` script: an interrupt ends in one line also while Python imports the package."""
 
-from zpptool.cli.app import main
+import os
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+INTERRUPTED = 130
+_OBJECT = (
+    b'{"schema_version": 1, "error": {"message": "interrupted", "hint": null, "exit_code": 130}}\n'  # as console.error
+)
+
+
+def main() -> NoReturn:
+    """Run the command line. Ctrl-C and SIGTERM end the process at once until the command line handles them itself.
+
+    Nothing has been started or written then. A `KeyboardInterrupt` would be lost in some imports, and be a traceback in
+    others. A signal that the parent process ignores stays ignored.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _end)
+    from zpptool.cli.app import main as command_line
+
+    command_line()
+
+
+def _end(_number: int, _frame: FrameType | None) -> None:
+    """Report the interrupt, with --json as an object too, and end the process."""
+    own = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
+    try:
+        os.write(2, b"interrupted\n")
+        if "--json" in own:
+            os.write(1, _OBJECT)
+    finally:
+        os._exit(INTERRUPTED)
+
 
 if __name__ == "__main__":
     main()

@@ -1,20 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Output of a command: results on stdout; notes, warnings and errors as log records; progress on stderr.
 
-With `--json` a command prints exactly one object with a `schema_version` on stdout and nothing else. `zpptool.log`
-formats the log records, and other modules log directly. rich is imported only where a table or a progress bar is drawn,
-so that other commands start quickly.
+With `--json` a command prints exactly one object with a `schema_version` on stdout and nothing else: its result, or the
+error that ended it. `zpptool.log` formats the log records, and other modules log directly. rich is imported only where
+something is drawn on a terminal, so that other commands start quickly.
 """
 
 from __future__ import annotations
 
-import io
+import errno
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from zpptool.errors import ZppError
@@ -23,8 +26,61 @@ from zpptool.plain_text import plain
 SCHEMA_VERSION = 1
 PLAIN_PROGRESS_INTERVAL_S = 5.0
 _logger = logging.getLogger(__name__)
-PIPE_WIDTH = 200
-"""Maximum width, in columns, of a table that is not drawn on a terminal."""
+COLUMN_GAP = "   "
+
+
+@dataclass
+class _Output:
+    """What this process has to print, and has printed.
+
+    Attributes:
+        as_json: whether the command has --json, also from the environment or a file.
+        printed: whether its one object was printed, or has begun to be.
+    """
+
+    as_json: bool = False
+    printed: bool = False
+
+
+_output = _Output()
+
+
+def begin_output(*, as_json: bool) -> None:
+    """Begin a command, whose errors `print_error` prints as an object if it has --json."""
+    _output.as_json, _output.printed = as_json, False
+
+
+def expect_json() -> None:
+    """Record that the command has --json from a file of settings."""
+    _output.as_json = True
+
+
+def print_error(fault: ZppError) -> None:
+    """Print an error as the one object on stdout if the command has --json and has printed none."""
+    if _output.as_json and not _output.printed:
+        _print_object({**fault.beside, "error": fault.as_json()})
+
+
+def _print_object(payload: Mapping[str, Any]) -> None:
+    _output.printed = True
+    _print(json.dumps({"schema_version": SCHEMA_VERSION, **payload}, indent=2))
+
+
+def _print(text: str) -> None:
+    """Print a line on stdout.
+
+    Raises:
+        ZppError: (FAILURE) the disk is full, or the device failed. BrokenPipeError: nobody reads it.
+    """
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as cause:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())  # for Python's own flush at the end, which would fail again
+        os.close(null)
+        raise ZppError(f"standard output cannot be written to: {os.strerror(cause.errno or errno.EIO)}") from cause
 
 
 class Console:
@@ -38,6 +94,7 @@ class Console:
     def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json = as_json
         self.quiet = quiet
+        _output.as_json |= as_json
 
     def result(self, payload: Mapping[str, Any], human: Callable[[Console], None]) -> None:
         """Print a command's result on stdout.
@@ -47,18 +104,18 @@ class Console:
             human: prints the result as text through this console, otherwise.
         """
         if self.as_json:
-            print(json.dumps({"schema_version": SCHEMA_VERSION, **payload}, indent=2), flush=True)
+            _print_object(payload)
         else:
             human(self)
 
     def line(self, text: str = "") -> None:
         """Print one line of a result on stdout."""
-        print(plain(text), flush=True)
+        _print(plain(text))
 
     def table(
         self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, right: Sequence[str] = ()
     ) -> None:
-        """Print a table of a result on stdout. In a pipe it is `PIPE_WIDTH` columns wide, so that cells are not cut.
+        """Print a table of a result on stdout: fitted to a terminal, and as wide as its cells elsewhere.
 
         Args:
             title: printed above the table; empty for none.
@@ -66,25 +123,13 @@ class Console:
             rows: the cells of each row, converted with `str`.
             right: the headings of right-aligned columns.
         """
-        import rich.box
-        import rich.console
-        import rich.table
-        import rich.text
-
         if title:
             self.line(title)
-        drawn = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-        for name in columns:
-            drawn.add_column(name, justify="right" if name in right else "left", overflow="fold")
-        for row in rows:
-            drawn.add_row(*(rich.text.Text(plain(str(cell))) for cell in row))
+        cells = [[plain(str(cell)) for cell in row] for row in rows]
         if sys.stdout.isatty():
-            rich.console.Console(highlight=False).print(drawn)
-            return
-        unstyled = io.StringIO()
-        rich.console.Console(width=PIPE_WIDTH, file=unstyled, color_system=None).print(drawn)
-        for line in unstyled.getvalue().splitlines():
-            self.line(line.rstrip())
+            _draw(columns, cells, right)
+        else:
+            self.line("\n".join(_table_lines(columns, cells, right)))
 
     def note(self, text: str) -> None:
         """Log a line at level info, unless quiet."""
@@ -98,9 +143,7 @@ class Console:
     def error(self, fault: ZppError) -> None:
         """Log an error, and with --json print it as the one object on stdout as well."""
         _logger.error("%s", fault.message, extra={"hint": fault.hint, "exit_code": int(fault.exit_code)})
-        if self.as_json:
-            payload = {"schema_version": SCHEMA_VERSION, **fault.beside, "error": fault.as_json()}
-            print(json.dumps(payload, indent=2), flush=True)
+        print_error(fault)
 
     @contextmanager
     def progress(self, label: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
@@ -119,6 +162,55 @@ class Console:
             yield from _bar(label, total_bytes)
         else:
             yield from _lines(label, total_bytes)
+
+
+def _draw(columns: Sequence[str], cells: Sequence[Sequence[str]], right: Sequence[str]) -> None:
+    """Draw a table on the terminal; long cells are folded."""
+    import rich.box
+    import rich.console
+    import rich.table
+    import rich.text
+
+    drawn = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in columns:
+        drawn.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    for row in cells:
+        drawn.add_row(*map(rich.text.Text, row))
+    rich.console.Console(highlight=False).print(drawn)
+
+
+def _table_lines(columns: Sequence[str], cells: Sequence[Sequence[str]], right: Sequence[str]) -> list[str]:
+    """Return the lines of a table whose columns are as wide as their cells; a cell of several lines gets as many."""
+    rows = [list(zip_longest(*(cell.split("\n") for cell in row), fillvalue="")) for row in ([*columns], *cells)]
+    lines = [line for row in rows for line in row]
+    widths = [max(map(_width, column)) for column in zip(*lines, strict=True)]
+    aligned = [
+        COLUMN_GAP.join(
+            " " * (width - _width(cell)) + cell if name in right else cell + " " * (width - _width(cell))
+            for cell, width, name in zip(line, widths, columns, strict=True)
+        ).rstrip()
+        for line in lines
+    ]
+    rule = _rule() * (sum(widths) + len(COLUMN_GAP) * (len(widths) - 1))
+    return [aligned[0], rule, *aligned[1:]]
+
+
+def _width(text: str) -> int:
+    """The width of a text on a terminal, in columns."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def _rule() -> str:
+    """The character of a horizontal line that stdout can show."""
+    try:
+        "─".encode(sys.stdout.encoding or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        return "-"
+    return "─"
 
 
 def _bar(label: str, total_bytes: int) -> Iterator[Callable[[int], None]]:

@@ -9,16 +9,23 @@ faults are reported, not only the first.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import accumulate, combinations, pairwise
+from itertools import accumulate, islice, pairwise
 from typing import NamedTuple
 
 from zpptool.errors import ZppError, invalid_error, usage_error
 
 # Nine digits are more layers than any model has, and keep every number small enough to print.
 _RANGE = re.compile(r"(?P<open>\[)?\s*(?P<start>[0-9]{1,9})\s*[-:]\s*(?P<end>[0-9]{1,9})\s*(?(open)\])")
+
+
+MAX_STAGES = 10_000
+"""Maximum number of stages of a pipeline; no model has as many layers."""
+MAX_OVERLAPS = 100
+"""Maximum number of overlaps that are listed: among many ranges nearly every pair may overlap."""
+MAX_FAULTS_IN_MESSAGE = 10
 
 
 class LayerRange(NamedTuple):
@@ -113,13 +120,14 @@ def check_ranges(
         num_stages: expected number of ranges; None for any.
 
     Returns:
-        the ranges that could be parsed, and all faults: first those of single stages, then those between stages.
-        Without faults the ranges are a partition.
+        the ranges that could be parsed, and all faults: first those of single stages, then those between stages. Of
+        more than `MAX_OVERLAPS` overlaps the first are listed. Without faults the ranges are a partition.
 
     Raises:
-        ZppError: (INVALID) `total_layers` or `num_stages` is less than one.
+        ZppError: (INVALID) `total_layers` or `num_stages` is less than one, or there are more than `MAX_STAGES` stages.
     """
     _check_counts(total_layers, num_stages)
+    _check_counts(total_layers, max(len(texts), 1))
     ranges: list[LayerRange] = []
     faults: list[RangeFault] = []
     sound: list[tuple[int, LayerRange]] = []
@@ -152,7 +160,7 @@ def even_partition(total_layers: int, num_stages: int) -> Partition:
     first stage, which has the embedding, gets an extra layer only if there are enough for all stages but the last.
 
     Raises:
-        ZppError: (INVALID) there are more stages than layers, or less than one of either.
+        ZppError: (INVALID) there are more stages than layers or than `MAX_STAGES`, or less than one of either.
     """
     _check_counts(total_layers, num_stages)
     if num_stages > total_layers:
@@ -177,8 +185,11 @@ def resolve_partition(
     if ranges:
         parsed, faults = check_ranges(ranges, total_layers, num_stages)
         if faults:
+            messages = [fault.message for fault in faults[:MAX_FAULTS_IN_MESSAGE]]
+            if len(faults) > MAX_FAULTS_IN_MESSAGE:
+                messages.append(f"and {len(faults) - MAX_FAULTS_IN_MESSAGE} more")
             raise invalid_error(
-                "the layer ranges do not cover the model: " + "; ".join(fault.message for fault in faults),
+                "the layer ranges do not cover the model: " + "; ".join(messages),
                 f"`zpptool validate-ranges --total-layers {total_layers} --ranges ...` checks them separately",
             )
         return tuple(parsed)
@@ -197,6 +208,8 @@ def _check_counts(total_layers: int, num_stages: int | None) -> None:
         raise invalid_error(f"a model has at least one layer, not {total_layers}")
     if num_stages is not None and num_stages < 1:
         raise invalid_error(f"a pipeline has at least one stage, not {num_stages}")
+    if num_stages is not None and num_stages > MAX_STAGES:
+        raise invalid_error(f"a pipeline has at most {MAX_STAGES} stages, not {num_stages}")
 
 
 def _range_fault(stage: int, layer_range: LayerRange, total_layers: int) -> RangeFault | None:
@@ -219,13 +232,29 @@ def _order_faults(sound: Sequence[tuple[int, LayerRange]]) -> list[RangeFault]:
 
 
 def _overlap_faults(sound: Sequence[tuple[int, LayerRange]]) -> list[RangeFault]:
+    """Find the stages that share layers. The work grows with the number of stages and of overlaps that are listed."""
+    found = sorted(islice(_overlaps(sound), MAX_OVERLAPS + 1), key=lambda pair: (pair[0][0], pair[1][0]))
     faults = []
-    for (ahead, earlier), (stage, current) in combinations(sound, 2):
+    for (ahead, earlier), (stage, current) in found[:MAX_OVERLAPS]:
         start, end = max(current.start, earlier.start), min(current.end, earlier.end)
-        if start < end:
-            message = f"stage {stage}: {current} overlaps stage {ahead}'s {earlier}: both own {_named(start, end)}"
-            faults.append(RangeFault(FaultCode.OVERLAP, message, stage))
+        message = f"stage {stage}: {current} overlaps stage {ahead}'s {earlier}: both own {_named(start, end)}"
+        faults.append(RangeFault(FaultCode.OVERLAP, message, stage))
+    if len(found) > MAX_OVERLAPS:
+        message = f"more than {MAX_OVERLAPS} pairs of stages overlap; {MAX_OVERLAPS} are listed"
+        faults.append(RangeFault(FaultCode.OVERLAP, message, None))
     return faults
+
+
+def _overlaps(
+    sound: Sequence[tuple[int, LayerRange]],
+) -> Iterator[tuple[tuple[int, LayerRange], tuple[int, LayerRange]]]:
+    """Yield each pair of stages that share layers, the lower stage first."""
+    active: list[tuple[int, LayerRange]] = []
+    for item in sorted(sound, key=lambda item: item[1]):
+        active = [other for other in active if other[1].end > item[1].start]
+        for other in active:
+            yield (other, item) if other[0] < item[0] else (item, other)
+        active.append(item)
 
 
 def _gap_faults(sound: Sequence[tuple[int, LayerRange]], total_layers: int) -> list[RangeFault]:

@@ -23,7 +23,7 @@ def run(command: str, closed: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("command", [PORTS, f"{PORTS} --json", "--version", "--help", "validate-ranges --help"])
 def test_a_closed_stdout_is_one_line(command: str) -> None:
     ran = run(command, ">&-")
-    assert ran.returncode == ExitCode.FAILURE
+    assert ran.returncode == ExitCode.USAGE
     assert ran.stderr.startswith("error: standard output is closed: the result cannot be printed\n  hint: ")
     assert len(ran.stderr.splitlines()) == 2
     assert ran.stdout == ""
@@ -35,7 +35,7 @@ def test_a_closed_stderr_does_not_change_the_exit_code() -> None:
     assert "15550" in ran.stdout
     assert run("validate-ranges --ranges 0-1 2-3 --total-layers 3", "2>&-").returncode == ExitCode.INVALID
     assert run("status --url http://127.0.0.1:1", "2>&-").returncode == ExitCode.ADDRESS
-    assert run(PORTS, "2>&- >&-").returncode == ExitCode.FAILURE
+    assert run(PORTS, "2>&- >&-").returncode == ExitCode.USAGE
 
 
 def test_a_closed_stdin_is_not_missed() -> None:

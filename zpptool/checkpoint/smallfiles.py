@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """List the small files of a checkpoint, which every stage gets: configs, tokenizer, chat template, model code.
 
-These are all files, in subfolders too, that are neither weights nor leftovers of a download. Symbolic links within the
-checkpoint and those of the Hugging Face cache are followed; `links` defines which others are not.
+These are all files, in subfolders too, that are neither weights nor leftovers of a download or of training. Symbolic
+links within the checkpoint and those of the Hugging Face cache are followed; `links` defines which others are not.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from zpptool.checkpoint.leftovers import is_leftover
 from zpptool.checkpoint.links import LinkBounds
 from zpptool.errors import invalid_error
 
@@ -35,11 +36,13 @@ class SmallFiles(NamedTuple):
         small: the files to copy into every stage.
         large: files that are too large to be small files.
         outside: links that lead out of the checkpoint and were not followed.
+        leftovers: logs, states and data of training; see `leftovers`.
     """
 
     small: list[str]
     large: list[str]
     outside: list[str]
+    leftovers: list[str]
 
 
 def small_files(directory: Path, *, follow_links: bool = False) -> SmallFiles:
@@ -52,11 +55,13 @@ def small_files(directory: Path, *, follow_links: bool = False) -> SmallFiles:
     Raises:
         ZppError: (INVALID) a folder cannot be read, or there are too many files or links to folders.
     """
-    found = SmallFiles([], [], [])
+    found = SmallFiles([], [], [], [])
     bounds = None if follow_links else LinkBounds(directory)
     for path in _files_below(directory, bounds, found.outside):
         name = path.relative_to(directory).as_posix()
-        if bounds is not None and bounds.outside_target(path) is not None:
+        if is_leftover(name):
+            found.leftovers.append(name)
+        elif bounds is not None and bounds.outside_target(path) is not None:
             found.outside.append(name)
         elif path.is_file():
             (found.small if path.stat().st_size <= MAX_SMALL_BYTES else found.large).append(name)
@@ -102,7 +107,7 @@ def is_small_name(path: str) -> bool:
     """Return whether a file with this path in a checkpoint is a small file, provided that it is not too large."""
     *folders, name = path.split("/")
     hidden = any(folder.startswith(".") or folder == "__pycache__" for folder in folders)
-    return not hidden and _is_small_basename(name)
+    return not hidden and _is_small_basename(name) and not is_leftover(path)
 
 
 def _is_small_basename(name: str) -> bool:

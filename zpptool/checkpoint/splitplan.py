@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zpptool.checkpoint.index import INDEX_NAME, CheckpointIndex, TensorInfo, read_index
+from zpptool.checkpoint.leftovers import leftover_notes
 from zpptool.checkpoint.links import LinkBounds, link_fault
 from zpptool.checkpoint.manifest import is_stage_directory
 from zpptool.checkpoint.shards import ShardPlan, plan_shards
 from zpptool.checkpoint.smallfiles import small_files
 from zpptool.checkpoint.structure import Assignment, Structure, assign, infer_structure
 from zpptool.errors import invalid_error, usage_error
+from zpptool.file_names import is_inner_path
 from zpptool.partition import LayerRange, Partition, resolve_partition
 
 
@@ -131,14 +133,26 @@ def plan_split(
     files = small_files(source, follow_links=follow_links)
     if not follow_links:
         _refuse_links_out(source, files.outside, index)
+    _refuse_odd_names(source, files.small)
     notes = [*index.notes, *structure.notes]
     notes += [f"left out {name}: too large for a tokenizer or config file" for name in files.large]
+    notes += leftover_notes(files.leftovers)
     headers = {header.file: header for header in index.headers}
     stages = tuple(
         StagePlan(stage, partition[stage], plan_shards([index.tensors[name] for name in names], headers))
         for stage, names in enumerate(assignment.stages)
     )
     return SplitPlan(index, structure, assignment, stages, tuple(files.small), tuple(notes))
+
+
+def _refuse_odd_names(source: Path, names: Sequence[str]) -> None:
+    """Refuse small files whose names a manifest cannot hold: not UTF-8, or with control characters."""
+    odd = next((name for name in names if not is_inner_path(name)), None)
+    if odd is not None:
+        raise invalid_error(
+            f"the file {odd!r} in {source} has a name that is not UTF-8 or contains control characters",
+            "rename it, or remove it from the checkpoint",
+        )
 
 
 def _refuse_links_out(source: Path, links: Sequence[str], index: CheckpointIndex) -> None:

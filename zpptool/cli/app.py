@@ -11,19 +11,19 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 import zpptool
 from zpptool.cli.changes import rebalance, rollout, stage_app
-from zpptool.cli.closed_streams import open_closed_streams
+from zpptool.cli.closed_streams import escape_unprintable, open_closed_streams
 from zpptool.cli.config import config_app
 from zpptool.cli.deploy import deploy
 from zpptool.cli.doctor import doctor
@@ -32,6 +32,7 @@ from zpptool.cli.join import join
 from zpptool.cli.keys import keys_app
 from zpptool.cli.plan import plan
 from zpptool.cli.plan_ports import plan_ports
+from zpptool.cli.refusals import asks_for_json, refusal_of
 from zpptool.cli.run_stage import run_stage
 from zpptool.cli.serve import serve
 from zpptool.cli.settings import Settings, engine_arguments, install, read_settings, root_value
@@ -40,8 +41,8 @@ from zpptool.cli.status import status, top
 from zpptool.cli.test_pipeline import test_pipeline
 from zpptool.cli.validate import validate
 from zpptool.cli.validate_ranges import validate_ranges
-from zpptool.console import Console
-from zpptool.errors import ExitCode, ZppError, invalid_error, usage_error
+from zpptool.console import Console, begin_output, expect_json, print_error
+from zpptool.errors import ExitCode, ZppError, in_words, usage_error
 from zpptool.log import FORMAT_VARIABLE, LEVEL_VARIABLE, ROOT, LogFormat, LogLevel, configure
 
 app = typer.Typer(
@@ -93,6 +94,9 @@ def _root(
     configure(log_level, log_format)
     assert isinstance(ctx.command, TyperGroup)
     settings = Settings() if config is None else read_settings(config, ctx.command)
+    json_found = settings.find(ctx.invoked_subcommand or ROOT, ["json"])
+    if json_found is not None and json_found[0] is True:
+        expect_json()
     level = root_value(ctx, ctx.command, settings, "log_level")
     configure(level, root_value(ctx, ctx.command, settings, "log_format"))
     ctx.default_map = install(ctx.command, settings)
@@ -152,62 +156,78 @@ TAKES_ENGINE_ARGUMENTS = frozenset({"plan", "run-stage", "serve", "test-pipeline
 """The verbs that pass what follows `--` to the engine."""
 
 
-EXTRAS = {"httpx": "serve", "starlette": "serve", "uvicorn": "serve", "transformers": "transformers", "vllm": "vllm"}
-"""Packages that the base installation lacks, and the extra that installs each."""
+def main() -> NoReturn:
+    """Run the command line; turn every fault into one message and its exit code. SIGTERM is handled like Ctrl-C."""
+    arguments, engine_arguments_given = _split_at_dashes(sys.argv[1:])
+    begin_output(as_json=asks_for_json(arguments, os.environ))
+    fault: ZppError | None = None
+    code = ExitCode.OK
+    try:
+        _handle_interrupts(signal.default_int_handler, _interrupt)
+        escape_unprintable()
+        open_closed_streams()
+        code = _run(_global_options_first(arguments), engine_arguments_given)
+    except KeyboardInterrupt:
+        code = ExitCode.INTERRUPTED
+    except Exception as cause:
+        fault = cause if isinstance(cause, ZppError) else refusal_of(cause)
+        if fault is None:
+            _handle_interrupts(_leave, _leave)
+            with _ignoring_closed_terminal():
+                print_error(ZppError(f"internal error: {in_words(cause)}", "Please report it, with the traceback."))
+            raise
+    _handle_interrupts(_leave, _leave)
+    if code == ExitCode.INTERRUPTED:
+        with _ignoring_closed_terminal():
+            print("interrupted", file=sys.stderr)
+            print_error(ZppError("interrupted", exit_code=ExitCode.INTERRUPTED))
+    if fault is not None and fault.message:
+        _report(fault)
+    sys.exit(code if fault is None else fault.exit_code)
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+def _run(arguments: list[str], engine_arguments_given: list[str]) -> int:
+    """Run the command, and return its exit code. Usage errors are raised."""
+    try:
+        ended = app(args=arguments, obj=engine_arguments_given, prog_name="zpptool", standalone_mode=False)
+    except SystemExit as cause:
+        ended = cause.code
+    return ended if isinstance(ended, int) else ExitCode.OK
+
+
+def _handle_interrupts(
+    on_sigint: Callable[[int, FrameType | None], Any], on_sigterm: Callable[[int, FrameType | None], Any]
+) -> None:
+    """Handle Ctrl-C and SIGTERM, unless the parent process ignores them, as for a job in the background."""
+    for number, handler in ((signal.SIGINT, on_sigint), (signal.SIGTERM, on_sigterm)):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
     """Handle SIGTERM like Ctrl-C."""
     raise KeyboardInterrupt
 
 
-def main() -> NoReturn:
-    """Run the command line; turn every fault into one message and its exit code. SIGTERM is handled like Ctrl-C."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    arguments, engine_arguments_given = _split_at_dashes(sys.argv[1:])
-    try:
-        open_closed_streams()
-        app(args=_global_options_first(arguments), obj=engine_arguments_given, prog_name="zpptool")
-    except ZppError as fault:
-        _end_with(fault, as_json="--json" in arguments)
-    except PermissionError as cause:
-        if cause.filename is None:
-            raise
-        hint = "Check the permissions of it and of the directories above it."
-        _end_with(
-            invalid_error(f"{cause.filename} cannot be used: {cause.strerror}", hint), as_json="--json" in arguments
-        )
-    except ModuleNotFoundError as missing:
-        extra = EXTRAS.get((missing.name or "").partition(".")[0])
-        if extra is None:
-            raise
-        absent = usage_error(
-            f"this command needs {missing.name}, which is not installed", f"pip install 'zpptool[{extra}]'"
-        )
-        _end_with(absent, as_json="--json" in arguments)
-    except SystemExit as ended:
-        if ended.code == ExitCode.INTERRUPTED:  # typer's exit code for Ctrl-C
-            with _ignoring_closed_terminal():
-                print("interrupted", file=sys.stderr)
-        raise
-    sys.exit(ExitCode.OK)
+def _leave(_number: int, _frame: FrameType | None) -> None:
+    """End at once: the command has ended, and its result is being printed, or was."""
+    os._exit(ExitCode.INTERRUPTED)
 
 
-def _end_with(fault: ZppError, *, as_json: bool) -> NoReturn:
-    """Print an error, and exit with its code."""
+def _report(fault: ZppError) -> None:
+    """Print an error."""
     if not logging.getLogger(ROOT).handlers:  # the fault is in the options that configure it
         configure(LogLevel.INFO, LogFormat.TEXT)
     with _ignoring_closed_terminal():
-        Console(as_json=as_json).error(fault)
-    sys.exit(fault.exit_code)
+        Console().error(fault)
 
 
 @contextmanager
 def _ignoring_closed_terminal() -> Iterator[None]:
-    """Ignore errors of printing to a closed terminal, so that the exit code does not change."""
+    """Ignore errors of printing to a closed terminal or a full disk, so that the exit code does not change."""
     try:
         yield
-    except OSError:
+    except (OSError, ZppError):
         null = os.open(os.devnull, os.O_WRONLY)
         for stream in (1, 2):
             os.dup2(null, stream)  # for Python's own flush at the end, which would change the code

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Standard streams that were closed by the process that started this one, as `>&-` of a shell does."""
+"""Standard streams as they may be inherited: closed, as by `>&-` of a shell, or not able to encode every character."""
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
-from zpptool.errors import ZppError
+from zpptool.errors import usage_error
 
 
 def open_closed_streams() -> None:
@@ -15,7 +16,7 @@ def open_closed_streams() -> None:
     Otherwise the next file or socket that is opened gets the stream's number, and what a child prints is written to it.
 
     Raises:
-        ZppError: (FAILURE) stdout was closed: the result could not be printed.
+        ZppError: (USAGE) stdout was closed: the result could not be printed.
     """
     stdout_was_closed = sys.stdout is None
     for number, name in enumerate(("stdin", "stdout", "stderr")):
@@ -24,7 +25,16 @@ def open_closed_streams() -> None:
             mode = "w" if number else "r"
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - open until the process ends
     if stdout_was_closed:
-        raise ZppError("standard output is closed: the result cannot be printed", "Redirect it, for example to a file.")
+        raise usage_error(
+            "standard output is closed: the result cannot be printed", "Redirect it, for example to a file."
+        )
+
+
+def escape_unprintable() -> None:
+    """Print characters that the encoding of a standard stream lacks, and bytes of file names, as backslash escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _open_null(number: int) -> None:

@@ -101,7 +101,7 @@ def plan_endpoints(
     if base_port < 1 or return_port > HIGHEST_PORT:
         raise address_error(
             f"ports {base_port} to {return_port} are needed, and a port lies between 1 and {HIGHEST_PORT}",
-            f"choose a base port from 1 to {HIGHEST_PORT - num_stages}",
+            f"choose a base port from 1 to {HIGHEST_PORT - num_stages}" if num_stages < HIGHEST_PORT else None,
         )
     stage_hosts = _stage_hosts(num_stages, hosts or [DEFAULT_HOST])
     stages_of = Counter(map(machine_of, stage_hosts))
