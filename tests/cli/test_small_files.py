@@ -65,9 +65,9 @@ LEFTOVERS = [
 NEEDED = [
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "merges.txt", "vocab.json",
     "added_tokens.json", "chat_template.jinja", "additional_chat_templates/rag.jinja", "preprocessor_config.json",
-    "modeling_x.py", "configuration_x.py", "1_Pooling/config.json", "scheduler/scheduler_config.json", "README.md", "LICENSE",
-    "adapter_config.json", "params.json", "tekken.json", "quantize_config.json", "blog.md", "changelog.txt", "runs.py",
-    "selected_tags.csv", "qwen.tiktoken", "checkpoint.json", "logo.png", "spm.vocab", "model_config.yaml",
+    "modeling_x.py", "configuration_x.py", "1_Pooling/config.json", "scheduler/scheduler_config.json", "README.md",
+    "LICENSE", "adapter_config.json", "params.json", "tekken.json", "quantize_config.json", "blog.md", "changelog.txt",
+    "runs.py", "selected_tags.csv", "qwen.tiktoken", "checkpoint.json", "logo.png", "spm.vocab", "model_config.yaml",
 ]  # fmt: skip
 
 
