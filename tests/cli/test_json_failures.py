@@ -48,6 +48,7 @@ WRONG = {
     "no file of settings": (["--config", "MODEL/none", "plan-ports", "--num-stages", "2"], ExitCode.INVALID),
     "engine arguments": (["plan-ports", "--num-stages", "2", "--json", "--", "--seed", "1"], ExitCode.USAGE),
     "too many stages": (["plan-ports", "--num-stages", "1000000"], ExitCode.ADDRESS),
+    "too many keys": (["keys", "generate", "--num-stages", "1000000", "-o", "OUT"], ExitCode.USAGE),
     "a huge number": (["validate-ranges", "--num-stages", "9" * 5000, "--total-layers", "4"], ExitCode.USAGE),
 }
 

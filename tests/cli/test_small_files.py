@@ -60,7 +60,7 @@ LEFTOVERS = [
     "runs/Nov30_host/events.out.tfevents.17.host.1.0", "wandb/run-1/files/config.yaml", "checkpoint-500/config.json",
     "checkpoint-500/tokenizer.json", "global_step1000/latest", "trainer_state.json", "train.jsonl", "logs/a.txt",
     "all_results.json", "train.log", "data/train-00000.parquet", "pytorch_model_fsdp_0/__0_0.distcp",
-    "lightning_logs/version_0/hparams.yaml", "rng_state_0.npz", "random_states_0.pkl",
+    "lightning_logs/version_0/hparams.yaml", "random_states_0.pkl",
 ]  # fmt: skip
 NEEDED = [
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "merges.txt", "vocab.json",

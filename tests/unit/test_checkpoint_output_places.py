@@ -179,6 +179,12 @@ def test_a_long_name(tmp_path: Path, model: Path, length: int) -> None:
         split_checkpoint(model, tmp_path / ("b" * 256), 2)
 
 
+def test_a_deep_path(tmp_path: Path, model: Path) -> None:
+    split_checkpoint(model, tmp_path / Path("d/" * 1400), 2)
+    assert verify_split(find_target(tmp_path / Path("d/" * 1400), model)).valid
+    subprocess.run(["rm", "-r", tmp_path / "d"], check=True)  # shutil.rmtree recurses
+
+
 def test_a_file_above_the_output(tmp_path: Path, model: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ZppError, match=r"file, above the output .* is not a directory"):

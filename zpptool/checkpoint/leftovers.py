@@ -15,7 +15,7 @@ _FOLDERS = re.compile(
 _FILES = re.compile(
     r"events\.out\.tfevents\..*"
     r"|.*\.(wandb|tfevents|log|jsonl|parquet|arrow|tfrecord|distcp)"
-    r"|(optimizer|scheduler|scaler|rng_state|training_args|random_states)([-_.].*)?\.(pkl|npz|npy|state)"
+    r"|(optimizer|scheduler|scaler|rng_state|training_args|random_states)([-_.].*)?\.(pkl|npy|state)"
     r"|(trainer_state|trainer_log|all_results|train_results|eval_results|test_results|predict_results)\.json"
 )
 

@@ -146,7 +146,7 @@ def _enter(target: Path, output: Path | None, held: ExitStack, *, lock: bool) ->
     """Create the directory above a destination, and enter its locks into `held`; return where to work."""
     for _attempt in range(LOCK_ATTEMPTS):
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
+            _make_directories(target.parent)
             if not lock:
                 return site_of(target)
             with ExitStack() as entered:
@@ -167,8 +167,14 @@ def _enter(target: Path, output: Path | None, held: ExitStack, *, lock: bool) ->
         except OSError as cause:
             if cause.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
-            raise not_writable(Path(cause.filename or target)) from cause
+            raise not_writable(Path(cause.filename or target).parent) from cause
     raise not_writable(target.parent)  # as in /proc: no file can be created there, whatever its permissions say
+
+
+def _make_directories(directory: Path) -> None:
+    """Create a directory and those above it. `Path.mkdir` recurses, too deep for a path of many short names."""
+    for path in reversed((directory, *directory.parents)):
+        path.mkdir(exist_ok=True)
 
 
 def settle(site: Site) -> None:

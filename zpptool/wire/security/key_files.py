@@ -24,6 +24,7 @@ from zmq.utils import z85
 
 from zpptool.errors import ZppError, invalid_error, usage_error
 from zpptool.ownership import refuse_unguarded
+from zpptool.partition import MAX_STAGES
 from zpptool.places import HEAD, place_name
 from zpptool.regular_file import open_regular, read_up_to
 
@@ -101,6 +102,8 @@ def generate(num_stages: int) -> tuple[KeyFile, ...]:
     """
     if num_stages < 1:
         raise usage_error(f"a pipeline has at least one stage, not {num_stages}")
+    if num_stages > MAX_STAGES:
+        raise usage_error(f"a pipeline has at most {MAX_STAGES} stages, not {num_stages}")
     if not zmq.has("curve"):
         raise ZppError("this pyzmq was built without CURVE", "Install pyzmq from its wheels on PyPI.")
     pipeline = secrets.token_hex(8)
