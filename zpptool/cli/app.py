@@ -161,7 +161,7 @@ def main() -> NoReturn:
     arguments, engine_arguments_given = _split_at_dashes(sys.argv[1:])
     begin_output(as_json=asks_for_json(arguments, os.environ))
     fault: ZppError | None = None
-    code = ExitCode.OK
+    code: int = ExitCode.OK
     try:
         _handle_interrupts(signal.default_int_handler, _interrupt)
         escape_unprintable()
