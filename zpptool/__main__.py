@@ -8,6 +8,8 @@ from types import FrameType
 from typing import NoReturn
 
 INTERRUPTED = 130
+TRUE = ("1", "true", "t", "yes", "y", "on")
+"""Values of ZPP_JSON that ask for JSON, as in `zpptool.cli.refusals`, which is not imported yet."""
 _OBJECT = (
     b'{"schema_version": 1, "error": {"message": "interrupted", "hint": null, "exit_code": 130}}\n'  # as console.error
 )
@@ -31,9 +33,9 @@ def _end(_number: int, _frame: FrameType | None) -> None:
     """Report the interrupt, with --json as an object too, and end the process."""
     own = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
     try:
-        os.write(2, b"interrupted\n")
-        if "--json" in own:
+        if "--json" in own or os.environ.get("ZPP_JSON", "").lower() in TRUE:
             os.write(1, _OBJECT)
+        os.write(2, b"interrupted\n")
     finally:
         os._exit(INTERRUPTED)
 

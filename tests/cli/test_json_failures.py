@@ -14,6 +14,7 @@ from checkpoints import write_checkpoint
 from commands import typed_here
 from conftest import Ran
 
+from zpptool.__main__ import TRUE
 from zpptool.cli.refusals import asks_for_json
 from zpptool.errors import ExitCode
 from zpptool.partition import MAX_STAGES
@@ -78,6 +79,11 @@ def test_json_from_the_environment_and_from_a_file(
     monkeypatch.setenv("ZPP_JSON", "1")
     ran = typed("split", "--num-stages", "x")
     assert json.loads(ran.out)["error"]["exit_code"] == ran.code == ExitCode.USAGE
+
+
+def test_the_entry_knows_the_same_values() -> None:
+    assert {value for value in TRUE if asks_for_json([], {"ZPP_JSON": value})} == set(TRUE)
+    assert not asks_for_json([], {"ZPP_JSON": "json"})
 
 
 @pytest.mark.parametrize(

@@ -180,6 +180,7 @@ def main() -> NoReturn:
     if code == ExitCode.INTERRUPTED:
         with _ignoring_closed_terminal():
             print("interrupted", file=sys.stderr)
+        with _ignoring_closed_terminal():
             print_error(ZppError("interrupted", exit_code=ExitCode.INTERRUPTED))
     if fault is not None and fault.message:
         _report(fault)
