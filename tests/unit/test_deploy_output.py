@@ -49,15 +49,29 @@ def test_a_foreign_directory_is_left_alone(tmp_path: Path) -> None:
 def test_a_failure_preserves_the_old_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     write_directory({"old.yaml": "old\n"}, out)
-    rename = Path.rename
 
-    def fail_for_new(self: Path, target: Path) -> Path:
-        if target == out and (self / "new.yaml").exists():
-            raise OSError(28, os.strerror(28))
-        return rename(self, target)
+    def full(_descriptor: int) -> None:
+        raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(Path, "rename", fail_for_new)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(ZppError, match="No space left"):
         write_directory({"new.yaml": "new\n"}, out, force=True)
     assert names(out) == {"old.yaml", ".zpptool-deploy"}
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_files_of_the_user_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The directory is the current one, and stays it; what was not written here is neither removed nor replaced."""
+    monkeypatch.chdir(tmp_path)
+    write_directory({"base/a.yaml": "a\n", "old/b.yaml": "b\n"}, Path())
+    (tmp_path / "overlay").mkdir()
+    (tmp_path / "overlay/mine.yaml").write_text("mine")
+    (tmp_path / "base/mine.yaml").write_text("mine")
+    write_directory({"base/a.yaml": "new\n"}, Path(), force=True)
+    assert {str(path) for path in Path().rglob("*") if path.is_file()} == {
+        ".zpptool-deploy", "base/a.yaml", "base/mine.yaml", "overlay/mine.yaml",
+    }  # fmt: skip
+    assert Path("base/a.yaml").read_text() == "new\n"
+    assert not Path("old").exists()
+    with pytest.raises(ZppError, match=r"overlay/mine\.yaml was not written by zpptool deploy"):
+        write_directory({"overlay/mine.yaml": "b\n"}, Path(), force=True)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write generated files as one directory, all of them or none; an existing directory is replaced only with `--force`.
+"""Write generated files into a directory, all of them or none; files of before are replaced only with `--force`.
 
-The same input always gives the same bytes. The old directory is moved away only when the new one is complete.
+The same input always gives the same bytes. Files are put in place only when all are written. Files that were not
+written here, such as keys and overlays, are kept.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,10 @@ from zpptool.errors import ZppError, invalid_error
 from zpptool.file_names import is_inner_path
 
 MARKER = ".zpptool-deploy"
-"""A file in every directory written here; `--force` replaces no directory without it."""
+"""A file in every directory written here, which lists the others; `--force` replaces no directory without it."""
 
-KEYS = "keys"
-"""A subdirectory with the user's key files: it is preserved, with its modes, when the rest is replaced."""
+LOST = "lost+found"
+"""An entry of the root of an empty volume."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -40,16 +42,16 @@ def documents(items: Sequence[Mapping[str, Any]]) -> str:
 
 
 def write_directory(files: Mapping[str, str], directory: Path, *, force: bool = False) -> None:
-    """Write files into a new directory, all of them or none.
+    """Write files into a directory, all of them or none.
 
     Args:
         files: content by path relative to `directory`.
-        directory: the directory to create.
-        force: replace an existing directory if it was written here.
+        directory: the directory, created if it does not exist.
+        force: replace the files that were written here before.
 
     Raises:
-        ZppError: (INVALID) the directory exists and may not be replaced, or a file would be outside it; (FAILURE) it
-            cannot be written.
+        ZppError: (INVALID) the directory is not empty and may not be replaced, or a file would be outside it; (FAILURE)
+            it cannot be written.
     """
     outside = [name for name in files if not is_inner_path(name)]
     if outside:
@@ -57,51 +59,75 @@ def write_directory(files: Mapping[str, str], directory: Path, *, force: bool = 
     directory = Path(os.path.abspath(directory))
     try:
         if directory.exists():
-            _refuse_to_replace(directory, force)
+            _refuse_to_replace(files, directory, force)
+            _replace_files(files, directory)
+            return
         directory.parent.mkdir(parents=True, exist_ok=True)
         new = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
         try:
             _fill(new, files)
-            if (directory / KEYS).is_dir():
-                shutil.copytree(directory / KEYS, new / KEYS)
-            _put_in_place(new, directory)
+            new.rename(directory)
         finally:
             shutil.rmtree(new, ignore_errors=True)
     except OSError as cause:
         raise ZppError(f"{directory} cannot be written: {cause.strerror}", "Choose another -o DIR.") from cause
 
 
-def _refuse_to_replace(directory: Path, force: bool) -> None:
+def _refuse_to_replace(files: Mapping[str, str], directory: Path, force: bool) -> None:
+    present = [directory] if not directory.is_dir() else [item for item in directory.iterdir() if item.name != LOST]
+    if not present:
+        return
     if not force:
         raise invalid_error(f"{directory} already exists", "Choose another -o DIR, or give --force.")
-    if not (directory / MARKER).is_file() and any(directory.iterdir() if directory.is_dir() else [directory]):
+    if not (directory / MARKER).is_file():
         raise invalid_error(
             f"{directory} was not written by zpptool deploy, and is not replaced", "Choose another -o DIR."
         )
+    written = _written_before(directory)
+    foreign = [name for name in files if written and name not in written and os.path.lexists(directory / name)]
+    if foreign:
+        raise invalid_error(
+            f"{directory / foreign[0]} was not written by zpptool deploy, and is not replaced",
+            "Move it, or choose another -o DIR.",
+        )
+
+
+def _written_before(directory: Path) -> list[str]:
+    """Return the names of the files that deploy has written to a directory; none if its marker does not list them."""
+    try:
+        names = (directory / MARKER).read_text(encoding="utf-8").splitlines()[1:]
+    except (FileNotFoundError, ValueError):
+        return []
+    return [name for name in names if is_inner_path(name)]
+
+
+def _replace_files(files: Mapping[str, str], directory: Path) -> None:
+    """Write all files in a directory that exists, then put them in place, and remove those of before that are obsolete.
+
+    The directory is kept: it may be a mount point or the current directory of a shell.
+    """
+    new = Path(tempfile.mkdtemp(prefix=f"{MARKER}.", dir=directory))
+    try:
+        _fill(new, files)
+        obsolete = [name for name in _written_before(directory) if name not in files]
+        for name in [*files, MARKER]:
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            (new / name).replace(directory / name)
+        for name in obsolete:
+            (directory / name).unlink(missing_ok=True)
+            with suppress(OSError):  # it is not empty
+                (directory / name).parent.rmdir()
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def _fill(new: Path, files: Mapping[str, str]) -> None:
     new.chmod(0o755)
-    for name, text in {**files, MARKER: "Written by zpptool deploy; --force replaces this directory.\n"}.items():
+    listed = "".join(f"{name}\n" for name in sorted(files))
+    for name, text in {**files, MARKER: f"Written by zpptool deploy; --force replaces these files:\n{listed}"}.items():
         file = new / name
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("w", encoding="utf-8") as out:
             out.write(text)
             out.flush()
             os.fsync(out.fileno())
-
-
-def _put_in_place(new: Path, directory: Path) -> None:
-    """Rename `new` to `directory`. rename(2) does not replace a non-empty directory, so it is moved aside first."""
-    aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}.old.", dir=directory.parent))
-    try:
-        if directory.exists():
-            directory.rename(aside / "old")
-        try:
-            new.rename(directory)
-        except OSError:
-            if (aside / "old").exists():
-                (aside / "old").rename(directory)
-            raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
