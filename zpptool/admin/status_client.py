@@ -8,6 +8,7 @@ search, and refused by name where one is named.
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -16,9 +17,12 @@ from zpptool.admin.own_socket import connect_to_own
 from zpptool.deadline import Deadline
 from zpptool.errors import ExitCode, ZppError, stage_error, usage_error
 from zpptool.ownership import distrusted_socket, is_own_peer
-from zpptool.process.run_dir import PREFIX, parents
+from zpptool.process.run_dir import PREFIX
 from zpptool.ring.status import SUFFIX, RingStatus
+from zpptool.socket_directories import parents
 
+_GLANCE_S = 1.0
+"""How long each of several heads is waited for, to name its model."""
 _MOST_BYTES = 16 << 20
 """The longest status that is read."""
 
@@ -75,11 +79,27 @@ def the_status_path(run_dir: Path | None) -> Path:
             ExitCode.ADDRESS,
         )
     if len(found) > 1:
-        raise usage_error(
-            f"{len(found)} heads run on this machine: {', '.join(str(path.parent) for path in found)}",
-            "Name one of these directories with --run-dir.",
-        )
+        raise _several(found)
     return found[0]
+
+
+def _several(found: Sequence[Path]) -> ZppError:
+    """The error that lists heads, each with its model and API; in JSON they are the entry `heads`."""
+    heads = [_describe(path) for path in found]
+    lines = "; ".join(f"{head['run_dir']} ({head['model']}, {head['api']})" for head in heads)
+    error = usage_error(
+        f"{len(found)} heads run on this machine: {lines}", "Name one of these directories with --run-dir."
+    )
+    return error.with_details({"heads": heads})
+
+
+def _describe(path: Path) -> dict[str, str]:
+    """The directory, model and API of one head of several, as text."""
+    try:
+        ring = read_status(path, _GLANCE_S)
+    except ZppError:
+        return {"run_dir": str(path.parent), "model": "it does not answer", "api": "API unknown"}
+    return {"run_dir": str(path.parent), "model": ring.model or "model unknown", "api": ring.api or "no API"}
 
 
 def read_status(path: Path, timeout_s: float = 2.0) -> RingStatus:

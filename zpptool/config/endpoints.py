@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,13 +21,12 @@ from urllib.parse import urlsplit
 from zpptool.errors import address_error, usage_error
 from zpptool.file_names import holds_control
 from zpptool.net.addresses import DEFAULT_HOST, is_ip_address, is_loopback, machine_of
+from zpptool.socket_directories import LONGEST_PARENT, LONGEST_SOCKET_PATH, parents, usable_parent
 
 DEFAULT_BASE_PORT = 15550
 DEFAULT_API_PORT = 8000
 HIGHEST_PORT = 65535
 HIGHEST_PRIVILEGED_PORT = 1023
-LONGEST_IPC_PATH = 107
-"""Bytes. `sun_path` holds 108 on Linux, one of them the closing NUL (unix(7))."""
 
 Transport = Literal["tcp", "ipc"]
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252})")
@@ -121,9 +119,20 @@ def plan_endpoints(
 
 
 def default_ipc_dir() -> Path:
-    """The user's own directory for ipc sockets: under XDG_RUNTIME_DIR if that is set, else under the temp directory."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    return Path(runtime, "zpptool") if runtime else Path(tempfile.gettempdir(), f"zpptool-{os.getuid()}")
+    """The user's own directory for ipc sockets: under XDG_RUNTIME_DIR, or else under the temp directory or /tmp. It may
+    not exist yet.
+
+    Raises:
+        ZppError: (ADDRESS) none of them is writable and has a path short enough for the address of a unix socket.
+    """
+    parent = usable_parent()
+    if parent is None:
+        raise address_error(
+            f"socket files fit in none of {', '.join(map(str, parents()))}: each is not writable, or longer than"
+            f" {LONGEST_PARENT} bytes",
+            "give a directory with a shorter path as --ipc-dir, or set TMPDIR to one",
+        )
+    return parent / f"zpptool-{os.getuid()}"
 
 
 def tcp_endpoint(host: str, port: int) -> str:
@@ -213,9 +222,9 @@ def _address(transport: Transport, host: str, port: int, ipc_dir: Path | None) -
     if transport == "tcp":
         return tcp_endpoint(host, port)
     path = (ipc_dir or default_ipc_dir()) / f"zpp-{port}"
-    if len(os.fsencode(path)) > LONGEST_IPC_PATH:
+    if len(os.fsencode(path)) > LONGEST_SOCKET_PATH:
         raise address_error(
-            f"{path} is too long for a socket: a path may have {LONGEST_IPC_PATH} bytes", "give a shorter --ipc-dir"
+            f"{path} is too long for a socket: a path may have {LONGEST_SOCKET_PATH} bytes", "give a shorter --ipc-dir"
         )
     return f"ipc://{path}"
 

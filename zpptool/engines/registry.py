@@ -20,11 +20,20 @@ def check_engine(engine: Engine) -> None:
             is a release with which zpptool cannot work.
     """
     modules = ENGINES[engine]
-    if importlib.util.find_spec(modules.requires) is None:
+    if not _is_installed(engine):
+        other = next((each for each in Engine if each is not engine and _is_installed(each)), None)
+        instead = f"Use --engine {other}, which is installed, or: " if other else ""
         raise usage_error(
             f"the engine {engine} needs {modules.requires}, which is not installed",
-            f"pip install zpptool[{modules.extra}]",
+            f"{instead}pip install 'zpptool[{modules.extra}]'",
         )
     if engine is Engine.VLLM:
         refuse_v2_runner(os.environ)
         require_hooks()
+
+
+def _is_installed(engine: Engine) -> bool:
+    try:
+        return importlib.util.find_spec(ENGINES[engine].requires) is not None
+    except (ImportError, ValueError):  # ValueError: its entry in sys.modules is None
+        return False

@@ -17,11 +17,9 @@ from pathlib import Path
 
 from zpptool.errors import usage_error
 from zpptool.ownership import distrusted_directory
+from zpptool.socket_directories import LONGEST_PARENT, parents, usable_parent
 
 PREFIX = "zpp-"
-LONGEST_PARENT = 80
-"""Bytes. The address of a unix socket has at most 107; the rest is for the run's directory and the socket's name."""
-SHORT_PARENT = Path("/tmp")
 _LOCK = "run.lock"
 
 
@@ -32,7 +30,7 @@ def private_directory() -> Iterator[Path]:
     Raises:
         ZppError: (USAGE) there is no directory for it whose path is short enough for the address of a unix socket.
     """
-    parent = next((each for each in parents() if _is_usable(each)), None)
+    parent = usable_parent()
     if parent is None:
         tried = ", ".join(map(str, parents()))
         raise usage_error(
@@ -50,27 +48,6 @@ def private_directory() -> Iterator[Path]:
             yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def parents() -> list[Path]:
-    """The directories in which a run's own directory may be, the preferred one first; /tmp where no other is usable."""
-    runtime, temporary = os.environ.get("XDG_RUNTIME_DIR", ""), Path(tempfile.gettempdir())
-    named = [Path(runtime), temporary] if _is_own(runtime) else [temporary]
-    return list(dict.fromkeys(named if any(map(_is_usable, named)) else [*named, SHORT_PARENT]))
-
-
-def _is_own(runtime: str) -> bool:
-    """Whether XDG_RUNTIME_DIR names a directory of this user: the variable may outlive its session, and after `sudo`
-    it may name another user's directory, in which that user could replace this one's."""
-    try:
-        return os.path.isabs(runtime) and distrusted_directory(Path(runtime)) is None
-    except OSError:
-        return False
-
-
-def _is_usable(parent: Path) -> bool:
-    """Whether a directory exists, can be written, and has a short path."""
-    return len(os.fsencode(parent)) <= LONGEST_PARENT and os.access(parent, os.W_OK | os.X_OK)
 
 
 def _remove_abandoned(parent: Path) -> None:

@@ -32,6 +32,9 @@ made a round trip of two [2048, 4096] bf16 tensors 1.85 times as long as bare Ze
 (`benchmarks/wire.py`)."""
 
 
+_NO_FUTURE_WARNINGS = "ignore::FutureWarning"
+
+
 def start_stage(
     group: ProcessGroup,
     spec: StageSpec,
@@ -82,8 +85,15 @@ def saved_spec(phase_dir: Path, spec: StageSpec) -> StageSpec:
 
 
 def child_environment(env: Mapping[str, str]) -> dict[str, str]:
-    """What is added to the environment of a stage's processes: `env`, and what all processes have."""
-    return {"PYTHONUNBUFFERED": "1", **MALLOC_VARIABLES, **runner_environment({**os.environ, **env}), **env}
+    """What is added to the environment of a stage's processes: `env`, and what all processes have.
+
+    FutureWarnings are for those who maintain torch, transformers and vLLM, so they are not shown; filters that the user
+    has set in PYTHONWARNINGS come after that one and take precedence.
+    """
+    both = {**os.environ, **env}
+    filters = ",".join(filter(None, (_NO_FUTURE_WARNINGS, both.get("PYTHONWARNINGS"))))
+    common = {"PYTHONUNBUFFERED": "1", **MALLOC_VARIABLES, **runner_environment(both)}
+    return {**common, **env, "PYTHONWARNINGS": filters}
 
 
 def file_name(process: str) -> str:

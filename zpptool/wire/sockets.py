@@ -18,6 +18,7 @@ from typing import TypeAlias
 import zmq
 
 from zpptool.errors import ZppError, address_error
+from zpptool.socket_directories import LONGEST_SOCKET_PATH
 
 Socket: TypeAlias = "zmq.Socket[bytes]"
 Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
@@ -50,7 +51,6 @@ the process when its own heartbeat is due on a connection that has ended while i
 cause that at the end that binds."""
 
 _TCP = re.compile(r"tcp://(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[^\[\]:/\s]+):(?P<port>\d{1,5}|\*)")
-_SUN_PATH_BYTES = 107
 _ANY_PORT = ("*", "0")
 
 
@@ -149,9 +149,9 @@ def _check_ipc(path: str, endpoint: str, *, bind: bool) -> None:
     if path.startswith("@"):  # an abstract name of Linux is in no directory
         return
     size = len(path.encode())
-    if size > _SUN_PATH_BYTES:
+    if size > LONGEST_SOCKET_PATH:
         raise address_error(
-            f"The path of {endpoint} has {size} bytes, a Unix socket's has at most {_SUN_PATH_BYTES}.",
+            f"The path of {endpoint} has {size} bytes, a Unix socket's has at most {LONGEST_SOCKET_PATH}.",
             "Choose a shorter directory.",
         )
     file = Path(path)
@@ -205,7 +205,7 @@ def _address_fault(error: zmq.ZMQError, endpoint: str, *, bind: bool) -> ZppErro
         case errno.EADDRINUSE:
             return address_error(
                 f"{endpoint} is in use by another process.",
-                "Stop it, or choose other ports (`zpptool plan-ports --check`).",
+                "Does this stage run already? Stop it, or choose other ports (`zpptool plan-ports --check`).",
             )
         case errno.EADDRNOTAVAIL | errno.ENODEV:
             return address_error(
