@@ -7,6 +7,8 @@ import importlib.metadata
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import typer.core
@@ -95,25 +97,38 @@ def test_an_unknown_command_is_a_usage_error(zpptool) -> None:
     assert not ran.out
 
 
-@pytest.mark.parametrize(
-    "words", [("serve", "MODEL"), ("status",), ("top",), ("rollout", "--url", "http://127.0.0.1:1")], ids=" ".join
-)
-def test_a_command_that_needs_an_extra_says_which(words: tuple[str, ...]) -> None:
-    """As in an installation without extras: the packages of `serve` cannot be found."""
+def run_without(packages: tuple[str, ...], *words: object) -> subprocess.CompletedProcess[str]:
+    """Run the command line as in an installation that lacks these packages."""
     script = (
         "import sys\n"
         "class Absent:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.partition('.')[0] in ('httpx', 'starlette', 'uvicorn'):\n"
+        f"        if name.partition('.')[0] in {packages!r}:\n"
         "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
         "sys.meta_path.insert(0, Absent())\n"
         "from zpptool.cli.app import main\n"
         "main()\n"
     )
-    ran = subprocess.run(
-        [sys.executable, "-c", script, *words], capture_output=True, text=True, timeout=60, check=False
-    )
+    argv = [sys.executable, "-c", script, *map(str, words)]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(
+    "words", [("serve", "MODEL"), ("status",), ("top",), ("rollout", "--url", "http://127.0.0.1:1")], ids=" ".join
+)
+def test_a_command_that_needs_an_extra_says_which(words: tuple[str, ...]) -> None:
+    ran = run_without(("httpx", "starlette", "uvicorn"), *words)
     assert ran.returncode == 2
     assert "Traceback" not in ran.stderr
     assert "which is not installed" in ran.stderr
     assert "pip install 'zpptool[serve]'" in ran.stderr
+
+
+@pytest.mark.parametrize("words", [("run-stage", "--stage-idx", "0"), ("serve", "--port", "0")], ids=" ".join)
+def test_without_vllm_the_other_engine_is_named(words: tuple[str, ...], tiny_model: Callable[..., Path]) -> None:
+    pytest.importorskip("transformers")
+    ran = run_without(("vllm",), *words, "--model", tiny_model("llama"), "--num-stages", 2)
+    assert ran.returncode == 2
+    assert "Traceback" not in ran.stderr
+    assert "the engine vllm needs vllm, which is not installed" in ran.stderr
+    assert "Use --engine transformers, which is installed" in ran.stderr

@@ -212,21 +212,21 @@ def test_a_stage_that_waits_too_long_for_tensors_names_the_stage_before(tmp_path
         assert isinstance(ring.stages[1].exception(3), ZppError)
 
 
-def test_a_roll_call_that_does_not_come_back_names_the_place_to_look(tmp_path: Path) -> None:
-    specs = ring_specs(3, tmp_path, start_s=1.2)
-    ring = Ring([specs[0], specs[2]], head=changed(specs[0], start_timeout_s=0.6))
+def test_a_roll_call_that_does_not_come_back_names_the_missing_stage(tmp_path: Path) -> None:
+    specs = ring_specs(3, tmp_path, start_s=2.4)
+    ring = Ring([specs[0], specs[2]], head=changed(specs[0], start_timeout_s=1.2))
     try:
         ring.start()
-        with pytest.raises(ZppError, match=r"the roll call has not come round in 0\.6 s") as late:
+        with pytest.raises(ZppError, match=r"the roll call has not come round in 1\.2 s") as late:
             ring.gather()
         ring.head.stop("the head has ended")
         errors = [run.exception(5) for run in ring.stages]
     finally:
         ring.close()
     assert late.value.exit_code is ExitCode.STAGE
-    assert "nothing came back from stage 2" in late.value.message
+    assert f"stage 1 is missing, it has not connected to {specs[0].bind}" in late.value.message
     assert "the head has stopped the run: the roll call has not come round" in str(errors[0])
-    assert "stage 2 has waited 1.2 s for the roll call from stage 1" in str(errors[1])
+    assert "stage 2 has waited 2.4 s for the roll call from stage 1" in str(errors[1])
 
 
 def test_a_stage_that_is_not_there_is_named_by_the_one_before_it(tmp_path: Path) -> None:
@@ -275,6 +275,17 @@ def test_a_second_stage_at_the_same_place_is_refused_and_the_ring_goes_on(tmp_pa
     assert "Stage 1: stage 0 refuses this link" in refused.message
     assert "another stage 1 is connected already" in refused.message
     assert (refused.stage, refused.peer, refused.endpoint) == (1, "stage 0", specs[1].connect)
+
+
+def test_a_second_stage_that_may_wait_for_the_place_names_the_duplicate_in_the_end(tmp_path: Path) -> None:
+    specs = ring_specs(2, tmp_path)
+    twin = changed(specs[1], bind=f"ipc://{tmp_path}/twin", recovery_deadline_s=5.0, start_timeout_s=1.0)
+    with threads(specs), ThreadPoolExecutor() as pool:
+        error = pool.submit(run_stage, twin).exception(5)
+    assert isinstance(error, ZppError)
+    assert "stage 1 has waited 1 s for the roll call from stage 0" in error.message
+    assert "refused there: another stage 1 is connected already" in error.message
+    assert "Stop the other process of this stage" in (error.hint or "")
 
 
 def test_a_stage_connected_to_the_wrong_one_is_refused(tmp_path: Path) -> None:

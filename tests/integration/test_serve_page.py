@@ -61,6 +61,9 @@ async def behave(request: ReceivedRequest, writer: asyncio.StreamWriter) -> None
         writer.write(f"HTTP/1.1 200 OK\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
         return
     writer.write(EVENTS)
+    if b"nothing" in request.body:
+        writer.write(chunk(b'data: {"choices": [{"text": "", "finish_reason": "stop"}]}\n\n') + chunk(b""))
+        return
     for text in (" Paris", ", which <b>is</b>", " a city."):
         writer.write(chunk(b'data: {"choices": [{"text": "' + text.encode() + b'"}]}\n\n'))
         await writer.drain()
@@ -137,6 +140,20 @@ def test_the_ring_is_drawn_and_a_prompt_is_answered(scheme: str, browser: Any, g
     page.wait_for_function("() => Number(document.querySelector('#rate').textContent) > 0")
     picture(page, f"page-{scheme}.png")
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    page.close()
+    assert errors == []
+
+
+def test_an_empty_answer_is_explained(browser: Any, gateway: RunningGateway, described: list[dict[str, Any]]) -> None:
+    described[0]["chat"] = True
+    page, errors = opened(browser, gateway.url)
+    assert page.input_value("#kind") == "chat"
+    assert page.input_value("#prompt") == "What is the capital of France?"
+    page.select_option("#kind", "completion")
+    page.fill("#prompt", "nothing")
+    page.click("#send")
+    page.wait_for_function("() => document.querySelector('#answer').textContent.includes('choose Chat')")
+    assert page.input_value("#kind") == "completion"  # the choice is kept when the status is read again
     page.close()
     assert errors == []
 

@@ -9,13 +9,17 @@ import stat
 import tempfile
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.rings import ring, stage
+from zpptool.admin.attach import named_status
 from zpptool.admin.status_client import read_status, the_status_path
 from zpptool.admin.status_server import StatusServer
+from zpptool.config.engine_kind import Engine
+from zpptool.config.stage_spec import StageSpec
 from zpptool.errors import ExitCode, ZppError
 from zpptool.ring.status import status_path
 
@@ -74,7 +78,8 @@ def test_silence_and_noise_are_errors_in_time(tmp_path: Path) -> None:
         thread.join()
 
 
-def test_several_heads_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_heads_are_listed_with_model_and_api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # other pipelines may run on this machine
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     with pytest.raises(ZppError) as none:
         the_status_path(tmp_path)
@@ -82,10 +87,15 @@ def test_several_heads_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     opened = []
     for name in ("zpp-a", "zpp-b"):
         (tmp_path / name).mkdir()
-        opened.append(StatusServer(status_path(f"ipc://{tmp_path}/{name}/head"), lambda: ring()))
-    with pytest.raises(ZppError, match="zpp-a") as several:
+        spec = StageSpec(Engine.VLLM, f"/models/{name}", ((0, 2),), 0, "", "", api_port=len(opened) + 8000)
+        status = partial(named_status, ring, spec)
+        opened.append(StatusServer(status_path(f"ipc://{tmp_path}/{name}/head"), status))
+    with pytest.raises(ZppError) as several:
         the_status_path(None)
     assert several.value.exit_code is ExitCode.USAGE
+    assert f"{tmp_path}/zpp-a (/models/zpp-a, http://127.0.0.1:8000)" in several.value.message
+    assert f"{tmp_path}/zpp-b (/models/zpp-b, http://127.0.0.1:8001)" in several.value.message
+    assert {head["model"] for head in several.value.beside["heads"]} == {"/models/zpp-a", "/models/zpp-b"}
     for server in opened:
         server.close()
 

@@ -67,6 +67,7 @@ def test_stages_of_vllm_on_one_cpu_share_its_memory_for_their_caches(planned) ->
         ({"num_stages": None}, ExitCode.USAGE, "how many stages"),
         ({"engine_args": ("--port=1",)}, ExitCode.USAGE, "is for the front"),
         ({"engine_args": ("--api_key", "x")}, ExitCode.USAGE, "is for the front"),
+        ({"engine_args": ("--pipeline-parallel-size", "2")}, ExitCode.USAGE, "--pipeline-parallel-size after --"),
         ({"gpu_ids": (("0",),)}, ExitCode.USAGE, "1 GPUs are given for 2 stages"),
         ({"base_port": 65534}, ExitCode.ADDRESS, "65535"),
         ({"base_port": 21000, "api_port": 21002}, ExitCode.ADDRESS, "21002"),

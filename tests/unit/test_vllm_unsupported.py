@@ -45,6 +45,18 @@ def refused(model: Path, *arguments: str) -> ZppError:
     return fault.value
 
 
+@pytest.mark.parametrize("spelling", ["-pp=2", "--pipeline_parallel_size=2", "--pipeline-parallel-s=2", "file"])
+def test_the_number_of_stages_is_decided_by_zpptool(
+    tiny_model: Callable[..., Path], tmp_path: Path, spelling: str
+) -> None:
+    if spelling == "file":
+        (tmp_path / "own.yaml").write_text("pipeline-parallel-size: 2\n")
+        arguments = ["--config", str(tmp_path / "own.yaml")]
+    else:
+        arguments = [spelling]
+    assert "--pipeline-parallel-size after --" in refused(tiny_model("llama"), *arguments).message
+
+
 @pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: refusal.flag)
 def test_an_unsupported_feature_is_refused_with_its_reason(tiny_model: Callable[..., Path], refusal) -> None:
     message = refused(tiny_model("llama"), refusal.flag, *VALUES[refusal.flag]).message

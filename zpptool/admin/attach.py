@@ -9,19 +9,28 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 from zpptool.admin.change_server import ChangeServer
 from zpptool.admin.status_server import StatusServer
 from zpptool.config.stage_spec import StageSpec
 from zpptool.log import place_logger
+from zpptool.net.addresses import url_host
 from zpptool.places import HEAD
 from zpptool.ring.head.node import HeadNode
-from zpptool.ring.status import change_path, status_path
+from zpptool.ring.status import RingStatus, change_path, status_path
 
 _log = place_logger(__name__, HEAD)
 
 
 class _Server(Protocol):
     def close(self) -> None: ...
+
+
+def named_status(status: Callable[[], RingStatus], spec: StageSpec) -> RingStatus:
+    """The ring's status with what tells its head from others on the machine: the model, and the URL of the API."""
+    api = "" if spec.headless else f"http://{url_host(spec.api_host)}:{spec.api_port}"
+    return msgspec.structs.replace(status(), model=spec.served_name or spec.model, api=api)
 
 
 @contextmanager
@@ -36,7 +45,8 @@ def admin_servers(node: HeadNode, spec: StageSpec) -> Iterator[None]:
         spec: the head's spec; the sockets' files lie beside its local endpoint.
     """
     with ExitStack() as open_servers:
-        _open(open_servers, status_path(spec.local), partial(StatusServer, status=node.status), "status")
+        status = partial(named_status, node.status, spec)
+        _open(open_servers, status_path(spec.local), partial(StatusServer, status=status), "status")
         if spec.local.startswith("ipc://"):
             _open(open_servers, change_path(spec.local), partial(ChangeServer, ring=node), "planned changes")
         yield

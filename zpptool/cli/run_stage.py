@@ -244,13 +244,13 @@ def run_stage(
 def _warn_of_open_api(spec: StageSpec, console: Console) -> None:
     """Warn of an API without a key at an address that other machines may reach. It is not refused: in a container,
     whether others reach the port is decided by the network outside."""
+    from zpptool.config.engine_arguments import expanded_arguments, has_option
     from zpptool.net.api_exposure import open_api_warning
 
     if not spec.is_first or spec.headless:
         return
-    has_keys = bool(os.environ.get("VLLM_API_KEY")) or any(
-        item.partition("=")[0].replace("_", "-") == "--api-key" for item in spec.engine_args
-    )
+    arguments = expanded_arguments(spec.engine, spec.engine_args)
+    has_keys = bool(os.environ.get("VLLM_API_KEY")) or has_option(arguments, "--api-key")
     if warning := open_api_warning(spec.api_host, has_keys=has_keys and spec.engine is Engine.VLLM):
         console.warn(warning)
 

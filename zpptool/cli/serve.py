@@ -164,6 +164,7 @@ def serve(
 
     Exit code 6: the pipeline could not be kept up. 130: it was interrupted.
     """
+    from zpptool.config.engine_arguments import expanded_arguments
     from zpptool.config.gpu_pool import parse_gpu_ids
     from zpptool.config.runtime_options import RuntimeOptions, refuse_idle_standby
     from zpptool.net.api_exposure import open_api_warning, refuse_open_front
@@ -217,7 +218,8 @@ def serve(
                 runtime=runtime,
             )
         )
-    engine_args = launch_plans[0].specs[0].engine_args if launch_plans else ()
+    head = launch_plans[0].specs[0] if launch_plans else None
+    engine_args = expanded_arguments(head.engine, head.engine_args) if head else ()
     serving = ServeSettings(
         launch_plans=launch_plans,
         upstreams=upstreams,

@@ -91,6 +91,8 @@ def _show_head(out: Console, ring: RingStatus) -> None:
     from zpptool.ring.status import reason_not_serving
 
     reason = reason_not_serving(ring)
+    if ring.model:
+        out.line(f"{ring.model}, {f'API at {ring.api}' if ring.api else 'no API'}")
     out.line(f"run {ring.run_id}, epoch {ring.epoch}: {ring.phase}{': ' + reason if reason else ''}")
     places = (ring.head, *ring.stages)
     out.table(

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import msgspec
 
+from zpptool.config.engine_arguments import expanded_arguments
 from zpptool.config.engine_kind import Engine
 from zpptool.config.gpu_discovery import Card, cards, find_card, names, refuse_missing
 from zpptool.config.gpu_pool import CUDA, GpuPool, Group, hand_out, visible_gpus
@@ -74,7 +75,8 @@ def with_shares(specs: Sequence[StageSpec], groups: Sequence[Group], found: Sequ
     if max(stages_on(cards_of)) == 1:
         return tuple(specs)
     totals = {card.index: card.total for card in found if card.total is not None}
-    words = share_words(cards_of, [bytes_on_a_gpu(spec) for spec in specs], totals, specs[0].engine_args)
+    given = expanded_arguments(specs[0].engine, specs[0].engine_args)
+    words = share_words(cards_of, [bytes_on_a_gpu(spec) for spec in specs], totals, given)
     return tuple(
         msgspec.structs.replace(spec, engine_args=(*spec.engine_args, *own))
         for spec, own in zip(specs, words, strict=True)

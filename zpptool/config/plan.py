@@ -17,6 +17,7 @@ from zpptool.checkpoint.index import read_index
 from zpptool.checkpoint.stage_tensors import count_layers, index_digest, model_digest
 from zpptool.checkpoint.structure import assign, infer_structure
 from zpptool.config.endpoints import StageEndpoints, is_host, is_link, open_ports, plan_endpoints
+from zpptool.config.engine_arguments import refuse_decided
 from zpptool.config.engine_kind import Engine
 from zpptool.document import Count, read_yaml
 from zpptool.errors import ZppError, invalid_error
@@ -147,8 +148,10 @@ def make_plan(
 
     Raises:
         ZppError: (INVALID) the checkpoint cannot be divided like that; (ADDRESS) ports or hosts are not valid; (USAGE)
-            hosts do not fit the stages, or neither stages nor ranges are given.
+            hosts do not fit the stages, neither stages nor ranges are given, or an engine argument is zpptool's to
+            decide.
     """
+    refuse_decided(engine_args)
     index = read_index(model)
     structure = infer_structure(index)
     partition = resolve_partition(structure.num_layers, num_stages, ranges)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from zpptool.config.engine_arguments import expanded_arguments, refuse_decided
 from zpptool.config.engine_kind import Engine
 from zpptool.config.link_security import check_safety
 from zpptool.config.local_pipeline import tensor_parallel_sizes
@@ -73,6 +74,7 @@ def resolve_stage(options: StageOptions) -> StageSpec:
         ZppError: (USAGE), (INVALID) or (ADDRESS): something is missing, contradicts itself, or cannot be used.
     """
     spec = _planned_spec(options) if options.plan_file is not None else _given_spec(options)
+    refuse_decided(expanded_arguments(spec.engine, spec.engine_args))
     sizes = tensor_parallel_sizes(options.tensor_parallel_size, spec.engine)
     if len(sizes) != 1:
         raise usage_error(f"--tensor-parallel-size {options.tensor_parallel_size}: a stage has one size, its own")

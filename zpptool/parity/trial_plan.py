@@ -15,6 +15,7 @@ from zpptool.checkpoint.manifest import Manifest
 from zpptool.checkpoint.model_config import context_length, read_config
 from zpptool.checkpoint.stage_tensors import model_digest
 from zpptool.config.cpu_binding import stage_environments
+from zpptool.config.engine_arguments import expanded_arguments, refuse_decided
 from zpptool.config.engine_kind import ENGINES, Engine
 from zpptool.config.gpu_plan import place_on_gpus
 from zpptool.config.gpu_pool import Group
@@ -67,6 +68,7 @@ def plan_trial(options: TrialOptions, scratch: Path, log_dir: Path) -> TrialLaun
         ZppError: (USAGE), (INVALID) or (ADDRESS): the options cannot be carried out.
     """
     refuse_unwritable_prompts(options.prompts)
+    refuse_decided(expanded_arguments(options.engine, options.engine_args))
     if options.pipeline_dir is not None:
         directories, manifests = split_stages(options.pipeline_dir)
         partition = manifests[0].ranges

@@ -22,6 +22,8 @@ RECOVERING, BROKEN, STOPPED = "recovering", "broken", "stopped"
 """Phases that only the whole ring has."""
 STEADY_PHASES = frozenset({UNHEARD, WAITING, READY, COMPUTING})
 """Phases in which a healthy stage is never silent for long. The others last as long as loading the weights takes."""
+UNCONNECTED = "waiting"
+"""The state of a link that no peer has connected to yet."""
 SERVING_PHASES = frozenset({READY, COMPUTING})
 """Phases of a ring that takes requests."""
 SILENT_S = 3.0
@@ -125,6 +127,8 @@ class RingStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         stall_s: how long it was not whole because of losses and planned changes, in seconds.
         recomputed_tokens: tokens that had to be computed again because of them.
         planned: how often it became whole again after a planned change.
+        model: what requests call the model; empty where the head did not say.
+        api: the URL of the head's own API; empty where the head is a script.
     """
 
     run_id: str
@@ -137,6 +141,8 @@ class RingStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stall_s: float = 0.0
     recomputed_tokens: int = 0
     planned: int = 0
+    model: str = ""
+    api: str = ""
 
 
 def unheard(stage: int, epoch: int, age_s: float) -> StageStatus:
@@ -155,6 +161,24 @@ def reason_not_serving(ring: RingStatus) -> str:
         return ring.fault
     silent = [f"stage {place.stage} for {place.heard_age_s:.0f} s" for place in ring.stages if is_silent(place)]
     return "no report from " + ", ".join(silent) if silent else "requests wait"
+
+
+def first_missing(to_stage_0: LinkStatus, stages: Iterable[StageStatus]) -> tuple[int, LinkStatus] | None:
+    """The first stage that has not connected to the place before it, and the link that it is to connect to; None where
+    each has, or where it is not known.
+
+    Args:
+        to_stage_0: the head's own link.
+        stages: their last reports, in order.
+    """
+    link: LinkStatus | None = to_stage_0
+    for status in stages:
+        if link is None:
+            return None
+        if link.state == UNCONNECTED:
+            return status.stage, link
+        link = status.link
+    return None
 
 
 def aged(status: StageStatus, seconds: float) -> StageStatus:

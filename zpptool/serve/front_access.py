@@ -8,8 +8,8 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from zpptool.config.engine_arguments import REQUEST_IDS, allowed_origins, has_flag, origins_in_json
 from zpptool.errors import usage_error
-from zpptool.serve.engine_flags import REQUEST_IDS, allowed_origins, has_flag, origins_in_json
 from zpptool.serve.named_keys import ApiKey
 
 ANY = "*"
@@ -48,7 +48,7 @@ def access_rules(
         bind_host: the name or address that the front listens at.
         hosts: the values of `--allowed-host`.
         origins: the values of `--allowed-origins`; without any, those of the engine's option count.
-        engine_args: the engine's arguments.
+        engine_args: the engine's arguments, expanded (`engine_arguments.expanded_arguments`).
 
     Raises:
         ZppError: (USAGE) a value is no host or no origin.

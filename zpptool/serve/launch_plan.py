@@ -11,9 +11,11 @@ import msgspec
 
 from zpptool.config.cpu_binding import stage_environments
 from zpptool.config.endpoints import StageEndpoints, open_ports, plan_endpoints
+from zpptool.config.engine_arguments import expanded_arguments, has_option, names_option, refuse_decided
 from zpptool.config.engine_kind import Engine
 from zpptool.config.gpu_plan import bytes_on_a_gpu, computes_on_cpu, place_on_gpus
 from zpptool.config.gpu_pool import Group
+from zpptool.config.gpu_sharing import KV_BYTES, UTILIZATION
 from zpptool.config.local_pipeline import dynamic_partition, split_stages
 from zpptool.config.memory_budget import free_memory, kv_share, refuse_too_much, stage_bytes
 from zpptool.config.plan import load_plan_file
@@ -96,8 +98,10 @@ def plan_serving(options: ServeOptions) -> tuple[PipelineLaunchPlan, ...]:
     Raises:
         ZppError: the options cannot be carried out: (USAGE), (INVALID), (ADDRESS), or (FAILURE) for lack of memory.
     """
-    _refuse_front_options(options.engine_args)
     specs = _specs_of_plan_file(options) if options.plan_file is not None else _specs_of_model(options)
+    engine_args = expanded_arguments(specs[0].engine, specs[0].engine_args)
+    refuse_decided(engine_args)
+    _refuse_front_options(engine_args)
     placed = place_on_gpus(specs * options.replicas, options.gpu_ids)
     stages = placed.specs
     device = options.runtime.device
@@ -108,7 +112,7 @@ def plan_serving(options: ServeOptions) -> tuple[PipelineLaunchPlan, ...]:
     elif computes_on_cpu(device) or (device == "auto" and not NVIDIA_DEVICE.exists()):
         needed, free = [stage_bytes(spec) for spec in stages], free_memory()
         refuse_too_much(needed, free)
-        stages = _with_kv_share(stages, options.engine_args, needed, free)
+        stages = _with_kv_share(stages, engine_args, needed, free)
     env = stage_environments([spec.tensor_parallel_size for spec in stages], placed.env)
     slices = [slice(number * len(specs), (number + 1) * len(specs)) for number in range(options.replicas)]
     plans = tuple(_replica(stages[part], number, options, env[part]) for number, part in enumerate(slices))
@@ -205,7 +209,7 @@ def _refuse_taken_ports(launch_plan: PipelineLaunchPlan, front_port: int) -> Non
 
 def _refuse_front_options(engine_args: Sequence[str]) -> None:
     for argument in engine_args:
-        if argument.split("=")[0].replace("_", "-") in FRONT_OPTIONS:
+        if any(names_option(argument, option) for option in FRONT_OPTIONS):
             raise usage_error(
                 f"{argument} is for the front: clients never connect to the engine's own server",
                 "Give it to zpptool serve, before --; see zpptool serve --help.",
@@ -217,8 +221,7 @@ def _with_kv_share(
 ) -> tuple[StageSpec, ...]:
     """The specs with a share of the free memory for each stage's KV cache, where the engine is vLLM and the user's
     engine arguments do not set the cache's size."""
-    names = {argument.split("=")[0].replace("_", "-") for argument in given}
-    if specs[0].engine is not Engine.VLLM or names & {"--kv-cache-memory-bytes", "--gpu-memory-utilization"}:
+    if specs[0].engine is not Engine.VLLM or any(has_option(given, option) for option in (UTILIZATION, KV_BYTES)):
         return specs
-    arguments = ("--kv-cache-memory-bytes", str(kv_share(needed, free)))
+    arguments = (KV_BYTES, str(kv_share(needed, free)))
     return tuple(msgspec.structs.replace(spec, engine_args=(*spec.engine_args, *arguments)) for spec in specs)

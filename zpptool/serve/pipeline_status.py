@@ -13,6 +13,9 @@ from typing import Any
 
 import psutil
 
+from zpptool.checkpoint.chat_template import has_chat_template
+from zpptool.config.engine_arguments import has_option
+from zpptool.config.stage_spec import StageSpec
 from zpptool.console import SCHEMA_VERSION
 from zpptool.places import place_name
 from zpptool.process.group import HEAD_NAME
@@ -59,6 +62,7 @@ def whole_status(
         "phase": pool.phase,
         "ready": pool.is_ready,
         "model": next((own["model"] for own in described if own.get("model")), None),
+        "chat": next((own["chat"] for own in described if own.get("chat") is not None), None),
         "tokens_per_s": sum(rates) if rates else None,
         "requests": {"in_flight": pool.in_flight - pool.waiting, "waiting": pool.waiting, **metrics.counts},
         "replicas": replicas,
@@ -129,6 +133,7 @@ def describe_pipeline(view: PipelineView) -> dict[str, Any]:
     first = view.specs[0] if view.specs else None
     return {
         "model": (first.served_name or first.model) if first else None,
+        "chat": _takes_chats(first) if first else None,
         "engine": str(first.engine) if first else None,
         "restarts": view.restarts,
         "recoveries": ring.recoveries if ring else 0,
@@ -140,6 +145,11 @@ def describe_pipeline(view: PipelineView) -> dict[str, Any]:
         "head": head if head["pid"] is not None else None,
         "stages": stages,
     }
+
+
+def _takes_chats(spec: StageSpec) -> bool:
+    """Whether the model has a chat template, of its own or among the engine's arguments."""
+    return has_chat_template(spec.directory) or has_option(spec.engine_args, "--chat-template")
 
 
 def describe_link(link: LinkStatus) -> dict[str, Any]:

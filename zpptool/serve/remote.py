@@ -52,7 +52,8 @@ class RemotePipeline:
             return {}
         replicas: Sequence[Mapping[str, Any]] = status.get("replicas") or ({},)
         head = replicas[0].get("head") if len(replicas) == 1 else None
-        return {"model": status.get("model"), "head": head, "stages": list(status.get("stages") or ())}
+        stages = list(status.get("stages") or ())
+        return {"model": status.get("model"), "chat": status.get("chat"), "head": head, "stages": stages}
 
     async def _poll(self) -> tuple[bool, str, str | None]:
         """Whether it is ready, its phase, and why it is not ready."""

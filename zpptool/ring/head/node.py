@@ -31,9 +31,9 @@ from zpptool.ring.head.setup_log import SetupLog
 from zpptool.ring.head.traced_sender import TracedCallSender
 from zpptool.ring.head.view import RingSnapshot, RingView
 from zpptool.ring.head.watchdog import Watchdog
-from zpptool.ring.heartbeat import Heartbeat
+from zpptool.ring.heartbeat import Heartbeat, link_status
 from zpptool.ring.messages import Leave, RollCall, StageFacts, Stop, encode_control
-from zpptool.ring.status import RingStatus
+from zpptool.ring.status import RingStatus, first_missing
 from zpptool.ring.timeline import Timeline
 from zpptool.ring.timeouts import RingTimeouts
 from zpptool.wire.link import LinkReceiver, LinkSender
@@ -328,8 +328,16 @@ class HeadNode:
             self._timeline.flush()
 
     def _roll_call_is_late(self) -> ZppError:
+        late = f"the roll call has not come round in {self._timeouts.start_s:g} s"
+        missing = first_missing(link_status(self._downstream), self._view.stages())
+        if missing is not None:
+            stage, link = missing
+            return stage_error(
+                f"{late}: stage {stage} is missing, it has not connected to {link.endpoint}",
+                f"Start stage {stage}, or correct the address that it connects to.",
+            )
         return stage_error(
-            f"the roll call has not come round in {self._timeouts.start_s:g} s: it left for stage 0 and nothing came"
-            f" back from {self._upstream.peer} at {self._upstream.endpoint}",
+            f"{late}: it left for stage 0 and nothing came back from {self._upstream.peer} at"
+            f" {self._upstream.endpoint}",
             "Each stage prints what it waits for: look at the first one that waits for its neighbour.",
         )

@@ -260,10 +260,13 @@ class StageNode:
                     self._answer_roll(received.control)
             if isinstance(received.control, wanted):
                 return received.control
-        raise stage_error(
-            f"stage {self.stage} has waited {limit_s:g} s for {what} at {self._upstream.endpoint}",
-            "Is the stage before it running, and is the address right?",
-        )
+        waited_for = f"stage {self.stage} has waited {limit_s:g} s for {what} at {self._upstream.endpoint}"
+        if self._upstream.refusal_reason:
+            raise stage_error(
+                f"{waited_for}, and was refused there: {self._upstream.refusal_reason}",
+                "Stop the other process of this stage, or give this one its own place.",
+            )
+        raise stage_error(waited_for, "Is the stage before it running, and is the address right?")
 
     def _answer_roll(self, roll: RollCall) -> None:
         """Add this stage to the roll call and pass it on."""

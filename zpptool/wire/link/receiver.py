@@ -89,6 +89,11 @@ class LinkReceiver(Endpoint):
         return self._session.state
 
     @property
+    def refusal_reason(self) -> str:
+        """Why one side last refused the other; empty for never, and once the sender has welcomed this end."""
+        return self._session.refusal_reason
+
+    @property
     def sequence(self) -> int:
         """The last message received in this epoch; -1 for none."""
         return self._session.due - 1
@@ -297,6 +302,7 @@ class LinkReceiver(Endpoint):
 
     def _refuse(self, who: str, reason: str, *, plan: bool) -> None:
         self._session.refusal = self.faults.refused(who, reason, plan=plan)
+        self._session.refusal_reason = reason
         self._record_refusal(self._session.refusal.message)
 
     def _on_connected(self) -> None:

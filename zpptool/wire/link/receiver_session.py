@@ -16,16 +16,18 @@ class ReceiverSession:
         acknowledgements: which messages of the session the sender still needs an acknowledgement for.
         disconnected: whether the connection of the session has ended.
         refusal: the error, when one side has refused the other.
+        refusal_reason: why, kept while this end tries again; empty once the sender has welcomed it.
         hold: why the sender lets this end wait; None when it does not.
     """
 
-    __slots__ = ("acknowledgements", "check", "disconnected", "hold", "refusal")
+    __slots__ = ("acknowledgements", "check", "disconnected", "hold", "refusal", "refusal_reason")
 
     def __init__(self) -> None:
         self.check: SequenceCheck | None = None
         self.acknowledgements = AcknowledgementSchedule(Window())
         self.disconnected = False
         self.refusal: LinkRefused | None = None
+        self.refusal_reason = ""
         self.hold: str | None = None
 
     @property
@@ -52,6 +54,7 @@ class ReceiverSession:
         self.disconnected = False
         self.check = SequenceCheck(number)
         self.acknowledgements = AcknowledgementSchedule(window)
+        self.refusal_reason = ""
         self.hold = None
 
     def on_connected(self) -> None:

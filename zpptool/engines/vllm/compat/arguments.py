@@ -10,6 +10,7 @@ from typing import NoReturn
 from vllm.entrypoints.cli.serve import make_arg_parser, validate_parsed_serve_args
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+from zpptool.config.engine_arguments import DECIDED, PIPELINE_SIZE
 from zpptool.config.engine_kind import BALANCED_SCHEDULER, RECOVERING_SCHEDULER
 from zpptool.config.stage_spec import StageSpec
 from zpptool.engines.vllm.compat.platform import device_type
@@ -57,15 +58,20 @@ def serve_arguments(spec: StageSpec, executor_class: type | None) -> argparse.Na
             supported across stages.
     """
     command_line = [
-        spec.model, "--pipeline-parallel-size", str(spec.num_stages), "--dtype", spec.dtype,
+        spec.model, "--dtype", spec.dtype,
         "--host", spec.api_host, "--port", str(spec.api_port), "--no-async-scheduling",
         "--shutdown-timeout", str(ENGINE_CORE_STOP_S),
         *(("--served-model-name", spec.served_name) if spec.served_name else ()), *spec.engine_args,
     ]  # fmt: skip
+    parser = serve_parser()
+    parser.set_defaults(pipeline_parallel_size=None)
     try:
-        args = serve_parser().parse_args(command_line)
+        args = parser.parse_args(command_line)
     except argparse.ArgumentError as cause:
         raise usage_error(f"vLLM does not take this: {cause}") from cause
+    if args.pipeline_parallel_size is not None:
+        raise usage_error(f"{PIPELINE_SIZE} after -- is decided by zpptool", DECIDED[PIPELINE_SIZE])
+    args.pipeline_parallel_size = spec.num_stages
     args.model = args.model_tag or args.model
     if spec.device not in ("auto", device_type()):
         raise usage_error(
