@@ -11,7 +11,12 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from zpptool.checkpoint.split import split_checkpoint
+
+if TYPE_CHECKING:
+    import pytest
 
 VOCAB, HIDDEN = 48, 8
 BITS = {"F32": 32, "BF16": 16, "F16": 16, "F8_E4M3": 8, "U8": 8, "I64": 64, "F4": 4, "BOOL": 8}
@@ -111,3 +116,15 @@ def write_sparse(directory: Path, tensor_bytes: int, *, layers: int = 4) -> Path
     with (directory / "model.safetensors").open("r+b") as stream:
         stream.truncate(stream.seek(0, 2) + len(names) * tensor_bytes)
     return directory
+
+
+def written_llama(factory: pytest.TempPathFactory, layers: int) -> Path:
+    """The directory of a written llama checkpoint with so many layers."""
+    return write_checkpoint(factory.mktemp("full") / "model", llama(layers), llama_config(layers))
+
+
+def split_into(factory: pytest.TempPathFactory, model: Path, *ranges: str) -> Path:
+    """The directory of the stages that a checkpoint was split into."""
+    out = factory.mktemp("split") / "stages"
+    split_checkpoint(model, out, ranges=list(ranges))
+    return out

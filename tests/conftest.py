@@ -14,12 +14,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from zpptool.log import FORMAT_VARIABLE, LEVEL_VARIABLE
 from zpptool.log import ROOT as LOGGING_ROOT
+
+if TYPE_CHECKING:
+    from tests.fronts import ToyServer
+    from tests.scripted import ScriptedApi
 
 pytest_plugins = ("links",)
 
@@ -61,6 +65,16 @@ def own_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     logger.handlers, logger.propagate = handlers, propagate
     logger.setLevel(level)
+
+
+@pytest.fixture
+def server() -> Iterator[ToyServer]:
+    """A server to stand behind a front; it answers as the test says."""
+    from tests.fronts import ToyServer
+
+    toy = ToyServer()
+    yield toy
+    toy.close()
 
 
 @dataclass(frozen=True)
@@ -139,6 +153,15 @@ def speaker(real_model: Path, tiny_model: Callable[..., Path], tmp_path_factory:
     for name in TOKENIZER_FILES:
         shutil.copy(real_model / name, directory)
     return directory
+
+
+@pytest.fixture
+def api(tiny_model: Callable[..., Path]) -> Iterator[ScriptedApi]:
+    """The embedded engine's API in front of a scripted model."""
+    from tests.scripted import scripted_api
+
+    with scripted_api(tiny_model("llama")) as api:
+        yield api
 
 
 def _byte_tokenizer() -> Any:

@@ -60,6 +60,20 @@ async def answer_ok(_request: ReceivedRequest, writer: asyncio.StreamWriter) -> 
     writer.write(OK_JSON)
 
 
+def answering(head: str, body: bytes = b"") -> Behave:
+    """Behave as a server that gives this answer.
+
+    Args:
+        head: what follows `HTTP/1.1` in its head: the status, and header lines.
+        body: of the answer.
+    """
+
+    async def behave(_request: ReceivedRequest, writer: asyncio.StreamWriter) -> None:
+        writer.write(f"HTTP/1.1 {head}\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
+
+    return behave
+
+
 class ToyServer:
     """A server that answers requests with a function of the test.
 

@@ -8,8 +8,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -98,6 +98,17 @@ class Served:
         for process in self.left_behind():
             with suppress(psutil.NoSuchProcess):
                 process.kill()
+
+
+@contextmanager
+def serving(directory: Path, *arguments: object) -> Iterator[Served]:
+    """`zpptool serve` with these arguments, ready, for as long as the context lasts; see `Served`."""
+    command = Served(directory, *arguments)
+    try:
+        command.until_ready()
+        yield command
+    finally:
+        command.close()
 
 
 def wait_for(condition: Callable[[], Value], within_s: float = READY_S) -> Value:

@@ -52,7 +52,7 @@ def test_files_of_two_pipelines_in_one_directory_are_refused(keys, tmp_path: Pat
     assert "do not fit together" in ran.err
 
 
-def test_there_is_nothing_to_show(keys, tmp_path: Path) -> None:
+def test_a_directory_without_keys_is_refused(keys, tmp_path: Path) -> None:
     assert keys("show", tmp_path).code == 3
     assert keys("show", tmp_path / "none").code == 3
     assert keys("generate", "--num-stages", 0, "-o", tmp_path / "k").code == 2

@@ -11,11 +11,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from checkpoints import llama, llama_config, write_checkpoint
+from checkpoints import split_into, written_llama
 from commands import typed_here
 
 from tests.conftest import Ran
-from zpptool.checkpoint.split import split_checkpoint
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -24,14 +23,12 @@ LAYERS = 4
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("full") / "model", llama(LAYERS), llama_config(LAYERS))
+    return written_llama(tmp_path_factory, LAYERS)
 
 
 @pytest.fixture(scope="module")
 def stages(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("split") / "stages"
-    split_checkpoint(model, out, ranges=["0-1", "1-4"])
-    return out
+    return split_into(tmp_path_factory, model, "0-1", "1-4")
 
 
 @pytest.fixture
@@ -130,7 +127,7 @@ def test_valid_options_need_only_an_engine(
 def test_each_engine_names_its_own_extra(run_stage: Callable[..., Ran], stages: Path) -> None:
     ran = run_stage(stages / "stage_0", "--engine", "transformers")
     assert ran.code == 2
-    assert "needs transformers, which is not installed\n  hint: pip install zpptool[transformers]" in ran.err
+    assert "needs transformers, which is not installed\n  hint: pip install 'zpptool[transformers]'" in ran.err
 
 
 @pytest.mark.parametrize("flag", ["--next-stage-addr", "--pipeline-next-stage-addr"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import base64
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,13 +23,6 @@ from zpptool.errors import ExitCode
 pytestmark = pytest.mark.timeout(120)
 SECRET = "s3cr3t-password"
 NOWHERE = "http://127.0.0.1:1"
-
-
-@pytest.fixture
-def upstream() -> Iterator[ToyServer]:
-    toy = ToyServer()
-    yield toy
-    toy.close()
 
 
 @pytest.mark.parametrize(
@@ -92,8 +85,8 @@ def test_the_credentials_of_a_client_s_url_are_not_shown(zpptool: Callable[..., 
     assert SECRET not in shown.out
 
 
-def test_the_credentials_of_an_upstream_are_sent_there_and_shown_nowhere(tmp_path: Path, upstream: ToyServer) -> None:
-    whole = [url.replace("//", f"//me:{SECRET}@") for url in (upstream.url, NOWHERE)]
+def test_the_credentials_of_an_upstream_are_sent_there_and_shown_nowhere(tmp_path: Path, server: ToyServer) -> None:
+    whole = [url.replace("//", f"//me:{SECRET}@") for url in (server.url, NOWHERE)]
     words = [word for url in whole for word in ("--upstream", url)]
     served = Served(tmp_path, *words, "--log-level", "debug", "--drain-timeout", 0)
     try:
@@ -105,7 +98,7 @@ def test_the_credentials_of_an_upstream_are_sent_there_and_shown_nowhere(tmp_pat
             assert NOWHERE in shown
         expected = "authorization: Basic " + base64.b64encode(f"me:{SECRET}".encode()).decode()
         for path in ("/v1/models", "/metrics", "/pipeline/status", "/version"):
-            received = [request for request in upstream.received if request.path == path]
+            received = [request for request in server.received if request.path == path]
             assert received, path
             for request in received:
                 assert [line for line in request.headers if line.lower().startswith("authorization")] == [expected]
@@ -113,19 +106,19 @@ def test_the_credentials_of_an_upstream_are_sent_there_and_shown_nowhere(tmp_pat
         assert served.process.wait(30) == ExitCode.INTERRUPTED
     finally:
         served.close()
-    assert f"serving {upstream.url}, {NOWHERE} at " in served.output.read_text()
+    assert f"serving {server.url}, {NOWHERE} at " in served.output.read_text()
     for text in (shown, served.text(), served.output.read_text()):
         assert SECRET not in text
         assert expected.split()[-1] not in text
     assert "can read the credentials of --upstream" in served.text()
 
 
-def test_logs_name_the_key_and_do_not_show_it(tmp_path: Path, upstream: ToyServer) -> None:
+def test_logs_name_the_key_and_do_not_show_it(tmp_path: Path, server: ToyServer) -> None:
     keys = tmp_path / "keys"
     keys.write_text(f"alice: {SECRET}\nother\n")
     keys.chmod(0o600)
     served = Served(
-        tmp_path, "--upstream", upstream.url, "--api-key-file", keys, "--host", "0.0.0.0", "--log-level", "debug"
+        tmp_path, "--upstream", server.url, "--api-key-file", keys, "--host", "0.0.0.0", "--log-level", "debug"
     )
     try:
         port = httpx.URL(served.url).port

@@ -11,11 +11,10 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from checkpoints import llama, llama_config, write_checkpoint
+from checkpoints import llama, llama_config, split_into, write_checkpoint, written_llama
 from commands import typed_here
 
 from tests.conftest import Ran
-from zpptool.checkpoint.split import split_checkpoint
 
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.timeout(60)
@@ -25,13 +24,12 @@ LAYERS = 4
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("full") / "model", llama(LAYERS), llama_config(LAYERS))
+    return written_llama(tmp_path_factory, LAYERS)
 
 
 @pytest.fixture(scope="module")
 def stages(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("split") / "stages"
-    split_checkpoint(model, out, ranges=["0-1", "1-4"])
+    out = split_into(tmp_path_factory, model, "0-1", "1-4")
     shutil.copytree(out, out.with_name("half"))
     shutil.rmtree(out.with_name("half") / "stage_1")
     return out

@@ -59,7 +59,7 @@ def as_another(typed: Callable[..., Ran], words: Sequence[object], output: Path)
 
 @pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize("locked", LOCKED)
-def test_it_is_one_line(typed: Callable[..., Ran], model: Path, name: str, locked: str) -> None:
+def test_an_unreadable_file_is_one_line(typed: Callable[..., Ran], model: Path, name: str, locked: str) -> None:
     words = [model if word == "MODEL" else word for word in COMMANDS[name]]
     typed(*words)  # imports what the other user may not be able to read
     file, mode = LOCKED[locked]

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 pytest.importorskip("starlette")
@@ -21,13 +19,6 @@ pytestmark = pytest.mark.timeout(60)
 COMPLETIONS = "/v1/completions"
 PREFLIGHT = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type"}
 KEY = {"authorization": "Bearer k"}
-
-
-@pytest.fixture
-def server() -> Iterator[ToyServer]:
-    toy = ToyServer()
-    yield toy
-    toy.close()
 
 
 def ask(method: str, url: str, headers: dict[str, str] | None = None, **more: object) -> httpx.Response:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -28,14 +28,8 @@ from zpptool.net.connection_limits import ConnectionLimits
 pytestmark = pytest.mark.timeout(120)
 
 QUICK = ConnectionLimits(header_s=1.0, body_s=1.5, keep_alive_s=1)
+SILENT, SILENT_BEYOND_FILES = 100, 120
 BEGUN = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-
-
-@pytest.fixture
-def server() -> Iterator[ToyServer]:
-    toy = ToyServer()
-    yield toy
-    toy.close()
 
 
 def completes(gateway: RunningGateway | str) -> bool:
@@ -93,10 +87,14 @@ def test_headers_beyond_the_limit_are_refused(server: ToyServer) -> None:
         assert completes(gateway)
 
 
-def test_silent_strangers_do_not_lock_anybody_out(server: ToyServer) -> None:
+def test_idle_connections_do_not_lock_other_clients_out(
+    server: ToyServer, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("silent connections", SILENT)
+    record_property("connections that the front takes", 20)
     limits = ConnectionLimits(connections=20, per_address=20, header_s=60.0, body_s=60.0)
     with gateway_of([server], connections=limits) as gateway, ExitStack() as stack:
-        for number in range(100):
+        for number in range(SILENT):
             stranger = stack.enter_context(connect(gateway.url))
             if number % 2:
                 stranger.sendall(BEGUN + b"content-length: 1000\r\n\r\n{")
@@ -104,7 +102,7 @@ def test_silent_strangers_do_not_lock_anybody_out(server: ToyServer) -> None:
             assert completes(gateway)
 
 
-def test_one_address_has_its_share_of_the_connections(server: ToyServer) -> None:
+def test_one_address_gets_a_limited_number_of_connections(server: ToyServer) -> None:
     limits = ConnectionLimits(connections=20, per_address=4, header_s=60.0)
     with gateway_of([server], connections=limits) as gateway, ExitStack() as stack:
         strangers = [stack.enter_context(connect(gateway.url, 5.0)) for _ in range(8)]
@@ -113,7 +111,10 @@ def test_one_address_has_its_share_of_the_connections(server: ToyServer) -> None
             strangers[-1].recv(1)
 
 
-def test_with_64_descriptors_silent_strangers_do_not_lock_anybody_out() -> None:
+def test_idle_connections_do_not_lock_other_clients_out_with_64_descriptors(
+    record_property: Callable[[str, object], None],
+) -> None:
+    record_property("silent connections", SILENT_BEYOND_FILES)
     command = [sys.executable, "-m", "tests.hostile.small_front"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as front:
         assert front.stdin is not None
@@ -121,7 +122,7 @@ def test_with_64_descriptors_silent_strangers_do_not_lock_anybody_out() -> None:
         try:
             url = front.stdout.readline().strip()
             with ExitStack() as stack:
-                for _ in range(120):
+                for _ in range(SILENT_BEYOND_FILES):
                     stack.enter_context(connect(url))
                 for _ in range(5):
                     assert completes(url)
@@ -166,7 +167,7 @@ def test_tls_is_1_2_or_later_with_forward_secrecy(
             assert status_of(secured.recv(4096)) == 200
 
 
-def test_bodies_together_have_a_budget(server: ToyServer) -> None:
+def test_all_bodies_together_have_a_limit(server: ToyServer) -> None:
     with gateway_of([server], buffered_bytes=150_000) as gateway, connect(gateway.url) as first:
         first.sendall(BEGUN + b"content-length: 100001\r\n\r\n" + b"x" * 100_000)
         url = f"{gateway.url}/v1/completions"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -14,26 +14,11 @@ pytest.importorskip("httpx")
 
 import httpx
 
-from tests.fronts import Behave, ReceivedRequest, ToyServer, gateway_of
+from tests.fronts import ReceivedRequest, ToyServer, answering, gateway_of
 from zpptool.serve.bounded_fetch import MAX_RESPONSE_BYTES, FetchError, fetch
 from zpptool.serve.proxy import open_client
 
 pytestmark = pytest.mark.timeout(60)
-
-
-@pytest.fixture
-def server() -> Iterator[ToyServer]:
-    toy = ToyServer()
-    yield toy
-    toy.close()
-
-
-def answering(body: bytes, *headers: str) -> Behave:
-    async def behave(_request: ReceivedRequest, writer: asyncio.StreamWriter) -> None:
-        head = "\r\n".join(["HTTP/1.1 200 OK", f"content-length: {len(body)}", *headers, "", ""])
-        writer.write(head.encode() + body)
-
-    return behave
 
 
 def fetched(url: str, timeout_s: float = 10.0) -> bytes:
@@ -44,8 +29,13 @@ def fetched(url: str, timeout_s: float = 10.0) -> bytes:
     return asyncio.run(run())
 
 
-def test_compressed_answers_are_neither_requested_nor_accepted(server: ToyServer) -> None:
-    server.behave = answering(gzip.compress(b"# TYPE a counter\n" * 1_000_000), "content-encoding: gzip")
+def test_compressed_answers_are_neither_requested_nor_accepted(
+    server: ToyServer, record_property: Callable[[str, object], None]
+) -> None:
+    metrics = b"# TYPE a counter\n" * 1_000_000
+    record_property("bytes of the answer", len(compressed := gzip.compress(metrics)))
+    record_property("bytes when decompressed", len(metrics))
+    server.behave = answering("200 OK\r\ncontent-encoding: gzip", compressed)
     with pytest.raises(FetchError, match="compressed"):
         fetched(f"{server.url}/metrics")
     assert "accept-encoding: identity" in {line.lower() for line in server.received[0].headers}
@@ -55,7 +45,7 @@ def test_compressed_answers_are_neither_requested_nor_accepted(server: ToyServer
 
 
 def test_an_answer_beyond_the_limit_is_refused(server: ToyServer) -> None:
-    server.behave = answering(b"x" * (MAX_RESPONSE_BYTES + 1))
+    server.behave = answering("200 OK", b"x" * (MAX_RESPONSE_BYTES + 1))
     with pytest.raises(FetchError, match="larger than"):
         fetched(f"{server.url}/metrics")
 

@@ -42,7 +42,7 @@ EXPECTED = {
 }
 
 
-def test_a_few_classes_have_the_expected_outcomes(tmp_path: Path) -> None:
+def test_some_classes_have_the_expected_outcomes(tmp_path: Path) -> None:
     results, table = tmp_path / "results.jsonl", tmp_path / "coverage.md"
     command = [sys.executable, SCRIPTS / "coverage_report.py", "--only", ",".join(EXPECTED)]
     ran = subprocess.run(

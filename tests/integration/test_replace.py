@@ -86,7 +86,7 @@ def planned(
         pytest.param("vllm", 2, marks=[pytest.mark.long, pytest.mark.vllm]),
     ],
 )
-def test_a_stage_moves_under_load_and_whoever_receives_from_it_follows(
+def test_a_stage_moves_under_load_and_its_receiver_follows(
     model: Path, tmp_path: Path, zpptool: Callable[..., Ran], engine: str, stage: int
 ) -> None:
     if engine == "vllm":

@@ -137,7 +137,7 @@ def test_stages_with_different_numbers_of_stages_are_refused(tmp_path: Path) -> 
     assert refused.value.exit_code is ExitCode.INVALID
 
 
-def test_a_stop_ends_every_stage_in_good_order(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_stop_ends_every_stage_in_order(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "zpptool")
     ring = Ring(ring_specs(3, tmp_path))
     ring.start()
@@ -217,7 +217,7 @@ def test_a_roll_call_that_does_not_come_back_names_the_missing_stage(tmp_path: P
     ring = Ring([specs[0], specs[2]], head=changed(specs[0], start_timeout_s=1.2))
     try:
         ring.start()
-        with pytest.raises(ZppError, match=r"the roll call has not come round in 1\.2 s") as late:
+        with pytest.raises(ZppError, match=r"the roll call has not returned in 1\.2 s") as late:
             ring.gather()
         ring.head.stop("the head has ended")
         errors = [run.exception(5) for run in ring.stages]
@@ -225,11 +225,11 @@ def test_a_roll_call_that_does_not_come_back_names_the_missing_stage(tmp_path: P
         ring.close()
     assert late.value.exit_code is ExitCode.STAGE
     assert f"stage 1 is missing, it has not connected to {specs[0].bind}" in late.value.message
-    assert "the head has stopped the run: the roll call has not come round" in str(errors[0])
+    assert "the head has stopped the run: the roll call has not returned" in str(errors[0])
     assert "stage 2 has waited 2.4 s for the roll call from stage 1" in str(errors[1])
 
 
-def test_a_stage_that_is_not_there_is_named_by_the_one_before_it(tmp_path: Path) -> None:
+def test_a_missing_stage_is_named_by_the_one_before_it(tmp_path: Path) -> None:
     specs = ring_specs(3, tmp_path, start_s=0.7)
     ring = Ring([specs[0]], head=changed(specs[0], start_timeout_s=5.0))
     try:
@@ -251,7 +251,7 @@ def test_a_head_without_stage_0_names_it(tmp_path: Path) -> None:
         ring.close()
 
 
-def test_two_stages_with_the_same_place_on_one_address(tmp_path: Path) -> None:
+def test_two_stages_with_the_same_place_on_one_address_are_refused(tmp_path: Path) -> None:
     specs = ring_specs(2, tmp_path, base_port=free_base_port(3), start_s=1.0)
     ring = Ring([specs[1], specs[1]], head=specs[0])
     try:
@@ -295,7 +295,7 @@ def test_a_stage_connected_to_the_wrong_one_is_refused(tmp_path: Path) -> None:
     try:
         ring.start()
         with pytest.raises(
-            ZppError, match=r"the roll call has not come round|stage 1 waited 1 s for stage 2|lost stage"
+            ZppError, match=r"the roll call has not returned|stage 1 waited 1 s for stage 2|lost stage"
         ):
             ring.gather()
         errors = [run.exception(5) for run in ring.stages]

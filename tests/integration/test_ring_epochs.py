@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A new epoch goes round a whole ring and drops what was under way; messages of the old one have no effect."""
+"""A new epoch passes through the whole ring and drops what was under way; messages of the old one have no effect."""
 
 from __future__ import annotations
 

@@ -177,7 +177,7 @@ def test_a_stage_lost_before_the_verdict_is_noticed_at_once(tmp_path: Path) -> N
     assert "error: head: stage 0 has lost stage 1 at" in (tmp_path / "head.log").read_text()
 
 
-def test_a_stop_ends_every_process_in_good_order(tmp_path: Path) -> None:
+def test_a_stop_ends_every_process_in_order(tmp_path: Path) -> None:
     with three(tmp_path) as ring:
         ring.head.stop("that was all")
         assert [child.wait(SOON_S) for child in ring.children] == [ExitCode.OK] * 3

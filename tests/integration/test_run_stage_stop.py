@@ -69,7 +69,7 @@ def events_with_signal(
     return chunks, errors, last
 
 
-def test_a_stream_ends_whole_although_every_stage_was_asked_to_stop(model: Path, tmp_path: Path) -> None:
+def test_a_stream_is_completed_although_every_stage_was_asked_to_stop(model: Path, tmp_path: Path) -> None:
     """As a service manager stops a pipeline: SIGTERM to all of it at once. New requests are refused."""
     with pipeline(model, tmp_path, 100) as (stages, client):
         refused: list[httpx.Response] = []

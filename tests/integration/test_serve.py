@@ -26,7 +26,7 @@ pytest.importorskip("httpx")
 import httpx
 
 from tests.conftest import Ran
-from tests.served import END_S, READY_S, Served, wait_for
+from tests.served import END_S, READY_S, Served, serving, wait_for
 from tests.stages import free_base_port
 
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(400)]
@@ -66,15 +66,12 @@ def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     """A pipeline of two stages, shared by several tests, which also kill parts of it."""
     directory = tmp_path_factory.mktemp("serve")
     full_disk(directory / "logs" / "generation-2")
-    command = Served(
-        directory, model, "--num-stages", 2, "--log-dir", directory / "logs", "--served-model-name", "tiny",
-        "--recovery-deadline", 200, "--drain-timeout", 200,
+    options = (
+        "--num-stages", 2, "--log-dir", directory / "logs", "--served-model-name", "tiny", "--recovery-deadline", 200,
+        "--drain-timeout", 200,
     )  # fmt: skip
-    try:
-        command.until_ready()
+    with serving(directory, model, *options) as command:
         yield command
-    finally:
-        command.close()
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ pytest.importorskip("httpx")
 import httpx
 
 from tests.conftest import Ran
-from tests.served import READY_S, Served, wait_for
+from tests.served import READY_S, Served, serving, wait_for
 from tests.streams import Streams
 
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(400)]
@@ -34,15 +34,11 @@ def model(tiny_model: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="module")
 def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     directory = tmp_path_factory.mktemp("serve-recovery")
-    command = Served(
-        directory, model, "--num-stages", 3, "--served-model-name", "tiny", "--beat-timeout", BEAT_S,
-        "--log-dir", directory / "logs",
+    options = (
+        "--num-stages", 3, "--served-model-name", "tiny", "--beat-timeout", BEAT_S, "--log-dir", directory / "logs",
     )  # fmt: skip
-    try:
-        command.until_ready()
+    with serving(directory, model, *options) as command:
         yield command
-    finally:
-        command.close()
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("transformers")
 
 from tests.conftest import Ran
-from tests.served import READY_S, Served, wait_for
+from tests.served import READY_S, Served, serving, wait_for
 from tests.stages import free_base_port, started, wait_until_ready
 from tests.streams import Streams
 
@@ -31,15 +31,9 @@ def model(tiny_model: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="module")
 def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     directory = tmp_path_factory.mktemp("standby")
-    one = Served(
-        directory, model, "--num-stages", 3, "--served-model-name", "tiny", "--standby", 1,
-        "--log-dir", directory / "logs",
-    )  # fmt: skip
-    try:
-        one.until_ready()
-        yield one
-    finally:
-        one.close()
+    options = ("--num-stages", 3, "--served-model-name", "tiny", "--standby", 1, "--log-dir", directory / "logs")
+    with serving(directory, model, *options) as command:
+        yield command
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +96,7 @@ def test_a_spare_that_is_killed_is_no_loss_and_is_replaced(served: Served, clien
     assert after.pipeline["recoveries"] == before.pipeline["recoveries"]
 
 
-def test_a_spare_becomes_the_head_too(served: Served, client: httpx.Client, undisturbed: list[str]) -> None:
+def test_a_spare_can_replace_the_head(served: Served, client: httpx.Client, undisturbed: list[str]) -> None:
     spare, before = wait_for_spare(served, client), Snapshot(client)
     psutil.Process(before.pids["head"]).kill()
     wait_for(lambda: "pipeline: a spare process becomes head" in served.text())

@@ -306,6 +306,6 @@ def test_a_head_that_ends_meanwhile_is_named(tmp_path: Path) -> None:
         read_answer(b"what?\n")
 
 
-def test_the_requester_is_one_line_of_plain_text() -> None:
+def test_the_requesters_name_is_one_line_of_plain_text() -> None:
     requester = whose("zpptool rollout")
     assert msgspec.convert({"type": "rollout", "by": requester}, Rollout).by == requester

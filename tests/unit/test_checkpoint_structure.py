@@ -142,7 +142,7 @@ def test_one_stage_shares_nothing() -> None:
     assert set(assignment.stages[0]) == set(llama(tied=True))
 
 
-def test_a_tied_embedding_takes_its_companions_along() -> None:
+def test_the_companions_of_a_tied_embedding_go_to_the_same_stages() -> None:
     kinds = {**llama(tied=True), "model.embed_tokens.scales": ("BF16", (VOCAB, 1))}
     assert stages_of(infer(kinds), "model.embed_tokens.scales") == (0, 3)
 

@@ -47,7 +47,7 @@ def test_only_those_that_share_get_arguments_and_the_smallest_gpu_counts() -> No
         ((KV_BYTES, "9", UTILIZATION, "0.5"), ()),
     ],
 )
-def test_what_the_user_says_stands(given_words: tuple[str, ...], added: tuple[str, ...]) -> None:
+def test_the_users_own_value_is_kept(given_words: tuple[str, ...], added: tuple[str, ...]) -> None:
     assert share_words(SHARED, [GIB, GIB], {"0": 40 * GIB}, given_words) == [added, added]
 
 

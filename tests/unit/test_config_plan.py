@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from checkpoints import llama, llama_config, write_checkpoint
+from checkpoints import llama, write_checkpoint, written_llama
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -20,9 +20,7 @@ from zpptool.wire.compression.adaptive import WireCodec
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("plan") / "model"
-    write_checkpoint(directory, llama(layers=6), llama_config(layers=6))
-    return directory
+    return written_llama(tmp_path_factory, 6)
 
 
 def planned(model: Path, **changes: object) -> PipelinePlan:
@@ -45,7 +43,7 @@ def test_every_byte_of_the_weights_is_planned_for_once_but_a_tied_embedding(mode
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(num_stages=st.integers(1, 6), base_port=st.integers(1024, 60000), alone=st.booleans())
-def test_whatever_is_planned_can_work(model: Path, num_stages: int, base_port: int, alone: bool) -> None:
+def test_every_plan_can_work(model: Path, num_stages: int, base_port: int, alone: bool) -> None:
     hosts = [f"host-{stage}" for stage in range(num_stages)] if alone else None
     made = planned(model, num_stages=num_stages, base_port=base_port, hosts=hosts, api_port=1023)
     assert plan_faults(made) == []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from checkpoints import llama, llama_config, write_checkpoint
+from checkpoints import written_llama
 
 from zpptool.config.plan import PipelinePlan, load_plan_file, make_plan, plan_faults
 from zpptool.config.plan_changes import host_and_port, moved_plan, repartitioned_plan, rewrite_plan
@@ -16,9 +16,7 @@ from zpptool.errors import ExitCode, ZppError
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("plan") / "model"
-    write_checkpoint(directory, llama(layers=6), llama_config(layers=6))
-    return directory
+    return written_llama(tmp_path_factory, 6)
 
 
 def planned(model: Path, **changes: object) -> PipelinePlan:

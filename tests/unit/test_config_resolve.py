@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import llama, llama_config, write_checkpoint
+from checkpoints import split_into, written_llama
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zpptool.checkpoint.split import split_checkpoint
 from zpptool.config.resolve import StagePlace, partition_around, resolve_place
 from zpptool.errors import ExitCode, ZppError
 from zpptool.partition import LayerRange, check_ranges
@@ -23,14 +22,12 @@ SPLIT = ("0-1", "1-4", "4-6")
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("full") / "model", llama(LAYERS), llama_config(LAYERS))
+    return written_llama(tmp_path_factory, LAYERS)
 
 
 @pytest.fixture(scope="module")
 def split(full: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("split") / "stages"
-    split_checkpoint(full, out, ranges=SPLIT)
-    return out
+    return split_into(tmp_path_factory, full, *SPLIT)
 
 
 def refusal(code: ExitCode, *args: Any, of: Any = resolve_place, **options: Any) -> ZppError:

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.timeout(30)
 
 
 @pytest.mark.parametrize(("env", "added"), [({}, "0"), ({VARIABLE: ""}, "0"), ({VARIABLE: "0"}, None)])
-def test_v1_is_added_where_nothing_is_said(env: dict[str, str], added: str | None) -> None:
+def test_the_v1_runner_is_set_unless_the_user_names_one(env: dict[str, str], added: str | None) -> None:
     refuse_v2_runner(env)
     assert runner_environment(env).get(VARIABLE) == added
 

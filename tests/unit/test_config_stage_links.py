@@ -35,7 +35,7 @@ def test_given_addresses_take_precedence_over_planned_ones() -> None:
     assert whole == ("ipc:///run/a", "ipc:///run/b")
 
 
-def test_the_prior_arts_addresses_make_one_ring() -> None:
+def test_addresses_by_the_former_flags_make_one_ring() -> None:
     """Its example gives every stage but the last the same port: not possible on one host, but on hosts of their own."""
     binds = [
         resolve_links(stage, 4, LinkAddresses(bind_port=15550 + 4 * (stage == 3), bind_host=f"10.0.0.{stage}"))[0]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import llama, llama_config, write_checkpoint
+from checkpoints import llama, llama_config, split_into, write_checkpoint, written_llama
 
 from zpptool.checkpoint.split import split_checkpoint
 from zpptool.config.engine_kind import Engine
@@ -33,14 +33,12 @@ LAYERS = 4
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("whole") / "model", llama(LAYERS), llama_config(LAYERS))
+    return written_llama(tmp_path_factory, LAYERS)
 
 
 @pytest.fixture(scope="module")
 def stages(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("split") / "stages"
-    split_checkpoint(model, out, ranges=["0-1", "1-3", "3-4"])
-    return out
+    return split_into(tmp_path_factory, model, "0-1", "1-3", "3-4")
 
 
 @pytest.fixture

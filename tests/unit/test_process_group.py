@@ -166,7 +166,7 @@ def ending(code: int) -> str:
         ({"stage 0": "0", "head": "0"}, "head"),
     ],
 )
-def test_the_one_to_blame_is_the_one_with_a_reason_of_its_own(
+def test_the_process_with_a_reason_of_its_own_is_named_as_the_cause(
     start: Callable[..., Child], group: ProcessGroup, ends: dict[str, str], culprit: str
 ) -> None:
     for name, code in ends.items():
@@ -174,7 +174,7 @@ def test_the_one_to_blame_is_the_one_with_a_reason_of_its_own(
     assert group.wait_for_end().name == culprit
 
 
-def test_the_one_to_blame_may_end_after_those_that_noticed(start: Callable[..., Child], group: ProcessGroup) -> None:
+def test_the_cause_may_end_after_the_processes_that_noticed(start: Callable[..., Child], group: ProcessGroup) -> None:
     start(f"raise SystemExit({int(ExitCode.STAGE)})", "stage 0")
     until(group.any_ended)
     start("import time; time.sleep(0.5); raise SystemExit(3)", "stage 1")

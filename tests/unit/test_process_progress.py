@@ -40,7 +40,7 @@ def test_what_is_no_file_of_this_user_is_no_phase(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
-def test_a_phase_of_another_user_is_not_believed(tmp_path: Path) -> None:
+def test_a_progress_file_of_another_user_is_ignored(tmp_path: Path) -> None:
     path = tmp_path / "stage-0"
     path.write_text("ready")
     assert progress.read_phase(path) == "ready"

@@ -94,7 +94,7 @@ def test_a_stage_without_recent_reports_is_silent_unless_it_loads(status: StageS
         (BROKEN, "stage 1 was lost", 5.0, "stage 1 was lost"),
     ],
 )
-def test_a_ring_that_takes_no_requests_says_why(phase: str, fault: str, age_s: float, reason: str) -> None:
+def test_a_ring_that_takes_no_requests_reports_the_reason(phase: str, fault: str, age_s: float, reason: str) -> None:
     stages = (stage(0), stage(1, heard_age_s=age_s))
     ring = RingStatus(run_id="r", epoch=1, phase=phase, fault=fault, stages=stages, head=stage(-1))
     assert reason_not_serving(ring) == reason

@@ -7,7 +7,6 @@ import asyncio
 import re
 import socket
 import ssl
-from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 
@@ -34,13 +33,6 @@ STAGE = {
     "stage": 1, "host": "a", "pid": 7, "layers": [2, 4], "phase": "ready", "epoch": 3, "generation": 3,
     "memory": 1 << 20, "rtt_ms": 0.5, "link": describe_link(LINK),
 }  # fmt: skip
-
-
-@pytest.fixture
-def server() -> Iterator[ToyServer]:
-    toy = ToyServer()
-    yield toy
-    toy.close()
 
 
 def get(url: str, key: str | None = None, scheme: str = "Bearer") -> httpx.Response:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 
 import pytest
 
@@ -14,28 +13,14 @@ pytest.importorskip("httpx")
 
 import httpx
 
-from tests.fronts import EVENTS, ONE_EVENT, Behave, ReceivedRequest, ToyServer, chunk, gateway_of
+from tests.fronts import EVENTS, ONE_EVENT, ReceivedRequest, ToyServer, answering, chunk, gateway_of
 from zpptool.serve.front_access import FrontAccess
 
 pytestmark = pytest.mark.timeout(60)
 
 
-@pytest.fixture
-def server() -> Iterator[ToyServer]:
-    toy = ToyServer()
-    yield toy
-    toy.close()
-
-
 def ask(method: str, url: str, **more: object) -> httpx.Response:
     return httpx.request(method, url, timeout=30, trust_env=False, **more)  # type: ignore[arg-type]
-
-
-def answering(head: str, body: bytes = b"") -> Behave:
-    async def behave(_request: ReceivedRequest, writer: asyncio.StreamWriter) -> None:
-        writer.write(f"HTTP/1.1 {head}\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
-
-    return behave
 
 
 def test_a_slash_at_the_end_is_no_redirect(server: ToyServer) -> None:
@@ -133,7 +118,7 @@ def test_a_stream_is_not_buffered_by_proxies(server: ToyServer) -> None:
     assert answer.content == ONE_EVENT
 
 
-def test_headers_of_one_hop_stay_there(server: ToyServer) -> None:
+def test_hop_by_hop_headers_are_not_forwarded(server: ToyServer) -> None:
     server.behave = answering("200 OK\r\nconnection: x-inner\r\nx-inner: 1\r\nkeep-alive: timeout=9\r\nx-outer: 2")
     headers = {"connection": "x-mine", "x-mine": "1", "te": "trailers", "x-yours": "2"}
     with gateway_of([server]) as gateway:

@@ -28,7 +28,7 @@ def test_a_stage_that_is_silent_while_the_ring_waits_for_it_hangs() -> None:
     assert "is silent, last heard 9.0 s ago" in found[1]
 
 
-def test_a_main_loop_that_does_not_move_hangs_though_its_stage_is_heard() -> None:
+def test_a_main_loop_without_progress_hangs_although_its_stage_reports() -> None:
     found = find_hung(recovering(*HEALTHY[:2], stage(2, COMPUTING, pid=12, beat_age_s=7.0)), 0.0, 5.0, PIDS)
     assert found is not None
     assert found[0] == 2

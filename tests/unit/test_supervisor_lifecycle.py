@@ -248,7 +248,7 @@ EVENTS = st.sampled_from(
 
 @settings(max_examples=400, deadline=None)
 @given(st.lists(EVENTS, max_size=60), st.sampled_from([RULES, RECOVERING]))
-def test_whatever_happens(events: list[Event | Lost], rules: Rules) -> None:
+def test_any_sequence_of_events_keeps_the_invariants(events: list[Event | Lost], rules: Rules) -> None:
     """No place is started that runs already, or omitted; nothing is started that is not ended before the end; `ENDED`
     is final; a state that waits for time has set its alarm."""
     state, alarm = State(), False

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,6 @@ from zpptool.engines.transformers.sampling import SamplingParams
 from zpptool.errors import ExitCode, ZppError
 
 pytestmark = pytest.mark.torch
-
-
-@pytest.fixture
-def api(tiny_model: Callable[..., Path]) -> Iterator[ScriptedApi]:
-    with scripted_api(tiny_model("llama")) as api:
-        yield api
 
 
 def with_generation_config(source: Path, directory: Path, **fields: Any) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,11 @@ import pytest
 pytest.importorskip("transformers")
 pytest.importorskip("starlette")
 
-from tests.scripted import EOS, Scripted, ScriptedApi, scripted_api
+from tests.scripted import EOS, Scripted, ScriptedApi
 from zpptool.engines.transformers.api.served import served_model
 from zpptool.engines.transformers.sampling import SamplingParams
 
 pytestmark = pytest.mark.torch
-
-
-@pytest.fixture
-def api(tiny_model: Callable[..., Path]) -> Iterator[ScriptedApi]:
-    with scripted_api(tiny_model("llama")) as api:
-        yield api
 
 
 def test_the_models_end_tokens_and_limits_are_found(api: ScriptedApi) -> None:

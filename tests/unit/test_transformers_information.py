@@ -5,25 +5,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("transformers")
 pytest.importorskip("starlette")
 
-from tests.scripted import ScriptedApi, scripted_api
+from tests.scripted import ScriptedApi
 from zpptool import __version__
 
 pytestmark = pytest.mark.torch
-
-
-@pytest.fixture
-def api(tiny_model: Callable[..., Path]) -> Iterator[ScriptedApi]:
-    with scripted_api(tiny_model("llama")) as api:
-        yield api
 
 
 def test_the_models_card_has_vllms_fields(api: ScriptedApi) -> None:
@@ -55,7 +47,7 @@ def test_load_counts_the_requests_in_progress(api: ScriptedApi) -> None:
     assert api.client.get("/load").json() == {"server_load": 0}
 
 
-def test_tokens_become_text_again(api: ScriptedApi) -> None:
+def test_detokenize_restores_the_text(api: ScriptedApi) -> None:
     assert api.client.post("/detokenize", json={"tokens": [0, *api.ids("ab"), 1]}).json() == {"prompt": "<s>ab</s>"}
     assert api.client.post("/detokenize", json={"tokens": []}).json() == {"prompt": ""}
     for tokens in ([320], [-1], ["a"], "ab"):

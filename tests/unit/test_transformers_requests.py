@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,16 +10,10 @@ import pytest
 pytest.importorskip("transformers")
 pytest.importorskip("starlette")
 
-from tests.scripted import ScriptedApi, error_of, scripted_api
+from tests.scripted import ScriptedApi, error_of
 from zpptool.engines.transformers.api.body import MAX_BODY_BYTES
 
 pytestmark = pytest.mark.torch
-
-
-@pytest.fixture
-def api(tiny_model: Callable[..., Path]) -> Iterator[ScriptedApi]:
-    with scripted_api(tiny_model("llama")) as api:
-        yield api
 
 
 @pytest.mark.parametrize(

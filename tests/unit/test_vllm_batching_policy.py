@@ -43,7 +43,7 @@ def test_steps_are_not_divided_where_their_cost_is_fixed() -> None:
     assert machine.run(2000) < 0.1
 
 
-def test_of_two_equally_fast_ways_the_one_with_fewer_steps_is_chosen() -> None:
+def test_of_two_equally_fast_modes_the_one_with_fewer_steps_is_chosen() -> None:
     machine = Machine(16, 0.010, 0.0, overlaps=True)
     machine.run(200)
     assert machine.run(2000) < 0.1

@@ -51,7 +51,7 @@ def test_a_send_is_done_only_when_the_link_has_released_the_memory() -> None:
     staging.close()
 
 
-def test_a_send_that_fails_says_so_to_whoever_waits() -> None:
+def test_a_send_that_fails_is_reported_to_the_waiting_thread() -> None:
     def send(_values: dict[str, Any]) -> Callable[[], None]:
         raise OSError("the link is gone")
 

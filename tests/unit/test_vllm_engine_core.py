@@ -56,7 +56,7 @@ def test_an_answer_is_followed_by_the_next_step_at_once(sleeps: Sleeps) -> None:
     assert sleeps({0: "a token"}, False, Ours) == []
 
 
-def test_an_engine_core_with_nothing_to_do_sleeps(sleeps: Sleeps) -> None:
+def test_an_idle_engine_core_sleeps(sleeps: Sleeps) -> None:
     assert sleeps({}, False, Ours) == [0.001]
 
 

@@ -38,7 +38,7 @@ def like_bf16(count: int) -> bytes:
 
 
 @given(st.sampled_from(WIDTHS), st.integers(1, 200), st.integers(0, 255), st.integers(0, 999))
-def test_every_byte_returns(width, count, often, seed):
+def test_every_byte_is_restored(width, count, often, seed):
     source = random.Random(seed)
     data = bytes(source.choice((often, source.randrange(256))) for _ in range(width * count))
     packed = shrink(data, width)
@@ -111,7 +111,7 @@ def test_no_bytes_break_the_decoder(packed, width):
         expand(packed, width, memoryview(bytearray(64)))
 
 
-def test_a_thin_link_is_helped_and_a_fast_one_left_alone():
+def test_a_thin_link_compresses_and_a_fast_one_does_not():
     assert worth_it(MIB, MEASURED)
     assert worth_it(64 * MIB, MEASURED)
     assert not worth_it(64 * MIB, MEASURED._replace(link=FAST))
@@ -134,7 +134,7 @@ def test_compressing_overlaps_with_sending_in_large_messages_only():
 
 
 @given(st.integers(0, 1 << 32), st.floats(1e5, 1e11), st.floats(1e6, 1e10), st.floats(1, 100), st.floats(1, 10))
-def test_a_faster_link_never_wants_it_more(nbytes, link, shrink_speed, ratio, faster):
+def test_a_faster_link_never_compresses_more(nbytes, link, shrink_speed, ratio, faster):
     slow = Speeds(link, shrink_speed, ratio)
     if not worth_it(nbytes, slow):
         assert not worth_it(nbytes, slow._replace(link=link * faster))

@@ -174,7 +174,7 @@ def test_an_endpoint_in_use_leaves_nothing_open(pair):
     assert caught.value.exit_code is ExitCode.ADDRESS
 
 
-def test_waiting_ends_with_who_was_awaited():
+def test_a_wait_that_times_out_names_what_was_awaited():
     with ZeroMQCommunicator(1, 3, connect="tcp://127.0.0.1:9", bind="tcp://127.0.0.1:*", timeout_s=0.1) as alone:
         with pytest.raises(LinkTimeout, match=r"Stage 1 waited 0.1 s for stage 0 \(tcp://127.0.0.1:9\) to send"):
             alone.recv_tensor_dict()

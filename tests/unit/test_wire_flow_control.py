@@ -28,7 +28,7 @@ def test_what_is_in_flight_stays_within_the_window_and_nothing_is_stuck(window, 
         assert sum(in_flight) <= max(window.nbytes, window.nbytes // 4 + size)
 
 
-def test_a_receiver_that_claims_what_was_never_sent_is_not_believed():
+def test_a_receiver_that_acknowledges_what_was_never_sent_is_refused():
     credit = Credit(Window(4, 100))
     credit.spend(50)
     assert not credit.receive(2)

@@ -90,7 +90,7 @@ def test_a_small_message_is_one():
     assert len(wire(outbound, [noise(CHUNK_BYTES + 1)])) == 3
 
 
-def test_a_large_one_comes_in_chunks():
+def test_a_large_message_is_sent_in_chunks():
     outbound, _ = pair()
     assert [len(parts) for parts in wire(outbound, [noise(LARGE), b"", noise(5)])] == [1, 2, 2, 2, 2]
 

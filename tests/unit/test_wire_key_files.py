@@ -76,7 +76,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert key_path(directory / "stage_0.keys", 1) == directory / "stage_0.keys"
 
 
-def test_keys_are_not_overwritten_unasked_and_left_over_ones_go(tmp_path: Path) -> None:
+def test_keys_are_overwritten_only_with_force_and_leftover_ones_are_removed(tmp_path: Path) -> None:
     write_key_files(generate(3), tmp_path)
     before = (tmp_path / file_name(0)).read_bytes()
     with pytest.raises(ZppError, match="holds key files already"):
@@ -166,7 +166,7 @@ def test_a_file_that_cannot_be_right_is_refused(tmp_path: Path) -> None:
         read_key_file(Path("/dev/null"))
 
 
-def test_another_stages_file_is_told_as_such() -> None:
+def test_the_key_file_of_another_stage_is_named_in_the_refusal() -> None:
     files = generate(3)
     with pytest.raises(ZppError, match="key file of stage 1 of 3 has no keys of stage 2"):
         link_keys(files[1], 2, HEAD)

@@ -264,7 +264,7 @@ class TestClosing:
         send_number(sender, 7)
         assert receive_number(receiver) == 7
 
-    def test_threads_and_sockets_of_closed_and_of_dropped_links_are_gone(self):
+    def test_threads_and_sockets_of_closed_and_dropped_links_are_released(self):
         def leave(close: bool) -> None:
             link = LinkSender("tcp://127.0.0.1:*", stage=0, peer=1)
             if close:
@@ -277,7 +277,7 @@ class TestClosing:
             gc.collect()
             wait_until(lambda: (len(os.listdir("/proc/self/fd")), threading.active_count()) <= before)
 
-    def test_a_process_ends_though_it_forgot_to_close(self):
+    def test_a_process_ends_without_closing_its_links(self):
         code = (
             "from zpptool.wire.link import *\n"
             "sender = LinkSender('tcp://127.0.0.1:*', stage=0, peer=1)\n"

@@ -203,7 +203,7 @@ class TestFaults:
             sender._socket = socket
         wait_until(lambda: sender.state == "lost")
 
-    def test_messages_stay_whole_while_receivers_come_and_go(self, sender):
+    def test_messages_stay_complete_while_receivers_reconnect(self, sender):
         stop = threading.Event()
         faults: list[Exception] = []
 

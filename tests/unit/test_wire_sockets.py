@@ -65,7 +65,7 @@ def test_an_endpoint_that_cannot_be_connected_to_is_refused(endpoint, expected):
     assert caught.value.exit_code is ExitCode.ADDRESS
 
 
-def test_a_port_in_use_is_told():
+def test_a_port_in_use_is_reported():
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ZppError, match=f"{port} is in use") as caught:
@@ -94,7 +94,7 @@ def test_a_file_at_an_ipc_path_is_left_alone(tmp_path: Path):
     assert (tmp_path / "s").read_text() == "precious"
 
 
-def test_the_bound_port_is_told():
+def test_the_bound_port_is_returned():
     with LinkSender("tcp://127.0.0.1:*", stage=0, peer=1) as link:
         host, port = link.endpoint.rsplit(":", 1)
     assert host == "tcp://127.0.0.1"
@@ -143,7 +143,7 @@ with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
 """
 
 
-def test_a_stranger_who_goes_while_his_queue_is_full_takes_nobody_along():
+def test_a_stranger_that_disconnects_with_a_full_queue_does_not_end_the_process():
     """With heartbeats of its own the binding end's process was aborted by libzmq, two seconds later."""
     with LinkSender("tcp://127.0.0.1:*", stage=0, peer=1) as sender:
         command = [sys.executable, "-c", FLOOD, sender.endpoint]

@@ -80,7 +80,7 @@ def test_any_tensor_dict_arrives_bit_for_bit(sent, values):
 
 
 @pytest.mark.parametrize("name", sorted(dtypes()))
-def test_every_dtype_travels_joined_and_alone(name):
+def test_every_dtype_is_sent_joined_and_alone(name):
     dtype = dtypes()[name]
     for count in (3, JOIN_BELOW_BYTES // dtype.itemsize):
         raw = os.urandom(count * dtype.itemsize)
@@ -254,7 +254,7 @@ BOMB = ["t", "float32", [2**20, 2**20]]
         (b"\x80\x04\x95", [], "cannot be read"),
     ],
 )
-def test_a_header_that_lies_is_refused_by_name(head, frames, expected):
+def test_a_header_with_false_sizes_is_refused_by_name(head, frames, expected):
     with pytest.raises(WireError, match=expected):
         unpack(head, frames)
 

@@ -345,7 +345,7 @@ class TestCleanUp:
             outbound = Outbound({NAME: this_namespace() or ""}, AdaptiveCompression(WireCodec.NONE), lambda: None)
             assert (outbound.unix_socket, outbound.offers) == (None, {})
 
-    def test_the_address_is_gone_with_the_sender(self) -> None:
+    def test_the_address_is_released_with_the_sender(self) -> None:
         with pair() as (sender, _receiver):
             assert is_bound(sender)
         assert not is_bound(sender)

@@ -57,7 +57,7 @@ class TestSessions:
         ]  # fmt: skip
         assert not receiver.poll(0.05)
 
-    def test_many_epochs_lose_and_repeat_nothing(self, sender: LinkSender, receiver: LinkReceiver) -> None:
+    def test_no_message_is_lost_or_repeated_in_many_epochs(self, sender: LinkSender, receiver: LinkReceiver) -> None:
         chance = random.Random(3)
         sent: list[tuple[int, int]] = []
         got: list[tuple[int, int]] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,9 @@ from zpptool.console import Console
 from zpptool.errors import usage_error
 from zpptool.net.addresses import DEFAULT_HOST
 from zpptool.wire.compression.adaptive import WireCodec
+
+if TYPE_CHECKING:
+    from zpptool.config.runtime_options import RuntimeOptions
 
 DEFAULT_URL = f"http://{DEFAULT_HOST}:{DEFAULT_API_PORT}"
 """Where `zpptool serve` listens by default."""
@@ -260,6 +263,20 @@ def model_and_ranges(
             "Name one directory.",
         )
     return Path(models[0]), typed_ranges(ranges, more)
+
+
+def runtime_options(ctx: typer.Context, **more: Any) -> RuntimeOptions:
+    """Device and time limits of a command line, by the parameters that are declared here.
+
+    Args:
+        ctx: of the running command; a limit that it has no parameter for keeps its default.
+        more: further attributes.
+    """
+    from zpptool.config.runtime_options import RuntimeOptions
+
+    limits = ("start_timeout", "step_timeout", "beat_timeout", "recovery_deadline")
+    given = {f"{name}_s": ctx.params[name] for name in limits if name in ctx.params}
+    return RuntimeOptions(device=ctx.params["device"], **given, **more)
 
 
 def comma_separated(text: str | None) -> tuple[str, ...]:

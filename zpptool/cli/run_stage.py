@@ -35,6 +35,7 @@ from zpptool.cli.options import (
     model_and_ranges,
     on_command_line,
     path_text,
+    runtime_options,
 )
 from zpptool.config.endpoints import DEFAULT_API_PORT, DEFAULT_BASE_PORT
 from zpptool.config.engine_kind import Engine
@@ -171,7 +172,6 @@ def run_stage(
     """
     from zpptool.config.gpu_plan import environment_of_one
     from zpptool.config.gpu_pool import parse_gpu_ids
-    from zpptool.config.runtime_options import RuntimeOptions
     from zpptool.config.stage_links import LinkAddresses
     from zpptool.config.stage_options import StageOptions, resolve_stage
     from zpptool.engines.registry import check_engine
@@ -192,12 +192,8 @@ def run_stage(
         directory, all_ranges = model or (Path(arguments[0]) if arguments else None), []
     else:
         directory, all_ranges = model_and_ranges(ctx, model, arguments, ranges)
-    runtime = RuntimeOptions(
-        device=device,
-        start_timeout_s=start_timeout,
-        step_timeout_s=step_timeout,
-        beat_timeout_s=beat_timeout,
-        recovery_deadline_s=recovery_deadline,
+    runtime = runtime_options(
+        ctx,
         trace=path_text(trace),
         keys=str(keys) if keys is not None else "",
         insecure=insecure,

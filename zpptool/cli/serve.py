@@ -9,6 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from zpptool.cli.front_limits import (
+    BodyTimeoutOption,
+    HeaderTimeoutOption,
+    KeepAliveTimeoutOption,
+    MaxBufferedBytesOption,
+    MaxConnectionsOption,
+    MaxConnectionsPerAddressOption,
+    MaxRequestBytesOption,
+    RequestTimeoutOption,
+    connection_limits,
+    request_limits,
+)
 from zpptool.cli.options import (
     TYPED_KEY_WARNING,
     ApiHostOption,
@@ -32,6 +44,7 @@ from zpptool.cli.options import (
     StepTimeoutOption,
     model_and_ranges,
     on_command_line,
+    runtime_options,
 )
 from zpptool.config.endpoints import DEFAULT_API_PORT
 from zpptool.config.engine_kind import Engine
@@ -109,34 +122,14 @@ def serve(
     key: Annotated[
         Path | None, typer.Option("--ssl-keyfile", metavar="FILE", help="The certificate's key (PEM).")
     ] = None,
-    max_request_bytes: Annotated[
-        int, typer.Option("--max-request-bytes", metavar="N", min=1, help="The most bytes of a request's body.")
-    ] = 64 << 20,
-    request_timeout: Annotated[
-        float, typer.Option("--request-timeout", metavar="S", min=0, help="Seconds a request may take; 0 for no limit.")
-    ] = 0.0,
-    max_buffered_bytes: Annotated[
-        int,
-        typer.Option("--max-buffered-bytes", metavar="N", min=1, help="The most bytes of all bodies in progress."),
-    ] = 1 << 30,
-    max_connections: Annotated[
-        int, typer.Option("--max-connections", metavar="N", min=1, help="The most connections to the front.")
-    ] = 4096,
-    max_connections_per_address: Annotated[
-        int,
-        typer.Option(
-            "--max-connections-per-address", metavar="N", min=1, help="The most of them of one client address."
-        ),
-    ] = 2048,
-    header_timeout: Annotated[
-        float, typer.Option("--header-timeout", metavar="S", min=0.1, help="Seconds a request's headers may take.")
-    ] = 10.0,
-    body_timeout: Annotated[
-        float, typer.Option("--body-timeout", metavar="S", min=0.1, help="Seconds a request's body may take to arrive.")
-    ] = 120.0,
-    keep_alive_timeout: Annotated[
-        int, typer.Option("--keep-alive-timeout", metavar="S", min=1, help="Seconds a connection may be idle.")
-    ] = 5,
+    max_request_bytes: MaxRequestBytesOption = 64 << 20,
+    request_timeout: RequestTimeoutOption = 0.0,
+    max_buffered_bytes: MaxBufferedBytesOption = 1 << 30,
+    max_connections: MaxConnectionsOption = 4096,
+    max_connections_per_address: MaxConnectionsPerAddressOption = 2048,
+    header_timeout: HeaderTimeoutOption = 10.0,
+    body_timeout: BodyTimeoutOption = 120.0,
+    keep_alive_timeout: KeepAliveTimeoutOption = 5,
     recovery_deadline: RecoveryDeadlineOption = 120.0,
     standby: StandbyOption = 0,
     shutdown_timeout: ShutdownTimeoutOption = 30.0,
@@ -166,22 +159,14 @@ def serve(
     """
     from zpptool.config.engine_arguments import expanded_arguments
     from zpptool.config.gpu_pool import parse_gpu_ids
-    from zpptool.config.runtime_options import RuntimeOptions, refuse_idle_standby
+    from zpptool.config.runtime_options import refuse_idle_standby
     from zpptool.net.api_exposure import open_api_warning, refuse_open_front
-    from zpptool.net.connection_limits import ConnectionLimits
     from zpptool.serve.front_access import access_rules
     from zpptool.serve.launch_plan import PipelineLaunchPlan, ServeOptions, plan_serving
-    from zpptool.serve.proxy import ProxyLimits
     from zpptool.serve.run import serve as run
     from zpptool.serve.serve_options import ServeSettings
 
-    runtime = RuntimeOptions(
-        device=device,
-        start_timeout_s=start_timeout,
-        step_timeout_s=step_timeout,
-        beat_timeout_s=beat_timeout,
-        recovery_deadline_s=recovery_deadline,
-    )
+    runtime = runtime_options(ctx)
     refuse_idle_standby(standby, recovery_deadline)
     console = Console(quiet=quiet)
     keys = _api_keys(ctx, api_key, api_key_file, console)
@@ -228,14 +213,8 @@ def serve(
         certificate=certificate,
         key=key,
         access=access_rules(keys, host, allowed_host or (), allowed_origins or (), engine_args),
-        limits=ProxyLimits(max_request_bytes, request_timeout or None, not keys, max_buffered_bytes),
-        connections=ConnectionLimits(
-            connections=max_connections,
-            per_address=max_connections_per_address,
-            header_s=header_timeout,
-            body_s=body_timeout,
-            keep_alive_s=keep_alive_timeout,
-        ),
+        limits=request_limits(ctx, keep_key=not keys),
+        connections=connection_limits(ctx),
         recovery_deadline_s=runtime.recovery_deadline_s,
         drain_timeout_s=shutdown_timeout,
         max_restarts=max_restarts,

@@ -29,6 +29,7 @@ from zpptool.cli.options import (
     WireCodecOption,
     model_and_ranges,
     path_text,
+    runtime_options,
 )
 from zpptool.config.engine_kind import Engine
 from zpptool.console import Console
@@ -91,7 +92,6 @@ def test_pipeline(
     What follows -- goes to the engine, on both sides.
     """
     from zpptool.config.local_pipeline import tensor_parallel_sizes
-    from zpptool.config.runtime_options import RuntimeOptions
     from zpptool.engines.registry import check_engine
     from zpptool.parity.compare import Verdict
     from zpptool.parity.reported_trial import ReportFiles, run_reported_trial
@@ -104,13 +104,6 @@ def test_pipeline(
     from zpptool.config.gpu_pool import parse_gpu_ids
 
     whole, all_ranges = _model_and_ranges(ctx, pipeline_dir, model, arguments, ranges)
-    runtime = RuntimeOptions(
-        device=device,
-        start_timeout_s=start_timeout,
-        step_timeout_s=step_timeout,
-        trace=path_text(trace),
-        wire_codec=wire_codec,
-    )
     options = TrialOptions(
         engine=engine,
         model=whole,
@@ -128,7 +121,7 @@ def test_pipeline(
         api_port=api_port,
         engine_args=tuple(ctx.obj or ()),
         tensor_parallel_sizes=tensor_parallel_sizes(tensor_parallel_size, engine),
-        runtime=runtime,
+        runtime=runtime_options(ctx, trace=path_text(trace), wire_codec=wire_codec),
     )
     outcome = run_reported_trial(options, ReportFiles(report, junit), log_dir)
     console.result(outcome, lambda out: _show(out, outcome))

@@ -75,7 +75,7 @@ def _cache(stage: int, count: int, part: float, total: int, weights: int, shared
         raise ZppError(
             f"{count} stages share GPU {shared}: each may take {human_bytes(int(total * part))}, and stage {stage}"
             f" needs {human_bytes(weights)} for its weights and about {human_bytes(ROOM_BYTES)} beside them",
-            "Use more GPUs, give that stage fewer layers (--ranges), or say yourself how much its cache may take:"
+            "Use more GPUs, give that stage fewer layers (--ranges), or set the size of its cache yourself:"
             f" -- {KV_BYTES} BYTES.",
         )
     return cache
@@ -90,7 +90,7 @@ def _utilization(given: Sequence[str]) -> float | None:
 
 
 def _value(given: Sequence[str], flag: str) -> str | None:
-    """What the user says last for a flag, however that is spelled; None where he says nothing."""
+    """The last value that the user gave for a flag, in any spelling; None where it is not given."""
     found = None
     for word, following in zip_longest(given, given[1:], fillvalue=""):
         name, equals, value = word.partition("=")

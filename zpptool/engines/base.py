@@ -173,7 +173,7 @@ def _serve_call(spec: StageSpec, node: StageNode, call: Call, do: Callable[[], b
         if spec.recovery_deadline_s and not isinstance(cause, RingBroken):
             raise ZppError(cause.message, cause.hint) from cause  # FAILURE: the supervisor restarts this stage
         raise
-    except Exception as cause:
+    except Exception as cause:  # of the engine or the model: the call fails by name, the stage goes on
         _report(spec, node, call, cause)
     else:
         if call.method == LOAD_MODEL:

@@ -121,7 +121,7 @@ class GuardedConnection(asyncio.Protocol):
         self._response_begun = True
 
     def response_ended(self, *, body_is_complete: bool) -> None:
-        """Called when a response is complete. The rest of a body that nobody wants is read for a while."""
+        """Called when a response is complete. The unread rest of a request's body is read for a while."""
         self._register.request_answered(self)
         self._cancel_timer()
         self._idle = body_is_complete

@@ -88,7 +88,7 @@ def run_child(name: str, body: Callable[[], None]) -> NoReturn:
         sys.exit(fault.exit_code)
     except KeyboardInterrupt:
         sys.exit(ExitCode.INTERRUPTED)
-    except Exception:
+    except Exception:  # every error is logged as configured: the parent reads the log
         _logger.critical("ended by an unexpected error", exc_info=True, extra={"exit_code": int(ExitCode.FAILURE)})
         sys.exit(ExitCode.FAILURE)
     sys.exit(ExitCode.OK)

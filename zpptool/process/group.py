@@ -170,13 +170,13 @@ class ProcessGroup:
         return any(child.ended for child in self.children)
 
     def wait_for_end(self) -> Child:
-        """Block until a child has ended, and return the one to blame (`culprit`)."""
+        """Block until a child has ended, and return the one at fault (`culprit`)."""
         while not self.any_ended():
             time.sleep(POLL_S)
         return self.culprit()
 
     def culprit(self, hurry: Hurry | None = None) -> Child:
-        """The child to blame, once one has ended.
+        """The child at fault, once one has ended.
 
         Where one ends the others follow, so they are given `SETTLE_S` seconds to do so. In this order: a child that
         was killed; one that exits for a reason of its own; one that lost another (of these the head, which knows which
@@ -245,7 +245,7 @@ def _wait_for_all(children: Sequence[Child], timeout_s: float, hurry: Hurry | No
 
 
 def _innocence(child: Child) -> tuple[int, bool]:
-    """The rank of an ended child among those that may have caused the end of the others; the lowest is to blame."""
+    """The rank of an ended child among those that may have caused the end of the others; the lowest is at fault."""
     code = child.popen.returncode
     if code < 0:
         return 0, False

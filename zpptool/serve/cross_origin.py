@@ -24,7 +24,7 @@ PREFLIGHT = "access-control-request-method"
 
 def is_same_origin(origin: str, host: str) -> bool:
     """Whether an `Origin` header names the host of the request. Schemes are not compared, since a proxy may have ended
-    TLS; an opaque origin (`null`) is nobody's."""
+    TLS; an opaque origin (`null`) belongs to no site."""
     _, _, authority = origin.lower().partition("://")
     return bool(authority) and authority == host.lower()
 

@@ -159,7 +159,7 @@ class ServeApp:
             return
         took_s = time.monotonic() - self._began
         stages = len(view.specs)
-        _logger.info("%s: ready after %.1f s, a token has gone round all %d stages", name, took_s, stages)
+        _logger.info("%s: ready after %.1f s, a token has passed through all %d stages", name, took_s, stages)
         model = view.specs[0].served_name or view.specs[0].model
         self._display.announce(f"serving {model} at {self._server.url}")
 

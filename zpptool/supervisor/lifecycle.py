@@ -34,7 +34,7 @@ class Phase(StrEnum):
     STARTING = "starting"
     READY = "ready"
     BROKEN = "broken"
-    """A process has ended by itself; which one is to blame is being determined."""
+    """A process has ended by itself; which one is at fault is being determined."""
     CLEARING = "clearing"
     """What is to be restarted, all of the pipeline or a part, is being ended."""
     RESTING = "waiting to restart"
@@ -51,7 +51,7 @@ class Cause:
         message: what happened to which process, one sentence.
         detail: more to read, such as the end of a log; None for nothing.
         exit_code: what a command that ends for this cause exits with.
-        own_reason: the process exited for a reason that a second start would meet again.
+        own_reason: the process exited for a reason that would end a second start too.
         planned: the process has left because it was asked to, and nothing has failed.
     """
 
@@ -99,7 +99,7 @@ class State:
         generation: how many times the pipeline, or a part of it, was started. (The ring's `epoch` is another count.)
         failures: how many starts or runs have failed in a row.
         ever_ready: whether it has been whole since the command began.
-        cause: why it is not whole; in `ENDED` why it was given up, None where it was told to stop.
+        cause: why it is not whole; in `ENDED` why it was given up, None where it was asked to stop.
         giving_up: what is being ended will not be restarted, because of `cause`.
         places: what is started next, or was started last.
     """
@@ -117,11 +117,11 @@ class Event(StrEnum):
     """What can happen, beside a `Lost`."""
 
     BEGIN = "begin"
-    WHOLE = "a token has gone round"
+    WHOLE = "a token has passed through the ring"
     BREAK = "a process has ended by itself"
-    ALARM = "the alarm has gone off"
+    ALARM = "the alarm has fired"
     CLEARED = "every process has ended"
-    STOP = "told to stop"
+    STOP = "asked to stop"
     DRAINED = "no request is in progress"
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a pipeline is whole: a token has gone round the ring, requested over the API as a client does.
+"""Whether a pipeline is whole: a token has passed through the ring, requested over the API as a client does.
 
 A thread sends the request, because an answer may take as long as a step may take.
 """

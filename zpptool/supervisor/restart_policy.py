@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether a process that has ended is to be started again, and when: a pure rule.
 
-The invariant: a process that ends by a decision (told to stop, refused, or because the whole pipeline is given up) is
+The invariant: a process that ends by a decision (asked to stop, refused, or because the whole pipeline is given up) is
 not restarted. One that was killed or has failed is, until it has failed `BACKOFF.max_failures` times in a row before it
 was ready. One that has left because it was asked to is restarted too, and that is no failure.
 """

@@ -110,7 +110,7 @@ class TransformersStage:
             output = self._part.step(step.sequence, inputs)
             if self._spec.is_last:
                 return encode_choice(self._sampler(step).choose(output))
-        except Exception:
+        except Exception:  # the next stage waits for this step's tensors, whichever error has kept them from it
             self._pass_on({CALL: number, FAILED: True})
             raise
         self._pass_on({CALL: number, **output})

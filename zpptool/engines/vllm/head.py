@@ -46,7 +46,7 @@ def main() -> None:
     end_file(spec).unlink(missing_ok=True)
     try:
         serve_openai_api(serve_arguments(spec, RingExecutor))
-    except Exception as cause:
+    except Exception as cause:  # vLLM raises many types for arguments that it refuses
         refusal = vllms_refusal(cause)
         if refusal is None:
             raise

@@ -74,7 +74,7 @@ class StageWorker:
         ranks.forward(call.method, payload, answer=call.from_all)
         try:
             answer = self._call_worker(call, payload)
-        except Exception as cause:
+        except Exception as cause:  # any error of vLLM's worker: the other ranks have begun the call too
             if call.from_all:
                 ranks.answers(self._spec.start_timeout_s)
                 raise

@@ -328,7 +328,7 @@ class HeadNode:
             self._timeline.flush()
 
     def _roll_call_is_late(self) -> ZppError:
-        late = f"the roll call has not come round in {self._timeouts.start_s:g} s"
+        late = f"the roll call has not returned in {self._timeouts.start_s:g} s"
         missing = first_missing(link_status(self._downstream), self._view.stages())
         if missing is not None:
             stage, link = missing

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stage's receiving thread: it relays what goes round the ring, fills the inbox, and reacts to losses.
+"""A stage's receiving thread: it relays what passes through the ring, fills the inbox, and reacts to losses.
 
 Calls and stops are relayed onward, replies and faults towards the head, before anything else: a stage that computes
 delays no other one.
@@ -131,8 +131,8 @@ class StageRelay:
     def _begin_epoch(self, run_id: str, epoch: int) -> None:
         """The stage before has accepted the link, in a new run or epoch: open the next link for it.
 
-        So a new epoch goes round the ring. Waits for tensors of an older one end. Called by the link, so it must not
-        wait.
+        So a new epoch passes through the ring, and waits for tensors of an older one end. It must not wait, because
+        the link calls it.
         """
         self._downstream.begin(run_id, epoch)
         self._losses.epoch_began()

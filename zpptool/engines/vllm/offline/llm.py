@@ -173,7 +173,7 @@ class LLM(vllm.LLM):
                 watchdog.loaded()
             except ZppError:
                 raise
-            except Exception as cause:
+            except Exception as cause:  # vLLM raises its own for what the ring's fault file explains
                 fault = fault_file(spec)
                 if fault.exists():
                     raise stage_error(fault.read_text()) from cause
