@@ -198,7 +198,11 @@ def model(tiny_model: Callable[..., Path], request: pytest.FixtureRequest) -> Pa
     "run", [*(pytest.param(run, marks=pytest.mark.long) for run in (by_run_stage, by_hosts)), by_serve]
 )
 def test_faults_at_random_under_sixteen_streams(
-    run: Run, model: Path, tmp_path: Path, zpptool: Callable[..., Ran]
+    run: Run,
+    model: Path,
+    tmp_path: Path,
+    zpptool: Callable[..., Ran],
+    record_property: Callable[[str, object], None],
 ) -> None:
     split = tmp_path / "stages"
     assert zpptool("split", model, "--num-stages", STAGES, "-o", split).code == 0
@@ -213,7 +217,10 @@ def test_faults_at_random_under_sixteen_streams(
             killer.inject()
         streams.end()
         after = resident_bytes(pipeline)
-        table = report(streams.results, killer, before, after)
+        rows = figures(streams.results, killer, before, after)
+        for name, value in rows:
+            record_property(name, value)
+        table = report(rows, streams.results.failures)
         assert streams.results.failures == [], table
         assert streams.results.different == 0, table
         assert streams.results.requests >= STREAMS, table
@@ -221,9 +228,9 @@ def test_faults_at_random_under_sixteen_streams(
         assert "recovered: the ring is whole again" in head_log(), table
 
 
-def report(results: StreamResults, killer: Killer, before: int, after: int) -> str:
-    """The results as a table."""
-    rows = [
+def figures(results: StreamResults, killer: Killer, before: int, after: int) -> list[tuple[str, object]]:
+    """The results, by name."""
+    return [
         ("seed", SEED),
         *(("faults: " + name, count) for name, count in sorted(killer.done.items())),
         ("requests", results.requests),
@@ -234,8 +241,12 @@ def report(results: StreamResults, killer: Killer, before: int, after: int) -> s
         ("memory before", f"{before / 2**20:.0f} MiB"),
         ("memory after", f"{after / 2**20:.0f} MiB"),
     ]
+
+
+def report(rows: Sequence[tuple[str, object]], failures: Sequence[str]) -> str:
+    """The results as a table, and the first failures."""
     table = "\n".join(f"{name:<40}{value!s:>14}" for name, value in rows)
     print(f"\n{table}", file=sys.stderr)
     if os.environ.get("ZPP_CHAOS_REPORT"):
         Path(os.environ["ZPP_CHAOS_REPORT"]).write_text(table + "\n")
-    return table + "".join(f"\n{failure}" for failure in results.failures[:5])
+    return table + "".join(f"\n{failure}" for failure in failures[:5])
