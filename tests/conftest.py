@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import staged
 
 from zpptool.log import FORMAT_VARIABLE, LEVEL_VARIABLE
 from zpptool.log import ROOT as LOGGING_ROOT
@@ -31,6 +32,10 @@ pytest_plugins = ("links",)
 # start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+if os.environ.get(staged.VARIABLE):
+    os.environ.update(staged.staged_environment(float(os.environ[staged.VARIABLE])))
+    staged.install()
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL_MODEL = Path(os.environ.get("ZPP_TEST_MODEL", ROOT / ".cache/models/SmolLM2-135M-Instruct"))

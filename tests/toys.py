@@ -19,8 +19,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import msgspec
+from staged import VARIABLE as STAGED
 
 from zpptool.admin.attach import admin_servers
 from zpptool.config.endpoints import plan_endpoints
@@ -48,6 +50,7 @@ class ToyEngine:
         self._spec = spec
         self._node = node
         self._learned: list[bytes] = []
+        self._exchange = staged_exchange(spec, node) if os.environ.get(STAGED) else None
 
     def agreed(self) -> dict[str, str]:
         return {"model": self._spec.model}
@@ -88,13 +91,38 @@ class ToyEngine:
         """Tensors that name the call they belong to and the stages that they have passed."""
         tensors = payload
         if not self._spec.is_first:
-            message = self._node.receive_tensors()
-            assert message.header == payload, f"the tensors of {message.header!r} came with the call {payload!r}"
-            tensors = bytes(message.frames[0])
+            of, tensors = self._take()
+            assert of == payload, f"the tensors of {of!r} came with the call {payload!r}"
         tensors += f" {self._spec.stage}".encode()
         if not self._spec.is_last:
-            self._node.send_tensors(payload, [memoryview(tensors)])
+            self._send(payload, tensors)
         return tensors
+
+    def _take(self) -> tuple[bytes, bytes]:
+        if self._exchange is None:
+            message = self._node.receive_tensors()
+            return message.header, bytes(message.frames[0])
+        values = self._exchange.take().values
+        return values["of"], bytes(values["passed"].numpy())
+
+    def _send(self, of: bytes, tensors: bytes) -> None:
+        if self._exchange is None:
+            self._node.send_tensors(of, [memoryview(tensors)])
+            return
+        import torch
+
+        passed = torch.frombuffer(bytearray(tensors), dtype=torch.uint8)
+        self._exchange.send({"of": of, "passed": passed})()
+        passed.zero_()
+
+
+def staged_exchange(spec: StageSpec, node: StageNode) -> Any:
+    """What the toy sends through where staging is forced (`staged`); otherwise it does not need torch."""
+    import torch
+
+    from zpptool.engines.staging.exchange import TensorExchange
+
+    return TensorExchange(node, torch.device("cpu"), in_flight=spec.num_stages + 1)
 
 
 def ring_specs(
@@ -270,8 +298,12 @@ def start_process(
         return subprocess.Popen(
             within([sys.executable, __file__, role, spec.to_json()]),
             stdout=output, stderr=output, stdin=subprocess.DEVNULL, cwd=ROOT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join((str(ROOT), *_inherited_path()))},
         )  # fmt: skip
+
+
+def _inherited_path() -> list[str]:
+    return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
 
 
 def run_head(spec: StageSpec) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
@@ -31,3 +32,21 @@ def test_a_call_that_fails_ends_the_work_too() -> None:
     with pytest.raises(ValueError, match="no"), pulse.at_work(COMPUTING):
         raise ValueError("no")
     assert (pulse.phase, pulse.age_s) == (READY, 0.0)
+
+
+def test_a_thread_that_sends_for_a_main_loop_does_not_let_it_look_alive() -> None:
+    pulse = Pulse()
+
+    def send() -> None:
+        with pulse.at_rest():
+            seen.append(pulse.age_s)
+            time.sleep(0.02)
+        seen.append(pulse.age_s)
+
+    seen: list[float] = []
+    with pulse.at_work(COMPUTING):
+        time.sleep(0.02)
+        sending = threading.Thread(target=send)
+        sending.start()
+        sending.join()
+        assert 0.02 <= seen[0] < seen[1] <= pulse.age_s

@@ -21,7 +21,8 @@ from zpptool.wire.link import LinkSender
 
 
 class Pulse:
-    """What a main loop is doing. Written by the main loop, read by any thread.
+    """What a main loop is doing. Written by the main loop, read by any thread. `at_rest` in another thread, which may
+    send for the main loop, changes nothing.
 
     Attributes:
         phase: one of the phases of `zpptool.ring.status`.
@@ -35,6 +36,7 @@ class Pulse:
         self.receive_s = 0.0
         self._moved = time.monotonic()
         self._at_work = False
+        self._main_loop: int | None = None
 
     @property
     def age_s(self) -> float:
@@ -49,6 +51,7 @@ class Pulse:
     def at_work(self, phase: str) -> Iterator[None]:
         """The main loop works on one call within this context."""
         self.phase = phase
+        self._main_loop = threading.get_ident()
         self.progress()
         self._at_work = True
         try:
@@ -61,6 +64,9 @@ class Pulse:
     @contextmanager
     def at_rest(self) -> Iterator[None]:
         """Within this context the main loop waits for another place in the middle of a call: no hang of its own."""
+        if threading.get_ident() != self._main_loop:
+            yield
+            return
         was, self._at_work = self._at_work, False
         try:
             yield

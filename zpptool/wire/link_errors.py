@@ -84,3 +84,7 @@ class PeerLost(LinkError):
 
 class StaleEpoch(LinkError):
     """A message of an epoch that is over."""
+
+
+class WrongCall(LinkError):
+    """Tensors of another call than the one that is being done: nothing was computed with them."""

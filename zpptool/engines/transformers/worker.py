@@ -5,15 +5,17 @@ Started as `python -m zpptool.engines.transformers.worker SPEC`.
 
 A step's call reaches every stage before the step's tensors, so each stage but the first receives exactly one tensor
 message for each step, in order. A stage that fails at a step sends a message that reports the failure in place of the
-tensors, and the stages after it forward that. The tensors have the number of their call, which is checked.
+tensors, and the stages after it forward that.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from zpptool.config.stage_spec import StageSpec
 from zpptool.engines.base import LOAD_MODEL, run_stage_worker
+from zpptool.engines.staging.exchange import TensorExchange
 from zpptool.engines.transformers.calls import (
     FREE,
     STEP,
@@ -31,11 +33,9 @@ from zpptool.errors import ZppError
 from zpptool.log import place_logger
 from zpptool.ring.messages import Call
 from zpptool.ring.stage.node import StageNode
-from zpptool.wire.link import LinkError
-from zpptool.wire.message import tensors
 
-CALL, FAILED = "call", "failed"
-"""The values in a step's tensor message: the number of its call, and whether it failed (then there are no tensors)."""
+FAILED = "failed"
+"""The value in place of the tensors of a step that failed."""
 
 
 class TransformersStage:
@@ -53,6 +53,8 @@ class TransformersStage:
         check_arguments(spec)
         self._spec = spec
         self._node = node
+        in_flight = spec.num_stages + 1
+        self._exchange = TensorExchange(node, torch.device(device_of(spec)), in_flight=in_flight)
         self._log = place_logger(__name__, spec.stage)
         self._loaded: PartialModel | None = None
         self._samplers: dict[int, Sampler] = {}
@@ -68,7 +70,7 @@ class TransformersStage:
             return self._load()
         self._forget_past_epoch()
         if call.method == STEP:
-            return self._step(call.number, decode_step(payload))
+            return self._step(decode_step(payload))
         if call.method == FREE:
             return self._free(decode_number(payload))
         raise ZppError(f"{call.method} is no call that the transformers engine knows")
@@ -95,25 +97,25 @@ class TransformersStage:
             raise ZppError(f"stage {self._spec.stage} has not loaded its layers")
         return self._loaded
 
-    def _step(self, number: int, step: Step) -> bytes | None:
+    def _step(self, step: Step) -> bytes | None:
         """Run one step of one sequence.
 
         Returns:
             on the last stage the choice that it made, on the others no bytes; None where a stage before has failed at
             this step.
         """
-        inputs: list[int] | dict[str, Tensor] | None = step.token_ids if self._spec.is_first else self._receive(number)
+        inputs: list[int] | dict[str, Tensor] | None = step.token_ids if self._spec.is_first else self._receive()
         if inputs is None:
-            self._pass_on({CALL: number, FAILED: True})
+            self._pass_on({FAILED: True})
             return None
         try:
             output = self._part.step(step.sequence, inputs)
             if self._spec.is_last:
                 return encode_choice(self._sampler(step).choose(output))
         except Exception:  # the next stage waits for this step's tensors, whichever error has kept them from it
-            self._pass_on({CALL: number, FAILED: True})
+            self._pass_on({FAILED: True})
             raise
-        self._pass_on({CALL: number, **output})
+        self._pass_on(output)
         return b""
 
     def _free(self, sequence: int) -> bytes:
@@ -121,24 +123,21 @@ class TransformersStage:
         self._samplers.pop(sequence, None)
         return b""
 
-    def _receive(self, number: int) -> dict[str, Tensor] | None:
-        """The tensors of the call with this number; None where a stage before has failed at it.
+    def _receive(self) -> dict[str, Tensor] | None:
+        """The tensors of the call that is being done; None where a stage before has failed at it.
 
         Raises:
             RingOver: the run was stopped.
             WireFault: they did not arrive in time, or those of another call arrived.
         """
-        received = self._node.unpack(self._node.receive_tensors())
-        if received.pop(CALL, None) != number:
-            raise LinkError(f"stage {self._spec.stage} did not get the tensors of call {number} when they were due")
-        return None if received.pop(FAILED, False) else received
+        received = self._exchange.take().values
+        return None if FAILED in received else received
 
-    def _pass_on(self, outputs: dict[str, Tensor | int | bool]) -> None:
+    def _pass_on(self, outputs: dict[str, Tensor] | dict[str, bool]) -> None:
         """Send a step's tensors to the next stage. The memory of a model's output is never written again, so it is sent
         without a copy and without waiting."""
         if not self._spec.is_last:
-            packed = tensors.pack(outputs)
-            self._node.send_tensors(packed.header, packed.frames)
+            self._exchange.send(outputs)
 
     def _sampler(self, step: Step) -> Sampler:
         """The sequence's sampler, made in its first step."""

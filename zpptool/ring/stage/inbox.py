@@ -2,19 +2,23 @@
 """What a stage's receiving thread hands to its main loop: two queues, one for control messages and one for tensors.
 
 A call goes down the ring ahead of the tensors of its step, and both queues keep the order of the link. So the n-th call
-that needs tensors and the n-th tensor message belong together. Both queues are bounded by what the head keeps in
-flight: it starts no new step before an old one is answered.
+that needs tensors and the n-th tensor message belong together; the number of the call, which tensors carry, verifies
+that. Both queues are bounded by what the head keeps in flight: it starts no new step before an old one is answered.
 """
 
 from __future__ import annotations
 
 import queue
 
+import msgspec
+
 from zpptool.deadline import Deadline
 from zpptool.errors import ZppError
-from zpptool.ring.messages import Received
+from zpptool.ring.messages import Call, Received
 from zpptool.ring.stage.losses import Losses, RunEpoch
+from zpptool.ring.stage.order import split_call
 from zpptool.wire.link import LinkReceiver, LinkTimeout, StaleEpoch
+from zpptool.wire.link_errors import WireError, WrongCall
 from zpptool.wire.message.framing import Message
 
 
@@ -28,6 +32,7 @@ class StageInbox:
 
     Attributes:
         doing: the run and the epoch of the control message that the main loop has taken last.
+        call: the number of the call that it has taken last; -1 before the first.
     """
 
     def __init__(self, stage: int, upstream: LinkReceiver, losses: Losses) -> None:
@@ -37,6 +42,7 @@ class StageInbox:
         self._control: queue.SimpleQueue[tuple[RunEpoch, Received] | ZppError] = queue.SimpleQueue()
         self._tensors: queue.SimpleQueue[tuple[RunEpoch, Message] | ZppError | None] = queue.SimpleQueue()
         self.doing = RunEpoch("", 0)
+        self.call = -1
 
     @property
     def epoch(self) -> RunEpoch:
@@ -79,14 +85,17 @@ class StageInbox:
             epoch, received = got
             if epoch == self.epoch and not self._losses.is_lost(epoch):
                 self.doing = epoch
+                if isinstance(received.control, Call):
+                    self.call = received.control.number
                 return received
 
     def next_tensors(self, timeout_s: float) -> Message:
-        """The next tensor message of the epoch of the call that is being done.
+        """The tensor message of the call that is being done, without the number of that call.
 
         Raises:
-            StaleEpoch: that epoch is over.
+            StaleEpoch: the call's epoch is over.
             LinkTimeout: none arrived in time.
+            WrongCall: the message that was due belongs to another call.
             ZppError: what the receiving thread ended with.
         """
         deadline = Deadline(timeout_s)
@@ -98,9 +107,25 @@ class StageInbox:
                 if self.epoch != self.doing or self._losses.is_lost(self.doing):
                     raise StaleEpoch(f"stage {self._stage}: epoch {self.doing.epoch} is over", stage=self._stage)
                 if got is not None and got[0] == self.doing:
-                    return got[1]
+                    return self._of_this_call(got[1])
         except queue.Empty:
             raise LinkTimeout(
                 f"stage {self._stage} has waited {timeout_s:g} s for the tensors of {self._upstream.peer}",
                 stage=self._stage, peer=self._upstream.peer, endpoint=self._upstream.endpoint,
             ) from None  # fmt: skip
+
+    def _of_this_call(self, message: Message) -> Message:
+        """The message without the number of its call, which has to be the one that is being done."""
+        try:
+            number, header = split_call(message.header)
+        except WireError as error:
+            raise self._upstream.faults.refused_message(error) from None
+        if number != self.call:
+            raise WrongCall(
+                f"stage {self._stage} received the tensors of call {number} from {self._upstream.peer} when those of "
+                f"call {self.call} were due in epoch {self.doing.epoch}",
+                "The two stages disagree on which steps have tensors. Please report this with both stages' logs.",
+                stage=self._stage, peer=self._upstream.peer, endpoint=self._upstream.endpoint, epoch=message.epoch,
+                sequence=message.sequence,
+            )  # fmt: skip
+        return msgspec.structs.replace(message, header=header)

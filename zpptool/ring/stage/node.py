@@ -13,14 +13,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from zpptool.errors import ZppError, invalid_error, stage_error
+from zpptool.deadline import Deadline
+from zpptool.errors import ZppError, in_words, invalid_error, stage_error
 from zpptool.log import place_logger
+from zpptool.ring.delivery import POLL_S
 from zpptool.ring.heartbeat import Pulse
 from zpptool.ring.messages import Call, Fault, Moved, Received, Reply, RollCall, StageFacts, Verdict, encode_control
 from zpptool.ring.stage.callbacks import StageCallbacks
 from zpptool.ring.stage.endings import AskedToLeave, RingOver
 from zpptool.ring.stage.inbox import StageInbox
 from zpptool.ring.stage.losses import Losses, RunEpoch
+from zpptool.ring.stage.order import SendOrder
 from zpptool.ring.stage.outbox import StageOutbox
 from zpptool.ring.stage.relay import StageRelay
 from zpptool.ring.stage.reporter import StageReporter
@@ -28,7 +31,7 @@ from zpptool.ring.stage.traced_boxes import TracedInbox, TracedOutbox
 from zpptool.ring.status import COMPUTING
 from zpptool.ring.timeline import Timeline
 from zpptool.ring.timeouts import RingTimeouts
-from zpptool.wire.link import LinkReceiver, LinkSender, StaleEpoch
+from zpptool.wire.link import LinkReceiver, LinkSender, LinkTimeout, Sent, StaleEpoch
 from zpptool.wire.link_errors import WireError, WireFault
 from zpptool.wire.message import tensors
 from zpptool.wire.message.consistency import TensorSchema
@@ -83,7 +86,7 @@ class StageNode:
         self._log = place_logger(__name__, stage)
         self._schema = TensorSchema()
         self._callbacks = StageCallbacks()
-        losses = Losses()
+        self._losses = losses = Losses()
         inbox = StageInbox(stage, upstream, losses)
         self._relay = StageRelay(
             stage,
@@ -106,13 +109,18 @@ class StageNode:
         self._inbox: StageInbox | TracedInbox = inbox
         self._outbox: StageOutbox | TracedOutbox = outbox
         if timeline is not None:
-            self._inbox = traced = TracedInbox(inbox, timeline)
-            self._outbox = TracedOutbox(outbox, traced, timeline)
+            self._inbox = TracedInbox(inbox, timeline)
+            self._outbox = TracedOutbox(outbox, timeline)
 
     @property
     def doing(self) -> RunEpoch:
         """The run and the epoch of the call that is being done."""
         return self._inbox.doing
+
+    @property
+    def step_timeout_s(self) -> float:
+        """How long, in seconds, a neighbour may take to send or to accept what a step needs."""
+        return self._timeouts.step_s
 
     def on_over(self, callback: Callable[[ZppError], None]) -> None:
         """Have `callback` called once with the reason, from the receiving thread, when the run is over."""
@@ -176,25 +184,67 @@ class StageNode:
         lost = self.doing.epoch if call is None and self._timeouts.survives_losses else None
         self._outbox.send_control(Fault(stage=self.stage, number=number, message=text, detail=detail, lost=lost))
 
-    def send_tensors(self, header: bytes, frames: Sequence[Buffer]) -> Callable[[], None]:
-        """Send a packed tensor dict to the next stage.
+    def order(self) -> SendOrder:
+        """The call that is being done, for tensors of it that are sent later."""
+        return SendOrder(self._inbox.doing, self._inbox.call)
+
+    def send_tensors(
+        self, header: bytes, frames: Sequence[Buffer], order: SendOrder | None = None
+    ) -> Callable[[], None]:
+        """Send a packed tensor dict to the next stage. Any thread may call this.
+
+        Args:
+            header: of the dict.
+            frames: of the dict.
+            order: the call that it belongs to; by default the one that is being done.
 
         Returns:
-            a function that waits until the memory behind `frames` may be changed.
+            a function that waits until the memory behind `frames` may be changed. It returns at once when the epoch of
+            the order is over, because nobody will read that message.
 
         Raises:
-            StaleEpoch: the epoch of the call that is being done is over.
+            StaleEpoch: the epoch of the order is over.
+            ZppError: (STAGE) the next stage did not accept it within the step timeout.
         """
+        order = order or self.order()
         with self.pulse.at_rest():
-            sent = self._outbox.send_tensors(header, frames)
-        return lambda: sent.wait(self._timeouts.step_s)
+            sent = self._outbox.send_tensors(order, header, frames)
+        return lambda: self._await_sent(sent, order)
+
+    def sending_failed(self, order: SendOrder, fault: Exception) -> None:
+        """Report tensors that could not be sent after their order, from any thread. If their epoch is over that is no
+        failure; otherwise it ends."""
+        if isinstance(fault, StaleEpoch | RingOver) or self._is_over(order):
+            self._log.info("tensors of call %d are not sent: %s", order.call, in_words(fault))
+            return
+        self._log.error("tensors of call %d could not be sent: %s", order.call, in_words(fault))
+        message = f"stage {self.stage}: the tensors of call {order.call} could not be sent: {in_words(fault)}"
+        lost = order.session.epoch if self._timeouts.survives_losses else None
+        with suppress(ZppError):  # the run is over, or the head cannot be reached: it has noticed
+            self._outbox.send_control(Fault(stage=self.stage, number=None, message=message, detail="", lost=lost))
+
+    def raise_if_over(self, order: SendOrder) -> None:
+        """End a wait to send tensors of this call.
+
+        Raises:
+            StaleEpoch: the epoch of the order is over.
+            ZppError: the run is over.
+        """
+        self._relay.raise_if_over()
+        if self._is_over(order):
+            raise StaleEpoch(f"stage {self.stage}: epoch {order.session.epoch} is over", stage=self.stage)
+
+    def not_accepted(self, deadline: Deadline) -> ZppError:
+        """The error of a next stage that accepts no tensors."""
+        return self._downstream.faults.timed_out(deadline, "accept the tensors that were sent before")
 
     def receive_tensors(self) -> Message:
-        """The next tensor message of the stage before, in the epoch of the call that is being done.
+        """The tensor message of the stage before for the call that is being done.
 
         Raises:
             RingOver: the run was stopped.
-            StaleEpoch: that epoch is over.
+            StaleEpoch: the call's epoch is over.
+            WrongCall: (STAGE) the message that was due belongs to another call.
             ZppError: (STAGE) it did not arrive within the step timeout, or that stage was lost.
         """
         began = time.monotonic()
@@ -243,6 +293,19 @@ class StageNode:
         self._downstream.close()
         if self._timeline is not None:
             self._timeline.flush()
+
+    def _is_over(self, order: SendOrder) -> bool:
+        return self._inbox.epoch != order.session or self._losses.is_lost(order.session)
+
+    def _await_sent(self, sent: Sent, order: SendOrder) -> None:
+        """Wait until the memory of a message may be changed."""
+        deadline = Deadline(self._timeouts.step_s)
+        while not sent.done and not self._is_over(order):
+            try:
+                sent.wait(min(POLL_S, deadline.remaining_s()))
+            except LinkTimeout:
+                if not deadline.remaining_s():
+                    raise
 
     def _await(self, wanted: type[_Wanted], what: str) -> _Wanted:
         """The next control message of one type; roll calls are answered on the way."""

@@ -8,13 +8,15 @@ from collections.abc import Callable, Sequence
 from zpptool.ring.delivery import Delivery
 from zpptool.ring.messages import Control, encode_control
 from zpptool.ring.stage.inbox import StageInbox
+from zpptool.ring.stage.losses import RunEpoch
+from zpptool.ring.stage.order import SendOrder, with_call
 from zpptool.ring.timeouts import RingTimeouts
 from zpptool.wire.link import LinkSender, PeerLost, Sent, StaleEpoch
 from zpptool.wire.message.framing import Buffer, Kind
 
 
 class StageOutbox:
-    """Sends in the epoch of the call that is being done.
+    """Sends control messages in the epoch of the call that is being done, and tensors in the one of their order.
 
     Args:
         stage: the stage's place.
@@ -51,19 +53,20 @@ class StageOutbox:
         """
         self._raise_if_over()
         frames = (payload,) if payload else ()
-        self._send(Kind.CONTROL, encode_control(control), frames, timeout_s or self._timeouts.step_s)
+        step_s = self._timeouts.step_s
+        self._send(Kind.CONTROL, encode_control(control), frames, self._inbox.doing, timeout_s or step_s)
 
-    def send_tensors(self, header: bytes, frames: Sequence[Buffer]) -> Sent:
-        """Send a packed tensor dict.
+    def send_tensors(self, order: SendOrder, header: bytes, frames: Sequence[Buffer]) -> Sent:
+        """Send a packed tensor dict. Any thread may call this.
 
         Raises:
-            StaleEpoch: the epoch is over.
+            StaleEpoch: the epoch of the order is over.
             ZppError: the run is over, or the next place does not accept it in time.
         """
-        return self._send(Kind.TENSORS, header, frames, self._timeouts.step_s)
+        header = with_call(order.call, header)
+        return self._send(Kind.TENSORS, header, frames, order.session, self._timeouts.step_s)
 
-    def _send(self, kind: Kind, header: bytes, frames: Sequence[Buffer], timeout_s: float) -> Sent:
-        doing = self._inbox.doing
+    def _send(self, kind: Kind, header: bytes, frames: Sequence[Buffer], doing: RunEpoch, timeout_s: float) -> Sent:
         try:
             return self._delivery.send(
                 kind, header, frames,

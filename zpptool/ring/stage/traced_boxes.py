@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from zpptool.ring.messages import Call, Control, Received, Reply
 from zpptool.ring.stage.inbox import StageInbox
 from zpptool.ring.stage.losses import RunEpoch
+from zpptool.ring.stage.order import SendOrder
 from zpptool.ring.stage.outbox import StageOutbox
 from zpptool.ring.timeline import Timeline
 from zpptool.wire.link import Sent
@@ -21,21 +22,22 @@ class TracedInbox:
     Args:
         inbox: what receives.
         timeline: where the spans go.
-
-    Attributes:
-        step: the number of the call that was taken last; -1 before the first.
     """
 
     def __init__(self, inbox: StageInbox, timeline: Timeline) -> None:
         self._inbox = inbox
         self._timeline = timeline
         self._call: tuple[Call, int] | None = None
-        self.step = -1
 
     @property
     def doing(self) -> RunEpoch:
         """See `StageInbox.doing`."""
         return self._inbox.doing
+
+    @property
+    def call(self) -> int:
+        """See `StageInbox.call`."""
+        return self._inbox.call
 
     @property
     def epoch(self) -> RunEpoch:
@@ -53,15 +55,14 @@ class TracedInbox:
         if isinstance(received.control, Call):
             taken = time.monotonic_ns()
             self._call = received.control, taken
-            self.step = received.control.number
-            self._timeline.span("waiting for a call", waiting, taken, step=self.step)
+            self._timeline.span("waiting for a call", waiting, taken, step=self.call)
         return received
 
     def next_tensors(self, timeout_s: float) -> Message:
         """See `StageInbox.next_tensors`."""
         began = time.monotonic_ns()
         message = self._inbox.next_tensors(timeout_s)
-        self._timeline.span("waiting for tensors", began, time.monotonic_ns(), step=self.step)
+        self._timeline.span("waiting for tensors", began, time.monotonic_ns(), step=self.call)
         return message
 
 
@@ -70,13 +71,11 @@ class TracedOutbox:
 
     Args:
         outbox: what sends.
-        inbox: holds the number of the call that is being done.
         timeline: where the spans go.
     """
 
-    def __init__(self, outbox: StageOutbox, inbox: TracedInbox, timeline: Timeline) -> None:
+    def __init__(self, outbox: StageOutbox, timeline: Timeline) -> None:
         self._outbox = outbox
-        self._inbox = inbox
         self._timeline = timeline
 
     def send_control(self, control: Control, payload: bytes = b"", *, timeout_s: float | None = None) -> None:
@@ -87,10 +86,10 @@ class TracedOutbox:
             ended = time.monotonic_ns()
             self._timeline.span("sending the answer", began, ended, step=control.number, bytes=len(payload))
 
-    def send_tensors(self, header: bytes, frames: Sequence[Buffer]) -> Sent:
+    def send_tensors(self, order: SendOrder, header: bytes, frames: Sequence[Buffer]) -> Sent:
         """See `StageOutbox.send_tensors`."""
         began = time.monotonic_ns()
-        sent = self._outbox.send_tensors(header, frames)
+        sent = self._outbox.send_tensors(order, header, frames)
         nbytes = sum(memoryview(frame).nbytes for frame in frames)
-        self._timeline.span("sending tensors", began, time.monotonic_ns(), step=self._inbox.step, bytes=nbytes)
+        self._timeline.span("sending tensors", began, time.monotonic_ns(), step=order.call, bytes=nbytes)
         return sent

@@ -41,7 +41,7 @@ __all__ = [
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 MAGIC = b"ZPPW"
-VERSION = 2
+VERSION = 3
 INLINE = 1
 """Flag: the one payload frame follows the header in the first frame."""
 INLINE_BELOW_BYTES = 64 << 10

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,10 +19,20 @@ SHARED_MEMORY = Path("/dev/shm")
 
 
 class ReplacementGroup(Protocol):
-    """A pipeline group that takes the place of vLLM's."""
+    """A pipeline group that takes the place of vLLM's.
+
+    Attributes:
+        max_rows: how many rows the largest step has; set before `adopt`.
+    """
+
+    max_rows: int | None
 
     def adopt(self, alone: Any, device: torch.device | None) -> None:
         """Take over the group of one stage that vLLM built, and the device on which this stage computes."""
+        ...
+
+    def step_of(self, rows: int) -> AbstractContextManager[None]:
+        """Within this context the worker does a step of so many tokens."""
         ...
 
 

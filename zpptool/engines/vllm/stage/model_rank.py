@@ -29,7 +29,7 @@ from zpptool.log import place_logger
 
 WORKER_METHODS = frozenset(
     {
-        "add_lora", "compile_or_warm_up_model", "execute_dummy_batch", "execute_model",
+        "add_lora", "compile_or_warm_up_model", "execute_dummy_batch",
         "get_simple_cpu_offload_num_cpu_blocks",
         "get_supported_kv_cache_layouts", "get_supported_tasks", "list_loras", "pin_lora", "profile", "remove_lora",
         "reset_encoder_cache", "reset_mm_cache", "set_kv_cache_layout", "sleep",
@@ -43,6 +43,7 @@ OWN_METHODS = frozenset(
         "initialize_from_config",
         "get_kv_cache_spec",
         "determine_available_memory",
+        "execute_model",
         "sample_tokens",
         EXECUTE_AND_SAMPLE,
         RESTORE_REQUESTS,
@@ -79,6 +80,7 @@ class StageRank:
             refuse_scores_on_a_stage(self.config.model_config.score_type, arguments.enable_flash_late_interaction)
         loader.use_own_tensors(self.config, spec)
         self.worker: Any = None
+        self._group: ReplacementGroup | None = None
         self._heads_factor = 1
 
     def method(self, name: str) -> Callable[..., Any]:
@@ -97,6 +99,8 @@ class StageRank:
 
     def load(self, group: ReplacementGroup) -> None:
         """Initialise the device, with `group` as its pipeline group, and read the weights."""
+        self._group = group
+        group.max_rows = self.config.scheduler_config.max_num_batched_tokens
         self.worker = make_worker(self.config, self._spec, self._rank, self._store)
         with pipeline_group(group, self._rank):
             self.worker.init_device()
@@ -132,9 +136,15 @@ class StageRank:
         if not self._spec.is_first:
             model_runner.set_empty_intermediate_tensors(self.worker, self.config)
 
+    def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
+        """The forward pass of this stage's layers in one step."""
+        assert self._group is not None
+        with self._group.step_of(scheduler_output.total_num_scheduled_tokens):
+            return self.worker.execute_model(scheduler_output)
+
     def execute_and_sample(self, scheduler_output: SchedulerOutput, grammar_output: GrammarOutput | None) -> Any:
         """One step: the forward pass of this stage's layers and, on the last stage, its tokens."""
-        output = self.worker.execute_model(scheduler_output)
+        output = self.execute_model(scheduler_output)
         return self.sample_tokens(grammar_output) if output is None else output
 
     def sample_tokens(self, grammar_output: GrammarOutput | None) -> Any:

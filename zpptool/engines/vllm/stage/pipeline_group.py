@@ -5,21 +5,27 @@ A worker gets its place in the pipeline from its pipeline group, sends the tenso
 receives those of the stage before. Both calls return at once. A send keeps its buffers until its handle is waited for.
 A receive takes place when the worker first reads the tensors, so that the worker prepares its inputs while the stage
 before still computes.
+
+A worker may pad its steps, each in its own way: for CUDA graphs, or for the ranks of a stage. So only the rows of
+scheduled tokens are sent, and on a device with memory of its own a worker gets buffers with as many rows as its largest
+step, of which it reads as many as it wants.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from zpptool.config.stage_spec import StageSpec
+from zpptool.engines.staging.exchange import TensorExchange
+from zpptool.engines.staging.padded_rows import PaddedRows
+from zpptool.engines.staging.receiver import Received
 from zpptool.engines.vllm.compat.process_groups import tensor_parallel_group
-from zpptool.engines.vllm.stage.device_staging import DeviceStaging
 from zpptool.errors import ZppError
 from zpptool.ring.stage.node import StageNode
-from zpptool.wire.message import tensors
 
 
 class PipelinePlace:
@@ -28,10 +34,15 @@ class PipelinePlace:
     Args:
         spec: the stage.
         rank: its tensor-parallel rank.
+
+    Attributes:
+        max_rows: how many rows the largest step of this stage has; None until it is known.
     """
 
     def __init__(self, spec: StageSpec, rank: int) -> None:
         self._alone: Any = None
+        self._scheduled_rows: int | None = None
+        self.max_rows: int | None = None
         size, stage, last = spec.tensor_parallel_size, spec.stage, spec.num_stages - 1
         self.tensor_parallel_size = size
         self.world_size = spec.num_stages
@@ -56,6 +67,15 @@ class PipelinePlace:
             raise AttributeError(name)
         return getattr(self._alone, name)
 
+    @contextmanager
+    def step_of(self, rows: int) -> Iterator[None]:
+        """Within this context the worker does a step of so many tokens; what it sends has as many rows."""
+        self._scheduled_rows = rows
+        try:
+            yield
+        finally:
+            self._scheduled_rows = None
+
     def destroy(self) -> None:
         """Destroy the group of one stage. The ring is closed by the worker's main loop, not by vLLM."""
         if self._alone is not None:
@@ -77,18 +97,18 @@ class WirePipelineGroup(PipelinePlace):
     def __init__(self, node: StageNode, spec: StageSpec) -> None:
         super().__init__(spec, 0)
         self._node = node
-        self._staging: DeviceStaging | None = None
+        self._in_flight = spec.num_stages + 1  # the head keeps at most one step a stage in flight
+        self._exchange: TensorExchange | None = None
 
     def adopt(self, alone: Any, device: torch.device | None) -> None:
-        """Take over the group of one stage, and set up a side stream where the device has memory of its own."""
+        """Take over the group of one stage, and set up staging where the device has memory of its own."""
         super().adopt(alone, device)
-        if device is not None and device.type != "cpu":
-            self._staging = DeviceStaging(device)
+        self._exchange = TensorExchange(self._node, device, in_flight=self._in_flight, rows=self.max_rows)
 
     def destroy(self) -> None:
         """Destroy the group after pending sends have completed."""
-        if self._staging is not None:
-            self._staging.close()
+        if self._exchange is not None:
+            self._exchange.close()
         super().destroy()
 
     def isend_tensor_dict(
@@ -105,25 +125,21 @@ class WirePipelineGroup(PipelinePlace):
             to the tensors' memory again.
         """
         self._refuse_other(dst, (self.rank_in_group + 1) % self.world_size)
-        handle = SendHandle(self._send(tensor_dict) if self._staging is None else self._stage(tensor_dict))
+        handle = SendHandle(self._connected.send(first_rows(tensor_dict, self._scheduled_rows)))
         return [handle, handle]
 
-    def _send(self, values: dict[str, torch.Tensor | Any]) -> Callable[[], None]:
-        packed = tensors.pack(values)
-        return self._node.send_tensors(packed.header, packed.frames)
-
-    def _stage(self, values: dict[str, torch.Tensor | Any]) -> Callable[[], None]:
-        assert self._staging is not None
-        return self._staging.send(values, self._send).result
-
-    def take(self) -> dict[str, torch.Tensor | Any]:
+    def take(self) -> Received:
         """Wait for the tensors of the stage before, and return them on this stage's device.
 
         Raises:
             ZppError: (STAGE) they did not arrive in time, or the stage before was lost.
         """
-        received = self._node.unpack(self._node.receive_tensors())
-        return received if self._staging is None else self._staging.receive(received)
+        return self._connected.take()
+
+    @property
+    def _connected(self) -> TensorExchange:
+        assert self._exchange is not None, "the worker has not initialised its device"
+        return self._exchange
 
     def irecv_tensor_dict(
         self,
@@ -145,6 +161,11 @@ class RankPipelineGroup(PipelinePlace):
     """The group of another rank of a stage. It sends nothing, because rank 0 sends the same tensors, and receives what
     rank 0 broadcasts."""
 
+    def adopt(self, alone: Any, device: torch.device | None) -> None:
+        """Take over the group of one stage."""
+        super().adopt(alone, device)
+        self._padded = PaddedRows(device, self.max_rows)
+
     def isend_tensor_dict(self, tensor_dict: dict[str, torch.Tensor | Any], **_options: Any) -> list[SendHandle]:
         """Send nothing; returns no handles."""
         return []
@@ -154,7 +175,15 @@ class RankPipelineGroup(PipelinePlace):
     ) -> tuple[dict[str, torch.Tensor | Any], list[SharedHandle], list[Callable[[], None]]]:
         """As `WirePipelineGroup.irecv_tensor_dict`, from rank 0."""
         received: dict[str, torch.Tensor | Any] = {}
-        return received, [SharedHandle(received)], []
+        return received, [SharedHandle(self._padded, received)], []
+
+
+def first_rows(values: Mapping[str, Any], rows: int | None) -> dict[str, Any]:
+    """The values with the first rows of their tensors: those after them are padding. With None they are all kept."""
+    return {
+        name: value[:rows] if isinstance(value, torch.Tensor) and value.dim() else value
+        for name, value in values.items()
+    }
 
 
 class SendHandle:
@@ -164,7 +193,8 @@ class SendHandle:
         self._wait = wait
 
     def wait(self) -> None:
-        """Wait until the tensors' memory may be written again."""
+        """Wait until the tensors' memory may be written again. Where sends are staged the device waits, and this thread
+        does not."""
         self._wait()
 
 
@@ -183,16 +213,17 @@ class ReceiveHandle:
         """
         received = self._group.take()
         if self._group.tensor_parallel_size > 1:
-            tensor_parallel_group().broadcast_tensor_dict(received, src=0)
-        self._into.update(received)
+            tensor_parallel_group().broadcast_tensor_dict(received.values, src=0)
+        self._into.update(received.padded)
 
 
 class SharedHandle:
     """A receive on another rank than rank 0."""
 
-    def __init__(self, into: dict[str, torch.Tensor | Any]) -> None:
+    def __init__(self, padded: PaddedRows, into: dict[str, torch.Tensor | Any]) -> None:
+        self._padded = padded
         self._into = into
 
     def wait(self) -> None:
         """Wait for the tensors that rank 0 has received."""
-        self._into.update(tensor_parallel_group().broadcast_tensor_dict(src=0))
+        self._into.update(self._padded.of(tensor_parallel_group().broadcast_tensor_dict(src=0)))
