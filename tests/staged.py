@@ -57,7 +57,8 @@ class _Replacing(MetaPathFinder):
 
 
 def _late_device(device: Any) -> Any:
-    from scripts.gpucheck.stub_device import StubDevice
+    sys.path.insert(0, str(TESTS.parent / "scripts"))
+    from gpucheck.stub_device import StubDevice
 
     if device is None:
         return None

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from scripts.gpucheck.race_log import HOST, Clock, RaceLog
+from gpucheck.race_log import HOST, Clock, RaceLog
 
 _STREAM = threading.local()
 

@@ -7,17 +7,21 @@ What each test would miss without an event is shown by leaving that event out.
 from __future__ import annotations
 
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from conftest import ROOT
 
 torch = pytest.importorskip("torch")
+sys.path.insert(0, str(ROOT / "scripts"))
 
-from scripts.gpucheck.race_log import HOST, RaceLog  # noqa: E402
-from scripts.gpucheck.stub_device import StubDevice, StubStream  # noqa: E402
+from gpucheck.race_log import HOST, RaceLog  # noqa: E402
+from gpucheck.stub_device import StubDevice, StubStream  # noqa: E402
+
 from zpptool.engines.staging.receiver import StagedReceiver  # noqa: E402
 from zpptool.engines.staging.sender import Arrival, StagedSender  # noqa: E402
 
@@ -76,7 +80,7 @@ def test_an_event_that_is_left_out_of_a_send_is_found(left_out: str, monkeypatch
         current = device.current_stream()
         monkeypatch.setattr(StubStream, "wait_event", _wait_only_on(current))
     else:
-        monkeypatch.setattr("scripts.gpucheck.stub_device.StubEvent.synchronize", lambda _self: None)
+        monkeypatch.setattr("gpucheck.stub_device.StubEvent.synchronize", lambda _self: None)
     send_steps(device, log)
     device.close()
     assert log.races() != []
@@ -116,7 +120,7 @@ def test_an_event_that_is_left_out_of_a_receive_is_found(left_out: str, monkeypa
     device = StubDevice(computes_on_host=False, delay_s=DELAY_S, log=log)
     current, real = device.current_stream(), StubStream.wait_event
     if left_out == "the wait of the host":
-        monkeypatch.setattr("scripts.gpucheck.stub_device.StubEvent.synchronize", lambda _self: None)
+        monkeypatch.setattr("gpucheck.stub_device.StubEvent.synchronize", lambda _self: None)
     else:
         keeps_current = left_out == "the wait of the side stream"
         monkeypatch.setattr(

@@ -3,18 +3,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from conftest import ROOT
 
 pytest.importorskip("vllm")
+sys.path.insert(0, str(ROOT / "scripts"))
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(60)]
 
 import torch  # noqa: E402
+from gpucheck.stub_device import StubDevice  # noqa: E402
 
-from scripts.gpucheck.stub_device import StubDevice  # noqa: E402
 from zpptool.config.engine_kind import Engine  # noqa: E402
 from zpptool.config.stage_spec import StageSpec  # noqa: E402
 from zpptool.engines.staging import device as devices  # noqa: E402

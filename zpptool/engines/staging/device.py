@@ -93,7 +93,7 @@ class TorchDevice:
 
     def current_stream(self) -> Any:
         """See `Device.current_stream`."""
-        return self._module.current_stream()
+        return self._module.current_stream(self._device)
 
     def new_event(self) -> Any:
         """See `Device.new_event`. Only CUDA's events (and ROCm's, which are the same) can be asked to let a thread

@@ -93,10 +93,25 @@ def check_arguments(spec: StageSpec) -> None:
     named = getattr(torch, spec.dtype, None)
     if spec.dtype != "auto" and not (isinstance(named, torch.dtype) and named.is_floating_point):
         raise usage_error(f"{spec.dtype} is no dtype to compute in", "Use bfloat16, float16, float32 or auto.")
+    problem = _why_not_on(device_of(spec))
+    if problem:
+        raise usage_error(f"torch cannot compute on {spec.device}: {problem}", "Use cpu or auto.")
+
+
+def _why_not_on(name: str) -> str:
+    """Why torch cannot compute on a device; empty if it can. Nothing is allocated there: the head asks too, and a CUDA
+    context would take some hundred MiB of a GPU that the head does not use."""
     try:
-        torch.empty(0, device=device_of(spec))
-    except (RuntimeError, AssertionError) as cause:
-        raise usage_error(f"torch cannot compute on {spec.device}: {cause}", "Use cpu or auto.") from cause
+        device = torch.device(name)
+        module = torch.get_device_module(device)
+    except RuntimeError as cause:
+        return str(cause).splitlines()[0]
+    if device.type == "cpu":
+        return ""
+    if not module.is_available():
+        return f"this torch ({torch.__version__}) finds no such device on this machine"
+    count = module.device_count()
+    return f"this process sees {count} of them" if (device.index or 0) >= count else ""
 
 
 def agreed_facts(spec: StageSpec) -> dict[str, str]:
