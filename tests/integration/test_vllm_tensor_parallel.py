@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -71,3 +73,38 @@ def test_a_rank_that_is_killed_ends_the_pipeline_and_is_named(tiny_model: Callab
 def rank_of(stage: Stage) -> psutil.Process:
     """The process of the stage's rank 1."""
     return next(child for child in stage.look() if TP_RANK in child.cmdline())
+
+
+@pytest.mark.long
+def test_a_stage_that_loses_a_rank_within_a_step_starts_again_alone(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Its other rank waits for the lost one in the middle of a collective operation, so both are new afterwards. The
+    answer goes on with the tokens of an undisturbed one, and no other stage is started again."""
+    model, base = tiny_model(layers=3, initializer_range=0.2, **WIDE), free_base_port(4)
+    options = ("--total-stages", 2, "--base-port", base, "--port", base + 3, "--recovery-deadline", READY_S)
+    commands = [
+        (
+            *(model, "--stage-idx", stage, *options, "--tensor-parallel-size", size, "--dtype", "float32"),
+            *("--", *ENGINE_ARGUMENTS),
+        )
+        for stage, size in enumerate((1, 2))
+    ]
+    url = f"http://127.0.0.1:{base + 3}"
+    request = {"prompt": [5, 50, 60, 7], "max_tokens": 200, "ignore_eos": True, "return_token_ids": True}
+    with started(tmp_path, commands) as stages, httpx.Client(base_url=url, timeout=READY_S, trust_env=False) as client:
+        wait_until_ready(url, stages, READY_S)
+        undisturbed = completion(client, **request)["token_ids"]
+        first, second, rank = stages[0].worker(), stages[1].worker(), rank_of(stages[1])
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(completion, client, **request)
+            time.sleep(0.3)
+            assert not answer.done()
+            rank.kill()
+            assert answer.result(READY_S)["token_ids"] == undisturbed
+        assert stages[0].worker() == first
+        assert stages[1].worker() != second
+        assert rank_of(stages[1]) != rank
+        assert not second.is_running()
+        assert "tensor-parallel rank 1 of stage 1 has ended (killed by signal 9)" in stages[1].text()
+        assert "recovered: the ring is whole again" in stages[0].text()

@@ -141,11 +141,12 @@ ShutdownTimeoutOption = Annotated[
     ),
 ]
 RecoveryDeadlineOption = Annotated[
-    float,
+    float | None,
     typer.Option(
         "--recovery-deadline",
         metavar="S",
         min=0,
+        show_default="120; 300 on a GPU",
         help="Seconds that a lost stage may take to come back while requests wait; 0: its loss ends the requests.",
     ),
 ]
@@ -272,11 +273,16 @@ def runtime_options(ctx: typer.Context, **more: Any) -> RuntimeOptions:
         ctx: of the running command; a limit that it has no parameter for keeps its default.
         more: further attributes.
     """
+    from zpptool.config.gpu_plan import computes_on_cpu
+    from zpptool.config.recovery_deadline import recovery_deadline_s
     from zpptool.config.runtime_options import RuntimeOptions
 
+    device = ctx.params["device"]
     limits = ("start_timeout", "step_timeout", "beat_timeout", "recovery_deadline")
     given = {f"{name}_s": ctx.params[name] for name in limits if name in ctx.params}
-    return RuntimeOptions(device=ctx.params["device"], **given, **more)
+    if "recovery_deadline_s" in given:
+        given["recovery_deadline_s"] = recovery_deadline_s(given["recovery_deadline_s"], on_cpu=computes_on_cpu(device))
+    return RuntimeOptions(device=device, **given, **more)
 
 
 def comma_separated(text: str | None) -> tuple[str, ...]:

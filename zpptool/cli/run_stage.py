@@ -152,7 +152,7 @@ def run_stage(
     trace: TraceOption = None,
     beat_timeout: BeatTimeoutOption = 60.0,
     wire_codec: WireCodecOption = WireCodec.NONE,
-    recovery_deadline: RecoveryDeadlineOption = 120.0,
+    recovery_deadline: RecoveryDeadlineOption = None,
     standby: StandbyOption = 0,
     shutdown_timeout: ShutdownTimeoutOption = 30.0,
     stage_mode: Annotated[str, typer.Option("--pipeline-stage-mode", hidden=True)] = "external",

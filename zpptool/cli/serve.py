@@ -130,7 +130,7 @@ def serve(
     header_timeout: HeaderTimeoutOption = 10.0,
     body_timeout: BodyTimeoutOption = 120.0,
     keep_alive_timeout: KeepAliveTimeoutOption = 5,
-    recovery_deadline: RecoveryDeadlineOption = 120.0,
+    recovery_deadline: RecoveryDeadlineOption = None,
     standby: StandbyOption = 0,
     shutdown_timeout: ShutdownTimeoutOption = 30.0,
     max_restarts: Annotated[
@@ -167,7 +167,7 @@ def serve(
     from zpptool.serve.serve_options import ServeSettings
 
     runtime = runtime_options(ctx)
-    refuse_idle_standby(standby, recovery_deadline)
+    refuse_idle_standby(standby, runtime.recovery_deadline_s)
     console = Console(quiet=quiet)
     keys = _api_keys(ctx, api_key, api_key_file, console)
     refuse_open_front(host, has_keys=bool(keys), insecure=insecure)

@@ -13,8 +13,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from zpptool.config.memory_budget import stage_bytes
 from zpptool.config.stage_spec import StageSpec
 from zpptool.engines.base import LOAD_MODEL, run_stage_worker
+from zpptool.engines.device_memory import await_device_memory
 from zpptool.engines.staging.exchange import TensorExchange
 from zpptool.engines.transformers.calls import (
     FREE,
@@ -84,6 +86,7 @@ class TransformersStage:
 
     def _load(self) -> bytes:
         spec = self._spec
+        await_device_memory(torch.device(device_of(spec)), lambda _memory: stage_bytes(spec), self._log)
         self._log.info("loading layers %s from %s", spec.layers, spec.model)
         part = load_part(spec.directory, spec.stage, spec.ranges, dtype=spec.dtype, device=device_of(spec))
         part.on_layer(self._node.pulse.progress)

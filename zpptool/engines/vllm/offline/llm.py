@@ -25,6 +25,7 @@ from zpptool.config.engine_kind import Engine
 from zpptool.config.gpu_plan import place_on_gpus
 from zpptool.config.gpu_pool import parse_gpu_ids
 from zpptool.config.memory_budget import free_memory, kv_share, refuse_too_much, stage_bytes
+from zpptool.config.recovery_deadline import recovery_deadline_s as chosen_deadline
 from zpptool.config.resolve import resolve_place
 from zpptool.config.runner_choice import choose_v1_runner, refuse_v2_runner
 from zpptool.config.runtime_options import RuntimeOptions
@@ -68,7 +69,7 @@ class LLM(vllm.LLM):
         start_timeout_s: how long the stages may take until all have joined.
         step_timeout_s: how long one step may take.
         recovery_deadline_s: with `launch`: how long a lost stage may take to return, while answers wait for it; with 0
-            the first loss ends all stages.
+            the first loss ends all stages. By default 120, and 300 on a GPU.
         dtype: as for `vllm.LLM`.
         engine_arguments: all others of `vllm.LLM`.
 
@@ -90,7 +91,7 @@ class LLM(vllm.LLM):
         log_dir: str | Path | None = None,
         start_timeout_s: float = 600.0,
         step_timeout_s: float = 300.0,
-        recovery_deadline_s: float = 120.0,
+        recovery_deadline_s: float | None = None,
         dtype: str = "auto",
         **engine_arguments: Any,
     ) -> None:
@@ -102,6 +103,7 @@ class LLM(vllm.LLM):
         choose_v1_runner()
         if gpu_ids and not launch:
             raise usage_error("gpu_ids is for stages that are started here", "Give zpptool run-stage its --gpu-ids.")
+        deadline_s = chosen_deadline(recovery_deadline_s, on_cpu=platform.is_cpu())
         with ExitStack() as started:
             group = started.enter_context(ProcessGroup())
             scratch = started.enter_context(private_directory())
@@ -119,7 +121,7 @@ class LLM(vllm.LLM):
             runtime = RuntimeOptions(
                 start_timeout_s=start_timeout_s,
                 step_timeout_s=step_timeout_s,
-                recovery_deadline_s=recovery_deadline_s if launch else 0.0,
+                recovery_deadline_s=deadline_s if launch else 0.0,
             )
             common: dict[str, Any] = {
                 "local": local, "headless": True, "engine_args": engine_args, "dtype": dtype, "runtime": runtime,
@@ -136,7 +138,7 @@ class LLM(vllm.LLM):
                 for spec, env in zip(specs, stage_environments([1] * len(specs), placed.env), strict=True):
                     start_stage(group, spec, env, logs, phases)
             restarter = Restarter(group, phases)
-            watchdog = started.enter_context(StageWatchdog(restarter.poll if recovery_deadline_s else group.any_ended))
+            watchdog = started.enter_context(StageWatchdog(restarter.poll if deadline_s else group.any_ended))
             self._start_head(specs[0], watchdog, group, scratch, engine_arguments)
             self.close = weakref.finalize(self, _end, self.llm_engine.engine_core, watchdog, group, started.pop_all())
             """Ends the engine and the stages that were started here. Called automatically at exit at the latest."""

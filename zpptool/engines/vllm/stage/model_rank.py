@@ -10,7 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from zpptool.config.stage_spec import StageSpec
+from zpptool.engines.device_memory import await_device_memory
 from zpptool.engines.vllm.calls import EXECUTE_AND_SAMPLE, RESTORE_REQUESTS, LiveRequest
 from zpptool.engines.vllm.compat import env_variables, model_runner, platform
 from zpptool.engines.vllm.compat.arguments import serve_arguments
@@ -100,6 +103,7 @@ class StageRank:
     def load(self, group: ReplacementGroup) -> None:
         """Initialise the device, with `group` as its pipeline group, and read the weights."""
         self._group = group
+        self._await_memory()
         group.max_rows = self.config.scheduler_config.max_num_batched_tokens
         self.worker = make_worker(self.config, self._spec, self._rank, self._store)
         with pipeline_group(group, self._rank):
@@ -113,6 +117,13 @@ class StageRank:
         platform.update_block_size(self.config)
         if self._rank == 0:
             self._log.info("loaded")
+
+    def _await_memory(self) -> None:
+        """Wait until this rank's GPU has the memory that vLLM requires to be free, which the process that this one
+        replaces may still hold."""
+        share: float = self.config.cache_config.gpu_memory_utilization
+        device = torch.device(platform.device_type(), self._rank)
+        await_device_memory(device, lambda memory: int(memory.total * share), self._log)
 
     def get_kv_cache_spec(self) -> dict[str, KVCacheSpec]:
         """What each layer of this stage needs of the cache, as if one device held all heads."""
