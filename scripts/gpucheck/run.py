@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 from gpucheck.check import Bench, Check, Failed, Outcome, Refused, Verdict, why_not
 
+PATIENCE = 4
+"""How many times its estimate a check may take: one that hangs leaves time for the others."""
+
 
 def chosen(checks: Sequence[Check], only: Sequence[str]) -> list[Check]:
     """The checks with these names, or whose names begin with one of them and a hyphen; without names, all.
@@ -45,7 +48,7 @@ def run_checks(
         if reason:
             yield Outcome(check.name, Verdict.SKIPPED, reason, 0.0, {})
         else:
-            yield _run(check, bench._replace(limit_s=left_s), clock)
+            yield _run(check, bench._replace(limit_s=min(left_s, PATIENCE * check.least_s)), clock)
 
 
 def _run(check: Check, bench: Bench, clock: Callable[[], float]) -> Outcome:

@@ -91,6 +91,8 @@ class OnCard:
 
     def finish(self) -> None:
         torch.cuda.synchronize()
+        del self._busy
+        torch.cuda.empty_cache()  # for the checks that follow, in other processes
 
 
 def check_staging(bench: Bench) -> dict[str, Any]:

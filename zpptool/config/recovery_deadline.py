@@ -6,8 +6,8 @@ from __future__ import annotations
 CPU_S = 120.0
 """A new vLLM process takes 10 to 20 s for its imports on the project's CPU test machine (measured)."""
 GPU_S = 300.0
-"""A new vLLM process on CUDA is ready after 60 to 150 s, most of it imports, profiling and CUDA graphs: an estimate from
-its source, never measured. Requests wait for all of it."""
+"""A new vLLM process on CUDA is ready after 60 to 150 s, most of it imports, profiling and CUDA graphs. That is an
+estimate from its source and was never measured. Requests wait for all of it."""
 
 
 def recovery_deadline_s(given: float | None, *, on_cpu: bool) -> float:
