@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM in two stages that share one card: parity, a stage that is killed, and speed beside vLLM itself.
 
-Each stage gets 0.4 of the card's memory. Parity is checked one sequence a step: eager in the model's own dtype, so every
-bit has to be equal; with graphs in float32, because a compiler that fuses across the end of a stage rounds elsewhere.
-Recovery is checked in float32: in bf16 the last bit of a recomputed sequence may differ, and so may its tokens.
+Each stage gets 0.4 of the card's memory. Parity is checked one sequence a step: eager in the model's own dtype, so that
+every bit has to be equal; with graphs in float32, because a compiler that fuses across the end of a stage rounds
+elsewhere. Recovery is checked in float32: in bf16 the last bit of a recomputed sequence may differ, and so may its
+tokens.
 """
 
 from __future__ import annotations
