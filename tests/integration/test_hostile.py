@@ -76,7 +76,7 @@ def random_messages(port: int, end: float) -> None:
         stranger.connect(f"tcp://127.0.0.1:{port}")
         while time.monotonic() < end:
             parts = [random.randbytes(random.randrange(300)) for _ in range(random.randrange(1, 5))]
-            parts[0] = random.choice([b"", b"ZPPW\x02\x03", b"ZPPC"]) + parts[0]
+            parts[0] = random.choice([b"", b"ZPPW\x03\x03", b"ZPPC"]) + parts[0]
             with suppress(zmq.Again):
                 stranger.send_multipart(parts)
 

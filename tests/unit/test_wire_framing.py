@@ -123,7 +123,7 @@ def test_numbers_that_do_not_fit_are_refused(wrong):
 
 
 @settings(max_examples=500)
-@given(parts=st.lists(st.binary(max_size=64) | st.binary(max_size=64).map(lambda tail: b"ZPPW\x01" + tail), max_size=4))
+@given(parts=st.lists(st.binary(max_size=64) | st.binary(max_size=64).map(lambda tail: b"ZPPW\x03" + tail), max_size=4))
 def test_arbitrary_bytes_raise_nothing_but_wire_error(parts):
     with suppress(WireError):
         decode(parts, LIMITS)

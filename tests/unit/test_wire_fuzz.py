@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from zpptool.errors import ZppError
 from zpptool.places import HEAD
 from zpptool.ring import messages as c
+from zpptool.ring.stage.order import split_call
 from zpptool.wire.message.framing import Limits, decode
 from zpptool.wire.message.tensors import unpack
 from zpptool.wire.protocol import link_messages
@@ -40,6 +41,7 @@ def test_no_bytes_make_a_decoder_fail_otherwise_than_by_name(header: bytes, fram
         lambda: unpack(header, frames),
         lambda: c.decode_control(header, frames, stage=HEAD, peer="stage 1", endpoint="here", epoch=0),
         lambda: link_messages.decode_link_message(header),
+        lambda: split_call(header),
     ):
         message = ""
         try:
