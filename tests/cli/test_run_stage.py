@@ -53,7 +53,8 @@ NOT_INSTALLED = "error: the engine vllm needs vllm, which is not installed\n  hi
         ([], 2, "no model is named"),
         (
             ["MODEL", "--stage-idx", "0", "--total-stages", "2", "--", "-pp", "2"],
-            2, "-pp after -- is decided by zpptool hint: That is --pipeline-parallel-size",
+            2,
+            "-pp after -- is decided by zpptool hint: That is --pipeline-parallel-size",
         ),
         (["MODEL"], 2, "is a full checkpoint: which stage is this to be? hint: Give --stage-idx."),
         (["MODEL", "--stage-idx", "0"], 2, "how many stages does the pipeline have? hint: Give --total-stages."),

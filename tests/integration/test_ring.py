@@ -294,9 +294,7 @@ def test_a_stage_connected_to_the_wrong_one_is_refused(tmp_path: Path) -> None:
     ring = Ring([*specs[:2], lost], head=specs[0])
     try:
         ring.start()
-        with pytest.raises(
-            ZppError, match=r"the roll call has not returned|stage 1 waited 1 s for stage 2|lost stage"
-        ):
+        with pytest.raises(ZppError, match=r"the roll call has not returned|stage 1 waited 1 s for stage 2|lost stage"):
             ring.gather()
         errors = [run.exception(5) for run in ring.stages]
     finally:

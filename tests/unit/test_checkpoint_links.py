@@ -72,9 +72,7 @@ def test_links_of_weights_config_and_index_are_checked_too(model: Path, tmp_path
     plan_split(model, 2, follow_links=True)
 
 
-def test_a_linked_folder_outside_is_refused_or_copied_on_request(
-    model: Path, secret: Path, tmp_path: Path
-) -> None:
+def test_a_linked_folder_outside_is_refused_or_copied_on_request(model: Path, secret: Path, tmp_path: Path) -> None:
     (model / "templates").symlink_to(secret.parent)
     with pytest.raises(ZppError, match="templates"):
         plan_split(model, 2)

@@ -46,9 +46,10 @@ def next_header(link: LinkReceiver) -> bytes:
 
 def test_a_receiver_moves_to_where_its_sender_is_in_the_next_epoch() -> None:
     address = f"tcp://127.0.0.1:{free_port()}"
-    with open_sender(1) as old, LinkReceiver(
-        old.endpoint, stage=2, peer=1, options=LinkOptions(party=Party(2, 3), follows=True)
-    ) as receiver:
+    with (
+        open_sender(1) as old,
+        LinkReceiver(old.endpoint, stage=2, peer=1, options=LinkOptions(party=Party(2, 3), follows=True)) as receiver,
+    ):
         old.send(Kind.CONTROL, b"before", timeout_s=SOON_S)
         assert next_header(receiver) == b"before"
         receiver.move(address)
