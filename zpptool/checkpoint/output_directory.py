@@ -187,7 +187,7 @@ def settle(site: Site) -> None:
 def _remove_beside(target: Path) -> None:
     """Remove the files of a run that was killed before the destination was created by other means."""
     beside = Site(target, False)
-    if beside.entry("partial").is_dir() or beside.entry("work").is_dir():
+    if any(beside.entry(what).exists() for what in ("partial", "work", "lock")):
         with suppress(Held, OSError), hold(beside.entry("lock")):
             discard(beside)
 
