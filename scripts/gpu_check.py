@@ -13,6 +13,7 @@ gpu-check.md for docs/compatibility.md, and keeps all logs. Exit code 1: a check
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from pathlib import Path
@@ -30,6 +31,7 @@ from gpucheck.tiny_model import make_tiny_model
 def main() -> int:
     """Run the checks, print a line for each, and write the report. Returns the exit code."""
     options = _parser().parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what was started is ended
     try:
         checks = chosen(CHECKS, options.only.split(",") if options.only else ())
     except ValueError as unknown:

@@ -60,6 +60,14 @@ SPEAKER_SIZES = {
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests may take longer where staging is forced."""
+    for item in items:
+        limit = item.get_closest_marker("timeout")
+        if limit is not None and staged.patience() > 1:
+            item.add_marker(pytest.mark.timeout(staged.patience() * limit.args[0]), append=False)
+
+
 @pytest.fixture
 def own_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let a test configure zpptool's logging; afterwards it is as it was."""

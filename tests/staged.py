@@ -31,6 +31,12 @@ def staged_environment(delay_s: float) -> dict[str, str]:
     return {VARIABLE: str(delay_s), "PYTHONPATH": path}
 
 
+def patience() -> int:
+    """How many times longer things may take: processes that need no torch otherwise import it where staging is
+    forced."""
+    return 5 if os.environ.get(VARIABLE) else 1
+
+
 def install() -> None:
     """Have this process stage, once it imports what decides that."""
     sys.meta_path.insert(0, _Replacing())

@@ -23,6 +23,7 @@ from typing import Any
 
 import msgspec
 from staged import VARIABLE as STAGED
+from staged import patience
 
 from zpptool.admin.attach import admin_servers
 from zpptool.config.endpoints import plan_endpoints
@@ -135,6 +136,7 @@ def ring_specs(
     recovery_s: float = 0.0,
 ) -> tuple[StageSpec, ...]:
     """The specs of a ring over ipc in `directory`, or over tcp from `base_port` on; two layers a stage."""
+    start_s, recovery_s = (seconds * patience() for seconds in (start_s, recovery_s))
     if base_port is None:
         endpoints = plan_endpoints(num_stages, transport="ipc", ipc_dir=directory)
     else:
