@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recovery with tensors that are staged through a simulated device, late by random times: no token is lost or wrong.
 
-`make test` kills two stages of one pipeline so; the recovery and chaos suites are run so as long tests.
+`make test` kills one stage of a pipeline so; the recovery and chaos suites are run so as long tests.
 """
 
 from __future__ import annotations
@@ -48,8 +48,7 @@ def test_stages_that_stage_their_tensors_recover(
         quiet = [stream(client, number) for number in range(STREAMS)]
         answers = [pool.submit(stream, client, number) for number in range(STREAMS)]
         time.sleep(0.3)
-        for lost in (1, 2):
-            stages[lost].worker().kill()
+        stages[1].worker().kill()
         assert [answer.result(BACK_S) for answer in answers] == quiet
         assert "recovered: the ring is whole again" in stages[0].text()
         assert "due in epoch" not in "".join(stage.text() for stage in stages)

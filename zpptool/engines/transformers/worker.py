@@ -36,6 +36,8 @@ from zpptool.log import place_logger
 from zpptool.ring.messages import Call
 from zpptool.ring.stage.node import StageNode
 
+IN_FLIGHT = 16
+"""How many sends may be outstanding where they are staged: each sequence has its own, and most are short."""
 FAILED = "failed"
 """The value in place of the tensors of a step that failed."""
 
@@ -55,8 +57,7 @@ class TransformersStage:
         check_arguments(spec)
         self._spec = spec
         self._node = node
-        in_flight = spec.num_stages + 1
-        self._exchange = TensorExchange(node, torch.device(device_of(spec)), in_flight=in_flight)
+        self._exchange = TensorExchange(node, torch.device(device_of(spec)), in_flight=IN_FLIGHT)
         self._log = place_logger(__name__, spec.stage)
         self._loaded: PartialModel | None = None
         self._samplers: dict[int, Sampler] = {}
