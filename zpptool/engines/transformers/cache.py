@@ -8,11 +8,14 @@ another stage counts its tokens too: it gets one NaN for each token, which would
 from __future__ import annotations
 
 import torch
-from transformers import Cache, DynamicCache, PreTrainedConfig
+from transformers import Cache, DynamicCache, PreTrainedConfig, cache_utils
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, LinearAttentionCacheLayerMixin
 
 from zpptool.errors import invalid_error
 from zpptool.partition import LayerRange
+
+STATELESS = getattr(cache_utils, "DummyLayer", ())
+"""The entry of a layer that keeps no state, such as a layer without attention; transformers has it from 5.24 on."""
 
 
 def new_cache(config: PreTrainedConfig) -> DynamicCache:
@@ -24,7 +27,7 @@ def new_cache(config: PreTrainedConfig) -> DynamicCache:
     """
     cache = DynamicCache(config=config.get_text_config(decoder=True))
     for index, layer in enumerate(cache.layers):
-        if not isinstance(layer, DynamicLayer | LinearAttentionCacheLayerMixin):
+        if not isinstance(layer, (DynamicLayer, LinearAttentionCacheLayerMixin, STATELESS)):
             raise invalid_error(
                 f"layer {index} of {config.model_type} keeps a {type(layer).__name__}, which is not known"
             )

@@ -8,6 +8,7 @@ padding.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,13 @@ from transformers import Cache, PreTrainedModel
 
 from zpptool.engines.transformers.cache import new_cache, pass_layer
 from zpptool.engines.transformers.surgery import LeftStage, Passage, decoder_layers
+from zpptool.errors import invalid_error
 from zpptool.partition import LayerRange
+
+
+_CACHE_PARAMETERS = ("cache", "past_key_values", "cache_params")
+"""The names of the parameter that takes the cache: of every model from transformers 5.24 on, of most models before it,
+and of Mamba before it."""
 
 
 @dataclass
@@ -48,7 +55,7 @@ class CutModel:
         self.is_first = layers.start == 0
         self.is_last = layers.end == self.num_layers
         self._accepted = inspect.signature(model.forward).parameters.keys()
-        self._cache_name = "cache_params" if "cache_params" in self._accepted else "past_key_values"
+        self._cache_name = _cache_parameter(model, self._accepted)
 
     def new_sequence(self) -> CachedSequence:
         """A sequence without tokens.
@@ -97,3 +104,20 @@ class CutModel:
                 pass_layer(sequence.cache, index, num_tokens)
             return left.hidden_states
         return output.logits[0, -1]
+
+
+def _cache_parameter(model: PreTrainedModel, accepted: Collection[str]) -> str:
+    """The name of the parameter of the model's forward that takes the cache. Under any other name most models take it
+    too, and ignore it.
+
+    Raises:
+        ZppError: (INVALID) there is none.
+    """
+    name = next((name for name in _CACHE_PARAMETERS if name in accepted), None)
+    if name is None:
+        raise invalid_error(
+            f"the forward pass of {type(model).__name__} takes a cache under none of the names that are known"
+            f" ({', '.join(_CACHE_PARAMETERS)})",
+            "Use a release of transformers that docs/compatibility.md lists.",
+        )
+    return name
