@@ -20,7 +20,6 @@ from zpptool.engines.transformers.surgery import LeftStage, Passage, decoder_lay
 from zpptool.errors import invalid_error
 from zpptool.partition import LayerRange
 
-
 _CACHE_PARAMETERS = ("cache", "past_key_values", "cache_params")
 """The names of the parameter that takes the cache: of every model from transformers 5.24 on, of most models before it,
 and of Mamba before it."""

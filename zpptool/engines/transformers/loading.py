@@ -95,7 +95,7 @@ def load_cut_model(
         ZppError: (INVALID) there is no causal language model for the config, a tensor that the stage's layers need is
             not among `tensors`, or one does not fit.
     """
-    model_class, config = _causal_model(config)
+    model_class, config = causal_model(config)
     part = _part_of(model_class, owned, passage)
     stored = list(tensors)
     report_read = loading_progress(sum(info.nbytes for info in stored))
@@ -114,8 +114,12 @@ def load_cut_model(
     return model
 
 
-def _causal_model(config: PreTrainedConfig) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
-    """The class that `AutoModelForCausalLM` uses for `config`, and the config that it passes to that class."""
+def causal_model(config: PreTrainedConfig) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
+    """The class that `AutoModelForCausalLM` uses for `config`, and the config that it passes to that class.
+
+    Raises:
+        ZppError: (INVALID) there is none.
+    """
     try:
         model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     except KeyError:

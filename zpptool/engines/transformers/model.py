@@ -3,21 +3,24 @@
 
 Chained, the parts compute bit for bit what the unsplit model computes for the same sequence (same dtype, same number of
 threads): each runs the model's own forward pass over the same shapes. A model that cannot be run in parts is refused
-when it is loaded (`zpptool.engines.transformers.probe`).
+when it is loaded (`zpptool.engines.transformers.probe`, `zpptool.engines.transformers.proof`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
+from zpptool.checkpoint.index import TensorInfo
 from zpptool.checkpoint.stage_tensors import load_plan
 from zpptool.engines.transformers.cut import CachedSequence, CutModel
 from zpptool.engines.transformers.loading import load_config, load_cut_model
 from zpptool.engines.transformers.probe import UNCUT_HINT, probe
+from zpptool.engines.transformers.proof.proof import prove_part
 from zpptool.engines.transformers.surgery import Passage, decoder_layers
 from zpptool.errors import ZppError, invalid_error
 from zpptool.partition import LayerRange, Partition
@@ -104,6 +107,9 @@ def load_part(
 ) -> PartialModel:
     """Load the decoder layers of `stage`, with the embedding on the first stage and the head on the last.
 
+    Before that it is proven that this engine runs these layers of this kind of model correctly
+    (`zpptool.engines.transformers.proof`).
+
     Args:
         directory: the stage's directory of `zpptool split`, or a whole checkpoint, of which only the bytes of the
             stage's own tensors are read.
@@ -120,9 +126,8 @@ def load_part(
     config = load_config(directory)
     owned = partition[stage]
     try:
-        passage = Passage()
-        cut = CutModel(load_cut_model(config, tensors, owned, passage, dtype, device), owned, passage)
-        probe(cut)
+        prove_part(config, owned, load_unproven)
+        return load_unproven(config, tensors, owned, dtype, device)
     except ZppError:
         raise
     except Exception as cause:  # any error of the model's own code, which lacks something
@@ -130,4 +135,18 @@ def load_part(
             f"{config.model_type} cannot be run in parts: layers {owned} fail with {type(cause).__name__}: {cause}",
             UNCUT_HINT,
         ) from cause
+
+
+def load_unproven(
+    config: PreTrainedConfig, tensors: Iterable[TensorInfo], owned: LayerRange, dtype: str | torch.dtype, device: str
+) -> PartialModel:
+    """Load the decoder layers `owned` from `tensors`, with no other proof than that nothing is missing.
+
+    Raises:
+        ZppError: (INVALID) a tensor is missing, or the model cannot be run in parts.
+        Exception: any error of the model's own code, which lacks something.
+    """
+    passage = Passage()
+    cut = CutModel(load_cut_model(config, tensors, owned, passage, dtype, device), owned, passage)
+    probe(cut)
     return PartialModel(cut)

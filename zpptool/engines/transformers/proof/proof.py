@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Proves that the engine computes the layers of one stage as the whole model does, before their weights are loaded.
+
+Every release of transformers may change what a layer takes, returns or keeps, and a part that loads and runs may still
+be wrong. So a small model with random weights is made, of the same class and with the same layers; transformers itself
+runs it whole; the stage's part of it is loaded and run by the code that is about to load and run the real one, over a
+prompt and several more tokens. Every bit of what the part returns has to be equal.
+"""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+from collections.abc import Callable, Iterable
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+import zpptool
+from zpptool.checkpoint.index import TensorInfo
+from zpptool.checkpoint.stage_tensors import load_plan
+from zpptool.engines.transformers.loading import causal_model, no_progress_bars
+from zpptool.engines.transformers.proof.sensitivity import check_sensitivity
+from zpptool.engines.transformers.proof.small_model import random_model, small_config
+from zpptool.engines.transformers.proof.verdicts import Facts, is_proven, record_proof
+from zpptool.engines.transformers.proof.whole_run import STEPS, WholeRun, run_whole
+from zpptool.engines.transformers.surgery import decoder_layers
+from zpptool.errors import ZppError, invalid_error
+from zpptool.partition import LayerRange, Partition
+
+_HINT = (
+    "Run it with another release of transformers that docs/compatibility.md lists, or on vLLM (--engine vllm)."
+    " docs/coverage.md lists the classes that run in parts."
+)
+_HIDDEN_STATES = "hidden_states"
+_SOURCES = ("checkpoint/**/*.py", "engines/weights.py", "engines/transformers/*.py", "engines/transformers/proof/*.py")
+"""The files of this package that decide what a part computes."""
+
+
+class Part(Protocol):
+    """Part of a model that runs sequences; see `zpptool.engines.transformers.model.PartialModel`."""
+
+    def step(self, sequence_id: object, inputs: object) -> Tensor | dict[str, Tensor]:
+        """Run the next tokens of one sequence."""
+
+    def free(self, sequence_id: object) -> None:
+        """Forget a sequence."""
+
+
+LoadPart = Callable[[PreTrainedConfig, Iterable[TensorInfo], LayerRange, torch.dtype, str], Part]
+"""Loads part of a model: takes its config, its tensors, its layers, the dtype and the device."""
+
+
+def prove_part(config: PreTrainedConfig, owned: LayerRange, load: LoadPart) -> None:
+    """Prove that `load` makes a part which computes the layers `owned` of this kind of model; once for each kind.
+
+    Raises:
+        ZppError: (INVALID) it does not, or no small model of this kind can be made.
+    """
+    model_class, config = causal_model(config)
+    try:
+        small = small_config(model_class, config)
+        facts = _facts(model_class, small, owned)
+        if is_proven(facts):
+            return
+        model = random_model(model_class, small)
+        num_layers = len(decoder_layers(model)[1])
+        with no_progress_bars():
+            whole = run_whole(model)
+            check_sensitivity(model)
+    except Exception as cause:  # of the model's own code, at sizes that it was not made for, or in a new release
+        why = cause.message if isinstance(cause, ZppError) else f"{type(cause).__name__}: {cause}"
+        raise invalid_error(
+            f"it cannot be proven that layers {owned} of {config.model_type} run apart: a small model of its kind"
+            f" could not be used: {why}",
+            _HINT,
+        ) from cause
+    with tempfile.TemporaryDirectory(prefix="zpptool-proof-") as directory, no_progress_bars():
+        model.save_pretrained(directory)
+        part = _load_from(Path(directory), small, owned, num_layers, load)
+    compare(part, whole, owned, config.model_type)
+    record_proof(facts)
+
+
+def _load_from(directory: Path, config: PreTrainedConfig, owned: LayerRange, num_layers: int, load: LoadPart) -> Part:
+    bounds = (LayerRange(0, owned.start), owned, LayerRange(owned.end, num_layers))
+    partition: Partition = tuple(layers for layers in bounds if layers.start < layers.end)
+    tensors = load_plan(directory, partition.index(owned), partition)
+    return load(config, tensors, owned, torch.float32, "cpu")
+
+
+def compare(part: Part, whole: WholeRun, owned: LayerRange, name: str) -> None:
+    """Run the trial sequence through a part, and compare every bit with what the whole model has computed.
+
+    A second sequence is in flight meanwhile, which must not disturb the first.
+
+    Raises:
+        ZppError: (INVALID) something differs.
+    """
+    num_layers = len(whole.layer_outputs[0])
+    is_first, is_last = owned.start == 0, owned.end == num_layers
+    for step, tokens in enumerate(STEPS):
+        inputs = list(tokens) if is_first else {_HIDDEN_STATES: whole.layer_outputs[step][owned.start - 1]}
+        expected = whole.logits[step] if is_last else whole.layer_outputs[step][owned.end - 1]
+        found = part.step("trial", inputs)
+        computed = found if isinstance(found, Tensor) else found[_HIDDEN_STATES]
+        if not torch.equal(computed.float(), expected.float()) or computed.dtype != expected.dtype:
+            raise invalid_error(
+                f"{name} cannot be run in parts: layers {owned} compute something else than in the whole model,"
+                f" {'for the prompt' if step == 0 else f'{step} tokens after the prompt'} of a trial with a small"
+                f" random model (transformers {transformers.__version__})",
+                _HINT,
+            )
+        if step == 0 or step == 1:
+            part.step("other", inputs[::-1] if isinstance(inputs, list) else _mirrored(inputs))
+        if step == len(STEPS) // 2:
+            part.free("other")
+
+
+def _mirrored(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: states.flip(1).neg() for name, states in inputs.items()}
+
+
+def _facts(model_class: type[PreTrainedModel], config: PreTrainedConfig, owned: LayerRange) -> Facts:
+    """Everything that the proof depends on."""
+    return {
+        "class": f"{model_class.__module__}.{model_class.__qualname__}",
+        "config": sha256(config.to_json_string(use_diff=False).encode()).hexdigest(),
+        "layers": str(owned),
+        "transformers": transformers.__version__,
+        "model": _digest([Path(inspect.getfile(model_class))]),
+        "torch": torch.__version__,
+        "engine": _engine_digest(),
+    }
+
+
+@cache
+def _engine_digest() -> str:
+    package = Path(inspect.getfile(zpptool)).parent
+    return _digest(path for pattern in _SOURCES for path in sorted(package.glob(pattern)))
+
+
+def _digest(paths: Iterable[Path]) -> str:
+    return sha256(b"".join(sha256(path.read_bytes()).digest() for path in paths)).hexdigest()
