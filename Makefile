@@ -13,7 +13,7 @@ LONGEST_FIRST := tests/chaos $(LONG_ONES) $(filter-out $(LONG_ONES),$(wildcard t
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help env model demo test test-long lint clean
+.PHONY: help env model demo test test-long upstream lint clean
 
 help:  ## Show this
 	@echo "zpptool: a large language model as a pipeline of stages on stock vLLM, over ZeroMQ"
@@ -36,6 +36,9 @@ test: .venv/.ready-vllm model lint  ## Run the test suite, real vLLM on the CPU 
 
 test-long: .venv/.ready-vllm model  ## Run the tests that `make test` leaves out for their length
 	$(BIN)/python -m pytest -m long
+
+upstream: .venv/.ready-transformers  ## Try every model class with the oldest allowed and the newest transformers
+	$(BIN)/python scripts/upstream.py
 
 lint: .venv/.ready-transformers  ## Check style, types and who imports whom
 	$(BIN)/ruff check .

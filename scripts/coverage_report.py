@@ -2,10 +2,12 @@
 """Find out which model classes of the installed transformers can be split and run, and write docs/coverage.md.
 
     python scripts/coverage_report.py                       # all; continues where an earlier run was stopped
-    python scripts/coverage_report.py --only LlamaForCausalLM,GPT2LMHeadModel --no-table
-    python scripts/coverage_report.py --table-only          # from existing results
+    python scripts/coverage_report.py --only LlamaForCausalLM,GPT2LMHeadModel
+    python scripts/coverage_report.py --table-only          # from the records
 
-Each class is tried in a process of its own, with a time limit, and its outcome is one line of the results file.
+Each class is tried in a process of its own, with a time limit, and its outcome is one line of the results file. At the
+end the outcomes replace those in the record of this release of transformers (docs/coverage-transformers-VERSION.jsonl),
+what has changed there is printed, and the table is made from the records of all releases.
 """
 
 from __future__ import annotations
@@ -17,66 +19,75 @@ import shutil
 import signal
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from families import vllm_outcome
 from families.case import Outcome, model_classes, try_class
+from families.record import RECORDS, ROOT, Record, read_outcomes, read_records, record_path, update_record
 from families.table import coverage_table
-from families.vllm_outcome import read_outcomes
 
-ROOT = Path(__file__).resolve().parents[1]
+RELEASE = version("transformers")
 
 
 def main() -> int:
-    """Try the classes, print a line for each, and write the table. Returns 1 if anything is wrong."""
+    """Try the classes, print a line for each, and write the record and the table. Returns 1 if anything is wrong."""
     options = _parser().parse_args()
     only = set(options.only.split(",")) if options.only else None
-    options.results.parent.mkdir(parents=True, exist_ok=True)
-    if options.fresh:
-        options.results.unlink(missing_ok=True)
-    done = {outcome.name: outcome for outcome in _read(options.results)}
-    if not options.table_only:
-        classes = {name: found for name, found in model_classes().items() if only is None or name in only}
-        for name, (model_class, config_class) in classes.items():
-            if name not in done:
-                done[name] = _in_a_process(name, model_class, config_class, options.limit)
-                with options.results.open("a") as stream:
-                    stream.write(json.dumps(done[name].as_json()) + "\n")
-                print(f"{name}: {done[name].structure} {done[name].embedded} {done[name].reason}".strip(), flush=True)
-    outcomes = sorted((o for o in done.values() if only is None or o.name in only), key=lambda outcome: outcome.name)
+    done = {} if options.table_only else _try(options, only)
+    outcomes = [done[name] for name in sorted(done) if only is None or name in only]
     if not options.no_table:
-        options.table.write_text(coverage_table(outcomes, read_outcomes()))
-        print(f"wrote {options.table}", file=sys.stderr)
+        _write(options, outcomes)
+        if not only and not options.table_only:
+            options.results.unlink()  # the run is complete, and the next one begins again
     bad = [outcome for outcome in outcomes if "wrong" in outcome.structure or outcome.embedded == "different"]
     for outcome in bad:
         print(f"wrong: {outcome.name}: {outcome.reason}", file=sys.stderr)
     return 1 if bad else 0
 
 
+def _try(options: argparse.Namespace, only: set[str] | None) -> Record:
+    """The outcomes of an earlier run that was stopped, and of the classes that it did not try."""
+    options.results.parent.mkdir(parents=True, exist_ok=True)
+    if options.fresh:
+        options.results.unlink(missing_ok=True)
+    done = read_outcomes(options.results)
+    for name, (model_class, config_class) in model_classes(only).items():
+        if name not in done:
+            done[name] = _in_a_process(name, model_class, config_class, options.limit)
+            with options.results.open("a") as stream:
+                stream.write(json.dumps(done[name].as_json()) + "\n")
+            print(f"{name}: {done[name].structure} {done[name].embedded} {done[name].reason}".strip(), flush=True)
+    return done
+
+
+def _write(options: argparse.Namespace, outcomes: list[Outcome]) -> None:
+    for change in update_record(record_path(options.records, RELEASE), outcomes) if outcomes else ():
+        print(f"changed with transformers {RELEASE}: {change}")
+    options.table.write_text(coverage_table(read_records(options.records), vllm_outcome.read_outcomes()))
+    print(f"wrote {options.table}", file=sys.stderr)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    results = ROOT / f"build/coverage-{RELEASE}.jsonl"
     parser.add_argument("--only", help="class names, with commas between")
-    parser.add_argument("--results", type=Path, default=ROOT / "build/coverage.jsonl", help="one line for each class")
+    parser.add_argument("--results", type=Path, default=results, help="one line for each class")
+    parser.add_argument("--records", type=Path, default=RECORDS, help="the directory with the record of each release")
     parser.add_argument("--table", type=Path, default=ROOT / "docs/coverage.md", help="the page to write")
     parser.add_argument("--table-only", action="store_true", help="try nothing")
-    parser.add_argument("--no-table", action="store_true", help="write no table")
+    parser.add_argument("--no-table", action="store_true", help="write neither the record nor the table")
     parser.add_argument("--fresh", action="store_true", help="discard earlier results")
     parser.add_argument("--limit", type=int, default=120, metavar="SECONDS", help="time limit for one class")
     return parser
 
 
-def _read(results: Path) -> Iterator[Outcome]:
-    for line in results.read_text().splitlines() if results.is_file() else ():
-        yield Outcome(**json.loads(line))
-
-
 def _in_a_process(name: str, model_class: type, config_class: type, limit_s: int) -> Outcome:
     """The outcome of one class. Its process is forked, so that it need not import transformers again."""
-    start = time.monotonic()
     directory = Path(tempfile.mkdtemp(prefix="zpp-coverage-"))
     ours, theirs = os.pipe()
     child = os.fork()
@@ -97,7 +108,7 @@ def _in_a_process(name: str, model_class: type, config_class: type, limit_s: int
     outcome = Outcome(**json.loads(outcome_json)) if outcome_json else Outcome(name, config_class.model_type)
     if not outcome_json:
         outcome.structure, outcome.reason = "not built", f"no outcome within {limit_s} s"
-    outcome.seconds = round(time.monotonic() - start, 1)
+    outcome.date = f"{datetime.now(UTC):%Y-%m-%d}"
     return outcome
 
 

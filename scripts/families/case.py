@@ -4,13 +4,24 @@ run."""
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    PreTrainedModel,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 from families.tiny import tiny_config
 from families.truth import Truth, needed_at, observe, stages_in_need, stamp
@@ -44,7 +55,7 @@ class Outcome:
             keep its layers in one list of the config's length.
         embedded: `identical`, `refused`, `different`, or empty where it was not run.
         reason: why the first of these is not `right` or `identical`.
-        seconds: the duration.
+        date: the day of the trial, as YYYY-MM-DD.
     """
 
     name: str
@@ -54,20 +65,29 @@ class Outcome:
     checked: str = ""
     embedded: str = ""
     reason: str = ""
-    seconds: float = 0.0
+    date: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """The outcome for a line of the results file."""
         return asdict(self)
 
 
-def model_classes() -> dict[str, tuple[type[PreTrainedModel], type[Any]]]:
-    """Every causal-LM and image-text-to-text class, and its config's class, by name."""
+def model_classes(only: Container[str] | None = None) -> dict[str, tuple[type[PreTrainedModel], type[Any]]]:
+    """Every causal-LM and image-text-to-text class, or those that are named, and its config's class, by name."""
     classes: dict[str, tuple[type[PreTrainedModel], type[Any]]] = {}
-    for mapping in (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING):
-        for config_class, found in mapping.items():
+    for names, mapping in (
+        (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_CAUSAL_LM_MAPPING),
+        (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING),
+    ):
+        for model_type, named in names.items():
+            wanted = [name for name in ([named] if isinstance(named, str) else named) if only is None or name in only]
+            if not wanted or model_type not in CONFIG_MAPPING_NAMES:
+                continue
+            config_class = CONFIG_MAPPING[model_type]  # imports the model, which takes time
+            found = mapping[config_class]
             for model_class in found if isinstance(found, tuple) else (found,):
-                classes.setdefault(model_class.__name__, (model_class, model_class.config_class or config_class))
+                if only is None or model_class.__name__ in only:
+                    classes.setdefault(model_class.__name__, (model_class, model_class.config_class or config_class))
     return dict(sorted(classes.items()))
 
 

@@ -49,6 +49,7 @@ _INDEXER = {
 }  # fmt: skip
 
 EXCEPTIONS: dict[str, Change] = {
+    "bailing_hybrid": _set(num_expert_group=1),
     "bamba": _set(mamba_d_head=32, mamba_n_heads=4, attn_layer_indices=[2, 5]),
     "chameleon": _set(vocabulary_map={"<image>": 310}),
     "cohere_compass_text": _set(
@@ -61,6 +62,7 @@ EXCEPTIONS: dict[str, Change] = {
     "deepseek_v2": _set(num_experts_per_tok=2, n_routed_experts=4, n_group=1, topk_group=1, first_k_dense_replace=1),
     "diffusion_gemma": lambda values: {**values, "vision_config": {"model_type": "gemma4_vision", **_SMALL_TOWER}},
     "diffusion_gemma_text": _set(num_experts=4, top_k_experts=2, moe_intermediate_size=32),
+    "dory": _set(n_input_layers=2, n_recurrent_layers=2, n_output_layers=2),
     "dots1": _set(n_routed_experts=4, num_experts_per_tok=2, n_shared_experts=1, first_k_dense_replace=1),
     "emu3": _set(vocabulary_map={"<image>": 310, "<|extra_200|>": 311}),
     "ernie4_5_vl_moe_text": _sections(3, 3, 2),

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Mapping, Sequence
 
 from families.case import STAGES, Outcome
+from families.record import Record
 from families.tiny import LAYERS
 from families.vllm_outcome import CAUSES, FAILED, IDENTICAL, VERDICTS, WRONG, VllmOutcome
 
@@ -16,22 +16,29 @@ _HEAD = """\
 <!-- Written by scripts/coverage_report.py: do not edit. -->
 # Coverage
 
-Every causal-LM and image-text-to-text class of transformers {version}, {count} in all, made with random weights
+Every causal-LM and image-text-to-text class of transformers, made with random weights
 and {layers} decoder layers (towers get as many), saved, its structure inferred, split into {stages} stages,
-validated against the source, and run on the embedded engine against the unsplit model. Made by
-`python scripts/coverage_report.py`, which takes about five minutes on two cores.
+validated against the source, and run on the embedded engine against the unsplit model, with each of these releases:
 
-**Structure.** {right} right, {refused} refused with a reason, {wrong} wrong, {unbuilt} not tried (no tiny model of it
-could be made here). *Right* is measured on the running model: a recorder notes which parameters it reads before,
-in and after which decoder layer, and parameters are filled with numbers that can be recognised in the saved
-tensors (`scripts/families/truth.py`). Marked *layers* ({partly}): the tiny model does not run on text alone, and only
-the tensors in its layers are verified. Marked *names* ({unheld}): not even these are, because transformers
+| transformers | classes | structure right | refused | wrong | not built | engine: identical | refused | different | |
+|---|---|---|---|---|---|---|---|---|---|
+{releases}
+`make upstream` tries the oldest release that is allowed and the newest one, and prints what has changed;
+`python scripts/coverage_report.py` tries the installed one. Both keep their outcomes in a file for each release,
+`docs/coverage-transformers-VERSION.jsonl`, from which this page is made.
+
+**Structure.** *Not built*: no tiny model of it could be made here. *Right* is measured on the running model: a recorder
+notes which parameters it reads before, in and after which decoder layer, and parameters are filled with numbers that
+can be recognised in the saved tensors (`scripts/families/truth.py`). Marked *layers*: the tiny model does not run on text
+alone, and only the tensors in its layers are verified. Marked *names*: not even these are, because transformers
 does not keep its layers in one list of the config's length. While the structure is inferred, every matrix is treated
 as large, so that no tensor is accepted because it is small.
 
-**Embedded engine.** {identical} generate the same tokens as the unsplit model, {engine_refused} are refused
-when a stage loads, {different} differ. The rest were not run: their structure is refused, or the unsplit
-model does not generate from text alone.
+**Embedded engine.** *Identical*: it generates the same tokens as the unsplit model. *Refused*: when a stage loads.
+*Not run*: its structure is refused, or the unsplit model does not generate from text alone.
+
+Where releases differ, a cell names the release before its outcome; a release that is not named does not have the class.
+The reason is the newest release's.
 
 **vLLM.** {vllm}
 
@@ -49,27 +56,30 @@ transformers' code there, as the cell shows.
 {verdicts}"""
 
 
-def coverage_table(outcomes: Sequence[Outcome], on_vllm: Mapping[str, VllmOutcome]) -> str:
-    """The page for `outcomes`, and their records on vLLM by class name."""
-    structure = Counter(outcome.structure for outcome in outcomes)
-    embedded = Counter(outcome.embedded for outcome in outcomes)
+def coverage_table(records: Mapping[str, Record], on_vllm: Mapping[str, VllmOutcome]) -> str:
+    """The page for each release's outcomes, from the oldest release to the newest, and the outcomes on vLLM."""
+    names = sorted({name for record in records.values() for name in record})
     head = _HEAD.format(
-        version=version("transformers"),
-        count=len(outcomes),
         layers=LAYERS,
         stages=STAGES,
-        right=structure["right"],
-        refused=structure["refused"],
-        wrong=structure["wrong"],
-        unbuilt=structure["not built"],
-        partly=sum(outcome.checked == "layers" for outcome in outcomes),
-        unheld=sum(outcome.checked == "names" for outcome in outcomes),
-        identical=embedded["identical"],
-        engine_refused=embedded["refused"],
-        different=embedded["different"],
-        vllm=_vllm_words([on_vllm[outcome.name] for outcome in outcomes if outcome.name in on_vllm]),
+        releases="".join(f"| {' | '.join(map(str, _counts(*entry)))} |\n" for entry in records.items()),
+        vllm=_vllm_words([on_vllm[name] for name in names if name in on_vllm]),
     )
-    return head + "".join(f"| {' | '.join(_cells(outcome, on_vllm.get(outcome.name)))} |\n" for outcome in outcomes)
+    found = {name: {version: record[name] for version, record in records.items() if name in record} for name in names}
+    rows = (_cells(outcomes, len(records), on_vllm.get(name)) for name, outcomes in found.items())
+    return head + "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+
+
+def _counts(release: str, record: Record) -> tuple[str | int, ...]:
+    """The row of one release in the table of releases."""
+    structure = Counter(outcome.structure for outcome in record.values())
+    embedded = Counter(outcome.embedded for outcome in record.values())
+    dates = sorted(outcome.date for outcome in record.values())
+    tried = " to ".join(dict.fromkeys((dates[0], dates[-1])))
+    return (
+        release, len(record), structure["right"], structure["refused"], structure["wrong"], structure["not built"],
+        embedded["identical"], embedded["refused"], embedded["different"], tried,
+    )  # fmt: skip
 
 
 def _vllm_words(tried: Sequence[VllmOutcome]) -> str:
@@ -99,14 +109,28 @@ def _plain(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "\\<").replace("\n", " ")
 
 
-def _cells(outcome: Outcome, on_vllm: VllmOutcome | None) -> tuple[str, ...]:
-    checked = "" if outcome.checked in ("", "all") else f" ({outcome.checked})"
+def _cells(outcomes: Mapping[str, Outcome], num_releases: int, on_vllm: VllmOutcome | None) -> tuple[str, ...]:
+    """The row of one class, from its outcomes by release."""
+    newest = list(outcomes.values())[-1]
+    is_everywhere = len(outcomes) == num_releases
     return (
-        outcome.name,
-        outcome.family,
-        f"`{outcome.layers}`" if outcome.layers else "",
-        outcome.structure + checked,
-        outcome.embedded or "not run",
+        newest.name,
+        newest.family,
+        f"`{newest.layers}`" if newest.layers else "",
+        _by_release(outcomes, _structure, is_everywhere),
+        _by_release(outcomes, lambda outcome: outcome.embedded or "not run", is_everywhere),
         vllm_cell(on_vllm),
-        _plain(outcome.reason),
+        _plain(newest.reason),
     )
+
+
+def _structure(outcome: Outcome) -> str:
+    return outcome.structure + ("" if outcome.checked in ("", "all") else f" ({outcome.checked})")
+
+
+def _by_release(outcomes: Mapping[str, Outcome], words: Callable[[Outcome], str], is_everywhere: bool) -> str:
+    """One cell: the outcome alone if every release has it, else each with its release."""
+    found = {release: words(outcome) for release, outcome in outcomes.items()}
+    if is_everywhere and len(set(found.values())) == 1:
+        return next(iter(found.values()))
+    return ", ".join(f"{release} {outcome}" for release, outcome in found.items())

@@ -45,9 +45,8 @@ EXPECTED = {
 def test_some_classes_have_the_expected_outcomes(tmp_path: Path) -> None:
     results, table = tmp_path / "results.jsonl", tmp_path / "coverage.md"
     command = [sys.executable, SCRIPTS / "coverage_report.py", "--only", ",".join(EXPECTED)]
-    ran = subprocess.run(
-        [*command, "--results", results, "--table", table], capture_output=True, text=True, check=False, timeout=110
-    )
+    command += ["--results", results, "--table", table, "--records", tmp_path]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=110)
     assert ran.returncode == 0, ran.stderr
     outcomes = [json.loads(line) for line in results.read_text().splitlines()]
     found = {outcome["name"]: (outcome["structure"], outcome["embedded"], outcome["layers"]) for outcome in outcomes}
@@ -66,7 +65,7 @@ def test_a_second_run_repeats_nothing(tmp_path: Path) -> None:
 
 
 def test_a_wrong_structure_is_detected_by_what_the_model_reads(tmp_path: Path) -> None:
-    model_class, config_class = model_classes()["MixtralForCausalLM"]
+    model_class, config_class = model_classes({"MixtralForCausalLM"})["MixtralForCausalLM"]
     model = model_class(tiny_config(config_class)).float().eval()
     truth = observe(model)
     stamp(model, truth)

@@ -10,6 +10,7 @@ prompt and several more tokens. Every bit of what the part returns has to be equ
 from __future__ import annotations
 
 import inspect
+import json
 import tempfile
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -27,10 +28,9 @@ from zpptool.checkpoint.index import TensorInfo
 from zpptool.checkpoint.stage_tensors import load_plan
 from zpptool.engines.transformers.loading import causal_model, no_progress_bars
 from zpptool.engines.transformers.proof.sensitivity import check_sensitivity
-from zpptool.engines.transformers.proof.small_model import random_model, small_config
+from zpptool.engines.transformers.proof.small_model import own_values, random_model, same_config, small_config
 from zpptool.engines.transformers.proof.verdicts import Facts, is_proven, record_proof
 from zpptool.engines.transformers.proof.whole_run import STEPS, WholeRun, run_whole
-from zpptool.engines.transformers.surgery import decoder_layers
 from zpptool.errors import ZppError, invalid_error
 from zpptool.partition import LayerRange, Partition
 
@@ -64,28 +64,46 @@ def prove_part(config: PreTrainedConfig, owned: LayerRange, load: LoadPart) -> N
         ZppError: (INVALID) it does not, or no small model of this kind can be made.
     """
     model_class, config = causal_model(config)
-    try:
-        small = small_config(model_class, config)
-        facts = _facts(model_class, small, owned)
-        if is_proven(facts):
-            return
-        model = random_model(model_class, small)
-        num_layers = len(decoder_layers(model)[1])
-        with no_progress_bars():
-            whole = run_whole(model)
-            check_sensitivity(model)
-    except Exception as cause:  # of the model's own code, at sizes that it was not made for, or in a new release
-        why = cause.message if isinstance(cause, ZppError) else f"{type(cause).__name__}: {cause}"
-        raise invalid_error(
-            f"it cannot be proven that layers {owned} of {config.model_type} run apart: a small model of its kind"
-            f" could not be used: {why}",
-            _HINT,
-        ) from cause
+    facts = _facts(model_class, config, owned)
+    if is_proven(facts):
+        return
+    small, model, whole = _run_small_model(model_class, config, owned)
+    num_layers = len(whole.layer_outputs[0])
     with tempfile.TemporaryDirectory(prefix="zpptool-proof-") as directory, no_progress_bars():
         model.save_pretrained(directory)
         part = _load_from(Path(directory), small, owned, num_layers, load)
     compare(part, whole, owned, config.model_type)
     record_proof(facts)
+
+
+def _run_small_model(
+    model_class: type[PreTrainedModel], config: PreTrainedConfig, owned: LayerRange
+) -> tuple[PreTrainedConfig, PreTrainedModel, WholeRun]:
+    """The config of a small model of this kind, the model, and its run as a whole: of the first config that can be
+    used.
+
+    Raises:
+        ZppError: (INVALID) none can; the message is about the first.
+    """
+    failures: list[Exception] = []
+    for make in (small_config, same_config):
+        try:
+            small = make(model_class, config)
+            model = random_model(model_class, small)
+            with no_progress_bars():
+                whole = run_whole(model)
+                check_sensitivity(model)
+        except Exception as cause:  # of the model's own code, at sizes that it was not made for, or in a new release
+            failures.append(cause)
+        else:
+            return small, model, whole
+    cause = failures[0]
+    why = cause.message if isinstance(cause, ZppError) else f"{type(cause).__name__}: {cause}"
+    raise invalid_error(
+        f"it cannot be proven that layers {owned} of {config.model_type} run apart: a small model of its kind"
+        f" could not be used: {why}",
+        _HINT,
+    ) from cause
 
 
 def _load_from(directory: Path, config: PreTrainedConfig, owned: LayerRange, num_layers: int, load: LoadPart) -> Part:
@@ -131,7 +149,7 @@ def _facts(model_class: type[PreTrainedModel], config: PreTrainedConfig, owned: 
     """Everything that the proof depends on."""
     return {
         "class": f"{model_class.__module__}.{model_class.__qualname__}",
-        "config": sha256(config.to_json_string(use_diff=False).encode()).hexdigest(),
+        "config": sha256(json.dumps(own_values(config.to_dict()), sort_keys=True, default=str).encode()).hexdigest(),
         "layers": str(owned),
         "transformers": transformers.__version__,
         "model": _digest([Path(inspect.getfile(model_class))]),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -24,9 +24,9 @@ of a part of a head."""
 _CAPS: tuple[tuple[str, int], ...] = (
     (r"vocab_size|^ctx_len$|vocab_size_per_layer_input$", _VOCABULARY),
     (r"(sliding_window|attention_window_size|window_size|attention_chunk_size|chunk_size)$", 8),
-    (r"^(num_experts|num_expert_group|n_experts)$|routed_experts|num_local_experts|moe_num_experts?", 4),
+    (r"^(num_experts|n_experts)$|routed_experts|num_local_experts|moe_num_experts?", 4),
     (r"(experts_per_tok(en)?|moe_topk|moe_top_k|^top_k|experts_top_k|moe_k|activated_experts|selected_experts)$", 2),
-    (r"(n_group|topk_group)$", 1),
+    (r"(n_group|topk_group|num_expert_group)$", 1),
     (r"(lora_rank|dt_rank|time_step_rank|hidden_size_per_layer_input)$", 16),
     (r"(state_size|d_state)$", 8),
 )
@@ -77,7 +77,7 @@ def small_values(values: Values, scale: Scale | None = None) -> dict[str, Any]:
         values: as `PreTrainedConfig.to_dict` returns them.
         scale: that of the config around them, which counts where they state no heads of their own.
     """
-    own = _scale_of(values) or scale or Scale()
+    own = _scale_of(values) or _for_heads_of(values, scale or Scale())
     return {key: _small(key, value, own) for key, value in values.items()}
 
 
@@ -100,6 +100,12 @@ def _scale_of(values: Values) -> Scale | None:
     while part > 1 and max(within) // part < _SMALL_HEAD:
         part = max(n for n in range(1, part) if part % n == 0)
     return Scale(heads, part, num_heads)
+
+
+def _for_heads_of(values: Values, scale: Scale) -> Scale:
+    """The scale of the config around `values`, for the number of heads that they state."""
+    num_heads = next((n for n in map(values.get, _MAIN_HEADS) if _is_size(n)), scale.num_heads)
+    return replace(scale, num_heads=num_heads)
 
 
 def _sizes(values: Values, wanted: Callable[[str], bool]) -> Iterator[int]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,6 +24,15 @@ _SEED = 20
 _NOISE = 0.1
 
 
+def own_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a config that say what the model computes."""
+    return {
+        key: own_values(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if key not in _NOT_OF_THE_MODEL
+    }
+
+
 def small_config(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedConfig:
     """A config with the same layers as `config` and small sizes.
 
@@ -30,20 +40,23 @@ def small_config(model_class: type[PreTrainedModel], config: PreTrainedConfig) -
         ZppError: (INVALID) the sizes in it cannot be made small enough.
         Exception: any error of the class, for sizes that do not fit together.
     """
-    small = type(config)(**small_values(_own_values(config.to_dict())))
-    num_parameters = _num_parameters(model_class, small)
+    return _checked(model_class, type(config)(**small_values(own_values(config.to_dict()))))
+
+
+def same_config(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedConfig:
+    """The config as it is, for a model that is small.
+
+    Raises:
+        ZppError: (INVALID) it is not.
+    """
+    return _checked(model_class, type(config)(**own_values(config.to_dict())))
+
+
+def _checked(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedConfig:
+    num_parameters = _num_parameters(model_class, config)
     if num_parameters > MOST_PARAMETERS:
         raise invalid_error(f"the smallest model of this config that could be made has {num_parameters:,} parameters")
-    return small
-
-
-def _own_values(values: dict[str, Any]) -> dict[str, Any]:
-    """The values of a config that say what the model computes."""
-    return {
-        key: _own_values(value) if isinstance(value, dict) else value
-        for key, value in values.items()
-        if key not in _NOT_OF_THE_MODEL
-    }
+    return config
 
 
 def _num_parameters(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> int:
