@@ -85,6 +85,8 @@ EXCEPTIONS: dict[str, Change] = {
         mamba_d_head=32, mamba_n_heads=4, num_local_experts=4, layer_types=["mamba", "mamba", "attention"] * 2
     ),
     "hunyuan_vl_text": _sections(2, 2, 2, 2),
+    "inkling2_text": _set(unpadded_vocab_size=320),
+    "inkling2_loop_text": _set(unpadded_vocab_size=320),
     "jamba": _set(attn_layer_period=3, attn_layer_offset=1, expert_layer_period=2),
     "lfm2_moe": _set(layer_types=["conv", "full_attention"] * 3),
     "mamba2": _set(head_dim=32, num_heads=4, n_groups=1),

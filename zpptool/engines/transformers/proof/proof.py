@@ -28,7 +28,13 @@ from zpptool.checkpoint.index import TensorInfo
 from zpptool.checkpoint.stage_tensors import load_plan
 from zpptool.engines.transformers.loading import causal_model, no_progress_bars
 from zpptool.engines.transformers.proof.sensitivity import check_sensitivity
-from zpptool.engines.transformers.proof.small_model import own_values, random_model, same_config, small_config
+from zpptool.engines.transformers.proof.small_model import (
+    edited_config,
+    own_values,
+    random_model,
+    same_config,
+    small_config,
+)
 from zpptool.engines.transformers.proof.verdicts import Facts, is_proven, record_proof
 from zpptool.engines.transformers.proof.whole_run import STEPS, WholeRun, run_whole
 from zpptool.errors import ZppError, invalid_error
@@ -86,7 +92,7 @@ def _run_small_model(
         ZppError: (INVALID) none can; the message is about the first.
     """
     failures: list[Exception] = []
-    for make in (small_config, same_config):
+    for make in (small_config, edited_config, same_config):
         try:
             small = make(model_class, config)
             model = random_model(model_class, small)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -41,6 +42,26 @@ def small_config(model_class: type[PreTrainedModel], config: PreTrainedConfig) -
         Exception: any error of the class, for sizes that do not fit together.
     """
     return _checked(model_class, type(config)(**small_values(own_values(config.to_dict()))))
+
+
+def edited_config(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedConfig:
+    """As `small_config`, made by changing the values of a copy: for a class that does not take its own values back.
+
+    Raises:
+        ZppError: (INVALID) the sizes in it cannot be made small enough.
+    """
+    copied = copy.deepcopy(config)
+    _assign(copied, small_values(own_values(config.to_dict())))
+    return _checked(model_class, copied)
+
+
+def _assign(config: PreTrainedConfig, values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        part = getattr(config, key, None)
+        if isinstance(part, PreTrainedConfig):
+            _assign(part, value)
+        elif part is not None and part != value:
+            setattr(config, key, value)
 
 
 def same_config(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedConfig:
