@@ -6,8 +6,9 @@
     python scripts/upstream.py --release 5.19.0               # another release
 
 Each release is installed into an environment of its own below build/upstream/, on top of the packages of this one,
-which stays as it is. There `scripts/coverage_report.py` tries the classes, updates docs/coverage-transformers-RELEASE.jsonl,
-prints what differs from the last record, and writes docs/coverage.md. A run that was stopped continues.
+which stays as it is. There `scripts/coverage_report.py` tries the classes, updates the release's record
+(docs/coverage-transformers-RELEASE.jsonl), prints what has changed there, and writes docs/coverage.md. A run that was
+stopped continues.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ validated against the source, and run on the embedded engine against the unsplit
 
 **Structure.** *Not built*: no tiny model of it could be made here. *Right* is measured on the running model: a recorder
 notes which parameters it reads before, in and after which decoder layer, and parameters are filled with numbers that
-can be recognised in the saved tensors (`scripts/families/truth.py`). Marked *layers*: the tiny model does not run on text
-alone, and only the tensors in its layers are verified. Marked *names*: not even these are, because transformers
+can be recognised in the saved tensors (`scripts/families/truth.py`). Marked *layers*: the tiny model does not run on
+text alone, and only the tensors in its layers are verified. Marked *names*: not even these are, because transformers
 does not keep its layers in one list of the config's length. While the structure is inferred, every matrix is treated
 as large, so that no tensor is accepted because it is small.
 

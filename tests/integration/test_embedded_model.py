@@ -73,6 +73,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
          "shared_expert_intermediate_size": 16, "full_attention_interval": 2},
     ),
     "olmo_hybrid, linear attention": ("olmo_hybrid", LINEAR),
+    "mamba": ("mamba", {"state_size": 8}),
+    "mamba2": ("mamba2", {"num_heads": 4, "head_dim": 16, "n_groups": 1, "state_size": 8}),
+    "falcon_mamba": ("falcon_mamba", {"state_size": 8}),
+    "nemotron_h": (
+        "nemotron_h",
+        {"layers_block_type": ["linear_attention", "mlp", "full_attention", "linear_attention", "mlp"], "head_dim": 8,
+         "mamba_num_heads": 4, "mamba_head_dim": 16, "n_groups": 2, "ssm_state_size": 8},
+    ),
 }  # fmt: skip
 
 
