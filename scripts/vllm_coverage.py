@@ -52,7 +52,7 @@ def main() -> int:
     registry._run_in_subprocess = lambda ask: ask()
     done = {} if options.fresh else read_outcomes(options.results)
     versions = ", ".join(f"{package.__name__} {package.__version__}" for package in (vllm, transformers, torch))
-    classes = model_classes()
+    classes = model_classes(only)
     tried = sorted(only or classes, key=lambda name: name not in registry.ModelRegistry.models)  # vLLM's own first
     for name in tried:
         if name in done and done[name].verdict not in options.again:

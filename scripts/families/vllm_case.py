@@ -38,6 +38,7 @@ from zpptool.config.endpoints import plan_endpoints
 from zpptool.config.engine_kind import SINGLE_SEQUENCE_SCHEDULER, Engine
 from zpptool.config.runtime_options import RuntimeOptions
 from zpptool.config.stage_spec import StageSpec
+from zpptool.engines.vllm.compat.faulty_classes import FAULTY_CLASS
 from zpptool.engines.vllm.stage.loader import NO_CLASS_OF_ITS_OWN
 from zpptool.errors import ZppError
 
@@ -90,7 +91,8 @@ def _try_in(
     try:
         got = _run_pipeline(dtype, work, partition, output, limit_s)
     except _Failed as failure:
-        return VllmOutcome(name, REFUSED if NO_CLASS_OF_ITS_OWN in failure.reason else FAILED, runs_as, failure.reason)
+        is_refused = NO_CLASS_OF_ITS_OWN in failure.reason or FAULTY_CLASS in failure.reason
+        return VllmOutcome(name, REFUSED if is_refused else FAILED, runs_as, failure.reason)
     if got != expected:
         return VllmOutcome(name, DIFFERENT, runs_as, f"{got} for {expected}")
     return VllmOutcome(name, IDENTICAL, runs_as)

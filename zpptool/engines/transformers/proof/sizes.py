@@ -18,7 +18,7 @@ from typing import Any
 Values = Mapping[str, Any]
 _VOCABULARY = 320
 _FIRST_SPECIAL_TOKEN = 300
-_SMALL_HEADS, _MANY_HEADS, _SMALL_HEAD, _SMALLEST_PART = 4, 12, 16, 8
+_SMALL_HEADS, _MANY_HEADS, _SMALL_HEAD, _SMALLEST_PART = 4, 12, 16, 2
 """The wanted number of heads, from which number on they are too many, the wanted size of a head, and the smallest size
 of a part of a head."""
 _CAPS: tuple[tuple[str, int], ...] = (
@@ -150,10 +150,16 @@ def _small_size(key: str, value: int, scale: Scale) -> int:
             return min(value, most)
     if _SHARED_HEADS.search(key):
         return scale.shared(value)
-    for names, factor in ((_HEADS, scale.heads), (_WITHIN, Fraction(scale.within)), (_WIDTH, scale.width)):
-        if names.search(key):
-            return max(int(value / factor), 1)
-    return value
+    if _HEADS.search(key):
+        return max(int(value / scale.heads), 1)
+    if _WITHIN.search(key):
+        return max(value // scale.within, 1)
+    return _small_width(value / scale.width) if _WIDTH.search(key) else value
+
+
+def _small_width(width: Fraction) -> int:
+    """The width if it is whole, else the next multiple of eight: kernels demand that rows are aligned."""
+    return int(width) if width.denominator == 1 else 8 * math.ceil(width / 8)
 
 
 def _small_rope(values: Values, scale: Scale) -> dict[str, Any]:

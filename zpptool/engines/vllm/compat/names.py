@@ -141,6 +141,7 @@ HOOKS: tuple[Hook, ...] = (
     *_all("lora.punica_wrapper.punica_cpu", "bgmv_shrink bgmv_expand", "likewise"),
     # what a stage would keep of one request for others
     Hook("config", "ModelConfig.score_type", why="scores by late interaction are refused"),
+    Hook("config", "ModelConfig.architectures", why="classes that fail in stages are refused"),
     # what travels
     *_all(_OUTPUT, "SchedulerOutput GrammarOutput NewRequestData CachedRequestData", "control objects"),
     Hook("v1.core.sched", "output", why="control objects"),

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import vllm
 
 from zpptool.config.stage_spec import StageSpec
 from zpptool.engines.device_memory import await_device_memory
@@ -20,6 +21,7 @@ from zpptool.engines.vllm.compat.arguments import serve_arguments
 from zpptool.engines.vllm.compat.control_objects import GrammarOutput, SchedulerOutput
 from zpptool.engines.vllm.compat.cpu_lora import fix_adapter_products
 from zpptool.engines.vllm.compat.engine_config import engine_config, kv_heads, set_tensor_parallel_size
+from zpptool.engines.vllm.compat.faulty_classes import refuse_faulty_class
 from zpptool.engines.vllm.compat.kv_cache import KVCacheConfig, KVCacheSpec
 from zpptool.engines.vllm.compat.process_groups import ReplacementGroup, pipeline_group, unlink_shared_memory
 from zpptool.engines.vllm.compat.unsupported import refuse_scores_on_a_stage
@@ -79,6 +81,7 @@ class StageRank:
         if spec.tensor_parallel_size > 1:
             set_tensor_parallel_size(arguments, spec.tensor_parallel_size)
         self.config = engine_config(arguments)
+        refuse_faulty_class(self.config.model_config.architectures, spec.num_stages, vllm.__version__)
         if spec.is_first and not spec.headless:
             refuse_scores_on_a_stage(self.config.model_config.score_type, arguments.enable_flash_late_interaction)
         loader.use_own_tensors(self.config, spec)
