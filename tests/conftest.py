@@ -147,7 +147,10 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         from transformers import AutoConfig, AutoModelForCausalLM
 
         directory = tmp_path_factory.mktemp(f"tiny-{model_type}-") / "model"
-        sizes = {**TINY_SIZES, **TINY_EXTRAS.get(model_type, {}), **changes}
+        lists = {
+            name: list(value) for name, value in changes.items() if isinstance(value, tuple)
+        }  # tuples are hashable
+        sizes = {**TINY_SIZES, **TINY_EXTRAS.get(model_type, {}), **changes, **lists}
         config = AutoConfig.for_model(model_type, num_hidden_layers=layers, tie_word_embeddings=tied, **sizes)
         torch.manual_seed(0)
         AutoModelForCausalLM.from_config(config).eval().save_pretrained(directory, max_shard_size=shard_size)

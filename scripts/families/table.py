@@ -20,7 +20,7 @@ Every causal-LM and image-text-to-text class of transformers, made with random w
 and {layers} decoder layers (towers get as many), saved, its structure inferred, split into {stages} stages,
 validated against the source, and run on the embedded engine against the unsplit model, with each of these releases:
 
-| release of transformers | classes | structure right | refused | wrong | not built | identical | refused | different | |
+| release of transformers | classes | structure right | refused | wrong | not built | identical | refused | differ | |
 |---|---|---|---|---|---|---|---|---|---|
 {releases}
 `make upstream` tries the oldest release that is allowed and the newest one, and prints what has changed;

@@ -78,7 +78,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon_mamba": ("falcon_mamba", {"state_size": 8}),
     "nemotron_h": (
         "nemotron_h",
-        {"layers_block_type": ["linear_attention", "mlp", "full_attention", "linear_attention", "mlp"], "head_dim": 8,
+        {"layers_block_type": ("linear_attention", "mlp", "full_attention", "linear_attention", "mlp"), "head_dim": 8,
          "mamba_num_heads": 4, "mamba_head_dim": 16, "n_groups": 2, "ssm_state_size": 8},
     ),
 }  # fmt: skip

@@ -13,7 +13,8 @@ import inspect
 import json
 import tempfile
 from collections.abc import Callable, Iterable
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
@@ -73,50 +74,66 @@ def prove_part(config: PreTrainedConfig, owned: LayerRange, load: LoadPart) -> N
     facts = _facts(model_class, config, owned)
     if is_proven(facts):
         return
-    small, model, whole = _run_small_model(model_class, config, owned)
-    num_layers = len(whole.layer_outputs[0])
+    try:
+        small = _small_run(_Kind(model_class, facts["config"], config))
+    except Exception as cause:  # of the model's own code, at sizes that it was not made for, or in a new release
+        why = cause.message if isinstance(cause, ZppError) else f"{type(cause).__name__}: {cause}"
+        raise invalid_error(
+            f"it cannot be proven that layers {owned} of {config.model_type} run apart: a small model of its kind"
+            f" could not be used: {why}",
+            _HINT,
+        ) from cause
     with tempfile.TemporaryDirectory(prefix="zpptool-proof-") as directory, no_progress_bars():
-        model.save_pretrained(directory)
-        part = _load_from(Path(directory), small, owned, num_layers, load)
-    compare(part, whole, owned, config.model_type)
+        small.model.save_pretrained(directory)
+        part = _load_from(Path(directory), small, owned, load)
+    compare(part, small.whole, owned, config.model_type)
     record_proof(facts)
 
 
-def _run_small_model(
-    model_class: type[PreTrainedModel], config: PreTrainedConfig, owned: LayerRange
-) -> tuple[PreTrainedConfig, PreTrainedModel, WholeRun]:
-    """The config of a small model of this kind, the model, and its run as a whole: of the first config that can be
-    used.
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of model: its class and config, which are compared by class and digest."""
+
+    model_class: type[PreTrainedModel]
+    digest: str
+    config: PreTrainedConfig = field(compare=False)
+
+
+@dataclass(frozen=True)
+class _SmallRun:
+    """A small model of some kind, and its run as a whole."""
+
+    config: PreTrainedConfig
+    model: PreTrainedModel
+    whole: WholeRun
+
+
+@lru_cache(maxsize=1)
+def _small_run(kind: _Kind) -> _SmallRun:
+    """A small model of this kind that can show a fault, from the first config that can be used; kept for other layers.
 
     Raises:
-        ZppError: (INVALID) none can; the message is about the first.
+        Exception: what the first config failed with, if none can be used.
     """
     failures: list[Exception] = []
     for make in (small_config, edited_config, same_config):
         try:
-            small = make(model_class, config)
-            model = random_model(model_class, small)
+            config = make(kind.model_class, kind.config)
+            model = random_model(kind.model_class, config)
             with no_progress_bars():
                 whole = run_whole(model)
                 check_sensitivity(model)
-        except Exception as cause:  # of the model's own code, at sizes that it was not made for, or in a new release
+            return _SmallRun(config, model, whole)
+        except Exception as cause:  # of the model's own code, at sizes that it was not made for
             failures.append(cause)
-        else:
-            return small, model, whole
-    cause = failures[0]
-    why = cause.message if isinstance(cause, ZppError) else f"{type(cause).__name__}: {cause}"
-    raise invalid_error(
-        f"it cannot be proven that layers {owned} of {config.model_type} run apart: a small model of its kind"
-        f" could not be used: {why}",
-        _HINT,
-    ) from cause
+    raise failures[0]
 
 
-def _load_from(directory: Path, config: PreTrainedConfig, owned: LayerRange, num_layers: int, load: LoadPart) -> Part:
-    bounds = (LayerRange(0, owned.start), owned, LayerRange(owned.end, num_layers))
+def _load_from(directory: Path, small: _SmallRun, owned: LayerRange, load: LoadPart) -> Part:
+    bounds = (LayerRange(0, owned.start), owned, LayerRange(owned.end, small.whole.num_layers))
     partition: Partition = tuple(layers for layers in bounds if layers.start < layers.end)
     tensors = load_plan(directory, partition.index(owned), partition)
-    return load(config, tensors, owned, torch.float32, "cpu")
+    return load(small.config, tensors, owned, torch.float32, "cpu")
 
 
 def compare(part: Part, whole: WholeRun, owned: LayerRange, name: str) -> None:
@@ -127,8 +144,7 @@ def compare(part: Part, whole: WholeRun, owned: LayerRange, name: str) -> None:
     Raises:
         ZppError: (INVALID) something differs.
     """
-    num_layers = len(whole.layer_outputs[0])
-    is_first, is_last = owned.start == 0, owned.end == num_layers
+    is_first, is_last = owned.start == 0, owned.end == whole.num_layers
     for step, tokens in enumerate(STEPS):
         inputs = list(tokens) if is_first else {_HIDDEN_STATES: whole.layer_outputs[step][owned.start - 1]}
         expected = whole.logits[step] if is_last else whole.layer_outputs[step][owned.end - 1]

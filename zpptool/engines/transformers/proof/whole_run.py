@@ -33,6 +33,11 @@ class WholeRun:
     layer_outputs: list[list[Tensor]] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)
 
+    @property
+    def num_layers(self) -> int:
+        """The number of decoder layers."""
+        return len(self.layer_outputs[0])
+
 
 def run_whole(model: PreTrainedModel) -> WholeRun:
     """Run the trial sequence.
