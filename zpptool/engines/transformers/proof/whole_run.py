@@ -77,14 +77,14 @@ def generate_given(model: PreTrainedModel, steps: Sequence[Sequence[int]], num_r
     token_ids = torch.tensor([list(prompt)] * num_rows)
     given = _Given([token for (token,) in rest])
     model.generation_config = GenerationConfig()
-    config = GenerationConfig(do_sample=False, max_new_tokens=len(steps), pad_token_id=0)
+    config = GenerationConfig(
+        do_sample=False, max_new_tokens=len(steps), pad_token_id=0, return_dict_in_generate=True, output_logits=True
+    )
     output = model.generate(
         token_ids,
         attention_mask=torch.ones_like(token_ids),
         generation_config=config,
         logits_processor=LogitsProcessorList([given]),
-        return_dict_in_generate=True,
-        output_logits=True,
     )
     return list(output.logits)
 
