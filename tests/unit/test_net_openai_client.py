@@ -83,7 +83,7 @@ def client(server: Server) -> Iterator[ApiClient]:
 
 
 def test_prompts_and_completions_are_token_ids(server: Server, client: ApiClient) -> None:
-    assert client.complete([4], 7, {"seed": 3}) == Generation((5,), "<5>")
+    assert client.complete([4], 7, {"seed": 3}) == Generation((5,), "<5>", (4,))
     assert server.requests == [
         ("/v1/completions",
          {"prompt": [4], "max_tokens": 7, "temperature": 0.0, "return_token_ids": True, "seed": 3}),

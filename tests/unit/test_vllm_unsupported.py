@@ -17,7 +17,7 @@ from zpptool.config.engine_kind import Engine  # noqa: E402
 from zpptool.config.stage_spec import StageSpec  # noqa: E402
 from zpptool.engines.vllm.compat.arguments import serve_arguments  # noqa: E402
 from zpptool.engines.vllm.compat.engine_config import engine_config  # noqa: E402
-from zpptool.engines.vllm.compat.unsupported import REFUSALS, refuse_scores_on_a_stage  # noqa: E402
+from zpptool.engines.vllm.compat.unsupported import REFUSALS, refuse_scores_on_a_stage, vllms_refusal  # noqa: E402
 from zpptool.engines.vllm.core.executor import RingExecutor  # noqa: E402
 from zpptool.errors import ExitCode, ZppError  # noqa: E402
 
@@ -28,6 +28,7 @@ VALUES = {
     "--kv-transfer-config": ('{"kv_connector": "ExampleConnector", "kv_role": "kv_both"}',),
     "--ec-transfer-config": ('{"ec_connector": "ExampleConnector", "ec_role": "ec_both"}',),
     "--kv-offloading-size": ("1",), "--weight-transfer-config": ('{"backend": "nccl"}',), "--nnodes": ("2",),
+    "--mm-processor-cache-type": ("shm",),
     "--decode-context-parallel-size": ("2",), "--prefill-context-parallel-size": ("2",), "--api-server-count": ("2",),
 }  # fmt: skip
 
@@ -97,6 +98,23 @@ def test_arguments_that_vllm_does_not_know_are_reported_in_one_line(
     fault = refused(tiny_model("llama"), *arguments)
     assert expected in f"{fault.message} {fault.hint}"
     assert "usage:" not in capfd.readouterr().err
+
+
+def test_a_model_that_needs_torchvision_says_so_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM imports a model's class in another process, and says only that it failed; a processor's import names it."""
+    inspected = ValueError("Model architectures ['LlavaForConditionalGeneration'] failed to be inspected.")
+    processor = ValueError("no processor")
+    processor.__cause__ = ImportError("PixtralImageProcessor requires the Torchvision library")
+    broken = RuntimeError("operator torchvision::nms does not exist")
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    for cause in (inspected, processor, broken):
+        fault = vllms_refusal(cause)
+        assert fault is not None
+        assert fault.exit_code is ExitCode.USAGE
+        assert "needs torchvision" in fault.message
+        assert "pytorch.org/get-started" in (fault.hint or "")
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: object())
+    assert vllms_refusal(inspected) is None
 
 
 def test_scoring_that_would_keep_a_query_on_the_last_stage_is_refused() -> None:

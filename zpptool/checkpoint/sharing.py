@@ -2,7 +2,8 @@
 """Find what decoder layers share beyond the hidden state passed from one to the next.
 
 Shared weights can be split: each stage that needs them gets a copy. A key and value cache cannot: a layer that reads
-another layer's cache has to be in the same stage. Both are derived from names and config, by rules for any model.
+another layer's cache has to be in the same stage. Nor can the first layers to which a vision tower's features are added
+one by one (deepstack): only stage 0 has them. All are derived from names and config, by rules for any model.
 """
 
 from __future__ import annotations
@@ -52,13 +53,24 @@ def shared_weights(decoder: Decoder) -> dict[str, tuple[int, ...]]:
 
 
 def joined_layers(decoder: Decoder, config: dict[str, Any]) -> dict[int, str]:
-    """Return the layers that must be in the stage of the preceding layer, with the reason: they share a cache."""
+    """Return the layers that must be in the stage of the preceding layer, with the reason: they share a cache, or take
+    features of an image."""
     sources = _stated_sources(decoder.num_layers, config) | _named_sources(decoder)
-    return {
+    levels = min(_deepstack_levels(config), decoder.num_layers)
+    features = f"features of the vision tower are added to the first {levels} layers (deepstack)"
+    return dict.fromkeys(range(1, levels), features) | {
         layer: f"layer {reader} reads the key and value cache of layer {source}"
         for reader, source in sorted(sources.items())
         for layer in range(source + 1, reader + 1)
     }
+
+
+def _deepstack_levels(config: dict[str, Any]) -> int:
+    """Return to how many of the first layers features of a vision tower are added (the rule of Qwen3-VL)."""
+    indexes = config.get("deepstack_visual_indexes")
+    own = len(indexes) if isinstance(indexes, list) else 0
+    nested = (value for key, value in config.items() if isinstance(value, dict) and key.endswith("config"))
+    return max(own, *map(_deepstack_levels, nested), 0)
 
 
 def _stated_sources(num_layers: int, config: dict[str, Any]) -> dict[int, int]:

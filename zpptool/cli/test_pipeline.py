@@ -54,6 +54,14 @@ def test_pipeline(
         list[str] | None,
         typer.Option("--test-input", "--prompt", metavar="TEXT", help="A prompt; may be given several times."),
     ] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--image",
+            metavar="FILE",
+            help="Ask each --test-input about this image, as a chat message; several times for several images.",
+        ),
+    ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Ask each --test-input as a chat message.")] = False,
     no_long_prompts: Annotated[
         bool, typer.Option("--no-long-prompts", help="Ask only --test-input: no prompt longer than a KV block or step.")
@@ -122,6 +130,7 @@ def test_pipeline(
         engine_args=tuple(ctx.obj or ()),
         tensor_parallel_sizes=tensor_parallel_sizes(tensor_parallel_size, engine),
         runtime=runtime_options(ctx, trace=path_text(trace), wire_codec=wire_codec),
+        images=tuple(image or ()),
     )
     outcome = run_reported_trial(options, ReportFiles(report, junit), log_dir)
     console.result(outcome, lambda out: _show(out, outcome))

@@ -59,6 +59,8 @@ def validate(
     if Path(arguments[0]).is_file():
         _validate_plan(Path(arguments[0]), model, console)
         return
+    from zpptool.checkpoint.model_config import read_config
+    from zpptool.checkpoint.processor import missing_processor
     from zpptool.checkpoint.verify import find_target, verify_split
 
     target = find_target(Path(arguments[0]), model)
@@ -69,6 +71,11 @@ def validate(
     if verdict.unhashed and target.model is None:
         named = ", ".join(map(str, verdict.unhashed))
         console.warn(f"the split was made with --no-hash: no byte of stage {named} is checked; give --model")
+    for stage in target.stages.values() if verdict.valid else ():
+        lacking = missing_processor(stage, read_config(stage))
+        if lacking is not None:
+            console.warn(lacking)
+            break
     console.result(_payload(target, verdict), lambda out: _show(out, target, verdict))
     if not verdict.valid:
         raise typer.Exit(ExitCode.INVALID)

@@ -12,6 +12,7 @@ from zpptool.doctor.check_keys import check_keys
 from zpptool.doctor.check_memory import check_disk, check_files, check_memory, check_shared_memory
 from zpptool.doctor.check_model import check_model
 from zpptool.doctor.check_network import check_peers, check_ports
+from zpptool.doctor.check_processor import check_processor
 from zpptool.doctor.finding import Finding, warning
 from zpptool.doctor.target import Target
 from zpptool.doctor.versions import check_versions, check_zeromq
@@ -28,6 +29,7 @@ CHECKS: tuple[Check, ...] = (
     check_clock,
     check_disk,
     check_model,
+    check_processor,
     check_ports,
     check_keys,
     check_peers,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
 import httpx
 
@@ -47,32 +47,29 @@ class ApiClient:
         answer = self._post("/tokenize", chat if as_chat else {"prompt": text})
         return list(answer["tokens"])
 
-    def complete(self, prompt: Sequence[int], max_tokens: int, sampling: dict[str, Any]) -> Generation:
+    def complete(self, prompt: Prompt, max_tokens: int, sampling: dict[str, Any]) -> Generation:
         """Complete one prompt.
 
         Args:
-            prompt: token ids.
+            prompt: token ids, or a chat about images.
             max_tokens: the most tokens to generate.
             sampling: fields of the request; without `temperature` decoding is greedy.
 
         Raises:
             ZppError: (STAGE) the server does not answer, or answers with an error.
         """
-        answer = self._post(
-            "/v1/completions",
-            {
-                "prompt": list(prompt),
-                "max_tokens": max_tokens,
-                "temperature": 0.0,
-                "return_token_ids": True,
-                **sampling,
-            },
-        )
+        asked = {"max_tokens": max_tokens, "temperature": 0.0, "return_token_ids": True, **sampling}
+        if isinstance(prompt, ImageChat):
+            answer = self._post("/v1/chat/completions", {"messages": [prompt.message()], **asked})
+            choice = answer["choices"][0]
+            text = choice["message"]["content"] or ""
+            return Generation(tuple(choice["token_ids"]), text, tuple(answer["prompt_token_ids"]))
+        answer = self._post("/v1/completions", {"prompt": list(prompt), **asked})
         choice = answer["choices"][0]
-        return Generation(tuple(choice["token_ids"]), choice["text"])
+        return Generation(tuple(choice["token_ids"]), choice["text"], tuple(prompt))
 
     def complete_all(
-        self, prompts: Sequence[Sequence[int]], max_tokens: int, sampling: dict[str, Any], *, at_once: int
+        self, prompts: Sequence[Prompt], max_tokens: int, sampling: dict[str, Any], *, at_once: int
     ) -> list[Generation]:
         """Complete several prompts, and return the completions in the order of the prompts.
 
@@ -119,7 +116,31 @@ class Generation:
     Attributes:
         token_ids: the new tokens.
         text: the same tokens, decoded.
+        prompt_token_ids: the prompt's tokens, those that stand for images included.
     """
 
     token_ids: tuple[int, ...]
     text: str
+    prompt_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class ImageChat:
+    """A chat with one message of the user's: images, then a text.
+
+    Attributes:
+        text: the text.
+        images: as `data:` URLs.
+    """
+
+    text: str
+    images: tuple[str, ...]
+
+    def message(self) -> dict[str, Any]:
+        """The message, as the chat completions API takes it."""
+        images = [{"type": "image_url", "image_url": {"url": url}} for url in self.images]
+        return {"role": "user", "content": [*images, {"type": "text", "text": self.text}]}
+
+
+Prompt: TypeAlias = Sequence[int] | ImageChat
+"""Token ids, or a chat about images."""

@@ -19,7 +19,7 @@ from zpptool.config.engine_kind import ENGINES
 from zpptool.config.stage_spec import StageSpec
 from zpptool.errors import ZppError, stage_error
 from zpptool.net.addresses import url_host
-from zpptool.net.openai_client import ApiClient, Generation
+from zpptool.net.openai_client import ApiClient, Generation, ImageChat, Prompt
 from zpptool.parity.compare import PromptParity
 from zpptool.process.group import ProcessGroup
 from zpptool.supervisor.stage_processes import child_environment, raise_if_ended, start_stage
@@ -43,6 +43,7 @@ class TrialLaunchPlan:
         prompts: the texts of the prompts.
         long_prompts: for each of these lengths, a prompt of that many tokens is added.
         as_chat: whether each prompt is sent as a user's chat message.
+        images: as `data:` URLs. Each prompt is sent as a user's chat message with all of them, except the long ones.
         batched: whether both sides may batch sequences freely. Otherwise the unsplit model gets one prompt at a time,
             and the stages compute each sequence in steps of its own.
         max_new_tokens: the most tokens of an answer.
@@ -61,6 +62,7 @@ class TrialLaunchPlan:
     log_dir: Path
     env: Sequence[Mapping[str, str]]
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    images: tuple[str, ...] = ()
 
 
 def run_trial(plan: TrialLaunchPlan) -> list[PromptParity]:
@@ -89,8 +91,8 @@ def run_trial(plan: TrialLaunchPlan) -> list[PromptParity]:
         with _ready_client(group, head, "the pipeline") as client:
             got = _answers(group, client, plan, prompts, at_once=len(prompts))
     return [
-        PromptParity(text, len(prompt), reference, pipeline)
-        for text, prompt, reference, pipeline in zip(texts, prompts, expected, got, strict=True)
+        PromptParity(text, len(reference.prompt_token_ids), reference, pipeline)
+        for text, reference, pipeline in zip(texts, expected, got, strict=True)
     ]
 
 
@@ -115,10 +117,14 @@ def _ready_client(group: ProcessGroup, head: StageSpec, server: str) -> ApiClien
     return client
 
 
-def _tokenized(client: ApiClient, plan: TrialLaunchPlan) -> tuple[list[str], list[list[int]]]:
-    """The texts and the token ids of all prompts."""
+def _tokenized(client: ApiClient, plan: TrialLaunchPlan) -> tuple[list[str], list[Prompt]]:
+    """The texts of all prompts, and their token ids or, where there are images, the chats."""
     texts = list(plan.prompts)
-    prompts = [client.tokenize(text, as_chat=plan.as_chat) for text in texts]
+    prompts: list[Prompt] = []
+    if plan.images:
+        prompts += [ImageChat(text, plan.images) for text in texts]
+    else:
+        prompts += [client.tokenize(text, as_chat=plan.as_chat) for text in texts]
     passage_tokens = max(len(client.tokenize(PASSAGE, as_chat=False)), 1)
     for length in plan.long_prompts:
         text = PASSAGE * (-(-length // passage_tokens) + 1)
@@ -128,7 +134,7 @@ def _tokenized(client: ApiClient, plan: TrialLaunchPlan) -> tuple[list[str], lis
 
 
 def _answers(
-    group: ProcessGroup, client: ApiClient, plan: TrialLaunchPlan, prompts: Sequence[Sequence[int]], *, at_once: int
+    group: ProcessGroup, client: ApiClient, plan: TrialLaunchPlan, prompts: Sequence[Prompt], *, at_once: int
 ) -> list[Generation]:
     """The answers to all prompts, up to `at_once` of them at the same time. Where a process has died, its end is the
     error that is raised, and not the connection that broke because of it."""

@@ -24,6 +24,7 @@ from zpptool.config.port_probe import free_port
 from zpptool.config.runtime_options import RuntimeOptions
 from zpptool.config.stage_spec import StageSpec
 from zpptool.errors import invalid_error, usage_error
+from zpptool.parity.images import IMAGE_TRIAL_LEN, chat_template_arguments, data_urls
 from zpptool.parity.joined_checkpoint import join_stages
 from zpptool.parity.trial import TrialLaunchPlan
 
@@ -54,6 +55,7 @@ class TrialOptions:
     engine_args: tuple[str, ...]
     tensor_parallel_sizes: tuple[int, ...] = (1,)
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
+    images: tuple[Path, ...] = ()
 
 
 def plan_trial(options: TrialOptions, scratch: Path, log_dir: Path) -> TrialLaunchPlan:
@@ -69,6 +71,7 @@ def plan_trial(options: TrialOptions, scratch: Path, log_dir: Path) -> TrialLaun
     """
     refuse_unwritable_prompts(options.prompts)
     refuse_decided(expanded_arguments(options.engine, options.engine_args))
+    images = data_urls(options.images, options.engine)
     if options.pipeline_dir is not None:
         directories, manifests = split_stages(options.pipeline_dir)
         partition = manifests[0].ranges
@@ -80,8 +83,11 @@ def plan_trial(options: TrialOptions, scratch: Path, log_dir: Path) -> TrialLaun
         whole = options.model
         partition = dynamic_partition(whole, options.num_stages, options.ranges)
         directories = [whole] * len(partition)
-    longest = given_length(options.engine, options.engine_args) or longest_sequence(whole)
+    most = IMAGE_TRIAL_LEN if images else TRIAL_MODEL_LEN
+    longest = given_length(options.engine, options.engine_args) or longest_sequence(whole, most)
     common = engine_arguments(options.engine, options.engine_args, longest)
+    if images:
+        common = (*chat_template_arguments(whole, options.engine_args), *common)
     unsplit = StageSpec(
         engine=options.engine,
         model=str(whole),
@@ -122,6 +128,7 @@ def plan_trial(options: TrialOptions, scratch: Path, log_dir: Path) -> TrialLaun
         max_new_tokens=options.max_new_tokens,
         log_dir=log_dir,
         env=stage_environments(sizes, placed.env),
+        images=images,
     )
 
 
@@ -171,9 +178,9 @@ def given_length(engine: Engine, given: Sequence[str]) -> int | None:
     return None
 
 
-def longest_sequence(model: Path) -> int:
-    """The most tokens of prompt and answer together in a trial of this model."""
-    return min(context_length(read_config(model)) or TRIAL_MODEL_LEN, TRIAL_MODEL_LEN)
+def longest_sequence(model: Path, most: int = TRIAL_MODEL_LEN) -> int:
+    """The most tokens of prompt and answer together in a trial of this model, and never more than `most`."""
+    return min(context_length(read_config(model)) or most, most)
 
 
 def long_prompts(longest: int, max_new_tokens: int) -> tuple[int, ...]:

@@ -22,10 +22,10 @@ import msgspec
 import numpy as np
 import torch
 
-from zpptool.engines.vllm.compat.control_objects import control_classes
+from zpptool.engines.vllm.compat.control_objects import MultiModalFieldElem, MultiModalKwargsItem, control_classes
 from zpptool.errors import ZppError
 
-_TUPLE, _SET, _ARRAY, _TENSOR, _DTYPE, _OBJECT, _ENUM, _FRACTION = range(1, 9)
+_TUPLE, _SET, _ARRAY, _TENSOR, _DTYPE, _OBJECT, _ENUM, _FRACTION, _SLICE = range(1, 10)
 _NUMBERS = re.compile(r"[<>=|][biufc][0-9]{1,2}")
 """numpy's names of the dtypes of plain numbers."""
 _MAX_RANK = 16
@@ -87,6 +87,8 @@ def _lower(value: Any, where: str) -> Any:
         return _ext(_DTYPE, str(value).removeprefix("torch."))
     if kind is fractions.Fraction:
         return _ext(_FRACTION, [value.numerator, value.denominator])
+    if kind is slice:
+        return _ext(_SLICE, [_lower(part, where) for part in (value.start, value.stop, value.step)])
     if _CARRIED.get(kind.__name__) is kind:
         if issubclass(kind, enum.Enum):
             return _ext(_ENUM, [kind.__name__, value.name])
@@ -141,6 +143,12 @@ def _build_array(raw: list[Any]) -> np.ndarray[Any, Any]:
 def _build_fraction(raw: list[Any]) -> fractions.Fraction:
     """From two integers only: from text a fraction of a billion digits could be made."""
     return fractions.Fraction(*_typed(raw, int, int))
+
+
+def _build_slice(raw: list[Any]) -> slice:
+    if type(raw) is not list or len(raw) != 3 or not all(part is None or type(part) is int for part in raw):
+        raise ZppError("a control message's payload holds a slice of something else than three integers or nothing")
+    return slice(*raw)
 
 
 def _typed(raw: Any, *kinds: type) -> list[Any]:
@@ -230,6 +238,8 @@ class _Shape:
 def _shape_of(kind: type) -> _Shape:
     if dataclasses.is_dataclass(kind):
         return _dataclass_shape(kind)
+    if kind is MultiModalKwargsItem:
+        return _Shape({"data": _Required}, _build_item)
     if issubclass(kind, msgspec.Struct):
         infos = msgspec.structs.fields(kind)
         defaults = {i.name: _Required if i.default is msgspec.NODEFAULT else i.default for i in infos}
@@ -238,6 +248,16 @@ def _shape_of(kind: type) -> _Shape:
     return _Shape(
         {name: named._field_defaults.get(name, _Required) for name in named._fields}, lambda fields: kind(**fields)
     )
+
+
+def _build_item(sent: dict[str, Any]) -> Any:
+    """What a model takes of one image, video or sound: tensors by name, and how those of several are put together."""
+    (elements,) = _typed([sent.get("data")], dict)
+    if sent.keys() != {"data"} or not all(
+        type(name) is str and type(element) is MultiModalFieldElem for name, element in elements.items()
+    ):
+        raise ZppError("a control message's payload makes a multimodal item of something else than named elements")
+    return MultiModalKwargsItem(elements)
 
 
 def _dataclass_shape(kind: type) -> _Shape:
@@ -281,4 +301,5 @@ _BUILDERS: dict[int, Callable[[Any], Any]] = {
     _OBJECT: _build_object,
     _ENUM: _build_enum,
     _FRACTION: _build_fraction,
+    _SLICE: _build_slice,
 }

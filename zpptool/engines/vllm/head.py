@@ -13,10 +13,12 @@ import vllm
 from zpptool.config.stage_spec import spec_from_argv
 from zpptool.engines.vllm.compat.arguments import serve_arguments
 from zpptool.engines.vllm.compat.env_variables import set_layer_partition
+from zpptool.engines.vllm.compat.input_processor import refuse_requests
 from zpptool.engines.vllm.compat.server import serve_openai_api
 from zpptool.engines.vllm.compat.source_check import version_warning
 from zpptool.engines.vllm.compat.unsupported import vllms_refusal
 from zpptool.engines.vllm.core.executor import RingExecutor, end_file, fault_file
+from zpptool.engines.vllm.request_check import check_request
 from zpptool.errors import ZppError, stage_error
 from zpptool.log import place_logger
 from zpptool.places import HEAD
@@ -44,6 +46,7 @@ def main() -> None:
         _log.warning(warning)
     set_head_spec(spec)
     end_file(spec).unlink(missing_ok=True)
+    refuse_requests(check_request)
     try:
         serve_openai_api(serve_arguments(spec, RingExecutor))
     except Exception as cause:  # vLLM raises many types for arguments that it refuses

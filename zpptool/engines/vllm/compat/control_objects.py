@@ -11,6 +11,15 @@ from types import ModuleType
 
 from vllm.compilation.cuda_graph import CUDAGraphStat
 from vllm.lora.request import LoRARequest
+from vllm.multimodal.inputs import (
+    MultiModalBatchedField,
+    MultiModalFeatureSpec,
+    MultiModalFieldElem,
+    MultiModalFlatField,
+    MultiModalKwargsItem,
+    MultiModalSharedField,
+    PlaceholderRange,
+)
 from vllm.pooling_params import LateInteractionParams, PoolingParams
 from vllm.sampling_params import (
     RepetitionDetectionParams,
@@ -40,6 +49,8 @@ __all__ = [
     "EMPTY_MODEL_RUNNER_OUTPUT",
     "GrammarOutput",
     "ModelRunnerOutput",
+    "MultiModalFieldElem",
+    "MultiModalKwargsItem",
     "NewRequestData",
     "SamplingParams",
     "SchedulerOutput",
@@ -56,6 +67,8 @@ def control_classes() -> Iterator[type]:
         CUDAGraphStat, CompilationTimes, KVCacheBlockCopy, MultipleOf, MambaAttentionBackendEnum,
         SamplingParams, SamplingType, StructuredOutputsParams, RepetitionDetectionParams, RequestOutputKind,
         PoolingParams, LateInteractionParams, LoRARequest,
+        MultiModalFeatureSpec, MultiModalKwargsItem, MultiModalFieldElem, PlaceholderRange,
+        MultiModalBatchedField, MultiModalFlatField, MultiModalSharedField,
     )  # fmt: skip
 
 

@@ -63,6 +63,12 @@ HOOKS: tuple[Hook, ...] = (
     *_all("entrypoints.cli.serve", "make_arg_parser validate_parsed_serve_args", "the command line of vllm serve"),
     Hook("utils.argparse_utils", "FlexibleArgumentParser", why="likewise"),
     Hook("entrypoints.launchers.api_server.entry", "run_server", ("args",), "the OpenAI server, in the head"),
+    *_all(
+        "v1.engine.input_processor", "InputProcessor InputProcessor.process_inputs",
+        "what is not carried is a client's error",
+    ),
+    *_all("v1.engine", "EngineCoreRequest EngineCoreRequest.mm_features", "likewise"),
+    Hook("exceptions", "VLLMValidationError", why="likewise"),
     Hook("entrypoints.llm", "LLM", why="zpptool.LLM is one"),
     # the worker
     Hook("v1.worker.worker_base", "WorkerWrapperBase.__init__", ("rpc_rank", "global_rank"), "a worker of one stage"),
@@ -98,6 +104,13 @@ HOOKS: tuple[Hook, ...] = (
         "model_executor.model_loader.default_loader", "DefaultModelLoader.counter_before_loading_weights",
         why="the time that loading took, in the log",
     ),
+    Hook(
+        "model_executor.models.interfaces", "SupportsMultiModal._mark_tower_model",
+        ("vllm_config", "modalities", "targets"), "towers are on stage 0 only",
+    ),
+    Hook("model_executor.models.interfaces", "SupportsMultiModal", why="likewise"),
+    *_all("v1.worker.gpu_model_runner", "GPUModelRunner.supports_mm_inputs", "likewise"),
+    Hook("config.multimodal", "MultiModalConfig.get_limit_per_prompt", ("modality",), "likewise"),
     Hook("distributed.utils", "get_pp_indices", ("num_hidden_layers", "pp_rank", "pp_size"), "vLLM's own partition"),
     *_all("config", "VllmConfig ModelConfig", "the configuration"),
     *_all("config.parallel", "ParallelConfig.rank ParallelConfig.world_size", "a stage's place decides its layers"),
@@ -161,6 +174,9 @@ HOOKS: tuple[Hook, ...] = (
     *_all("sampling_params", "RequestOutputKind RepetitionDetectionParams", "control objects"),
     *_all("pooling_params", "PoolingParams LateInteractionParams", "control objects"),
     *_all("lora.request", "LoRARequest", "control objects"),
+    *_all("multimodal.inputs", "MultiModalFeatureSpec MultiModalKwargsItem MultiModalFieldElem", "control objects"),
+    *_all("multimodal.inputs", "MultiModalBatchedField MultiModalFlatField MultiModalSharedField", "control objects"),
+    *_all("multimodal.inputs", "PlaceholderRange", "control objects"),
 )  # fmt: skip
 
 GROUP_NAMES = frozenset(

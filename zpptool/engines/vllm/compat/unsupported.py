@@ -7,6 +7,7 @@ What vLLM itself refuses with pipeline parallelism is refused with vLLM's messag
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from zpptool.checkpoint.processor import TORCHVISION_FIX
 from zpptool.errors import ZppError, usage_error
 
 
@@ -51,13 +53,17 @@ REFUSALS = (
     Refusal("--spec-model", bool, _DRAFTS),
     Refusal("--kv-transfer-config", bool, _CONNECTOR),
     Refusal("--ec-transfer-config", bool, "what an encoder connector sends its workers is not carried between stages"),
+    Refusal(
+        "--mm-processor-cache-type", lambda kind: kind == "shm",
+        "it keeps processed images in memory that other machines do not share",
+    ),
     Refusal("--kv-offloading-size", bool, _CONNECTOR),
     Refusal("--weight-transfer-config", bool, "new weights cannot be sent to stages that run"),
     Refusal("--nnodes", _more_than_one, "each stage is started where it is to run: zpptool run-stage"),
     Refusal("--decode-context-parallel-size", _more_than_one, "a stage does not share a sequence among devices"),
     Refusal("--prefill-context-parallel-size", _more_than_one, "a stage does not share a sequence among devices"),
     Refusal("--api-server-count", _more_than_one, "the ring has one head"),
-)
+)  # fmt: skip
 """In the order in which they are checked."""
 
 
@@ -91,7 +97,13 @@ def refuse_scores_on_a_stage(score_type: str, on_the_last_stage: bool) -> None:
 
 
 def vllms_refusal(cause: Exception) -> ZppError | None:
-    """The error of a user whose arguments vLLM has refused when it made its configuration; None for other errors."""
+    """The error of a user whose arguments vLLM has refused when it made its configuration, or whose environment lacks
+    what the model's images need; None for other errors."""
+    if _lacks_torchvision(cause):
+        return usage_error(
+            "this model's code or its processor needs torchvision, which is not installed or does not import",
+            TORCHVISION_FIX,
+        )
     if not isinstance(cause, ValueError | NotImplementedError):
         return None
     if all(frame.f_code.co_name != "create_engine_config" for frame, _line in traceback.walk_tb(cause.__traceback__)):
@@ -101,3 +113,14 @@ def vllms_refusal(cause: Exception) -> ZppError | None:
     )
     line = " ".join(text.replace("Value error, ", "").split())
     return usage_error(f"vLLM refuses this: {line}", "It holds for vLLM's own pipeline parallelism too.")
+
+
+def _lacks_torchvision(cause: Exception) -> bool:
+    """Whether an error comes from an import of torchvision. vLLM imports a model's class in a process of its own, and
+    says only that this failed."""
+    link: BaseException | None = cause
+    while link is not None:
+        if isinstance(link, ImportError | RuntimeError) and "torchvision" in str(link).lower():
+            return True
+        link = link.__cause__ or link.__context__
+    return "failed to be inspected" in str(cause) and importlib.util.find_spec("torchvision") is None

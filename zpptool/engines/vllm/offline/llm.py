@@ -34,11 +34,13 @@ from zpptool.config.stage_spec import StageSpec
 from zpptool.engines.vllm.compat import env_variables, platform
 from zpptool.engines.vllm.compat.arguments import serve_arguments, serve_parser
 from zpptool.engines.vllm.compat.engine_config import engine_config
+from zpptool.engines.vllm.compat.input_processor import refuse_requests
 from zpptool.engines.vllm.compat.source_check import require_hooks, version_warning
 from zpptool.engines.vllm.compat.unsupported import vllms_refusal
 from zpptool.engines.vllm.core.executor import RingExecutor, fault_file
 from zpptool.engines.vllm.offline.engine_args import command_line
 from zpptool.engines.vllm.offline.stage_watchdog import StageWatchdog
+from zpptool.engines.vllm.request_check import check_request
 from zpptool.errors import ZppError, stage_error, usage_error
 from zpptool.process.environment import head_variables
 from zpptool.process.group import ProcessGroup
@@ -156,6 +158,7 @@ class LLM(vllm.LLM):
         By default vLLM makes larger steps in a script than in a server. The stages use the server's limits, so these
         are passed here.
         """
+        refuse_requests(check_request)
         with _head_environment(spec, scratch):
             try:
                 limits = engine_config(serve_arguments(spec, RingExecutor)).scheduler_config

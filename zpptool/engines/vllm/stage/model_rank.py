@@ -16,7 +16,7 @@ import vllm
 from zpptool.config.stage_spec import StageSpec
 from zpptool.engines.device_memory import await_device_memory
 from zpptool.engines.vllm.calls import EXECUTE_AND_SAMPLE, RESTORE_REQUESTS, LiveRequest
-from zpptool.engines.vllm.compat import env_variables, model_runner, platform
+from zpptool.engines.vllm.compat import env_variables, model_runner, platform, towers
 from zpptool.engines.vllm.compat.arguments import serve_arguments
 from zpptool.engines.vllm.compat.control_objects import GrammarOutput, SchedulerOutput
 from zpptool.engines.vllm.compat.cpu_lora import fix_adapter_products
@@ -111,6 +111,9 @@ class StageRank:
         self.worker = make_worker(self.config, self._spec, self._rank, self._store)
         with pipeline_group(group, self._rank):
             self.worker.init_device()
+        if not self._spec.is_first:
+            towers.leave_out_towers()
+            towers.run_no_encoder(self.worker)
         unlink_shared_memory(self._store)
         if self._rank == 0:
             self._log.info("loading layers %s from %s", self._spec.layers, self._spec.model)
