@@ -202,8 +202,8 @@ def make_internvl(directory: Path, layers: int = 4) -> Path:
     )  # fmt: skip
     text = Qwen2Config(**_without(TEXT_SIZES, "head_dim"), num_hidden_layers=layers)
     config = InternVLConfig(
-        vision_config=vision.to_dict(), text_config=text.to_dict(), image_token_id=FIRST_SPECIAL + 2, image_seq_length=4,
-        tie_word_embeddings=False,
+        vision_config=vision.to_dict(), text_config=text.to_dict(), image_token_id=FIRST_SPECIAL + 2,
+        image_seq_length=4, tie_word_embeddings=False,
     )  # fmt: skip
     _save(InternVLForConditionalGeneration, config, directory)
     images = GotOcr2ImageProcessor(size={"height": 32, "width": 32}, crop_to_patches=True, min_patches=1, max_patches=4)

@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 import pytest
 from answers import metric
+from content_parts import BROKEN_PARTS, refuses
 from stages import Stage, free_base_port, started, wait_until_ready
 from vision import ROOT, make_model, message, python_path
 
@@ -163,33 +164,6 @@ def test_a_structured_answer_about_an_image(pipeline: tuple[list[Stage], httpx.C
     body = {"messages": [message(0, QUESTION)], "response_format": format_, "temperature": 0, "max_tokens": 60}
     answer = pipeline[1].post("/v1/chat/completions", json=body).json()
     assert set(json.loads(answer["choices"][0]["message"]["content"])) == {"n"}
-
-
-WAV = "UklGRiwAAABXQVZFZm10IBAAAAABAAEAQB8AAIA+AAACABAAZGF0YQgAAAAAAAAAAAAAAA=="
-TINY_GIF = "data:image/gif;base64,R0lGODlhAQABAAAAACw="
-BROKEN_PARTS: dict[str, dict[str, Any]] = {
-    "a broken image": {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
-    "no base64": {"type": "image_url", "image_url": {"url": "data:image/png;base64,***"}},
-    "half a GIF": {"type": "image_url", "image_url": {"url": TINY_GIF}},
-    "a file": {"type": "image_url", "image_url": {"url": "file:///etc/hostname"}},
-    "no URL": {"type": "image_url", "image_url": {"url": "nowhere"}},
-    "no image": {"type": "image_url"},
-    "a video": {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}},
-    "a sound": {"type": "audio_url", "audio_url": {"url": f"data:audio/wav;base64,{WAV}"}},
-    "input audio": {"type": "input_audio", "input_audio": {"data": WAV, "format": "wav"}},
-    "an embedding of an image": {"type": "image_embeds", "image_embeds": "AAAA"},
-    "an embedding of a prompt": {"type": "prompt_embeds", "prompt_embeds": "AAAA"},
-    "an unknown part": {"type": "hologram", "hologram": "x"},
-}
-
-
-def refuses(client: httpx.Client, content: Any) -> str:
-    """The reason for which a message is refused with 400."""
-    answer = client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": content}]})
-    assert answer.status_code == httpx.codes.BAD_REQUEST, f"{answer.status_code}: {answer.text[:500]}"
-    reason: str = answer.json()["error"]["message"]
-    assert reason
-    return reason
 
 
 @pytest.mark.parametrize("name", BROKEN_PARTS)

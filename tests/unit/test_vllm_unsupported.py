@@ -28,7 +28,7 @@ VALUES = {
     "--kv-transfer-config": ('{"kv_connector": "ExampleConnector", "kv_role": "kv_both"}',),
     "--ec-transfer-config": ('{"ec_connector": "ExampleConnector", "ec_role": "ec_both"}',),
     "--kv-offloading-size": ("1",), "--weight-transfer-config": ('{"backend": "nccl"}',), "--nnodes": ("2",),
-    "--mm-processor-cache-type": ("shm",),
+    "--mm-processor-cache-type": ("shm",), "--video-pruning-rate": ("0.5",), "--mm-encoder-only": (),
     "--decode-context-parallel-size": ("2",), "--prefill-context-parallel-size": ("2",), "--api-server-count": ("2",),
 }  # fmt: skip
 

@@ -16,6 +16,8 @@ SET_UP_METHODS = frozenset(
 adapters are repeated with `RESTORE_REQUESTS` instead."""
 RESTORE_REQUESTS = "restore_requests"
 """Forget all requests and register the live ones; not a method of vLLM's workers."""
+SET_FEATURES = "set_features"
+"""Take a request's images again, all of them; not a method of vLLM's workers."""
 EXECUTE_AND_SAMPLE = "execute_and_sample"
 """The forward pass of a step and the sampling of its tokens in one call; not a method of vLLM's workers."""
 LiveRequest = tuple[NewRequestData, list[int]]

@@ -14,6 +14,7 @@ from zpptool.config.stage_spec import spec_from_argv
 from zpptool.engines.vllm.compat.arguments import serve_arguments
 from zpptool.engines.vllm.compat.env_variables import set_layer_partition
 from zpptool.engines.vllm.compat.input_processor import refuse_requests
+from zpptool.engines.vllm.compat.media import failed_loads_are_client_errors
 from zpptool.engines.vllm.compat.server import serve_openai_api
 from zpptool.engines.vllm.compat.source_check import version_warning
 from zpptool.engines.vllm.compat.unsupported import vllms_refusal
@@ -47,6 +48,7 @@ def main() -> None:
     set_head_spec(spec)
     end_file(spec).unlink(missing_ok=True)
     refuse_requests(check_request)
+    failed_loads_are_client_errors()
     try:
         serve_openai_api(serve_arguments(spec, RingExecutor))
     except Exception as cause:  # vLLM raises many types for arguments that it refuses

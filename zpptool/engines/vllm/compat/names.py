@@ -68,7 +68,9 @@ HOOKS: tuple[Hook, ...] = (
         "what is not carried is a client's error",
     ),
     *_all("v1.engine", "EngineCoreRequest EngineCoreRequest.mm_features", "likewise"),
-    Hook("exceptions", "VLLMValidationError", why="likewise"),
+    *_all("exceptions", "VLLMValidationError VLLMClientError", "likewise"),
+    Hook("multimodal.media.connector", "MediaConnector", why="likewise"),
+    Hook("multimodal.media.connector", "MediaConnector.load_from_url_async", ("url", "media_io"), "likewise"),
     Hook("entrypoints.llm", "LLM", why="zpptool.LLM is one"),
     # the worker
     Hook("v1.worker.worker_base", "WorkerWrapperBase.__init__", ("rpc_rank", "global_rank"), "a worker of one stage"),

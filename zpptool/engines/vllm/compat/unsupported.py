@@ -57,6 +57,8 @@ REFUSALS = (
         "--mm-processor-cache-type", lambda kind: kind == "shm",
         "it keeps processed images in memory that other machines do not share",
     ),
+    Refusal("--video-pruning-rate", bool, "stage 0 would change positions that later stages know from the request"),
+    Refusal("--mm-encoder-only", bool, "stages divide the layers that it leaves out"),
     Refusal("--kv-offloading-size", bool, _CONNECTOR),
     Refusal("--weight-transfer-config", bool, "new weights cannot be sent to stages that run"),
     Refusal("--nnodes", _more_than_one, "each stage is started where it is to run: zpptool run-stage"),

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from zpptool.engines.vllm.calls import LiveRequest
+from zpptool.engines.vllm.calls import SET_FEATURES, LiveRequest
 from zpptool.engines.vllm.compat.control_objects import (
     EMPTY_MODEL_RUNNER_OUTPUT,
     ModelRunnerOutput,
@@ -23,6 +23,7 @@ from zpptool.engines.vllm.compat.control_objects import (
 )
 from zpptool.engines.vllm.compat.scheduler_classes import EngineCoreOutputs, RequestStatus, Scheduler
 from zpptool.engines.vllm.core.executor import ring_of
+from zpptool.engines.vllm.core.sent_features import SentFeatures
 from zpptool.engines.vllm.core.step_calls import LOST
 
 
@@ -35,6 +36,7 @@ class RecoveringScheduler(Scheduler):
         super().__init__(*args, **kwargs)
         self._times_preempted = 0
         self._in_flight_since: deque[int] = deque()
+        self._sent_features = SentFeatures()
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         """The next step, for a ring that is whole.
@@ -44,6 +46,7 @@ class RecoveringScheduler(Scheduler):
         """
         self.become_whole()
         output = super().schedule(throttle_prefills)
+        self._send_missing_features(output)
         self._in_flight_since.append(self._times_preempted)
         return output
 
@@ -57,6 +60,7 @@ class RecoveringScheduler(Scheduler):
         while ring is not None and ring.wants_restoring():
             self._preempt_all()
             ring.restore(self._live_requests())
+            self._sent_features.all_sent()
 
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
@@ -72,6 +76,12 @@ class RecoveringScheduler(Scheduler):
             model_runner_output = EMPTY_MODEL_RUNNER_OUTPUT
         outputs: dict[int, EngineCoreOutputs] = super().update_from_output(scheduler_output, model_runner_output)
         return outputs
+
+    def _send_missing_features(self, output: SchedulerOutput) -> None:
+        ring = ring_of(self.vllm_config)
+        missing = self._sent_features.missing_for(output, self.requests)
+        if missing and ring is not None:
+            ring.collective_rpc(SET_FEATURES, args=(missing,))
 
     def _preempt_all(self) -> None:
         """Preempt every running request. A request that was preempted before to make room may have a token in flight;

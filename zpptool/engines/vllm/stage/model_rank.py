@@ -15,7 +15,7 @@ import vllm
 
 from zpptool.config.stage_spec import StageSpec
 from zpptool.engines.device_memory import await_device_memory
-from zpptool.engines.vllm.calls import EXECUTE_AND_SAMPLE, RESTORE_REQUESTS, LiveRequest
+from zpptool.engines.vllm.calls import EXECUTE_AND_SAMPLE, RESTORE_REQUESTS, SET_FEATURES, LiveRequest
 from zpptool.engines.vllm.compat import env_variables, model_runner, platform, towers
 from zpptool.engines.vllm.compat.arguments import serve_arguments
 from zpptool.engines.vllm.compat.control_objects import GrammarOutput, SchedulerOutput
@@ -52,6 +52,7 @@ OWN_METHODS = frozenset(
         "sample_tokens",
         EXECUTE_AND_SAMPLE,
         RESTORE_REQUESTS,
+        SET_FEATURES,
     }
 )
 """The methods of `StageRank` that the head may call."""
@@ -172,3 +173,10 @@ class StageRank:
     def restore_requests(self, requests: list[LiveRequest]) -> None:
         """Forget every request, and register these, with nothing of them computed."""
         restore_requests(self.worker, requests)
+
+    def set_features(self, features: dict[str, list[Any]]) -> None:
+        """Take the images of requests again, by request. A request that this stage does not know is about to be
+        restored, with its images."""
+        known = model_runner.model_runner_of(self.worker).requests
+        for name in features.keys() & known.keys():
+            known[name].mm_features = features[name]
