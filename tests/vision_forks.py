@@ -2,8 +2,8 @@
 """Asks tiny vision-language models about images, unsplit and in stages, from forks of one process that has imported
 vLLM: an import takes longer than all the rest.
 
-Started as `python vision_forks.py OUTPUT KIND:RANGES ...`, for example `llava:0-1,1-4`. It writes, as JSON and by kind, the
-answers of both, or the end of the log of what failed. `scripts` has to be on PYTHONPATH.
+Started as `python vision_forks.py OUTPUT KIND:RANGES ...`, for example `llava:0-1,1-4`. It writes, as JSON and by
+kind, the answers of both, or the end of the log of what failed. `scripts` has to be on PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -53,24 +53,6 @@ ARGUMENTS = (
 )  # fmt: skip
 """An image takes several steps in some of the families, and the prompts together in all of them."""
 
-Asked = tuple[str, tuple[int, ...], dict[str, Any]]
-
-
-def rounds(image: str) -> list[list[Asked]]:
-    """Prompts, the seeds of their images, sampling parameters. Those of one round are asked together; those of the
-    second begin as one of the first did."""
-    question = f"{image}What is this, and what is beside it? Say it in one word, please."
-    return [
-        [
-            (question, (0,), {}),
-            (question, (1,), {}),
-            (f"Two: {image} and {image} now", (0, 2), {}),
-            ("No image here", (), {}),
-            (f"{image}n", (3,), {"temperature": 0.9, "seed": 5}),
-        ],
-        [(question, (0,), {}), (question, (2,), {})],
-    ]
-
 
 def ask(spec: StageSpec, executor: type[Executor] | None, image: str, output: Path) -> None:
     """Write the answers of an engine core in this process: for each request its tokens and their logprobs."""
@@ -79,12 +61,12 @@ def ask(spec: StageSpec, executor: type[Executor] | None, image: str, output: Pa
     config = engine_config(serve_arguments(spec, executor))
     core = EngineCore(config, executor or Executor.get_class(config), log_stats=False)
     processor = InputProcessor(config)
-    answers = [_answers(core, processor, asked) for asked in rounds(image)]
+    answers = [_answers(core, processor, asked) for asked in vision_models.rounds(image)]
     output.write_text(json.dumps(answers))
     core.shutdown()
 
 
-def _answers(core: EngineCore, processor: InputProcessor, asked: list[Asked]) -> list[Any]:
+def _answers(core: EngineCore, processor: InputProcessor, asked: list[vision_models.Asked]) -> list[Any]:
     answers: dict[str, tuple[list[int], list[float]]] = {}
     for number, (prompt, seeds, given) in enumerate(asked):
         sampling = SamplingParams(

@@ -51,6 +51,25 @@ FIRST_SPECIAL = 258
 """The token id of a tokenizer's first special word."""
 
 
+Asked = tuple[str, tuple[int, ...], dict[str, Any]]
+
+
+def rounds(image: str) -> list[list[Asked]]:
+    """Prompts, the seeds of their images, sampling parameters. Those of one round are asked together; those of the
+    second begin as one of the first did."""
+    question = f"{image}What is this, and what is beside it? Say it in one word, please."
+    return [
+        [
+            (question, (0,), {}),
+            (question, (1,), {}),
+            (f"Two: {image} and {image} now", (0, 2), {}),
+            ("No image here", (), {}),
+            (f"{image}n", (3,), {"temperature": 0.9, "seed": 5}),
+        ],
+        [(question, (0,), {}), (question, (2,), {})],
+    ]
+
+
 def byte_tokenizer(*special: str, **named: str) -> Any:
     """A tokenizer of bytes, and of these words as one token each, in this order; `image_token="<image>"` gives a word
     the name by which a processor knows it."""
@@ -162,7 +181,10 @@ def make_gemma3(directory: Path, layers: int = 4) -> Path:
     )
 
     tokenizer = byte_tokenizer(
-        boi_token="<start_of_image>", eoi_token="<end_of_image>", image_token="<image_soft_token>"
+        *("\n" * count for count in range(1, 5)),
+        boi_token="<start_of_image>",
+        eoi_token="<end_of_image>",
+        image_token="<image_soft_token>",
     )
     vision = SiglipVisionConfig(
         hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8,
@@ -170,8 +192,8 @@ def make_gemma3(directory: Path, layers: int = 4) -> Path:
     )  # fmt: skip
     text = {**TEXT_SIZES, "num_hidden_layers": layers, "sliding_window": 16, "query_pre_attn_scalar": 32}
     config = Gemma3Config(
-        text_config=text, vision_config=vision.to_dict(), mm_tokens_per_image=4, boi_token_index=FIRST_SPECIAL,
-        eoi_token_index=FIRST_SPECIAL + 1, image_token_index=FIRST_SPECIAL + 2,
+        text_config=text, vision_config=vision.to_dict(), mm_tokens_per_image=4, boi_token_index=FIRST_SPECIAL + 4,
+        eoi_token_index=FIRST_SPECIAL + 5, image_token_index=FIRST_SPECIAL + 6,
     )  # fmt: skip
     _save(Gemma3ForConditionalGeneration, config, directory, [("vision_tower.", "vision_tower.vision_model.")])
     Gemma3Processor(

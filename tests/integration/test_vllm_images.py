@@ -23,6 +23,9 @@ from content_parts import BROKEN_PARTS, refuses
 from stages import Stage, free_base_port, started, wait_until_ready
 from vision import ROOT, make_model, message, python_path
 
+from zpptool.checkpoint.stage_tensors import load_plan
+from zpptool.partition import LayerRange
+
 pytest.importorskip("vllm")
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
@@ -136,6 +139,26 @@ def assert_same(ours: list[list[list[Any]]], theirs: list[list[list[Any]]]) -> N
             assert own[1] == pytest.approx(other[1], abs=TOLERANCE), name
 
 
+def kill_and_compare(stages: list[Stage], client: httpx.Client, lost: int, theirs: Any) -> None:
+    """Kill a stage in the middle of all answers; they have to be the same."""
+    with ThreadPoolExecutor(len(ASKED)) as pool:
+        asked = Asked(client, pool)
+        while len(asked.received) < TOKENS:
+            time.sleep(0.005)
+        stages[lost].worker().kill()
+        assert_same(asked.answers(), theirs)
+    assert "recovered: every stage knows the" in stages[0].text()
+
+
+def answers_of(vllms: Any) -> Any:
+    """What stock vLLM has answered to `ASKED`."""
+    vllms.wait(START_S)
+    assert vllms.made.exists(), vllms.made.with_suffix(".log").read_text()[-3000:]
+    (theirs,) = json.loads(vllms.made.read_text())
+    assert theirs[0] != theirs[1], "the answer does not depend on the image: the test shows nothing"
+    return theirs
+
+
 def test_images_are_answered_as_by_stock_vllm_and_a_killed_stage_changes_nothing(
     pipeline: tuple[list[Stage], httpx.Client], vllms: Any
 ) -> None:
@@ -143,19 +166,15 @@ def test_images_are_answered_as_by_stock_vllm_and_a_killed_stage_changes_nothing
     stages, client = pipeline
     with ThreadPoolExecutor(len(ASKED)) as pool:
         ours = Asked(client, pool).answers()
-        vllms.wait(START_S)
-        assert vllms.made.exists(), vllms.made.with_suffix(".log").read_text()[-3000:]
-        (theirs,) = json.loads(vllms.made.read_text())
-        assert theirs[0] != theirs[1], "the answer does not depend on the image: the test shows nothing"
-        assert_same(ours, theirs)
-        for lost in (1, 0):
-            asked = Asked(client, pool)
-            while len(asked.received) < TOKENS:
-                time.sleep(0.005)
-            stages[lost].worker().kill()
-            assert_same(asked.answers(), theirs)
-    assert stages[0].text().count("recovered: every stage knows the") >= 2
+    theirs = answers_of(vllms)
+    assert_same(ours, theirs)
+    kill_and_compare(stages, client, 0, theirs)
     assert metric(client, "vllm:prefix_cache_hits_total") > 0
+
+
+@pytest.mark.long
+def test_a_later_stage_that_is_killed_changes_nothing(pipeline: tuple[list[Stage], httpx.Client], vllms: Any) -> None:
+    kill_and_compare(*pipeline, 1, answers_of(vllms))
 
 
 def test_a_structured_answer_about_an_image(pipeline: tuple[list[Stage], httpx.Client]) -> None:
@@ -173,6 +192,14 @@ def test_what_is_not_carried_is_a_400_and_the_engine_lives(
     _stages, client = pipeline
     refuses(client, [BROKEN_PARTS[name], {"type": "text", "text": "x"}])
     assert client.get("/health").status_code == httpx.codes.OK
+
+
+def test_later_stages_have_no_byte_of_the_tower(llava: Path) -> None:
+    partition = (LayerRange(0, 2), LayerRange(2, 4))
+    first, later = ([tensor.name for tensor in load_plan(llava, stage, partition)] for stage in range(2))
+    towers = ("vision_tower.", "multi_modal_projector.")
+    assert sum(name.startswith(towers) for name in first) > 40
+    assert not any(name.startswith(towers) for name in later)
 
 
 def test_more_images_than_allowed_and_longer_prompts_than_fit_are_a_400(

@@ -2,7 +2,7 @@
 """Families of vision-language models, each with its own processor, tower and positions: stages give stock vLLM's
 answers, and what vLLM cannot divide is refused by name.
 
-The scripts use `vllm.LLM` and `zpptool.LLM`; tests/vision_script.py is what they run.
+tests/vision_forks.py asks the families.
 """
 
 from __future__ import annotations
@@ -17,67 +17,68 @@ from typing import Any
 import pytest
 from stages import free_base_port, started
 from vision import ROOT, make_model, python_path
-from vision_models import IMAGE_WORDS
+from vision_models import IMAGE_WORDS, rounds
 
 pytest.importorskip("vllm")
 
-pytestmark = [pytest.mark.vllm, pytest.mark.long, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.vllm, pytest.mark.long, pytest.mark.timeout(1800)]
 
 START_S = 700
+FAMILIES_S = 1400
 TOLERANCE = 1e-3
-LIMITS = {"image": 3, "video": 0}
+FAMILIES = {
+    "llava": ["0-1", "1-2", "2-4"],
+    "qwen2_5_vl": ["0-1", "1-4"],
+    "qwen3_vl": ["0-2", "2-4", "4-6"],
+    "gemma3": ["0-3", "3-4"],
+    "internvl": ["0-2", "2-4"],
+    "mistral3": ["0-2", "2-4"],
+}
+"""What tests/vision_models.py makes, and its stages."""
 
 
-def asked(word: str) -> list[list[list[Any]]]:
-    """Two rounds of prompts: images alone, two in one prompt, none, seeded; then two whose beginning is cached."""
-    question = f"{word}What is this, and what is beside it? Say it in one word, please."
-    return [
-        [
-            [question, [0], {}],
-            [question, [1], {}],
-            [f"Two: {word} and {word} now", [0, 2], {}],
-            ["No image here", [], {}],
-            [f"{word}n", [3], {"n": 2, "temperature": 0.9, "seed": 5}],
-        ],
-        [[question, [0], {}], [question, [2], {}]],
-    ]
-
-
-def answers(which: str, model: Path, directory: Path, options: dict[str, Any]) -> Any:
-    """What a script of `vllm.LLM` or `zpptool.LLM` answers."""
-    made = directory / f"{which}.json"
+@pytest.fixture(scope="module")
+def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The answers of all families, unsplit and in stages, as tests/vision_forks.py writes them."""
+    made = tmp_path_factory.mktemp("families") / "answers.json"
+    asked = [f"{kind}:{','.join(ranges)}" for kind, ranges in FAMILIES.items()]
     with made.with_suffix(".log").open("wb") as log:
         subprocess.run(
-            [sys.executable, str(ROOT / "tests/vision_script.py"), which, str(model), str(made), json.dumps(options)],
+            [sys.executable, str(ROOT / "tests/vision_forks.py"), str(made), *asked],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "scripts"), python_path()])},
+            stdout=log, stderr=log, timeout=FAMILIES_S, check=False,
+        )  # fmt: skip
+    assert made.exists(), made.with_suffix(".log").read_text()[-3000:]
+    answers: dict[str, Any] = json.loads(made.read_text())
+    return answers
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_family_answers_about_images_as_unsplit(kind: str, families: dict[str, Any]) -> None:
+    """Pre-split stages; two images in a prompt, images beside text, prompts in several steps, a cached prefix."""
+    outcome = families[kind]
+    assert "error" not in outcome, outcome["error"]
+    theirs, ours = outcome["unsplit"], outcome["pipeline"]
+    assert theirs[0][0] != theirs[0][1], "the answer does not depend on the image: the test shows nothing"
+    for our_round, their_round in zip(ours, theirs, strict=True):
+        for (our_tokens, our_logprobs), (tokens, logprobs) in zip(our_round, their_round, strict=True):
+            assert our_tokens == tokens
+            assert our_logprobs == pytest.approx(logprobs, abs=TOLERANCE)
+
+
+def test_a_script_asks_about_images(families: dict[str, Any], tmp_path: Path) -> None:
+    """`zpptool.LLM` with `multi_modal_data`."""
+    model, made = make_model("llava", tmp_path / "model"), tmp_path / "answers.json"
+    options = json.dumps({"asked": rounds(IMAGE_WORDS["llava"]), "num_stages": 2, "limit_mm_per_prompt": {"image": 3}})
+    with (tmp_path / "log").open("wb") as log:
+        subprocess.run(
+            [sys.executable, str(ROOT / "tests/vision_script.py"), "zpptool", str(model), str(made), options],
             env={**os.environ, "PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1"},
             stdout=log, stderr=log, timeout=START_S, check=False,
         )  # fmt: skip
-    assert made.exists(), made.with_suffix(".log").read_text()[-3000:]
-    return json.loads(made.read_text())
-
-
-@pytest.mark.parametrize(
-    ("kind", "ranges"),
-    [
-        ("llava", ["0-1", "1-2", "2-4"]),
-        ("qwen2_5_vl", ["0-1", "1-4"]),
-        ("qwen3_vl", ["0-2", "2-4", "4-6"]),
-        ("gemma3", ["0-3", "3-4"]),
-        ("internvl", ["0-2", "2-4"]),
-        ("mistral3", ["0-2", "2-4"]),
-    ],
-)
-def test_a_family_answers_about_images_as_unsplit(kind: str, ranges: list[str], tmp_path: Path) -> None:
-    model = make_model(kind, tmp_path / "model")
-    options = {"asked": asked(IMAGE_WORDS[kind]), "limit_mm_per_prompt": LIMITS}
-    theirs = answers("vllm", model, tmp_path, options)
-    ours = answers("zpptool", model, tmp_path, {**options, "ranges": ranges})
-    assert theirs[0][0] != theirs[0][1], "the answer does not depend on the image: the test shows nothing"
-    for our_round, their_round in zip(ours, theirs, strict=True):
-        for our_choices, their_choices in zip(our_round, their_round, strict=True):
-            for (our_tokens, our_logprobs), (tokens, logprobs) in zip(our_choices, their_choices, strict=True):
-                assert our_tokens == tokens
-                assert our_logprobs == pytest.approx(logprobs, abs=TOLERANCE)
+    assert made.exists(), (tmp_path / "log").read_text()[-3000:]
+    ours = [[tokens for ((tokens, _logprobs),) in answers] for answers in json.loads(made.read_text())]
+    assert ours == [[tokens for tokens, _logprobs in answers] for answers in families["llava"]["unsplit"]]
 
 
 def test_a_model_that_vllm_cannot_divide_is_refused_before_anything_is_loaded(

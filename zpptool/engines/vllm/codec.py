@@ -14,6 +14,7 @@ import enum
 import fractions
 import inspect
 import math
+import operator
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -88,7 +89,7 @@ def _lower(value: Any, where: str) -> Any:
     if kind is fractions.Fraction:
         return _ext(_FRACTION, [value.numerator, value.denominator])
     if kind is slice:
-        return _ext(_SLICE, [_lower(part, where) for part in (value.start, value.stop, value.step)])
+        return _ext(_SLICE, [_lower_index(part, where) for part in (value.start, value.stop, value.step)])
     if _CARRIED.get(kind.__name__) is kind:
         if issubclass(kind, enum.Enum):
             return _ext(_ENUM, [kind.__name__, value.name])
@@ -97,6 +98,14 @@ def _lower(value: Any, where: str) -> Any:
         f"{where} holds a {kind.__module__}.{kind.__qualname__}, which is not carried between stages",
         "The feature that needs it is not supported across stages.",
     )
+
+
+def _lower_index(part: Any, where: str) -> int | None:
+    """One part of a slice; vLLM also makes slices of tensors with one integer."""
+    try:
+        return None if part is None else operator.index(part)
+    except TypeError as cause:
+        raise ZppError(f"{where} holds a slice of {part!r}, which is not carried between stages") from cause
 
 
 def _all_plain(values: Iterable[Any]) -> bool:

@@ -34,7 +34,7 @@ def check_request(request: Any) -> None:
             f" {human_bytes(MOST_BYTES)} are carried between stages; send smaller ones, or fewer"
         )
     for feature in features:
-        codec.encode(_without_bytes(feature))
+        codec.decode(codec.encode(_without_bytes(feature)))
 
 
 def _nbytes(item: Any) -> int:
