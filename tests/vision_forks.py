@@ -47,11 +47,13 @@ from zpptool.process.environment import set_head_spec
 LIMIT_S = 240.0
 """For each process of a family."""
 ARGUMENTS = (
-    "--enforce-eager", "--max-model-len", "1024", "--max-num-batched-tokens", "40", "--max-num-seqs", "8",
-    "--kv-cache-memory-bytes", str(64 << 20), "--block-size", "32",
+    "--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "8", "--block-size", "32",
+    "--kv-cache-memory-bytes", str(64 << 20),
     "--limit-mm-per-prompt", '{"image": 3, "video": 0}',
 )  # fmt: skip
-"""An image takes several steps in some of the families, and the prompts together in all of them."""
+IN_SMALL_STEPS = ("--max-num-batched-tokens", "40")
+"""For the stages: an image takes several steps in some of the families, and the prompts together in all of them. Stock
+vLLM fails on a CPU where the prompt of a seeded request takes several steps."""
 
 
 def ask(spec: StageSpec, executor: type[Executor] | None, image: str, output: Path) -> None:
@@ -105,7 +107,7 @@ def try_family(kind: str, ranges: list[str], work: Path) -> dict[str, Any]:
     stages = [
         msgspec.structs.replace(
             whole, model=str(work / "split" / f"stage_{link.stage}"), partition=partition, stage=link.stage,
-            bind=link.bind, connect=link.connect,
+            bind=link.bind, connect=link.connect, engine_args=(*ARGUMENTS, *IN_SMALL_STEPS),
         )
         for link in plan_endpoints(len(partition), transport="ipc", ipc_dir=work)
     ]  # fmt: skip

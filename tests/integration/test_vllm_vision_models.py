@@ -11,13 +11,15 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Ran
 from stages import free_base_port, started
 from vision import ROOT, make_model, python_path
-from vision_models import IMAGE_WORDS, rounds
+from vision_models import IMAGE_WORDS, picture, rounds
 
 pytest.importorskip("vllm")
 
@@ -79,6 +81,24 @@ def test_a_script_asks_about_images(families: dict[str, Any], tmp_path: Path) ->
     assert made.exists(), (tmp_path / "log").read_text()[-3000:]
     ours = [[tokens for ((tokens, _logprobs),) in answers] for answers in json.loads(made.read_text())]
     assert ours == [[tokens for tokens, _logprobs in answers] for answers in families["llava"]["unsplit"]]
+
+
+def test_the_command_compares_answers_about_images(tmp_path: Path, zpptool: Callable[..., Ran]) -> None:
+    """`test-pipeline --image`, on a model without a chat template."""
+    model = make_model("llava", tmp_path / "model")
+    (model / "chat_template.jinja").unlink()
+    for seed in range(2):
+        picture(seed).save(tmp_path / f"{seed}.png")
+    done = zpptool(
+        *("test-pipeline", model, "--num-stages", 2, "--engine", "vllm", "--dtype", "float32", "--json"),
+        *("--image", tmp_path / "0.png", "--image", tmp_path / "1.png", "--test-input", "What is this?"),
+        timeout_s=START_S, env={"PYTHONPATH": python_path()},
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    asked = done.json["prompts"][0]
+    assert asked["identical"]
+    assert asked["prompt_tokens"] > 2 * 16 + len("What is this?")
+    assert asked["token_ids"]
 
 
 def test_a_model_that_vllm_cannot_divide_is_refused_before_anything_is_loaded(
