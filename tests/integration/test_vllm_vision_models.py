@@ -7,6 +7,7 @@ tests/vision_forks.py asks the families.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -109,6 +110,18 @@ def test_a_model_that_vllm_cannot_divide_is_refused_before_anything_is_loaded(
     base = free_base_port(4)
     words = (model, "--stage-idx", 0, "--total-stages", 2, "--base-port", base, "--port", base + 3)
     with started(tmp_path, [(*words, "--engine", "vllm", "--recovery-deadline", 0)]) as (stage,):
-        assert stage.wait(START_S) == 2
+        assert stage.wait(START_S) == 2, stage.text()[-2000:]
         assert "Pipeline parallelism is not supported for this model" in stage.text()
         assert "loading layers" not in stage.text()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="the environment has torchvision")
+def test_without_torchvision_the_start_ends_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model("llava", tmp_path / "model")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    base = free_base_port(4)
+    words = (model, "--stage-idx", 0, "--total-stages", 2, "--base-port", base, "--port", base + 3)
+    with started(tmp_path, [(*words, "--recovery-deadline", 0)]) as (stage,):
+        assert stage.wait(START_S) == 2
+        last = stage.text().splitlines()[-2:]
+        assert any("needs torchvision, which is not installed or does not import" in line for line in last), last

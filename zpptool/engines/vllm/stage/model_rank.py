@@ -24,7 +24,7 @@ from zpptool.engines.vllm.compat.engine_config import engine_config, kv_heads, s
 from zpptool.engines.vllm.compat.faulty_classes import refuse_faulty_class
 from zpptool.engines.vllm.compat.kv_cache import KVCacheConfig, KVCacheSpec
 from zpptool.engines.vllm.compat.process_groups import ReplacementGroup, pipeline_group, unlink_shared_memory
-from zpptool.engines.vllm.compat.unsupported import refuse_scores_on_a_stage
+from zpptool.engines.vllm.compat.unsupported import refuse_scores_on_a_stage, vllms_refusal
 from zpptool.engines.vllm.compat.worker_wrapper import make_worker
 from zpptool.engines.vllm.core.executor import RingExecutor
 from zpptool.engines.vllm.stage import loader, tp_kv_cache
@@ -120,7 +120,13 @@ class StageRank:
             self._log.info("loading layers %s from %s", self._spec.layers, self._spec.model)
         if self.config.lora_config is not None:
             fix_adapter_products()
-        self.worker.load_model()
+        try:
+            self.worker.load_model()
+        except ImportError as cause:
+            refusal = vllms_refusal(cause)
+            if refusal is None:
+                raise
+            raise refusal from cause
         platform.update_block_size(self.config)
         if self._rank == 0:
             self._log.info("loaded")
