@@ -191,6 +191,7 @@ def make_gemma3(directory: Path, layers: int = 4) -> Path:
         vision_use_head=False,
     )  # fmt: skip
     text = {**TEXT_SIZES, "num_hidden_layers": layers, "sliding_window": 16, "query_pre_attn_scalar": 32}
+    text["layer_types"] = [("full_attention", "sliding_attention")[layer % 2] for layer in range(layers)]
     config = Gemma3Config(
         text_config=text, vision_config=vision.to_dict(), mm_tokens_per_image=4, boi_token_index=FIRST_SPECIAL + 4,
         eoi_token_index=FIRST_SPECIAL + 5, image_token_index=FIRST_SPECIAL + 6,
