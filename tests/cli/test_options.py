@@ -43,6 +43,7 @@ OTHER_HELP = {
 OTHER_VALUE = {
     ("--model", "deploy"): "also the Hub or a volume claim, which are not paths",
     ("--device", "deploy"): "a choice between images, not a torch device",
+    ("--image", "test-pipeline"): "a picture for the model, not a container image",
     ("--host", "doctor"): "one of the plan's hosts, not an address to listen on",
     ("--port", "serve"): "the front's port, which may be 0 for any",
     ("--api-key", "serve"): "keys that the front accepts, not the one that a client sends",

@@ -105,7 +105,7 @@ def _scale_of(values: Values) -> Scale | None:
 def _for_heads_of(values: Values, scale: Scale) -> Scale:
     """The scale of the config around `values`, for the number of heads that they state."""
     num_heads = next((n for n in map(values.get, _MAIN_HEADS) if _is_size(n)), scale.num_heads)
-    return replace(scale, num_heads=num_heads)
+    return replace(scale, num_heads=num_heads or scale.num_heads)
 
 
 def _sizes(values: Values, wanted: Callable[[str], bool]) -> Iterator[int]:
