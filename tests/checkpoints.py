@@ -18,6 +18,9 @@ from zpptool.checkpoint.split import split_checkpoint
 if TYPE_CHECKING:
     import pytest
 
+from zpptool.checkpoint.header import TensorInfo
+from zpptool.checkpoint.index import CheckpointIndex
+
 VOCAB, HIDDEN = 48, 8
 BITS = {"F32": 32, "BF16": 16, "F16": 16, "F8_E4M3": 8, "U8": 8, "I64": 64, "F4": 4, "BOOL": 8}
 
@@ -51,6 +54,19 @@ def llama_config(layers: int = 4, **more: Any) -> dict[str, Any]:
     """The config of a `llama` model."""
     sizes = {"num_hidden_layers": layers, "vocab_size": VOCAB, "hidden_size": HIDDEN}
     return {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **sizes, **more}
+
+
+def index_of(
+    kinds: Kinds, config: dict[str, Any] | None = None, aliases: Mapping[str, str] | None = None
+) -> CheckpointIndex:
+    """Return the index of a checkpoint that is not written, with tensors of their true sizes."""
+    file = Path("model.safetensors")
+    tensors = {
+        name: TensorInfo(name, dtype, tuple(shape), file, 0, math.prod(shape) * BITS[dtype] // 8)
+        for name, (dtype, shape) in kinds.items()
+    }
+    config = llama_config() if config is None else config
+    return CheckpointIndex(Path("somewhere"), config, tensors, (), aliases=dict(aliases or {}))
 
 
 def content(name: str, dtype: str, shape: Sequence[int]) -> bytes:

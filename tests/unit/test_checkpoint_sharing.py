@@ -101,7 +101,7 @@ def test_a_layer_without_keys_of_its_own_reads_those_of_the_one_before() -> None
     """As published: Hunyuan-Large computes keys and values in every second layer."""
     keyed = {"self_attn.k_proj.weight": LARGE, "self_attn.v_proj.weight": LARGE}
     kinds = {**llama(), **{f"model.layers.{layer}.{name}": kind for layer in (0, 2) for name, kind in keyed.items()}}
-    structure = infer(kinds, llama_config())
+    structure = infer(kinds, llama_config(use_cla=True, cla_share_factor=2))
     assert assign(structure, even_partition(4, 2)).stages
     with pytest.raises(ZppError, match="layer 1 reads the key and value cache of layer 0"):
         assign(structure, parse("0-1", "1-4"))

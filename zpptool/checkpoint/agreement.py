@@ -14,12 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from zpptool.checkpoint.aliases import tensor_aliases
 from zpptool.checkpoint.decoder import MAX_LAYER_DIGITS
 from zpptool.checkpoint.digest import model_digest_of, source_digest_of, tensors_digest
 from zpptool.checkpoint.faults import SplitFault, SplitFaultCode
 from zpptool.checkpoint.header import TensorInfo
 from zpptool.checkpoint.index import CheckpointIndex
 from zpptool.checkpoint.manifest import Manifest
+from zpptool.checkpoint.placement import Placement
 from zpptool.checkpoint.roles import PREDICTION
 from zpptool.checkpoint.structure import assign, infer_structure
 from zpptool.errors import ZppError
@@ -27,7 +29,7 @@ from zpptool.partition import check_ranges
 
 _SAME = (
     "num_stages", "num_layers", "partition", "model_digest", "sample_digest", "tensors_digest", "layer_prefix",
-    "dropped_tensors",
+    "dropped_tensors", "placements", "left_out",
 )  # fmt: skip
 
 
@@ -121,8 +123,12 @@ def _misplaced(manifests: Mapping[int, Manifest], union: CheckpointIndex) -> Ite
         tensor.name: TensorInfo(tensor.name, tensor.dtype, tensor.shape, Path(), 0, 0)
         for tensor in first.dropped_tensors
     }
+    tensors = {**union.tensors, **dropped}
+    metadata = [file.metadata for manifest in manifests.values() for file in manifest.weight_files]
+    placements = [Placement(pattern, where) for pattern, where in first.placements]
     try:
-        structure = infer_structure(replace(union, tensors={**union.tensors, **dropped}))
+        whole = replace(union, tensors=tensors, aliases=tensor_aliases(metadata, tensors))
+        structure = infer_structure(whole, placements)
         wanted = assign(structure, first.ranges, drop_prediction=bool(dropped)).stages
     except ZppError as fault:
         yield SplitFault(SplitFaultCode.STAGES, f"the stages together do not form a model: {fault.message}")

@@ -14,11 +14,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from zpptool.checkpoint.empty_layers import empty_layers
 from zpptool.checkpoint.header import TensorInfo
 from zpptool.checkpoint.index import CheckpointIndex
 from zpptool.checkpoint.model_config import stated_layer_count, text_config, unknown_layer_count
 from zpptool.checkpoint.roles import PREDICTION_WORDS, SPEAKER_WORDS, TEXT_WORDS, TOWER_WORDS, words_of
-from zpptool.errors import invalid_error
+from zpptool.errors import ZppError, invalid_error
 
 _NOT_DECODER = TOWER_WORDS | PREDICTION_WORDS | SPEAKER_WORDS
 _PREDICTOR_MODULES = frozenset({"eh_proj", "enorm", "hnorm", "shared_head"})
@@ -49,6 +50,10 @@ class Decoder:
     predicting: frozenset[str]
     notes: tuple[str, ...] = ()
 
+    def layers_of(self, name: str) -> tuple[int, ...]:
+        """Return the layer of a tensor; empty if it is in none."""
+        return (self.layer_of[name],) if name in self.layer_of else ()
+
     def within_layer(self, name: str) -> str:
         """Return the part of a layer tensor's name after the layer number."""
         start = len(self.prefix) + 1 if self.prefix else 0
@@ -67,12 +72,19 @@ def find_decoder(index: CheckpointIndex) -> Decoder:
     notes: tuple[str, ...] = ()
     if stated is not None:
         prefix, num_layers = _covering(groups, eligible, stated, index), stated
+        notes = _absent_layers(prefix, groups[prefix], stated)
     else:
         prefix, num_layers = _unstated(eligible, index)
         notes = (f"config.json does not state the number of layers: {prefix} holds {num_layers}",)
     layer_of = {name: layer for layer, names in groups[prefix].items() if layer < num_layers for name in names}
     predicting = frozenset(name for layer, names in groups[prefix].items() if layer >= num_layers for name in names)
     return Decoder(prefix, num_layers, layer_of, predicting, notes)
+
+
+def _absent_layers(prefix: str, group: Group, num_layers: int) -> tuple[str, ...]:
+    absent = [layer for layer in range(num_layers) if layer not in group]
+    note = f"{prefix} holds no tensor of {_layers(absent)}: config.json says that nothing is computed there"
+    return (note,) if absent else ()
 
 
 def numbered_groups(names: Mapping[str, TensorInfo]) -> dict[str, dict[int, list[str]]]:
@@ -99,7 +111,8 @@ def _covering(
     groups: Mapping[str, Group], eligible: Mapping[str, Group], num_layers: int, index: CheckpointIndex
 ) -> str:
     """Return the prefix of the one group that covers all layers and has only prediction layers past them."""
-    wanted, extra = range(num_layers), _prediction_layers(index.config)
+    wanted = [layer for layer in range(num_layers) if layer not in empty_layers(index.config, num_layers)]
+    extra = _prediction_layers(index.config)
     fitting = [
         prefix
         for prefix, group in eligible.items()
@@ -114,12 +127,41 @@ def _covering(
             f"{index.directory}: the {num_layers} decoder layers could be {' or '.join(sorted(fitting))}",
             "this checkpoint's structure is not clear enough to split",
         )
-    found = ", ".join(f"{p or '(top)'} 0 to {max(g)}" for p, g in sorted(groups.items()) if 0 in g) or "none"
-    raise invalid_error(
-        f"{index.directory}: config.json states {num_layers} layers, but no group of tensors is numbered "
-        f"0 to {num_layers - 1} (found: {found})",
-        "check that config.json belongs to these weights",
+    raise _no_decoder(groups, eligible, num_layers, index)
+
+
+def _no_decoder(
+    groups: Mapping[str, Group], eligible: Mapping[str, Group], num_layers: int, index: CheckpointIndex
+) -> ZppError:
+    """Build the error for a checkpoint none of whose groups has the layers that the config states."""
+    stated = f"{index.directory}: config.json states {num_layers} layers"
+    likely = max(eligible, key=lambda prefix: len(eligible[prefix].keys() & set(range(num_layers))), default=None)
+    held = set(eligible[likely]) if likely is not None else set()
+    absent = sorted(set(range(num_layers)) - held)
+    where = likely or "(top)"
+    if len(absent) > num_layers // 2:
+        found = ", ".join(f"{p or '(top)'} 0 to {max(g)}" for p, g in sorted(groups.items()) if 0 in g) or "none"
+        return invalid_error(
+            f"{stated}, but no group of tensors is numbered 0 to {num_layers - 1} (found: {found})",
+            "check that config.json belongs to these weights",
+        )
+    if not absent:
+        return invalid_error(
+            f"{stated}, but the weights hold more: {where} 0 to {max(held)}",
+            "Restore the layer count of the model in config.json. A shorter model needs weights without the layers "
+            "past its last.",
+        )
+    return invalid_error(
+        f"{stated}, but {where} holds no tensor of {_layers(absent)}",
+        "The checkpoint is incomplete, or belongs to another config.json: download or convert it again. A layer that "
+        "computes nothing has to be declared in config.json (block_configs with no_op).",
     )
+
+
+def _layers(numbers: list[int]) -> str:
+    """Format layer numbers: `layers 2, 3`, and at most eight of them."""
+    more = f" and {len(numbers) - 8} more" if len(numbers) > 8 else ""
+    return f"layer{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers[:8]))}{more}"
 
 
 def _unstated(eligible: Mapping[str, Group], index: CheckpointIndex) -> tuple[str, int]:

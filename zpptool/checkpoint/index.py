@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from zpptool.checkpoint.aliases import tensor_aliases
 from zpptool.checkpoint.header import Header, TensorInfo, read_header
 from zpptool.checkpoint.model_config import layer_count, read_config
 from zpptool.document import read_json
@@ -38,6 +39,7 @@ class CheckpointIndex:
         tensors: by name, ordered by file and by offset in it.
         headers: the headers of the weight files, ordered by file name.
         stale: second copies of tensors, in files that the index does not map them to: tensor name to file.
+        aliases: second names of shared tensors: name to the name that is stored (see `aliases`).
         notes: choices made where there were several, as sentences for the user.
     """
 
@@ -46,6 +48,7 @@ class CheckpointIndex:
     tensors: dict[str, TensorInfo]
     headers: tuple[Header, ...]
     stale: dict[str, Path] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -78,7 +81,8 @@ def read_index(directory: Path) -> CheckpointIndex:
     tensors, stale = _collect(directory, headers, weight_map)
     if not tensors:
         raise invalid_error(f"the safetensors files of {directory} hold no tensor")
-    return CheckpointIndex(directory, config, tensors, headers, stale, tuple(notes))
+    aliases = tensor_aliases((header.metadata for header in headers), tensors)
+    return CheckpointIndex(directory, config, tensors, headers, stale, aliases, tuple(notes))
 
 
 def _refuse_unreadable(directory: Path) -> None:

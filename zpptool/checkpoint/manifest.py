@@ -76,7 +76,7 @@ class DroppedTensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shape: tuple[Count, ...]
 
 
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """The content of one stage directory.
 
     Attributes:
@@ -99,6 +99,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         dropped_tensors: the dropped tensors that belong to the model's tensor list.
         weight_files: the weight files of this stage.
         small_files: the small files of this stage, including the index of its weight files.
+        placements: where the user placed tensors: patterns, and `first`, `last`, `all` or a stage's number.
+        left_out: files and links of the source that no stage holds: path to reason.
     """
 
     schema_version: int
@@ -120,6 +122,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     dropped_tensors: tuple[DroppedTensor, ...]
     weight_files: tuple[WeightFile, ...]
     small_files: tuple[SmallFile, ...]
+    placements: tuple[tuple[str, str], ...] = ()
+    left_out: dict[str, str] = {}
 
     @property
     def ranges(self) -> Partition:

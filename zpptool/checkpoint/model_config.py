@@ -56,6 +56,12 @@ def text_config(config: dict[str, Any]) -> dict[str, Any]:
     return next(counted, next(named, config))
 
 
+def decoder_configs(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the parts of `config` that can describe the decoder: those that state its layer count, or none at all."""
+    count = stated_layer_count(config)
+    return [part for _key, part in _text_first(config) if _own_layer_count(part) in (None, count)]
+
+
 def layer_count(config: dict[str, Any]) -> int:
     """Return the number of decoder layers of the model.
 

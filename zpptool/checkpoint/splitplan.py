@@ -6,7 +6,7 @@ The weight files of a stage are planned in `shards`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from zpptool.checkpoint.index import INDEX_NAME, CheckpointIndex, TensorInfo, re
 from zpptool.checkpoint.leftovers import leftover_notes
 from zpptool.checkpoint.links import LinkBounds, link_fault
 from zpptool.checkpoint.manifest import is_stage_directory
+from zpptool.checkpoint.placement import Placement
 from zpptool.checkpoint.shards import ShardPlan, plan_shards
 from zpptool.checkpoint.smallfiles import small_files
 from zpptool.checkpoint.structure import Assignment, Structure, assign, infer_structure
@@ -56,6 +57,8 @@ class SplitPlan:
         assignment: which stage holds which tensors, and why some are shared or dropped.
         stages: the stages to write, in order: all of the partition, or one.
         small_files: files copied into every stage, as paths relative to the source.
+        placements: where the user placed tensors.
+        left_out: files and links of the source that no stage holds: path to reason.
         notes: choices made for the checkpoint, for the user to read.
     """
 
@@ -64,6 +67,8 @@ class SplitPlan:
     assignment: Assignment
     stages: tuple[StagePlan, ...]
     small_files: tuple[str, ...]
+    placements: tuple[Placement, ...]
+    left_out: Mapping[str, str]
     notes: tuple[str, ...]
 
     @property
@@ -105,6 +110,7 @@ def plan_split(
     *,
     drop_prediction: bool = False,
     follow_links: bool = False,
+    placements: Sequence[Placement] = (),
 ) -> SplitPlan:
     """Plan a split from config, index and headers.
 
@@ -114,6 +120,7 @@ def plan_split(
         ranges: one layer range per stage, such as `0-8`.
         drop_prediction: leave out the layers and modules that predict tokens past the next one (MTP).
         follow_links: also copy the targets of links that lead out of the checkpoint.
+        placements: where the user places tensors, which overrides what is inferred.
 
     Raises:
         ZppError: (INVALID) the checkpoint cannot be read, its structure is ambiguous, a link leads out of it, or the
@@ -122,7 +129,7 @@ def plan_split(
     if is_stage_directory(source):
         raise invalid_error(f"{source} is one stage of a split, not a checkpoint", "split the original checkpoint")
     index = read_index(source)
-    structure = infer_structure(index)
+    structure = infer_structure(index, placements)
     partition = resolve_partition(structure.num_layers, num_stages, ranges)
     assignment = assign(structure, partition, drop_prediction=drop_prediction)
     second_copies = {
@@ -142,7 +149,7 @@ def plan_split(
         StagePlan(stage, partition[stage], plan_shards([index.tensors[name] for name in names], headers))
         for stage, names in enumerate(assignment.stages)
     )
-    return SplitPlan(index, structure, assignment, stages, tuple(files.small), tuple(notes))
+    return SplitPlan(index, structure, assignment, stages, tuple(files.small), tuple(placements), {}, tuple(notes))
 
 
 def _refuse_odd_names(source: Path, names: Sequence[str]) -> None:

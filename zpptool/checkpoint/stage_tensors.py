@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from zpptool.checkpoint.aliases import under_all_names
 from zpptool.checkpoint.digest import model_digest_of, tensors_digest
 from zpptool.checkpoint.index import CheckpointIndex, TensorInfo, read_index
 from zpptool.checkpoint.manifest import is_stage_directory, load_manifest
@@ -19,6 +20,8 @@ from zpptool.partition import Partition
 
 def load_plan(directory: Path, stage: int, partition: Partition) -> list[TensorInfo]:
     """Return the tensors that `stage` of `partition` owns, ordered by file and by offset in it.
+
+    A tensor that has second names is listed under each of them.
 
     Args:
         directory: a full checkpoint, or the stage directory of this stage.
@@ -33,7 +36,7 @@ def load_plan(directory: Path, stage: int, partition: Partition) -> list[TensorI
         raise invalid_error(f"there is no stage {stage} of {len(partition)}")
     index = read_index(directory)
     if not is_stage_directory(directory):
-        return stage_tensors(index, partition, stage)
+        return under_all_names(stage_tensors(index, partition, stage), index.aliases)
     manifest = load_manifest(directory)
     if manifest.stage != stage:
         raise invalid_error(f"{directory} holds stage {manifest.stage}, not stage {stage}", "name the other directory")
@@ -50,7 +53,7 @@ def load_plan(directory: Path, stage: int, partition: Partition) -> list[TensorI
             raise invalid_error(
                 f"{directory} {fault} tensor {entry.name} of its manifest", "`zpptool validate` lists all faults"
             )
-    return [index.tensors[entry.name] for entry in manifest.tensors]
+    return under_all_names((index.tensors[entry.name] for entry in manifest.tensors), index.aliases)
 
 
 def count_layers(directory: Path) -> int:

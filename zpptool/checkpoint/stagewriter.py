@@ -155,6 +155,8 @@ def _manifest(
         ),
         weight_files=tuple(_weight_file(shard, files[shard.name]) for shard in stage.shards),
         small_files=tuple(small),
+        placements=plan.placements,
+        left_out=dict(plan.left_out),
     )
 
 

@@ -4,7 +4,8 @@
 A checkpoint without a head is tied, whatever its config states: the last stage has nothing else to use. One with a head
 is tied only if the config says so: engines then use the embedding and ignore the head, so that the last stage needs
 both. A tied embedding goes to both ends of the pipeline with all tensors of its module, including those below the name
-of a quantised weight.
+of a quantised weight. If only the head is stored, it is the embedding, provided that the config does not deny it; no
+first stage is without an embedding.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from zpptool.checkpoint.header import TensorInfo
 from zpptool.checkpoint.model_config import text_config
-from zpptool.checkpoint.roles import BEFORE, BOTH, Role, Side, module_of, words_of
+from zpptool.checkpoint.roles import BEFORE, BOTH, TOWER, TOWER_WORDS, Role, Side, module_of, words_of
 from zpptool.errors import invalid_error
 
 _HEAD_WORDS = frozenset({"score", "classifier"})
@@ -32,15 +33,17 @@ def tie_ends(
         config: the parsed config.json.
 
     Raises:
-        ZppError: (INVALID) the embedding is tied, and it is not clear which tensor it is.
+        ZppError: (INVALID) the embedding is tied, and it is not clear which tensor it is; or there is no embedding.
     """
     stated = _stated_tying(config)
     head = _head(roles, tensors, _vocab_size(config))
+    if head is not None and not _has_embedding(roles, tensors, _vocab_size(config)):
+        return _embed_with_head(roles, head, stated)
     if head is not None and not stated:
         return dict(roles), ()
     module = _embedding(roles, tensors, config)
     if module is None:
-        if head is not None:
+        if head is not None or any(role.side is Side.PLACED for role in roles.values()):
             return dict(roles), ()
         raise invalid_error(
             "the checkpoint holds neither an LM head nor an embedding that could be tied to it",
@@ -55,8 +58,41 @@ def tie_ends(
     if head is not None:
         reason = f"tied by config.json, though the checkpoint holds {head} too"
     ends = Role(Side.ENDS, reason)
-    tied = {name: ends if f"{name}.".startswith(f"{module}.") else role for name, role in roles.items()}
-    return tied, notes
+    return _with_module(roles, module, ends), notes
+
+
+def _embed_with_head(
+    roles: Mapping[str, Role], head: str, stated: bool | None
+) -> tuple[dict[str, Role], tuple[str, ...]]:
+    """Return the roles with the head at both ends, as the embedding that is not stored under a name of its own.
+
+    Raises:
+        ZppError: (INVALID) the config says that the embedding is another tensor: it was lost.
+    """
+    if stated is False:
+        raise invalid_error(
+            f"the checkpoint holds {head} but no input embedding, and config.json has tie_word_embeddings: false",
+            "Download or convert the checkpoint again; its embedding is missing.",
+        )
+    why = "by config.json" if stated else "as no other embedding is stored"
+    role = Role(Side.ENDS, f"tied: the input embedding is the LM head, {why}")
+    return _with_module(roles, head, role), (f"there is no input embedding; {head} is used as the embedding, {why}",)
+
+
+def _with_module(roles: Mapping[str, Role], module: str, role: Role) -> dict[str, Role]:
+    """Return the roles with `role` for all tensors of a module."""
+    return {name: role if f"{name}.".startswith(f"{module}.") else own for name, own in roles.items()}
+
+
+def _has_embedding(roles: Mapping[str, Role], tensors: Mapping[str, TensorInfo], vocab_size: int | None) -> bool:
+    """Return whether a tensor that the first stage gets embeds tokens, by its name or by a row for each of them."""
+    return any(
+        role.side in (Side.INPUT, Side.ENDS, Side.EVERY, Side.PLACED)
+        and role != TOWER
+        and not words_of(name) & _PLACE_WORDS
+        and (_embeds(name) or (len(tensors[name].shape) == 2 and tensors[name].shape[0] == vocab_size))
+        for name, role in roles.items()
+    )
 
 
 def _stated_tying(config: dict[str, Any]) -> bool | None:
@@ -85,7 +121,8 @@ def _head(roles: Mapping[str, Role], tensors: Mapping[str, TensorInfo], vocab_si
         if role.side is not Side.OUTPUT:
             continue
         words, shape = words_of(module_of(name)), tensors[name].shape
-        is_head = {"lm", "head"} <= words or words & _HEAD_WORDS or vocab_size in shape or shape in embeddings
+        named = ({"lm", "head"} <= words or words & _HEAD_WORDS) and not words & TOWER_WORDS
+        is_head = named or {"text", "lm", "head"} <= words or vocab_size in shape or shape in embeddings
         if is_head and len(shape) > 1:
             return module_of(name)
     return None

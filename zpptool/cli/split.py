@@ -73,6 +73,15 @@ def split(
             help="Copy also what links lead to outside MODEL; refused without it, but for the Hub cache's own links.",
         ),
     ] = False,
+    place: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--place",
+            metavar="PATTERN=WHERE",
+            help="Put the tensors with such names into the first or last stage, all stages, or stage K: "
+            "--place 'projector.*=last'. May be given several times; the last match counts.",
+        ),
+    ] = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Show every group of tensors, the stages that hold it, and why.")
     ] = False,
@@ -91,6 +100,7 @@ def split(
     from zpptool.checkpoint.explain import explain as explain_plan
     from zpptool.checkpoint.hub import open_source
     from zpptool.checkpoint.output_directory import unfinished
+    from zpptool.checkpoint.placement import parse_placements
     from zpptool.checkpoint.split import target_of, write_split
     from zpptool.checkpoint.splitplan import plan_split
     from zpptool.checkpoint.streaming import CopyOptions
@@ -103,7 +113,12 @@ def split(
     console = Console(as_json=as_json, quiet=quiet)
     with open_source(str(source)) as opened:
         plan = plan_split(
-            opened.directory, num_stages, texts or None, drop_prediction=drop_mtp, follow_links=follow_links
+            opened.directory,
+            num_stages,
+            texts or None,
+            drop_prediction=drop_mtp,
+            follow_links=follow_links,
+            placements=parse_placements(place or ()),
         )
         groups = explain_plan(plan)
         if stage is not None:
