@@ -50,9 +50,7 @@ def test_shards_without_an_index_are_read_when_all_are_there(tmp_path: Path) -> 
 def test_hugging_face_files_win_over_mistrals_own(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, shards=2)
     write_safetensors(tmp_path / "consolidated.safetensors", {"tok_embeddings.weight": ("BF16", (4, 4))})
-    index = read_index(tmp_path)
-    assert set(index.tensors) == set(llama())
-    assert "consolidated.safetensors" in index.notes[0]
+    assert set(read_index(tmp_path).tensors) == set(llama())
 
 
 def test_a_hub_cache_of_links_is_read(tmp_path: Path) -> None:
@@ -98,11 +96,11 @@ def test_an_index_that_names_a_missing_tensor_is_refused(tmp_path: Path) -> None
     assert "model.layers.9.x in model-00001-of-00002.safetensors" in refusal(tmp_path).message
 
 
-@pytest.mark.parametrize("name", ["../other.safetensors", "/etc/passwd", "a/b.safetensors", "", 3])
+@pytest.mark.parametrize("name", ["../other.safetensors", "/etc/passwd", "a/../b.safetensors", "", 3])
 def test_an_index_that_points_elsewhere_is_refused(tmp_path: Path, name: object) -> None:
     write_checkpoint(tmp_path, shards=2)
     rewrite_index(tmp_path, lambda m: m.update({"lm_head.weight": name}))
-    assert "not the name of a file beside it" in refusal(tmp_path).message
+    assert "not the name of a file below it" in refusal(tmp_path).message
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"weight_map": []}', "{}", '{"metadata": {"a": "\\ud800"}}'])
@@ -141,6 +139,8 @@ def test_a_path_that_is_not_a_directory_is_refused(tmp_path: Path) -> None:
         ("consolidated.safetensors", "only Mistral's own"),
         ("adapter_model.safetensors", "an adapter"),
         ("readme.md", "holds no safetensors"),
+        ("flax_model.msgpack", ".msgpack weights only"),
+        ("weights.npz", ".npz weights only"),
     ],
 )
 def test_other_weights_are_refused_with_advice(tmp_path: Path, name: str, text: str) -> None:

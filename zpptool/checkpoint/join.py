@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from zpptool.checkpoint.agreement import check_agreement
-from zpptool.checkpoint.digest import digest_bytes
+from zpptool.checkpoint.digest import digest_bytes, model_digest_of, tensors_digest
 from zpptool.checkpoint.file_copy import Advance, sync
 from zpptool.checkpoint.header import TensorInfo, read_header, write_header
 from zpptool.checkpoint.index import INDEX_NAME, read_index
+from zpptool.checkpoint.left_out import parts_left_out
 from zpptool.checkpoint.manifest import Manifest, TensorEntry, WeightFile, load_manifest
 from zpptool.checkpoint.model_config import read_config
 from zpptool.checkpoint.output_checks import check_space, replaced_entries, resolve_output
 from zpptool.checkpoint.output_directory import Workplace, disk_fault, locked, whole_directory
-from zpptool.checkpoint.stage_tensors import index_digest
 from zpptool.checkpoint.streaming import WrittenFile, read_chunks, run_parallel, write_all, write_hashed, write_whole
 from zpptool.checkpoint.verify import find_target
 from zpptool.errors import invalid_error
@@ -49,14 +49,21 @@ class RestoredFile:
         tensors: in the order of the source file; their locations are those in the stages.
         metadata: the free-form `__metadata__` of the file.
         head: the header bytes of the file.
-        identical: whether the file is byte for byte the source file, including the header.
+        same_head: whether the header is the source file's.
+        hashed: whether the manifests have digests of all its tensors, which are then checked while they are copied.
     """
 
     name: str
     tensors: tuple[TensorInfo, ...]
     metadata: dict[str, str]
     head: bytes
-    identical: bool
+    same_head: bool
+    hashed: bool
+
+    @property
+    def identical(self) -> bool:
+        """Whether the file is proven to be the source file, byte for byte, once it is written."""
+        return self.same_head and self.hashed
 
     @property
     def nbytes(self) -> int:
@@ -84,6 +91,16 @@ class JoinPlan:
     def nbytes(self) -> int:
         """Total size of all tensors in bytes."""
         return sum(tensor.nbytes for file in self.files for tensor in file.tensors)
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Files of the source that the split does not hold: path to reason."""
+        return self.manifests[0].left_out
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing was left out of the split that can be a part of the model."""
+        return not self.manifests[0].dropped_tensors and not parts_left_out(self.left_out)
 
 
 def first_holders(manifests: Mapping[int, Manifest]) -> dict[str, Holder]:
@@ -137,9 +154,7 @@ def write_join(plan: JoinPlan, output: Path, advance: Advance = lambda _bytes: N
             check_space(target, plan.nbytes)
             with whole_directory(site, identity) as place:
                 _write_all_files(plan, place, advance)
-                if index_digest(read_index(place.directory)) != plan.manifests[
-                    0
-                ].model_digest and not _has_dropped_tensors(plan):
+                if _model_digest(plan, place.directory) != plan.manifests[0].model_digest:
                     raise invalid_error(
                         f"the checkpoint joined from the stages in {plan.stages[0].parent} is not their model"
                     )
@@ -175,13 +190,19 @@ def _restored_files(
             )
         sources[home.source] = home
         tensors[home.source].append((entry.source_offset, place))
-    return tuple(_restored_file(sources[name], tensors[name]) for name in sorted(tensors))
+    return tuple(
+        _restored_file(
+            sources[name], tensors[name], all(holders[tensor.name].entry.blake3 for _, tensor in tensors[name])
+        )
+        for name in sorted(tensors)
+    )
 
 
-def _restored_file(home: WeightFile, placed: list[tuple[int, TensorInfo]]) -> RestoredFile:
+def _restored_file(home: WeightFile, placed: list[tuple[int, TensorInfo]], hashed: bool) -> RestoredFile:
     tensors = tuple(tensor for _offset, tensor in sorted(placed, key=lambda item: (item[0], item[1].nbytes)))
     head = write_header(tensors, home.metadata)
-    return RestoredFile(home.source, tensors, home.metadata, head, digest_bytes(head) == home.source_header_blake3)
+    same_head = digest_bytes(head) == home.source_header_blake3
+    return RestoredFile(home.source, tensors, home.metadata, head, same_head, hashed)
 
 
 def _write_all_files(plan: JoinPlan, place: Workplace, advance: Advance) -> None:
@@ -208,6 +229,7 @@ def _write_unless_finished(
     if place.finished(path) is not None:
         advance(sum(tensor.nbytes for tensor in file.tensors))
         return
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     with path.open("xb", buffering=0) as target:
         write_all(target, memoryview(file.head))
@@ -222,6 +244,9 @@ def _write_unless_finished(
     place.finish(path, WrittenFile(file.nbytes, digest_bytes(file.head), hashes))
 
 
-def _has_dropped_tensors(plan: JoinPlan) -> bool:
-    """Return whether the split left out tensors of the source, so that the joined checkpoint is smaller than it."""
-    return any(manifest.dropped_tensors for manifest in plan.manifests.values())
+def _model_digest(plan: JoinPlan, directory: Path) -> str:
+    """Return the digest of the joined model, with the tensors that the split left out on purpose."""
+    index = read_index(directory)
+    held = [(tensor.name, tensor.dtype, tensor.shape) for tensor in index.tensors.values()]
+    dropped = [(tensor.name, tensor.dtype, tensor.shape) for tensor in plan.manifests[0].dropped_tensors]
+    return model_digest_of(index.config, tensors_digest([*held, *dropped]))

@@ -47,7 +47,7 @@ class WeightFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         header_blake3: digest of the bytes before its tensor data.
-        source: name of the source file that its tensors come from.
+        source: path of the source file that its tensors come from, relative to the checkpoint.
         source_header_blake3: digest of the bytes before the tensor data of the source file.
         metadata: the free-form `__metadata__` of both files.
     """
@@ -189,8 +189,8 @@ def _check_names(path: Path, manifest: Manifest) -> None:
     names = [file.name for file in manifest.weight_files]
     sources = {file.source for file in manifest.weight_files}
     small = [file.path for file in manifest.small_files]
-    outside = [name for name in (*names, *sorted(sources)) if not is_plain_name(name)]
-    outside += [name for name in small if not is_inner_path(name)]
+    outside = [name for name in names if not is_plain_name(name)]
+    outside += [name for name in (*sorted(sources), *small) if not is_inner_path(name)]
     if outside:
         raise invalid_error(
             f"{path} names the file {outside[0]!r}, which is outside the stage directory or not a valid file name",

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from zpptool.checkpoint.lfs_pointers import is_lfs_pointer, lfs_fault
+from zpptool.checkpoint.not_a_checkpoint import not_a_directory, without_config
 from zpptool.checkpoint.roles import SPEAKER_WORDS, TOWER_WORDS, words_of
 from zpptool.document import read_json
 from zpptool.errors import ZppError, invalid_error
@@ -33,10 +35,12 @@ def read_config(directory: Path) -> dict[str, Any]:
         ZppError: (INVALID) `directory` is not a directory, or has no config.json that is a JSON object.
     """
     if not directory.is_dir():
-        raise invalid_error(f"{directory} is not a directory", "Name a directory that holds a checkpoint.")
+        raise not_a_directory(directory)
     path = directory / "config.json"
     if not path.exists():
-        raise _without_config(directory)
+        raise without_config(directory)
+    if is_lfs_pointer(path) and (pointer := lfs_fault(directory, [path.name])):
+        raise pointer
     config = read_json(path, MAX_CONFIG_BYTES, "config")
     if not isinstance(config, dict):
         raise invalid_error(f"{path} is not a JSON object")
@@ -102,26 +106,6 @@ def takes_more_than_text(config: dict[str, Any]) -> bool:
     """Return whether a part of the config, at any depth, is named after another modality (images, sound, ...)."""
     parts = [(key, value) for key, value in config.items() if isinstance(value, dict) and key.endswith("config")]
     return any(words_of(key) & TOWER_WORDS or takes_more_than_text(value) for key, value in parts)
-
-
-def _without_config(directory: Path) -> ZppError:
-    """Build the error for a directory without config.json, with a guess at what the directory is instead."""
-    if any(directory.glob("stage_*/config.json")):
-        return invalid_error(
-            f"{directory} holds no config.json: it is a split, not a checkpoint",
-            "Name the original checkpoint, or restore it with zpptool join.",
-        )
-    if (directory / "params.json").is_file():
-        return invalid_error(
-            f"{directory} holds no config.json: these are Mistral's own files, not the Hugging Face ones",
-            "Download config.json and the model*.safetensors files of the same model.",
-        )
-    if (directory / "model_index.json").is_file():
-        return invalid_error(
-            f"{directory} holds no config.json: it is a diffusers pipeline, not a language model",
-            "Name a directory that holds a decoder-only language model.",
-        )
-    return invalid_error(f"{directory} holds no config.json", "Name a Hugging Face checkpoint directory.")
 
 
 def _own_layer_count(part: dict[str, Any]) -> int | None:

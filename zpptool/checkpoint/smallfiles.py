@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from zpptool.checkpoint.leftovers import is_leftover
 from zpptool.checkpoint.links import LinkBounds
+from zpptool.checkpoint.weight_files import INDEX_NAME
 from zpptool.errors import invalid_error
 
 WEIGHT_SUFFIXES = (
@@ -22,6 +23,9 @@ WEIGHT_SUFFIXES = (
 )  # fmt: skip
 WEIGHT_INDEX_SUFFIXES = tuple(f"{suffix}.index.json" for suffix in WEIGHT_SUFFIXES)
 STAGE_FILE = "zpp-stage.json"
+DANGLING = "a link to a file that does not exist"
+LOOPING = "a link to a folder that holds it"
+SPECIAL = "not a regular file"
 MAX_SMALL_BYTES = 256 * 1024 * 1024
 """Maximum size of a small file in bytes: larger than any tokenizer."""
 MAX_ENTRIES = 100_000
@@ -37,12 +41,16 @@ class SmallFiles(NamedTuple):
         large: files that are too large to be small files.
         outside: links that lead out of the checkpoint and were not followed.
         leftovers: logs, states and data of training; see `leftovers`.
+        others: files that hold weights by their names.
+        unusable: links to nothing or in a circle, and special files: path to reason.
     """
 
     small: list[str]
     large: list[str]
     outside: list[str]
     leftovers: list[str]
+    others: list[str]
+    unusable: dict[str, str]
 
 
 def small_files(directory: Path, *, follow_links: bool = False) -> SmallFiles:
@@ -55,23 +63,29 @@ def small_files(directory: Path, *, follow_links: bool = False) -> SmallFiles:
     Raises:
         ZppError: (INVALID) a folder cannot be read, or there are too many files or links to folders.
     """
-    found = SmallFiles([], [], [], [])
+    found = SmallFiles([], [], [], [], [], {})
     bounds = None if follow_links else LinkBounds(directory)
-    for path in _files_below(directory, bounds, found.outside):
+    for path in _files_below(directory, bounds, found):
         name = path.relative_to(directory).as_posix()
-        if is_leftover(name):
+        if not path.is_file():
+            found.unusable[name] = DANGLING if not path.exists() else SPECIAL
+        elif is_leftover(name):
             found.leftovers.append(name)
+        elif not _is_small_basename(path.name):
+            found.others.append(name)
         elif bounds is not None and bounds.outside_target(path) is not None:
             found.outside.append(name)
-        elif path.is_file():
+        else:
             (found.small if path.stat().st_size <= MAX_SMALL_BYTES else found.large).append(name)
-    return SmallFiles(*map(sorted, found))
+    for names in (found.small, found.large, found.outside, found.leftovers, found.others):
+        names.sort()
+    return found
 
 
-def _files_below(directory: Path, bounds: LinkBounds | None, outside: list[str]) -> Iterator[Path]:
-    """Yield all files that may be small files by name. Linked folders are entered unless they lead outside or loop.
+def _files_below(directory: Path, bounds: LinkBounds | None, found: SmallFiles) -> Iterator[Path]:
+    """Yield all files that are not hidden. Linked folders are entered unless they lead outside or loop.
 
-    Links to folders outside the checkpoint are appended to `outside`.
+    Links to folders that are not entered are added to `found`.
     """
     folders: list[tuple[Path, tuple[str, ...]]] = [(directory, (os.path.realpath(directory),))]
     seen = links = 0
@@ -85,14 +99,16 @@ def _files_below(directory: Path, bounds: LinkBounds | None, outside: list[str])
                 raise invalid_error(f"{directory} holds more than {what}", "Name the directory of one checkpoint.")
             path = Path(entry)
             if not entry.is_dir():
-                if _is_small_basename(entry.name):
+                if not (entry.name.startswith(".") or entry.name in (STAGE_FILE, INDEX_NAME)):
                     yield path
             elif entry.name.startswith(".") or entry.name == "__pycache__":
                 continue
             elif bounds is not None and bounds.outside_target(path) is not None:
-                outside.append(path.relative_to(directory).as_posix())
+                found.outside.append(path.relative_to(directory).as_posix())
             elif (real := os.path.realpath(path)) not in ancestors:
                 folders.append((path, (*ancestors, real)))
+            else:
+                found.unusable[path.relative_to(directory).as_posix()] = LOOPING
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

@@ -12,8 +12,11 @@ from pathlib import Path
 
 from zpptool.checkpoint.index import INDEX_NAME, CheckpointIndex, TensorInfo, read_index
 from zpptool.checkpoint.leftovers import leftover_notes
+from zpptool.checkpoint.left_out import is_carriable, left_out_files, left_out_notes
+from zpptool.checkpoint.lfs_pointers import is_lfs_pointer, lfs_fault
 from zpptool.checkpoint.links import LinkBounds, link_fault
 from zpptool.checkpoint.manifest import is_stage_directory
+from zpptool.checkpoint.not_a_checkpoint import quantised_by_mlx
 from zpptool.checkpoint.placement import Placement
 from zpptool.checkpoint.shards import ShardPlan, plan_shards
 from zpptool.checkpoint.smallfiles import small_files
@@ -111,6 +114,7 @@ def plan_split(
     drop_prediction: bool = False,
     follow_links: bool = False,
     placements: Sequence[Placement] = (),
+    aux: bool = False,
 ) -> SplitPlan:
     """Plan a split from config, index and headers.
 
@@ -121,6 +125,7 @@ def plan_split(
         drop_prediction: leave out the layers and modules that predict tokens past the next one (MTP).
         follow_links: also copy the targets of links that lead out of the checkpoint.
         placements: where the user places tensors, which overrides what is inferred.
+        aux: also carry files beside the weights that can be a part of the model (see `left_out`), in every stage.
 
     Raises:
         ZppError: (INVALID) the checkpoint cannot be read, its structure is ambiguous, a link leads out of it, or the
@@ -129,6 +134,8 @@ def plan_split(
     if is_stage_directory(source):
         raise invalid_error(f"{source} is one stage of a split, not a checkpoint", "split the original checkpoint")
     index = read_index(source)
+    if (mlx := quantised_by_mlx(source, index.config, index.tensors)) is not None:
+        raise invalid_error(mlx.message, " ".join([mlx.hint or "", *(f"Besides: {note}." for note in index.notes)]))
     structure = infer_structure(index, placements)
     partition = resolve_partition(structure.num_layers, num_stages, ranges)
     assignment = assign(structure, partition, drop_prediction=drop_prediction)
@@ -138,18 +145,29 @@ def plan_split(
     }
     assignment = replace(assignment, dropped={**second_copies, **assignment.dropped})
     files = small_files(source, follow_links=follow_links)
-    if not follow_links:
-        _refuse_links_out(source, files.outside, index)
     _refuse_odd_names(source, files.small)
     notes = [*index.notes, *structure.notes]
-    notes += [f"left out {name}: too large for a tokenizer or config file" for name in files.large]
+    left_out = left_out_files(index, files)
+    carried = [path for path, reason in left_out.items() if aux and is_carriable(reason)]
+    _refuse_pointers(source, [*files.small, *carried])
+    left_out = {path: reason for path, reason in left_out.items() if path not in carried}
+    notes += left_out_notes(left_out)
     notes += leftover_notes(files.leftovers)
+    if not follow_links:
+        _refuse_links_out(source, [*files.outside, *carried], index)
     headers = {header.file: header for header in index.headers}
     stages = tuple(
         StagePlan(stage, partition[stage], plan_shards([index.tensors[name] for name in names], headers))
         for stage, names in enumerate(assignment.stages)
     )
-    return SplitPlan(index, structure, assignment, stages, tuple(files.small), tuple(placements), {}, tuple(notes))
+    small = (*files.small, *carried)
+    return SplitPlan(index, structure, assignment, stages, small, tuple(placements), left_out, tuple(notes))
+
+
+def _refuse_pointers(source: Path, names: Sequence[str]) -> None:
+    fault = lfs_fault(source, [name for name in names if is_lfs_pointer(source / name)])
+    if fault is not None:
+        raise fault
 
 
 def _refuse_odd_names(source: Path, names: Sequence[str]) -> None:
@@ -164,7 +182,7 @@ def _refuse_odd_names(source: Path, names: Sequence[str]) -> None:
 
 def _refuse_links_out(source: Path, links: Sequence[str], index: CheckpointIndex) -> None:
     bounds = LinkBounds(source)
-    others = [INDEX_NAME, *(header.file.name for header in index.headers)]
-    outside = [*links, *(name for name in others if bounds.outside_target(source / name) is not None)]
+    names = [*links, INDEX_NAME, *(header.file.relative_to(source).as_posix() for header in index.headers)]
+    outside = [name for name in names if bounds.outside_target(source / name) is not None]
     if outside:
         raise link_fault(source, outside[0])

@@ -153,19 +153,19 @@ def _manifest(
         dropped_tensors=tuple(
             DroppedTensor(tensor.name, tensor.dtype, tensor.shape) for tensor in plan.dropped_tensors
         ),
-        weight_files=tuple(_weight_file(shard, files[shard.name]) for shard in stage.shards),
+        weight_files=tuple(_weight_file(shard, files[shard.name], plan.index.directory) for shard in stage.shards),
         small_files=tuple(small),
         placements=plan.placements,
         left_out=dict(plan.left_out),
     )
 
 
-def _weight_file(shard: ShardPlan, written: WrittenFile) -> WeightFile:
+def _weight_file(shard: ShardPlan, written: WrittenFile, source: Path) -> WeightFile:
     return WeightFile(
         shard.name,
         written.nbytes,
         written.header_blake3,
-        shard.source.name,
+        shard.source.relative_to(source).as_posix(),
         digest_bytes(read_head(shard.header)),
         shard.header.metadata,
     )

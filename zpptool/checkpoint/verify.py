@@ -8,7 +8,7 @@ the manifests (`stagefiles`), and, if the source is given, they match it byte fo
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,8 @@ from zpptool.checkpoint.agreement import check_agreement
 from zpptool.checkpoint.digest import digest_file
 from zpptool.checkpoint.faults import SplitFault, SplitFaultCode
 from zpptool.checkpoint.file_copy import Advance
-from zpptool.checkpoint.index import CheckpointIndex, read_index
+from zpptool.checkpoint.index import INDEX_NAME, CheckpointIndex, read_index
+from zpptool.checkpoint.left_out import left_out_files, parts_left_out
 from zpptool.checkpoint.manifest import Manifest, is_stage_directory, load_manifest
 from zpptool.checkpoint.model_config import read_config
 from zpptool.checkpoint.smallfiles import small_files
@@ -59,10 +60,28 @@ class Verdict:
     Attributes:
         manifests: the manifests that could be read, by stage number.
         faults: all faults; empty if the split is valid.
+        source_left_out: files of the given source that the split does not hold: path to reason.
     """
 
     manifests: dict[int, Manifest] = field(default_factory=dict)
     faults: list[SplitFault] = field(default_factory=list)
+    source_left_out: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Files of the source that no stage holds: path to reason."""
+        recorded = {path: reason for manifest in self.manifests.values() for path, reason in manifest.left_out.items()}
+        return dict(sorted({**recorded, **self.source_left_out}.items()))
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing was left out that can be a part of the model."""
+        return not self.dropped_of_model and not parts_left_out(self.left_out)
+
+    @property
+    def dropped_of_model(self) -> set[str]:
+        """Tensors of the model's own tensor list that no stage holds."""
+        return {tensor.name for manifest in self.manifests.values() for tensor in manifest.dropped_tensors}
 
     @property
     def valid(self) -> bool:
@@ -133,6 +152,7 @@ def verify_split(target: Target, advance: Advance = lambda _bytes: None) -> Verd
         hashes[stage] = {name: digest for check in checks for name, digest in check.hashes.items()}
     if target.model is not None:
         verdict.faults += _check_source(target, target.model, verdict.manifests, hashes, advance)
+        verdict.source_left_out = _left_out_of(target.model, verdict.manifests.values())
     return verdict
 
 
@@ -168,7 +188,7 @@ def _check_source(
         if manifest.model_digest != digest:
             message = f"stage {stage} was not split from the model in {source.directory}: config or tensor list differ"
             faults.append(SplitFault(SplitFaultCode.SOURCE, message, stage))
-        faults += _check_source_files(stage, target.stages[stage], source.directory)
+        faults += _check_source_files(manifest, target.stages[stage], source.directory)
     wanted = _source_hashes(source, {name for held in hashes.values() for name in held}, advance)
     for stage, held in hashes.items():
         for name, found in held.items():
@@ -196,10 +216,19 @@ def _source_hashes(source: CheckpointIndex, names: set[str], advance: Advance) -
     return {name: digest for hashes in run_parallel(jobs) for name, digest in hashes.items()}
 
 
-def _check_source_files(stage: int, directory: Path, source: Path) -> list[SplitFault]:
-    faults = []
+def _left_out_of(source: CheckpointIndex, manifests: Iterable[Manifest]) -> dict[str, str]:
+    """Return the files of the source that no stage holds."""
+    held = {file.path for manifest in manifests for file in manifest.small_files}
+    found = left_out_files(source, small_files(source.directory, follow_links=True))
+    return {path: reason for path, reason in found.items() if path not in held}
+
+
+def _check_source_files(manifest: Manifest, directory: Path, source: Path) -> list[SplitFault]:
+    """Compare the small files, and others that the stage carries, with the source's."""
+    stage, faults = manifest.stage, []
     theirs = small_files(source, follow_links=True).small
-    for name in theirs:
+    carried = {file.path for file in manifest.small_files if file.path != INDEX_NAME}
+    for name in sorted({*theirs, *(name for name in carried if (source / name).is_file())}):
         copied = directory / name
         if not copied.is_file():
             message = f"stage {stage}: {name} of the model is missing"
@@ -208,6 +237,7 @@ def _check_source_files(stage: int, directory: Path, source: Path) -> list[Split
         else:
             continue
         faults.append(SplitFault(SplitFaultCode.FILE, message, stage))
-    for name in sorted(set(small_files(directory).small) - set(theirs)):
-        faults.append(SplitFault(SplitFaultCode.FILE, f"stage {stage}: {name} is not in the model", stage))
+    for name in sorted({*small_files(directory).small, *carried} - set(theirs)):
+        if not (source / name).is_file():
+            faults.append(SplitFault(SplitFaultCode.FILE, f"stage {stage}: {name} is not in the model", stage))
     return faults

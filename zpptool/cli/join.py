@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from zpptool.cli.options import JsonOption, NoLockOption, QuietOption
 from zpptool.console import Console, human_bytes
+
+if TYPE_CHECKING:
+    from zpptool.checkpoint.join import RestoredFile
 
 
 def join(
@@ -35,20 +38,37 @@ def join(
         "path": str(output_dir),
         "stages": len(plan.stages),
         "files": [
-            {"name": file.name, "bytes": file.nbytes, "tensors": len(file.tensors), "identical": file.identical}
+            {
+                "name": file.name,
+                "bytes": file.nbytes,
+                "tensors": len(file.tensors),
+                "identical": file.identical,
+                "hashed": file.hashed,
+            }
             for file in plan.files
         ],
         "dropped": [{"tensor": name, "reason": reason} for name, reason in plan.manifests[0].dropped.items()],
+        "left_out": [{"path": path, "reason": reason} for path, reason in plan.left_out.items()],
+        "complete": plan.complete,
     }
 
     def show(out: Console) -> None:
-        rows = [
-            (file.name, len(file.tensors), human_bytes(file.nbytes), "yes" if file.identical else "tensors only")
-            for file in plan.files
-        ]
+        rows = [(file.name, len(file.tensors), human_bytes(file.nbytes), _sameness(file)) for file in plan.files]
         out.table(str(output_dir), ("file", "tensors", "size", "as the source's"), rows, right=("tensors", "size"))
         for name, reason in plan.manifests[0].dropped.items():
             out.line(f"not in the split: {name} ({reason})")
-        out.line(f"joined {len(plan.stages)} stages")
+        for path, reason in plan.left_out.items():
+            out.line(f"not in the split: {path} ({reason})")
+        parts = (
+            "" if plan.complete else "; not the whole checkpoint, for a part of it was left out of the split (above)"
+        )
+        out.line(f"joined {len(plan.stages)} stages{parts}")
 
     console.result(payload, show)
+
+
+def _sameness(file: RestoredFile) -> str:
+    """Say what is proven of a weight file: only digests of all its bytes prove that it is the source's."""
+    if file.identical:
+        return "yes"
+    return "tensors only" if file.hashed else "not proven: the split was made with --no-hash"

@@ -82,6 +82,14 @@ def split(
             "--place 'projector.*=last'. May be given several times; the last match counts.",
         ),
     ] = None,
+    aux: Annotated[
+        bool,
+        typer.Option(
+            "--aux",
+            help="Carry also what is beside the weights and may be a part of the model, in every stage: adapters, "
+            "modules of sentence-transformers, .pt dictionaries. Without it, they are named as left out.",
+        ),
+    ] = False,
     explain: Annotated[
         bool, typer.Option("--explain", help="Show every group of tensors, the stages that hold it, and why.")
     ] = False,
@@ -112,6 +120,8 @@ def split(
         raise usage_error("no directory for the stages is named", "give --output-dir OUT, or --dry-run to see the plan")
     console = Console(as_json=as_json, quiet=quiet)
     with open_source(str(source)) as opened:
+        if aux and opened.origin is not None:
+            raise usage_error("--aux needs the checkpoint on this machine", "download it, and name its directory")
         plan = plan_split(
             opened.directory,
             num_stages,
@@ -119,6 +129,7 @@ def split(
             drop_prediction=drop_mtp,
             follow_links=follow_links,
             placements=parse_placements(place or ()),
+            aux=aux,
         )
         groups = explain_plan(plan)
         if stage is not None:
@@ -177,6 +188,7 @@ def _payload(plan: SplitPlan, paths: Mapping[int, Path], *, dry_run: bool) -> di
         ],
         "shared": [{"tensor": name, "reason": reason} for name, reason in plan.assignment.shared.items()],
         "dropped": [{"tensor": name, "reason": reason} for name, reason in plan.assignment.dropped.items()],
+        "left_out": [{"path": path, "reason": reason} for path, reason in plan.left_out.items()],
         "faults": [],
         "notes": list(plan.notes),
     }

@@ -84,7 +84,7 @@ def validate(
 def _payload(target: Target, verdict: Verdict) -> dict[str, Any]:
     return {
         "valid": verdict.valid,
-        "whole": target.whole,
+        "whole": target.whole and verdict.complete,
         "bytes_proven": target.model is not None or not verdict.unhashed,
         "stages": [
             {
@@ -97,6 +97,7 @@ def _payload(target: Target, verdict: Verdict) -> dict[str, Any]:
             for stage, manifest in verdict.manifests.items()
         ],
         "dropped": [{"tensor": name, "reason": reason} for name, reason in verdict.dropped.items()],
+        "left_out": [{"path": path, "reason": reason} for path, reason in verdict.left_out.items()],
         "faults": [
             {"code": fault.code, "message": fault.message, "stage": fault.stage, "tensor": fault.tensor}
             for fault in verdict.faults
@@ -113,11 +114,14 @@ def _show(out: Console, target: Target, verdict: Verdict) -> None:
     out.table("", columns, rows, right=("stage", "tensors", "size"))
     for name, reason in verdict.dropped.items():
         out.line(f"dropped: {name} ({reason})")
+    for path, reason in verdict.left_out.items():
+        out.line(f"not in the split: {path} ({reason})")
     for fault in verdict.faults:
         out.line(f"{fault.code}: {fault.message}")
     against = f", byte for byte as in {target.model.directory}" if target.model else ""
     what = "every layer once, every tensor accounted for" if target.whole else "one stage, as in its manifest"
-    out.line(f"valid: {what}{against}" if verdict.valid else f"invalid: {len(verdict.faults)} fault(s)")
+    parts = "" if verdict.complete else "; not the whole model, for a part of it was left out of the split (above)"
+    out.line(f"valid: {what}{against}{parts}" if verdict.valid else f"invalid: {len(verdict.faults)} fault(s)")
 
 
 def _validate_plan(path: Path, model: Path | None, console: Console) -> None:
