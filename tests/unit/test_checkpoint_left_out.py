@@ -107,6 +107,16 @@ def test_aux_carries_parts_and_join_brings_them_back(model: Path, tmp_path: Path
     assert "voices.pt is not in the model" in verify_split(find_target(tmp_path / "split", model)).faults[0].message
 
 
+def test_a_module_that_the_list_of_modules_names_and_that_is_not_there_is_named(tmp_path: Path) -> None:
+    model = write_checkpoint(tmp_path / "model")
+    modules = [{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Dense"}, {"path": "../x"}, 3]
+    (model / "modules.json").write_text(json.dumps(modules))
+    (model / "1_Pooling").mkdir()
+    plan = plan_split(model, 2, aux=True)
+    assert plan.left_out == {"2_Dense": "named by modules.json, and not there"}
+    assert parts_left_out(plan.left_out) == ["2_Dense"]
+
+
 def test_aux_follows_no_link_out_of_the_checkpoint(model: Path, tmp_path: Path) -> None:
     (tmp_path / "secret.pt").write_bytes(b"secret")
     (model / "voices.pt").unlink()

@@ -61,7 +61,19 @@ def test_a_cache_without_a_snapshot_is_named(tmp_path: Path) -> None:
 
 def test_a_directory_around_a_checkpoint_names_it(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "inner")
-    assert refusal(tmp_path)[1] == f"Name the checkpoint in it: {tmp_path / 'inner'}"
+    assert refusal(tmp_path)[1] == f"Name the checkpoint in it that holds one, for example {tmp_path / 'inner'}."
+    write_checkpoint(tmp_path / "other")
+    assert "Name one of the 2 directories in it" in refusal(tmp_path)[1]
+
+
+@pytest.mark.parametrize("config", [True, False])
+def test_an_adapter_without_its_config_is_known_by_its_tensors(tmp_path: Path, config: bool) -> None:
+    if config:
+        write_checkpoint(tmp_path)
+        (tmp_path / "model.safetensors").unlink()
+    names = ["layers.0.q_proj.lora_A.weight", "layers.0.q_proj.lora_B.weight"]
+    write_safetensors(tmp_path / "pytorch_lora_weights.safetensors", dict.fromkeys(names, ("BF16", (1, 8))))
+    assert "holds an adapter, not a model" in refusal(tmp_path)[0]
 
 
 @pytest.mark.parametrize(
@@ -94,6 +106,12 @@ def test_weights_in_a_folder_are_named(tmp_path: Path) -> None:
     (model / "weights").mkdir()
     (model / "model.safetensors").rename(model / "weights/model.safetensors")
     assert "Its folder weights holds some" in refusal(model)[1]
+
+
+def test_a_git_lfs_pointer_in_place_of_the_index_is_refused(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, shards=2)
+    (tmp_path / "model.safetensors.index.json").write_text(POINTER)
+    assert "model.safetensors.index.json is a Git LFS pointer" in refusal(tmp_path)[0]
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer.model", "code/modeling.py"])

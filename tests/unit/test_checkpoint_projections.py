@@ -69,6 +69,14 @@ def test_a_projector_out_of_the_hidden_state_follows_it_in_a_vision_model_too() 
     assert stages("multi_vector_projector.weight", (1 << 20, HIDDEN), **VISION) == (3,)
 
 
+def test_a_module_that_takes_the_hidden_size_and_gives_another_does_not_feed_the_text_model() -> None:
+    """As published: BAGEL's llm2vae and vae2llm. Embeddings and learned vectors have the same shape, and feed it."""
+    assert stages("llm2vae.weight", (1 << 20, HIDDEN), **VISION) == (3,)
+    assert stages("vae2llm.weight", (HIDDEN, 1 << 20), **VISION) == (0,)
+    for name in ("vte.weight", "query_tokens.weight", "embed_codes.weight", "image_newline"):
+        assert stages(name, (1 << 20, HIDDEN), **VISION) == (0,)
+
+
 def test_projections_that_belong_to_the_text_model_stay_where_they_are() -> None:
     """As published: Gemma 3n computes per-layer inputs, ELECTRA projects its embeddings."""
     kinds: Kinds = {**llama(), "model.per_layer_model_projection.weight": ("BF16", (1 << 20, HIDDEN))}

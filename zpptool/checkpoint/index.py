@@ -16,7 +16,7 @@ from typing import Any
 from zpptool.checkpoint.aliases import tensor_aliases
 from zpptool.checkpoint.header import Header, TensorInfo, read_header
 from zpptool.checkpoint.model_config import layer_count, read_config
-from zpptool.checkpoint.not_a_checkpoint import foreign_weights, presharded
+from zpptool.checkpoint.not_a_checkpoint import adapter_fault, foreign_weights, only_adapts, presharded
 from zpptool.checkpoint.weight_files import (
     INDEX_NAME,
     MAX_INDEX_BYTES,
@@ -81,6 +81,8 @@ def read_index(directory: Path) -> CheckpointIndex:
     tensors, stale = _collect(directory, headers, files.weight_map)
     if not tensors:
         raise invalid_error(f"the safetensors files of {directory} hold no tensor")
+    if only_adapts(tensors):
+        raise adapter_fault(directory)
     aliases = tensor_aliases((header.metadata for header in headers), tensors)
     unnamed = unnamed_tensors(headers, files.weight_map)
     notes = (*files.notes, unnamed) if unnamed else tuple(files.notes)

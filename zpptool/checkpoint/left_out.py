@@ -11,13 +11,17 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from zpptool.checkpoint.header import HeaderFault, read_header
 from zpptool.checkpoint.index import CheckpointIndex
 from zpptool.checkpoint.smallfiles import DANGLING, LOOPING, SmallFiles
+from zpptool.document import read_json
+from zpptool.file_names import is_inner_path
 
 TOO_LARGE = "too large for a tokenizer or config file"
 MODULE = "a module that is applied after the model (sentence-transformers)"
+ABSENT_MODULE = "named by modules.json, and not there"
 ADAPTER = "an adapter to the model"
 OTHER_TENSORS = "tensors that are not in the model's weight files"
 DICTIONARY = "data that model code may load"
@@ -26,12 +30,13 @@ OTHER_FORMAT = "the weights, or an index of them, in another format"
 ORIGINAL = "the weights under the names of the model's own code"
 TRAINING = "the state of a training run"
 
-_PARTS = frozenset({DANGLING, LOOPING, TOO_LARGE, MODULE, ADAPTER, OTHER_TENSORS, DICTIONARY})
+_PARTS = frozenset({DANGLING, LOOPING, TOO_LARGE, MODULE, ABSENT_MODULE, ADAPTER, OTHER_TENSORS, DICTIONARY})
 _CARRIED = frozenset({TOO_LARGE, MODULE, ADAPTER, OTHER_TENSORS, DICTIONARY})
 _MODULE_FOLDER = re.compile(r"\d+_\w+/.*")
 _TRAINING_STATE = re.compile(r"(.*/)?(optimizer|scheduler|rng_state|training_args|scaler)[-_.\w]*\.(pt|pth|bin)")
 _SAME_WEIGHTS = re.compile(r"(pytorch_model|model|tf_model|flax_model|consolidated|rust_model)([-_.].*)?\.\w+")
 _MAX_NAMED = 6
+_MAX_MODULES_BYTES = 1024 * 1024
 
 
 def left_out_files(index: CheckpointIndex, found: SmallFiles) -> dict[str, str]:
@@ -46,7 +51,18 @@ def left_out_files(index: CheckpointIndex, found: SmallFiles) -> dict[str, str]:
     for name in found.others:
         if name not in weights:
             reasons[name] = _reason(name, index)
+    reasons |= dict.fromkeys(_absent_modules(index.directory), ABSENT_MODULE)
     return {_encodable(path): reason for path, reason in sorted(reasons.items())}
+
+
+def _absent_modules(directory: Path) -> list[str]:
+    """Return the folders that sentence-transformers' modules.json names and that do not exist."""
+    path = directory / "modules.json"
+    if not path.is_file():
+        return []
+    modules = read_json(path, _MAX_MODULES_BYTES, "list of modules")
+    named = [module.get("path") for module in modules if isinstance(module, dict)] if isinstance(modules, list) else []
+    return [name for name in named if isinstance(name, str) and is_inner_path(name) and not (directory / name).exists()]
 
 
 def is_part(reason: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from zpptool.checkpoint.header import read_header
@@ -27,6 +27,7 @@ _FOREIGN = {
     ".npz": "These are the arrays of an MLX or NumPy program: use the Hugging Face checkpoint of the model.",
 }
 _RANK = re.compile(r"(?:^|[-_.])(?:tp|mp|rank|tp_rank|mp_rank)[-_]?(\d+)(?=[-_.]|$)|^model(\d+)-mp\d+", re.IGNORECASE)
+_ADAPTER_PART = re.compile(r"(^|[._])(lora|loha|lokr|dora|ia3)_")
 _MAX_ADAPTER_CONFIG_BYTES = 1024 * 1024
 
 
@@ -57,6 +58,11 @@ def adapter_fault(directory: Path) -> ZppError:
     return invalid_error(f"{directory} holds an adapter{of}, not a model", _MERGE)
 
 
+def only_adapts(names: Collection[str]) -> bool:
+    """Return whether all tensor names are those of an adapter (`lora_A`, `lora_up`, ...)."""
+    return bool(names) and all(_ADAPTER_PART.search(name) for name in names)
+
+
 def without_config(directory: Path) -> ZppError:
     """Build the error for a directory without config.json, with a guess at what the directory is instead."""
     none = f"{directory} holds no config.json"
@@ -84,9 +90,13 @@ def without_config(directory: Path) -> ZppError:
             f"{none}: it is a diffusers pipeline, not a language model",
             "Name a directory that holds a decoder-only language model.",
         )
-    below = sorted(path.parent.name for path in directory.glob("*/config.json"))
-    hint = f"Name the checkpoint in it: {directory / below[0]}" if len(below) == 1 else None
-    return invalid_error(none, hint or "Name a Hugging Face checkpoint directory.")
+    if below := sorted(path.parent for path in directory.glob("*/config.json")):
+        one = "the checkpoint" if len(below) == 1 else f"one of the {len(below)} directories"
+        return invalid_error(none, f"Name {one} in it that holds one, for example {below[0]}.")
+    names = [name for file in sorted(directory.glob("*.safetensors"))[:1] for name in _tensor_names(file)]
+    if only_adapts(names):
+        return adapter_fault(directory)
+    return invalid_error(none, "Name a Hugging Face checkpoint directory.")
 
 
 def _cache_of_a_model(directory: Path) -> ZppError:

@@ -23,7 +23,7 @@ SMALL_BYTES = 1024 * 1024
 TOWER_WORDS = frozenset({
     "vision", "visual", "vit", "sam", "clip", "siglip", "vpm", "image", "images", "img", "pixel", "vq", "vqmodel",
     "vqgan", "audio", "apm", "speech", "sound", "video", "protein", "tower", "projector", "connector", "multimodal",
-    "modal", "mm", "perceiver", "resampler", "aligner", "qformer"
+    "modal", "mm", "perceiver", "resampler", "aligner", "qformer", "acoustic"
 })  # fmt: skip
 BRIDGE_WORDS = frozenset({"projector", "connector", "aligner"})
 """A module between two models; in a model that takes text alone it follows the last layer instead."""
@@ -38,7 +38,9 @@ _OUTPUT_WORDS = frozenset({
     "head", "heads", "output", "out", "unembed", "logit", "logits", "final", "score", "classifier", "predictions",
     "loss", "pooler", "hyper", "rank", "ranker", "rerank", "reranker", "reward", "retrieval", "colbert", "scorer",
 })  # fmt: skip
-_INPUT_WORDS = frozenset({"wte", "wpe", "tok", "input", "in", "altup"})
+_INPUT_WORDS = frozenset({"wte", "wpe", "vte", "tok", "input", "in", "altup"})
+_LEARNED_WORDS = frozenset({"query", "queries", "token", "tokens", "prompt", "prompts", "latents", "newline"})
+"""Vectors that are learned and fed to the model: they have the shape of a projection out of it."""
 _VAGUE_WORDS = frozenset({"input", "in", "output", "out"})
 """These words place a module only if they occur in its outer name, not in the name of a part deep inside it."""
 _ENTWINED_WORDS = frozenset({"expert", "action"})
@@ -133,8 +135,8 @@ def outside_role(
         return PRODUCER
     if is_unclear_projection(first, takes_more_than_text=takes_more_than_text):
         return by_shape or by_config or (SMALL if nbytes < SMALL_BYTES else None)
-    feeds = beside_decoder or bool(first & BRIDGE_WORDS)
-    if feeds and first & _PROJECTION_WORDS and by_shape is PROJECTS_OUT and not first & TOWER_WORDS - BRIDGE_WORDS:
+    feeds = (beside_decoder or first & BRIDGE_WORDS) and not first & TOWER_WORDS - BRIDGE_WORDS
+    if feeds and by_shape is PROJECTS_OUT and not (first & (_INPUT_WORDS | _LEARNED_WORDS) or _embeds(first)):
         return PROJECTS_OUT
     if beside_decoder:
         if first & _ENTWINED_WORDS:
@@ -157,8 +159,11 @@ def is_unclear_projection(first: frozenset[str], *, takes_more_than_text: bool) 
         return False
     if first & TOWER_WORDS:
         return not takes_more_than_text and not first & TOWER_WORDS - BRIDGE_WORDS
-    embeds = any(word.startswith("emb") for word in first)
-    return embeds or "text" in first or first <= _PROJECTION_WORDS | {"layer"}
+    return _embeds(first) or "text" in first or first <= _PROJECTION_WORDS | {"layer"}
+
+
+def _embeds(words: frozenset[str]) -> bool:
+    return any(word.startswith("emb") for word in words)
 
 
 def _role_by_words(words: frozenset[str]) -> Role | None:
@@ -167,7 +172,7 @@ def _role_by_words(words: frozenset[str]) -> Role | None:
         return POSITIONS
     if {"per", "layer"} <= words:
         return PER_LAYER
-    embeds = any(word.startswith("emb") for word in words)
+    embeds = _embeds(words)
     if words & _OUTPUT_WORDS:
         return BOTH if embeds and "in" in words else AFTER
     if any("norm" in word or word in ("ln", "lnf") for word in words):

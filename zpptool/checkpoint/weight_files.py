@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from zpptool.checkpoint.header import Header, read_header
+from zpptool.checkpoint.lfs_pointers import is_lfs_pointer, lfs_fault
 from zpptool.checkpoint.not_a_checkpoint import no_safetensors
 from zpptool.document import read_json
 from zpptool.errors import invalid_error
@@ -68,6 +69,8 @@ def _read_weight_map(directory: Path) -> dict[str, str] | None:
     path = directory / INDEX_NAME
     if not path.exists():
         return None
+    if is_lfs_pointer(path) and (pointer := lfs_fault(directory, [INDEX_NAME])):
+        raise pointer
     content = read_json(path, MAX_INDEX_BYTES, "index of a checkpoint")
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
