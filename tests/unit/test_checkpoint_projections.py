@@ -66,7 +66,22 @@ def test_a_projector_feeds_the_model_only_where_it_takes_more_than_text() -> Non
 
 
 def test_a_projector_out_of_the_hidden_state_follows_it_in_a_vision_model_too() -> None:
-    assert stages("multi_vector_projector.weight", (1 << 20, HIDDEN), **VISION) == (3,)
+    assert stages("output_projector.0.weight", (1 << 20, HIDDEN), **VISION) == (3,)
+    assert stages("connector.weight", (1 << 20, HIDDEN), **VISION) == (3,)
+    assert stages("multi_vector_projector.weight", **VISION, multi_vector_projector_dim=2048) == (3,)
+    with pytest.raises(ZppError, match="not clear which stage"):
+        stages("multi_vector_projector.weight", **VISION)
+
+
+def test_modules_that_differ_in_a_number_are_placed_together() -> None:
+    """Two linear layers, out of the hidden size and back to it, follow the layers or feed them, but not both."""
+    size = 1 << 20
+    kinds = {**llama(), "dense1.weight": ("BF16", (size, HIDDEN)), "dense2.weight": ("BF16", (HIDDEN, size))}
+    with pytest.raises(ZppError, match="not clear which stage needs tensor dense1"):
+        infer_structure(index_of(kinds))
+    structure = infer_structure(index_of(kinds, llama_config(architectures=["SomeEmbeddingModel"])))
+    for name in ("dense1.weight", "dense2.weight"):
+        assert structure.stages_of(name, even_partition(4, 4)) == (3,)
 
 
 def test_a_module_that_takes_the_hidden_size_and_gives_another_does_not_feed_the_text_model() -> None:

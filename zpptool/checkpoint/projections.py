@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from zpptool.checkpoint.header import TensorInfo
@@ -24,13 +24,18 @@ _VECTOR_WORDS = frozenset({"embedding", "projection", "projector", "retrieval", 
 
 
 class Evidence(NamedTuple):
-    """The side of one module as its shapes and the config show it; None where they do not."""
+    """The side of one module as its shapes and the config show it; None where they do not.
+
+    Attributes:
+        by_shape: the hidden size is on one side of it only, or the config states the size that it gives to vectors.
+        by_config: the model's architecture is named after what it does with the last hidden state.
+    """
 
     by_shape: Role | None = None
     by_config: Role | None = None
 
 
-def projection_evidence(tensors: Iterable[TensorInfo], config: dict[str, Any]) -> Mapping[str, Evidence]:
+def projection_evidence(tensors: Collection[TensorInfo], config: dict[str, Any]) -> Mapping[str, Evidence]:
     """Return the evidence for each module, by the name of its first component.
 
     Args:
@@ -38,19 +43,25 @@ def projection_evidence(tensors: Iterable[TensorInfo], config: dict[str, Any]) -
         config: the parsed config.json.
     """
     shapes: dict[str, list[tuple[int, ...]]] = defaultdict(list)
+    modules = {tensor.name.partition(".")[0] for tensor in tensors if len(tensor.shape) == 2}
     for tensor in tensors:
         if len(tensor.shape) == 2:
-            shapes[tensor.name.partition(".")[0]].append(tensor.shape)
-    return {module: _evidence(found, config) for module, found in shapes.items()}
+            shapes[_unnumbered(tensor.name)].append(tensor.shape)
+    return {module: _evidence(shapes[_unnumbered(module)], config) for module in modules}
+
+
+def _unnumbered(name: str) -> str:
+    """Return the first component without digits at its end: `linear1` and `linear2` belong together."""
+    return name.partition(".")[0].rstrip("0123456789")
 
 
 def _evidence(shapes: list[tuple[int, ...]], config: dict[str, Any]) -> Evidence:
     hidden = text_config(config).get("hidden_size", config.get("hidden_size"))
     given, taken = {shape[0] for shape in shapes}, {shape[1] for shape in shapes}
-    stated = given & (_vector_sizes(config) - {hidden}) or any(
-        map(_READS_THE_LAST_STATE.search, _architectures(config))
-    )
+    stated = any(map(_READS_THE_LAST_STATE.search, _architectures(config)))
     by_config = PROJECTS_OUT if stated else None
+    if given & (_vector_sizes(config) - {hidden}):
+        return Evidence(PROJECTS_OUT, by_config)
     if (hidden in taken) == (hidden in given):
         return Evidence(None, by_config)
     return Evidence(PROJECTS_OUT if hidden in taken else PROJECTS_IN, by_config)

@@ -131,7 +131,8 @@ def outside_role(
         return SPEAKER
     if any({"lm", "head"} <= words_of(part) or {"lm", "heads"} <= words_of(part) for part in module.split(".")):
         return AFTER
-    if first & TOWER_WORDS and first & _PRODUCER_WORDS and "encoder" not in first:
+    produces = first & _PRODUCER_WORDS or module.split(".")[1:2] == ["decoder"]
+    if first & TOWER_WORDS and produces and "encoder" not in first:
         return PRODUCER
     if is_unclear_projection(first, takes_more_than_text=takes_more_than_text):
         return by_shape or by_config or (SMALL if nbytes < SMALL_BYTES else None)
@@ -158,7 +159,8 @@ def is_unclear_projection(first: frozenset[str], *, takes_more_than_text: bool) 
     if not first & _PROJECTION_WORDS or first & (_OUTPUT_WORDS | _INPUT_WORDS | _EARLY_WORDS) or "per" in first:
         return False
     if first & TOWER_WORDS:
-        return not takes_more_than_text and not first & TOWER_WORDS - BRIDGE_WORDS
+        bridge = not first & TOWER_WORDS - BRIDGE_WORDS
+        return bridge and (not takes_more_than_text or bool(first & {"vector", "vectors"}))
     return _embeds(first) or "text" in first or first <= _PROJECTION_WORDS | {"layer"}
 
 

@@ -276,7 +276,7 @@ class _OutsideTensors:
         self._takes_more = self._composite or any(
             words_of(name) & other for name in (*index.config, *(tensor.name for tensor in outside))
         )
-        relative = (tensor._replace(name=self._below_path(tensor.name)[1]) for tensor in outside)
+        relative = [tensor._replace(name=self._below_path(tensor.name)[1]) for tensor in outside]
         self._evidence = projection_evidence(relative, index.config)
 
     def role(self, tensor: TensorInfo, placement: Placement | None) -> Role:
