@@ -30,7 +30,7 @@ PARTS = {
     "voices.pt": "data that model code may load",
 }
 COPIES = {
-    "copy.safetensors": "a second copy of tensors in the weight files",
+    "copy.safetensors": "tensors under names that the weight files hold too",
     "pytorch_model-00001-of-00002.bin": "the weights, or an index of them, in another format",
     "pytorch_model.bin.index.json": "the weights, or an index of them, in another format",
     "gguf/model-q4.gguf": "the weights, or an index of them, in another format",

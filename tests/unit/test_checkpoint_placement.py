@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 from checkpoints import Kinds, index_of, llama, llama_config, write_checkpoint
+
+from typer.testing import CliRunner
 
 from zpptool.checkpoint.explain import explain
 from zpptool.checkpoint.index import read_index
@@ -18,6 +22,7 @@ from zpptool.checkpoint.splitplan import plan_split
 from zpptool.checkpoint.stage_tensors import index_digest
 from zpptool.checkpoint.structure import Structure, assign, infer_structure
 from zpptool.checkpoint.verify import find_target, verify_split
+from zpptool.cli.app import app
 from zpptool.errors import ExitCode, ZppError
 from zpptool.partition import even_partition
 
@@ -84,5 +89,17 @@ def test_placements_are_recorded_and_honoured(tmp_path: Path) -> None:
     write_join(plan_join(tmp_path / "split"), tmp_path / "joined")
     assert index_digest(read_index(tmp_path / "joined")) == index_digest(read_index(source))
     other = plan_split(source, 2, placements=parse_placements(["mystery.*=last"]))
-    with pytest.raises(ZppError):
+    shutil.rmtree(tmp_path / "split/stage_0")
+    with pytest.raises(ZppError, match="stage_1 belongs to another split"):
         write_split(other.only(0), tmp_path / "split")
+
+
+def test_the_command_takes_placements(tmp_path: Path) -> None:
+    model = str(write_checkpoint(tmp_path / "model", UNCLEAR))
+    arguments = ["split", model, "--num-stages", "2", "--dry-run", "--json"]
+    refused = CliRunner().invoke(app, arguments)
+    assert isinstance(refused.exception, ZppError)
+    assert "--place 'mystery.weight=first'" in (refused.exception.hint or "")
+    made = CliRunner().invoke(app, [*arguments, "--explain", "--place", "*=all", "--place", "mystery.*=last"])
+    groups = {group["pattern"]: group for group in json.loads(made.stdout)["groups"]}
+    assert (groups["mystery.weight"]["stages"], groups["mystery.weight"]["side"]) == ([1], "placed")

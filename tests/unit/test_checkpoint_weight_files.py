@@ -102,6 +102,22 @@ def test_tensors_that_no_index_names_are_noted(tmp_path: Path) -> None:
     assert note in plan_split(tmp_path, 2).notes
 
 
+def test_an_index_that_names_the_wrong_file_of_a_tensor_is_set_right(tmp_path: Path) -> None:
+    model = write_checkpoint(tmp_path / "model", shards=2)
+    index = json.loads((model / INDEX_NAME).read_text())
+    first, second = sorted(set(index["weight_map"].values()))
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        index["weight_map"][name] = {first: second, second: first}[index["weight_map"][name]]
+    (model / INDEX_NAME).write_text(json.dumps(index))
+    read = read_index(model)
+    assert read.tensors["lm_head.weight"].file.name == second
+    assert list(read.tensors) == [tensor.name for header in read.headers for tensor in header.tensors]
+    assert (read.stale, len(read.notes)) == ({}, 1)
+    assert "is wrong about 2 tensor(s), the first is model.embed_tokens.weight" in read.notes[0]
+    split_checkpoint(model, tmp_path / "split", 2)
+    assert verify_split(find_target(tmp_path / "split", model)).faults == []
+
+
 @pytest.mark.parametrize(
     "names",
     [

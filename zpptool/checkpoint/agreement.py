@@ -29,7 +29,7 @@ from zpptool.partition import check_ranges
 
 _SAME = (
     "num_stages", "num_layers", "partition", "model_digest", "sample_digest", "tensors_digest", "layer_prefix",
-    "dropped_tensors", "placements", "left_out",
+    "dropped_tensors", "placements",
 )  # fmt: skip
 
 

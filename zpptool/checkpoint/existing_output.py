@@ -59,7 +59,7 @@ def check_siblings(plan: SplitPlan, facts: ModelFacts, output: Path) -> None:
 
 def _belongs_to_split(plan: SplitPlan, facts: ModelFacts, manifest: Manifest, digest: str) -> bool:
     same = manifest.ranges == plan.partition and manifest.model_digest == digest
-    return same and manifest.sample_digest == facts.sample_digest
+    return same and manifest.placements == plan.placements and manifest.sample_digest == facts.sample_digest
 
 
 def _holds_stage(

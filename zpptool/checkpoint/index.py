@@ -8,7 +8,8 @@ directory, which holds a part of one, can be indexed. Nothing is written, and no
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,14 +79,13 @@ def read_index(directory: Path) -> CheckpointIndex:
     config = read_config(directory)
     files = find_weight_files(directory, present)
     headers = tuple(read_header(directory / name) for name in files.names)
-    tensors, stale = _collect(directory, headers, files.weight_map)
+    tensors, stale, misplaced = _collect(directory, headers, files.weight_map)
     if not tensors:
         raise invalid_error(f"the safetensors files of {directory} hold no tensor")
     if only_adapts(tensors):
         raise adapter_fault(directory)
     aliases = tensor_aliases((header.metadata for header in headers), tensors)
-    unnamed = unnamed_tensors(headers, files.weight_map)
-    notes = (*files.notes, unnamed) if unnamed else tuple(files.notes)
+    notes = (*files.notes, *misplaced, *unnamed_tensors(headers, files.weight_map))
     return CheckpointIndex(directory, config, tensors, headers, stale, aliases, notes)
 
 
@@ -107,34 +107,45 @@ def _refuse_unreadable(directory: Path) -> None:
 
 
 def _collect(
-    directory: Path, headers: Iterable[Header], weight_map: dict[str, str] | None
-) -> tuple[dict[str, TensorInfo], dict[str, Path]]:
-    """Return one location for each tensor, and the stale copies.
+    directory: Path, headers: Sequence[Header], weight_map: dict[str, str] | None
+) -> tuple[dict[str, TensorInfo], dict[str, Path], list[str]]:
+    """Return one location for each tensor, the stale copies, and notes on tensors in other files than the index says.
 
     A tensor that the index does not list still belongs to the model, because loaders read whole files.
     """
     tensors: dict[str, TensorInfo] = {}
-    stale: dict[str, Path] = {}
-    for header in headers:
-        for tensor in header.tensors:
-            home = weight_map.get(tensor.name) if weight_map else None
-            if home is not None and directory / home != header.file:
-                stale[tensor.name] = header.file
-            elif tensor.name in tensors:
-                other = tensors[tensor.name].file.name
-                raise invalid_error(
-                    f"{directory} holds tensor {tensor.name} in both {other} and {header.file.name}",
-                    f"Keep the files of one copy, or add the {INDEX_NAME} that says which holds it. Files of several "
-                    "tensor-parallel ranks have to be merged first.",
-                )
-            else:
-                tensors[tensor.name] = tensor
+    others: dict[str, list[TensorInfo]] = defaultdict(list)
+    for tensor in (tensor for header in headers for tensor in header.tensors):
+        home = weight_map.get(tensor.name) if weight_map else None
+        if home is not None and directory / home != tensor.file:
+            others[tensor.name].append(tensor)
+        elif tensor.name in tensors:
+            raise invalid_error(
+                f"{directory} holds tensor {tensor.name} in both {tensors[tensor.name].file.name} and "
+                f"{tensor.file.name}",
+                f"Keep the files of one copy, or add the {INDEX_NAME} that says which holds it. Files of several "
+                "tensor-parallel ranks have to be merged first.",
+            )
+        else:
+            tensors[tensor.name] = tensor
     lost = [name for name in weight_map or () if name not in tensors]
-    if lost:
-        home = (weight_map or {})[lost[0]]
+    moved = {name: others.pop(name)[0] for name in lost if len(others.get(name, ())) == 1}
+    gone = [name for name in lost if name not in moved]
+    if gone:
+        home = (weight_map or {})[gone[0]]
         raise invalid_error(
-            f"{directory / INDEX_NAME} names {len(lost)} tensor(s) that are not in their files, "
-            f"the first is {lost[0]} in {home}",
+            f"{directory / INDEX_NAME} names {len(gone)} tensor(s) that are not in their files, "
+            f"the first is {gone[0]} in {home}",
             f"download the checkpoint again, {INDEX_NAME} too: index and files do not match",
         )
-    return tensors, stale
+    stale = {name: copies[-1].file for name, copies in others.items()}
+    if not moved:
+        return tensors, stale, []
+    name = lost[0]
+    note = (
+        f"{INDEX_NAME} is wrong about {len(moved)} tensor(s), the first is {name}: it is in {moved[name].file.name}, "
+        "and read from there"
+    )
+    order = {header.file: place for place, header in enumerate(headers)}
+    found = sorted({**tensors, **moved}.values(), key=lambda tensor: (order[tensor.file], tensor.offset))
+    return {tensor.name: tensor for tensor in found}, stale, [note]

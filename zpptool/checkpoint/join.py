@@ -95,7 +95,7 @@ class JoinPlan:
     @property
     def left_out(self) -> dict[str, str]:
         """Files of the source that the split does not hold: path to reason."""
-        return self.manifests[0].left_out
+        return dict(sorted((path, why) for own in self.manifests.values() for path, why in own.left_out.items()))
 
     @property
     def complete(self) -> bool:

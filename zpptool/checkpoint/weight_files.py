@@ -148,16 +148,14 @@ def _check_complete(directory: Path, names: list[str]) -> None:
         )
 
 
-def unnamed_tensors(headers: tuple[Header, ...], weight_map: Mapping[str, str] | None) -> str | None:
-    """Return a note on the tensors in the weight files that the index does not name, or None if it names them all."""
-    if weight_map is None:
-        return None
+def unnamed_tensors(headers: tuple[Header, ...], weight_map: Mapping[str, str] | None) -> list[str]:
+    """Return a note on the tensors in the weight files that the index does not name; none if it names them all."""
     held = [(tensor.name, header.file.name) for header in headers for tensor in header.tensors]
-    unnamed = [place for place in held if place[0] not in weight_map]
+    unnamed = [place for place in held if weight_map is not None and place[0] not in weight_map]
     if not unnamed:
-        return None
+        return []
     name, file = unnamed[0]
-    return (
+    return [
         f"{INDEX_NAME} does not name {len(unnamed)} tensor(s) of its files, the first is {name} in {file}: "
         "they are kept, because loaders read whole files"
-    )
+    ]
