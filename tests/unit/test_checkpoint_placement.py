@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from checkpoints import Kinds, index_of, llama, llama_config, write_checkpoint
-
 from typer.testing import CliRunner
 
 from zpptool.checkpoint.explain import explain

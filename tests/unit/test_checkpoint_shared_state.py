@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from checkpoints import HIDDEN, Kinds, index_of, layered, llama, llama_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from zpptool.checkpoint.shared_state import Reading, joined_layers
 from zpptool.checkpoint.structure import assign, infer_structure
 from zpptool.errors import ZppError
 from zpptool.partition import even_partition
@@ -31,7 +33,8 @@ FULL_AND_SHARED = ["full", "full", "shared", "shared", "full", "shared", "full",
         ({"indexer_types": FULL_AND_SHARED}, {2, 3, 5}),
         ({"topk_modes": ["own", "reuse"] * 4}, {1, 3, 5, 7}),
         ({"layer_types": ["attention", "shared_attention"] * 4}, {1, 3, 5, 7}),
-        ({"index_topk_pattern": "FFSSFSFF"}, {2, 3, 5}),
+        ({"indexer_types": [*FULL_AND_SHARED, "shared"]}, {2, 3, 5}),
+        ({"index_topk_pattern": "FFSSFSFFS"}, {2, 3, 5}),
         ({"index_topk_freq": 3}, {2, 3, 5, 6}),
         ({"index_topk_freq": 4, "index_skip_topk_offset": 3}, {3, 4, 5, 7}),
         ({"kv_reuse_group": [[0, 1], [3, 4, 5]]}, {1, 4, 5}),
@@ -120,3 +123,28 @@ def test_a_cut_is_refused_exactly_before_a_layer_that_shares(shares: list[bool])
     kinds = ["shared" if shared and layer else "full" for layer, shared in enumerate(shares)]
     structure = infer_structure(index_of(llama(len(kinds)), llama_config(len(kinds), indexer_types=kinds)))
     assert set(structure.joined) == {layer for layer, kind in enumerate(kinds) if kind == "shared"}
+
+
+def readings(layers: int) -> st.SearchStrategy[list[Reading]]:
+    """Lists of readings among so many layers."""
+    pairs = st.tuples(st.integers(0, layers - 1), st.integers(0, layers - 1)).filter(lambda pair: pair[0] > pair[1])
+    return st.lists(st.builds(lambda pair: Reading(*pair, "state"), pairs), max_size=8)
+
+
+@settings(deadline=None)
+@given(readings(12))
+def test_a_layer_is_joined_if_a_reading_spans_it_and_the_first_such_one_is_named(found: list[Reading]) -> None:
+    joined = joined_layers(found)
+    for layer in range(12):
+        spanning = [reading for reading in sorted(found) if reading.source < layer <= reading.reader]
+        reason = f"layer {spanning[0].reader} reads state of layer {spanning[0].source}" if spanning else None
+        assert joined.get(layer) == reason
+
+
+def test_thousands_of_layers_are_judged_in_a_moment() -> None:
+    keyed = {f"model.layers.{n}.self_attn.{x}_proj.weight": ("BF16", (1, 1)) for n in range(0, 5000, 2) for x in "kv"}
+    config = llama_config(5000, use_cla=True, cla_share_factor=2)
+    start = time.process_time()
+    structure = infer_structure(index_of({**llama(5000), **keyed}, config))
+    assert assign(structure, even_partition(5000, 2500)).stages
+    assert time.process_time() - start < 8

@@ -67,18 +67,17 @@ def _without_projections(
 
     A module that also has what the other layers' lacks is of another kind and not compared with theirs.
     """
-    found: dict[str, dict[int, set[str]]] = defaultdict(dict)
+    found: dict[str, dict[frozenset[str], list[int]]] = defaultdict(lambda: defaultdict(list))
     for layer, modules in children.items():
         for parent, parts in modules.items():
-            found[parent][layer] = parts
-    for parent, by_layer in found.items():
-        fullest = {layer: max((other for other in by_layer.values() if other > own), key=len, default=own)
-                   for layer, own in by_layer.items()}  # fmt: skip
-        for layer, own in by_layer.items():
+            found[parent][frozenset(parts)].append(layer)
+    for parent, kinds in found.items():
+        for own, layers in kinds.items():
+            fullest = max((other for other in kinds if other > own), key=len, default=own)
             for family in _FAMILIES:
-                lacking = (fullest[layer] - own) & family
+                lacking = (fullest - own) & family
                 if own & family and lacking and not lacking <= excused:
-                    yield layer, {f"{parent}.{part}" if parent else part for part in lacking}
+                    yield layers[0], {f"{parent}.{part}" if parent else part for part in lacking}
 
 
 def _poorer_layers(children: Mapping[int, Mapping[str, set[str]]]) -> Iterator[tuple[int, set[str]]]:

@@ -111,7 +111,8 @@ def _covering(
     groups: Mapping[str, Group], eligible: Mapping[str, Group], num_layers: int, index: CheckpointIndex
 ) -> str:
     """Return the prefix of the one group that covers all layers and has only prediction layers past them."""
-    wanted = [layer for layer in range(num_layers) if layer not in empty_layers(index.config, num_layers)]
+    empty = empty_layers(index.config, num_layers)
+    wanted = [layer for layer in range(num_layers) if layer not in empty]
     extra = _prediction_layers(index.config)
     fitting = [
         prefix
@@ -135,19 +136,19 @@ def _no_decoder(
 ) -> ZppError:
     """Build the error for a checkpoint none of whose groups has the layers that the config states."""
     stated = f"{index.directory}: config.json states {num_layers} layers"
-    likely = max(eligible, key=lambda prefix: len(eligible[prefix].keys() & set(range(num_layers))), default=None)
-    held = set(eligible[likely]) if likely is not None else set()
-    absent = sorted(set(range(num_layers)) - held)
+    held = {prefix: [layer for layer in group if layer < num_layers] for prefix, group in eligible.items()}
+    likely = max(held, key=lambda prefix: len(held[prefix]), default="")
     where = likely or "(top)"
-    if len(absent) > num_layers // 2:
+    if 2 * len(held.get(likely, ())) < num_layers:
         found = ", ".join(f"{p or '(top)'} 0 to {max(g)}" for p, g in sorted(groups.items()) if 0 in g) or "none"
         return invalid_error(
             f"{stated}, but no group of tensors is numbered 0 to {num_layers - 1} (found: {found})",
             "check that config.json belongs to these weights",
         )
+    absent = sorted(set(range(num_layers)).difference(held[likely]))
     if not absent:
         return invalid_error(
-            f"{stated}, but the weights hold more: {where} 0 to {max(held)}",
+            f"{stated}, but the weights hold more: {where} 0 to {max(eligible[likely])}",
             "Restore the layer count of the model in config.json. A shorter model needs weights without the layers "
             "past its last.",
         )

@@ -9,6 +9,7 @@ layers together.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -59,18 +60,28 @@ def state_readings(decoder: Decoder, tensors: Mapping[str, TensorInfo], config: 
     named += _first_values(decoder)
     stated, unknown = _stated_readings(count, config)
     if unknown and not named and not stated:
-        stated = [Reading(layer, 0, f"state that config.json's {unknown[0]} shares") for layer in range(1, count)]
+        stated = [Reading(layer, 0, f"state (config.json's {unknown[0]})") for layer in range(1, count)]
     found = sorted([*stated, *named])
     return tuple(dict.fromkeys(reading for reading in found if 0 <= reading.source < reading.reader < count))
 
 
 def joined_layers(readings: Iterable[Reading]) -> dict[int, str]:
-    """Return the layers that must be in the stage of the preceding layer, with the reason."""
-    return {
-        layer: f"layer {reading.reader} reads {reading.what} of layer {reading.source}"
-        for reading in sorted(readings, reverse=True)
-        for layer in range(reading.source + 1, reading.reader + 1)
-    }
+    """Return the layers that must be in the stage of the preceding layer, with the reason.
+
+    A layer is joined if it is after the source of a reading and not after its reader; the first such reading counts.
+    """
+    joined: dict[int, str] = {}
+    spans: list[tuple[int, int]] = []  # joined so far: first and last layer, in order
+    for reading in sorted(readings):
+        reason = f"layer {reading.reader} reads {reading.what} of layer {reading.source}"
+        start, last = reading.source + 1, reading.reader
+        while spans and spans[-1][1] >= start:
+            known = spans.pop()
+            joined |= dict.fromkeys(range(known[1] + 1, last + 1), reason)
+            last, start = known[0] - 1, min(start, known[0])
+        joined |= dict.fromkeys(range(reading.source + 1, last + 1), reason)
+        spans.append((start, reading.reader))
+    return joined
 
 
 def states_sharing(config: dict[str, Any]) -> bool:
@@ -123,8 +134,9 @@ def _sources(key: str, value: Any, count: int) -> dict[int, int] | None:
         return None
     if all(isinstance(group, list) and all(type(layer) is int for layer in group) for group in value):
         return {layer: min(group) for group in value if group for layer in group if layer != min(group)}
-    if len(value) != count:
+    if len(value) < count:
         return None
+    value = value[:count]  # layers past the last, which predict, may be listed too
     if all(type(entry) is bool for entry in value):
         return _after_the_last(value)
     if all(entry is None or type(entry) is int for entry in value):
@@ -166,8 +178,8 @@ def _selected_indices(count: int, text: Mapping[str, Any]) -> Iterator[Reading]:
     """Yield the layers that a list, a pattern or a frequency in the config marks as using an earlier layer's state."""
     listed = False
     for key, value in text.items():
-        if isinstance(value, list) and len(value) == count and all(isinstance(entry, str) for entry in value):
-            marked = [_is_shared_kind(key, entry) for entry in value]
+        if isinstance(value, list) and len(value) >= count and all(isinstance(entry, str) for entry in value):
+            marked = [_is_shared_kind(key, entry) for entry in value[:count]]
         elif isinstance(value, str) and {"index", "pattern"} <= words_of(key) and len(value) >= count:
             marked = [letter in "Ss" for letter in value[:count]]
         else:
@@ -219,9 +231,19 @@ def _without_keys(decoder: Decoder) -> Iterator[Reading]:
         projections[layer].update(part for part in decoder.within_layer(name).split(".") if part.endswith("_proj"))
     keyed = sorted(layer for layer, present in projections.items() if {"q_proj", "k_proj"} <= present)
     for layer, present in projections.items():
-        earlier = [source for source in keyed if source < layer]
-        if "q_proj" in present and not any(part.startswith(("k", "v", "qkv")) for part in present) and earlier:
-            yield Reading(layer, max(earlier), "the key and value cache")
+        source = _last_before(keyed, layer)
+        if (
+            "q_proj" in present
+            and not any(part.startswith(("k", "v", "qkv")) for part in present)
+            and source is not None
+        ):
+            yield Reading(layer, source, "the key and value cache")
+
+
+def _last_before(layers: list[int], layer: int) -> int | None:
+    """Return the last of the sorted `layers` before a layer, or None."""
+    place = bisect_left(layers, layer)
+    return layers[place - 1] if place else None
 
 
 def _narrow_projections(decoder: Decoder, tensors: Mapping[str, TensorInfo]) -> Iterator[Reading]:
@@ -238,9 +260,9 @@ def _narrow_projections(decoder: Decoder, tensors: Mapping[str, TensorInfo]) -> 
             queries[layer] = shape[1]
     wide = sorted(layer for layer, rows in fused.items() if rows > queries.get(layer, rows))
     for layer, rows in fused.items():
-        earlier = [source for source in wide if source < layer]
-        if rows == queries.get(layer) and earlier:
-            yield Reading(layer, max(earlier), "the key and value cache")
+        source = _last_before(wide, layer)
+        if rows == queries.get(layer) and source is not None:
+            yield Reading(layer, source, "the key and value cache")
 
 
 def _without_state_space(decoder: Decoder) -> Iterator[Reading]:
@@ -251,17 +273,16 @@ def _without_state_space(decoder: Decoder) -> Iterator[Reading]:
         for place, part in enumerate(parts):
             if place and part in _STATE_SPACE_MODULES | {"in_proj", "out_proj"}:
                 modules[layer][".".join(parts[:place])].add(part)
-    computing = sorted(
-        (layer, parent)
-        for layer, parents in modules.items()
-        for parent, found in parents.items()
-        if "in_proj" in found and found & _STATE_SPACE_MODULES
-    )
+    computing: dict[str, list[int]] = defaultdict(list)
+    for layer in sorted(modules):
+        for parent, found in modules[layer].items():
+            if "in_proj" in found and found & _STATE_SPACE_MODULES:
+                computing[parent].append(layer)
     for layer, parents in modules.items():
         for parent, found in parents.items():
-            earlier = [source for source, other in computing if other == parent and source < layer]
-            if found == {"in_proj", "out_proj"} and earlier:
-                yield Reading(layer, max(earlier), "the state space output")
+            source = _last_before(computing[parent], layer)
+            if found == {"in_proj", "out_proj"} and source is not None:
+                yield Reading(layer, source, "the state space output")
 
 
 def _first_values(decoder: Decoder) -> Iterator[Reading]:

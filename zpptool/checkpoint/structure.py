@@ -9,8 +9,10 @@ the user has placed it (see `placement`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from zpptool.checkpoint.aliases import under_all_names
 from zpptool.checkpoint.completeness import check_layers
@@ -71,7 +73,7 @@ class Structure:
         """The number of decoder layers."""
         return self.decoder.num_layers
 
-    @property
+    @cached_property
     def joined(self) -> dict[int, str]:
         """The layers that must be in the stage of the preceding layer, with the reason."""
         return joined_layers(self.readings)
@@ -218,10 +220,10 @@ def stage_tensors(index: CheckpointIndex, partition: Partition, stage: int) -> l
     return [index.tensors[name] for name in names]
 
 
-def _owners(layers: tuple[int, ...], partition: Partition) -> tuple[int, ...]:
-    return tuple(
-        stage for stage, owned in enumerate(partition) if any(owned.start <= layer < owned.end for layer in layers)
-    )
+def _owners(layers: Iterable[int], partition: Partition) -> tuple[int, ...]:
+    """Return the stages that own any of these layers."""
+    found = {(bisect_right(partition, layer, key=lambda owned: owned.start) - 1, layer) for layer in layers}
+    return tuple(sorted({stage for stage, layer in found if stage >= 0 and layer < partition[stage].end}))
 
 
 def _under_all_names(index: CheckpointIndex) -> CheckpointIndex:

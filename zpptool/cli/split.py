@@ -120,7 +120,7 @@ def split(
         raise usage_error("no directory for the stages is named", "give --output-dir OUT, or --dry-run to see the plan")
     console = Console(as_json=as_json, quiet=quiet)
     with open_source(str(source)) as opened:
-        if aux and opened.origin is not None:
+        if aux and opened.read is not None:
             raise usage_error("--aux needs the checkpoint on this machine", "download it, and name its directory")
         plan = plan_split(
             opened.directory,
