@@ -72,6 +72,8 @@ def test_shards_in_a_folder_are_read_as_the_index_names_them(tmp_path: Path) -> 
         model, {f"model-0000{n}-of-00002.safetensors": f"weights/model-0000{n}-of-00002.safetensors" for n in (1, 2)}
     )
     assert read_index(model).notes == ()
+    map_to(model, {"weights/model-00001-of-00002.safetensors": "./weights/model-00001-of-00002.safetensors"})
+    assert read_index(model).notes == ()
     split_checkpoint(model, tmp_path / "split", 2)
     verdict = verify_split(find_target(tmp_path / "split", model))
     assert (verdict.faults, verdict.left_out) == ([], {})
@@ -158,3 +160,14 @@ def test_weights_that_mlx_quantised_are_refused(tmp_path: Path) -> None:
     assert "Split the checkpoint that they were made from" in (caught.value.hint or "")
     write_checkpoint(tmp_path, llama(), llama_config(quantization={"group_size": 64, "bits": 4}))
     assert plan_split(tmp_path, 2).nbytes
+
+
+def test_a_refusal_names_a_stale_index_too(tmp_path: Path) -> None:
+    """What is left beside a stale index may be a part only: the index may be the reason why layers are missing."""
+    write_checkpoint(tmp_path, shards=3)
+    for shard in tmp_path.glob("*-of-*"):
+        shard.unlink()
+    write_safetensors(tmp_path / "model.safetensors", {name: llama()[name] for name in list(llama())[:6]})
+    with pytest.raises(ZppError, match=r"holds no tensor|no group of tensors") as caught:
+        plan_split(tmp_path, 2)
+    assert f"{INDEX_NAME} is stale" in (caught.value.hint or "")

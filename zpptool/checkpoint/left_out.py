@@ -15,7 +15,7 @@ from pathlib import Path
 
 from zpptool.checkpoint.header import HeaderFault, read_header
 from zpptool.checkpoint.index import CheckpointIndex
-from zpptool.checkpoint.smallfiles import DANGLING, LOOPING, SmallFiles
+from zpptool.checkpoint.smallfiles import DANGLING, LOOPING, WEIGHT_INDEX_SUFFIXES, SmallFiles
 from zpptool.document import read_json
 from zpptool.file_names import is_inner_path
 
@@ -33,8 +33,10 @@ TRAINING = "the state of a training run"
 _PARTS = frozenset({DANGLING, LOOPING, TOO_LARGE, MODULE, ABSENT_MODULE, ADAPTER, OTHER_TENSORS, DICTIONARY})
 _CARRIED = frozenset({TOO_LARGE, MODULE, ADAPTER, OTHER_TENSORS, DICTIONARY})
 _MODULE_FOLDER = re.compile(r"\d+_\w+/.*")
-_TRAINING_STATE = re.compile(r"(.*/)?(optimizer|scheduler|rng_state|training_args|scaler)[-_.\w]*\.(pt|pth|bin)")
-_SAME_WEIGHTS = re.compile(r"(pytorch_model|model|tf_model|flax_model|consolidated|rust_model)([-_.].*)?\.\w+")
+_TRAINING_STATE = re.compile(r"(optimizer|scheduler|rng_state|training_args|scaler)[-_.\w]*\.(pt|pth|bin)")
+_TRAINING_FOLDER = re.compile(r"checkpoint-\d+|global_step\d+|epoch[-_=]?\d+")
+_COPY_FOLDER = re.compile(r"onnx|gguf|ggml|openvino|coreml|tflite|flax|tf|mlx", re.IGNORECASE)
+_SAME_WEIGHTS = re.compile(r"(pytorch_model|model|tf_model|flax_model|rust_model|decoder_model)([-_.].*)?\.\w+")
 _MAX_NAMED = 6
 _MAX_MODULES_BYTES = 1024 * 1024
 
@@ -103,21 +105,21 @@ def _listed(paths: list[str]) -> str:
 
 def _reason(path: str, index: CheckpointIndex) -> str:
     *folders, name = path.split("/")
-    if _TRAINING_STATE.fullmatch(path):
+    if _TRAINING_STATE.fullmatch(name) or any(map(_TRAINING_FOLDER.fullmatch, folders)):
         return TRAINING
     if name.startswith("adapter"):
         return ADAPTER
     if name.startswith("consolidated") or folders[:1] == ["original"]:
         return ORIGINAL
-    if name.endswith(".safetensors"):
-        if _MODULE_FOLDER.fullmatch(path):
-            return MODULE
-        return SECOND_COPY if not folders and _holds_only(path, index) else OTHER_TENSORS
+    if name.endswith((".gguf", ".ggml", *WEIGHT_INDEX_SUFFIXES)) or any(map(_COPY_FOLDER.fullmatch, folders[:1])):
+        return OTHER_FORMAT
     if _MODULE_FOLDER.fullmatch(path):
         return MODULE
-    if name.endswith((".pt", ".pth", ".bin", ".npz")) and not _SAME_WEIGHTS.fullmatch(name):
-        return DICTIONARY
-    return OTHER_FORMAT
+    if name.endswith(".safetensors"):
+        return SECOND_COPY if not folders and _holds_only(path, index) else OTHER_TENSORS
+    if _SAME_WEIGHTS.fullmatch(name):
+        return OTHER_TENSORS if folders else OTHER_FORMAT
+    return DICTIONARY
 
 
 def _holds_only(path: str, index: CheckpointIndex) -> bool:

@@ -6,7 +6,8 @@ The weight files of a stage are planned in `shards`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from zpptool.checkpoint.placement import Placement
 from zpptool.checkpoint.shards import ShardPlan, plan_shards
 from zpptool.checkpoint.smallfiles import small_files
 from zpptool.checkpoint.structure import Assignment, Structure, assign, infer_structure
-from zpptool.errors import invalid_error, usage_error
+from zpptool.errors import ZppError, invalid_error, usage_error
 from zpptool.file_names import is_inner_path
 from zpptool.partition import LayerRange, Partition, resolve_partition
 
@@ -134,9 +135,10 @@ def plan_split(
     if is_stage_directory(source):
         raise invalid_error(f"{source} is one stage of a split, not a checkpoint", "split the original checkpoint")
     index = read_index(source)
-    if (mlx := quantised_by_mlx(source, index.config, index.tensors)) is not None:
-        raise invalid_error(mlx.message, " ".join([mlx.hint or "", *(f"Besides: {note}." for note in index.notes)]))
-    structure = infer_structure(index, placements)
+    with _noting(index):
+        if (mlx := quantised_by_mlx(source, index.config, index.tensors)) is not None:
+            raise mlx
+        structure = infer_structure(index, placements)
     partition = resolve_partition(structure.num_layers, num_stages, ranges)
     assignment = assign(structure, partition, drop_prediction=drop_prediction)
     second_copies = {
@@ -162,6 +164,18 @@ def plan_split(
     )
     small = (*files.small, *carried)
     return SplitPlan(index, structure, assignment, stages, small, tuple(placements), left_out, tuple(notes))
+
+
+@contextmanager
+def _noting(index: CheckpointIndex) -> Iterator[None]:
+    """Add the notes on the index to the hint of an error: what was chosen may be why the checkpoint is refused."""
+    try:
+        yield
+    except ZppError as fault:
+        if not index.notes:
+            raise
+        hint = " ".join([f"{(fault.hint or '').rstrip('.')}.", *(f"Besides: {note}." for note in index.notes)])
+        raise ZppError(fault.message, hint, fault.exit_code) from fault
 
 
 def _refuse_pointers(source: Path, names: Sequence[str]) -> None:

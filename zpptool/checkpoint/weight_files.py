@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from zpptool.checkpoint.header import Header, read_header
 from zpptool.checkpoint.lfs_pointers import is_lfs_pointer, lfs_fault
@@ -75,10 +75,16 @@ def _read_weight_map(directory: Path) -> dict[str, str] | None:
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise invalid_error(f"{path} has no weight_map")
+    weight_map = {tensor: _without_dot(name) for tensor, name in weight_map.items()}
     for tensor, name in weight_map.items():
         if not isinstance(name, str) or not is_inner_path(name):
             raise invalid_error(f"{path} maps tensor {tensor} to {name!r}, which is not the name of a file below it")
     return weight_map
+
+
+def _without_dot(name: Any) -> Any:
+    """Return a file name without `./` in front, which some tools write."""
+    return name.removeprefix("./") if isinstance(name, str) else name
 
 
 def _indexed(directory: Path, usable: list[str], weight_map: dict[str, str]) -> WeightFiles:
