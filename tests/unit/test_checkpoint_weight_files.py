@@ -143,6 +143,16 @@ def test_parts_of_tensor_parallel_ranks_are_named_as_such(
     assert caught.value.hint
 
 
+@pytest.mark.parametrize("name", ["pytorch_model-00001-TP-000", "model0-mp8", "model-rank-0-part-0"])
+def test_the_part_of_one_rank_is_no_model(tmp_path: Path, name: str) -> None:
+    write_safetensors(tmp_path / f"{name}.safetensors", llama())
+    (tmp_path / "config.json").write_text(json.dumps(llama_config()))
+    with pytest.raises(ZppError, match=r"is divided for tensor parallelism: .* holds the part of one rank"):
+        read_index(tmp_path)
+    (tmp_path / f"{name}.safetensors").rename(tmp_path / "model0-mp1.safetensors")
+    assert set(read_index(tmp_path).tensors) == set(llama())
+
+
 def test_numbers_in_names_of_whole_files_are_no_ranks(tmp_path: Path) -> None:
     kinds = llama()
     names = list(kinds)

@@ -27,6 +27,8 @@ _FOREIGN = {
     ".npz": "These are the arrays of an MLX or NumPy program: use the Hugging Face checkpoint of the model.",
 }
 _RANK = re.compile(r"(?:^|[-_.])(?:tp|mp|rank|tp_rank|mp_rank)[-_]?(\d+)(?=[-_.]|$)|^model(\d+)-mp\d+", re.IGNORECASE)
+_ONE_RANK = re.compile(r"-TP-\d+\.|^model\d+-mp(?!1\.)\d+\.|^model-rank-\d+-part-\d+\.")
+"""Names that are given to a rank's part only: such a file is no whole model even if it is alone."""
 _ADAPTER_PART = re.compile(r"(^|[._])(lora|loha|lokr|dora|ia3)_")
 _MAX_ADAPTER_CONFIG_BYTES = 1024 * 1024
 
@@ -151,20 +153,19 @@ def presharded(directory: Path, names: Iterable[str]) -> ZppError | None:
         match = _RANK.search(name.removesuffix(".safetensors"))
         if match and not name.startswith("adapter"):
             ranks.setdefault(match[1] or match[2], name)
-    if len(ranks) < 2:
-        return None
-    first, second = list(ranks.values())[:2]
-    if not _tensor_names(directory / first) & _tensor_names(directory / second):
+    held = list(ranks.values())[:2]
+    alone = len(held) == 1 and _ONE_RANK.search(held[0]) is not None
+    if not alone and not (len(held) == 2 and _tensor_names(directory / held[0]) & _tensor_names(directory / held[1])):
         return None
     hint = (
         "Use a checkpoint with whole tensors, or merge the ranks first: concatenate each tensor along the dimension "
         "that was divided (output rows of q, k, v, gate and up; input columns of o and down)."
     )
-    if "-mp" in first:
+    if "-mp" in held[0]:
         hint = "These are files of DeepSeek's convert.py: split the Hugging Face checkpoint that they were made from."
+    parts = "the part of one rank" if alone else f"the parts of {len(ranks)} ranks, under the same tensor names"
     return invalid_error(
-        f"{directory} is divided for tensor parallelism: {first}, {second} and so on hold the parts of {len(ranks)} "
-        "ranks under the same tensor names",
+        f"{directory} is divided for tensor parallelism: {', '.join(held)}{' holds' if alone else ' and so on hold'} {parts}",
         hint,
     )
 
