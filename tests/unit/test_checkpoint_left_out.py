@@ -43,7 +43,8 @@ COPIES = {
     "original/consolidated.00.pth": "the weights under the names of the model's own code",
     "optimizer.pt": "the state of a training run",
     "training_args.bin": "the state of a training run",
-    "checkpoint-500/model.safetensors": "the state of a training run",
+    "checkpoint-500/": "the state of a training run",
+    "train.jsonl": "the state of a training run",
 }
 
 
@@ -51,7 +52,9 @@ COPIES = {
 def model(tmp_path: Path) -> Path:
     """A checkpoint with files of every kind that is not carried."""
     directory = write_checkpoint(tmp_path / "model")
-    for name in {**PARTS, **COPIES}:
+    for name in (*PARTS, *COPIES, "checkpoint-500/model.safetensors"):
+        if name.endswith("/"):
+            continue
         path = directory / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"x" * 64)

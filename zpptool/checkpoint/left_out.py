@@ -15,6 +15,7 @@ from pathlib import Path
 
 from zpptool.checkpoint.header import HeaderFault, read_header
 from zpptool.checkpoint.index import CheckpointIndex
+from zpptool.checkpoint.leftovers import is_leftover
 from zpptool.checkpoint.smallfiles import DANGLING, LOOPING, WEIGHT_INDEX_SUFFIXES, SmallFiles
 from zpptool.document import read_json
 from zpptool.file_names import is_inner_path
@@ -53,8 +54,15 @@ def left_out_files(index: CheckpointIndex, found: SmallFiles) -> dict[str, str]:
     for name in found.others:
         if name not in weights:
             reasons[name] = _reason(name, index)
+    reasons |= dict.fromkeys(map(_shortened, found.leftovers), TRAINING)
     reasons |= dict.fromkeys(_absent_modules(index.directory), ABSENT_MODULE)
     return {_encodable(path): reason for path, reason in sorted(reasons.items())}
+
+
+def _shortened(leftover: str) -> str:
+    """Return the path of a leftover of training, or that of the folder of such files that it is in."""
+    folder, slash, _rest = leftover.partition("/")
+    return f"{folder}/" if slash and is_leftover(f"{folder}/config.json") else leftover
 
 
 def _absent_modules(directory: Path) -> list[str]:
@@ -83,10 +91,11 @@ def parts_left_out(left_out: Mapping[str, str]) -> list[str]:
 
 
 def left_out_notes(left_out: Mapping[str, str]) -> list[str]:
-    """Return a sentence for the user for each reason, with the files that it applies to."""
+    """Return a sentence for the user for each reason, with its paths; `leftovers` has the one on training."""
     by_reason: dict[str, list[str]] = defaultdict(list)
     for path, reason in left_out.items():
-        by_reason[reason].append(path)
+        if reason != TRAINING:
+            by_reason[reason].append(path)
     return [
         f"left out {_listed(paths)}: {reason}{'; --aux carries it' if is_carriable(reason) else ''}"
         for reason, paths in by_reason.items()

@@ -164,10 +164,8 @@ def presharded(directory: Path, names: Iterable[str]) -> ZppError | None:
     if "-mp" in held[0]:
         hint = "These are files of DeepSeek's convert.py: split the Hugging Face checkpoint that they were made from."
     parts = "the part of one rank" if alone else f"the parts of {len(ranks)} ranks, under the same tensor names"
-    return invalid_error(
-        f"{directory} is divided for tensor parallelism: {', '.join(held)}{' holds' if alone else ' and so on hold'} {parts}",
-        hint,
-    )
+    files = f"{held[0]} holds" if alone else f"{', '.join(held)} and so on hold"
+    return invalid_error(f"{directory} is divided for tensor parallelism: {files} {parts}", hint)
 
 
 def _tensor_names(file: Path) -> set[str]:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zpptool.checkpoint.index import INDEX_NAME, CheckpointIndex, TensorInfo, read_index
+from zpptool.checkpoint.left_out import TRAINING, is_carriable, left_out_files, left_out_notes
 from zpptool.checkpoint.leftovers import leftover_notes
-from zpptool.checkpoint.left_out import is_carriable, left_out_files, left_out_notes
 from zpptool.checkpoint.lfs_pointers import is_lfs_pointer, lfs_fault
 from zpptool.checkpoint.links import LinkBounds, link_fault
 from zpptool.checkpoint.manifest import is_stage_directory
@@ -154,7 +154,7 @@ def plan_split(
     _refuse_pointers(source, [*files.small, *carried])
     left_out = {path: reason for path, reason in left_out.items() if path not in carried}
     notes += left_out_notes(left_out)
-    notes += leftover_notes(files.leftovers)
+    notes += leftover_notes([*files.leftovers, *(path for path in files.others if left_out.get(path) == TRAINING)])
     if not follow_links:
         _refuse_links_out(source, [*files.outside, *carried], index)
     headers = {header.file: header for header in index.headers}
