@@ -199,6 +199,6 @@ def test_the_layers_that_take_features_of_an_image_are_in_one_stage() -> None:
     config = {**llama_config(4), "thinker_config": {"vision_config": {"deepstack_visual_indexes": [1, 3, 5]}}}
     structure = infer(llama(4), config)
     assert sorted(structure.joined) == [1, 2]
-    with pytest.raises(ZppError, match=r"before layer 2: features of the vision tower are added to the first 3 layers"):
+    with pytest.raises(ZppError, match=r"before layer 2: layer 2 reads the image features \(deepstack\)"):
         assign(structure, parse("0-2", "2-4"))
     assert assign(structure, parse("0-3", "3-4"))

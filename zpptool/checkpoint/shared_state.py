@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Find the layers that read state which an earlier layer computes: a key and value cache, selected indices, values.
 
+Features of a vision tower that are added to the first layers are such state too, for only the first stage has them.
+
 Such a layer has to be in the stage of the layer that it reads from, because only the hidden state is passed on between
 stages. The rules are general: keys of the config that say that layers share or reuse such state, whatever the model is
 called, and layers that lack what others compute this state with. State that is shared in an unknown manner keeps all
@@ -58,10 +60,11 @@ def state_readings(decoder: Decoder, tensors: Mapping[str, TensorInfo], config: 
     count = decoder.num_layers
     named = [*_without_keys(decoder), *_narrow_projections(decoder, tensors), *_without_state_space(decoder)]
     named += _first_values(decoder)
+    tower = _tower_features(count, config)
     stated, unknown = _stated_readings(count, config)
     if unknown and not named and not stated:
         stated = [Reading(layer, 0, f"state (config.json's {unknown[0]})") for layer in range(1, count)]
-    found = sorted([*stated, *named])
+    found = sorted([*stated, *named, *tower])
     return tuple(dict.fromkeys(reading for reading in found if 0 <= reading.source < reading.reader < count))
 
 
@@ -283,6 +286,20 @@ def _without_state_space(decoder: Decoder) -> Iterator[Reading]:
             source = _last_before(computing[parent], layer)
             if found == {"in_proj", "out_proj"} and source is not None:
                 yield Reading(layer, source, "the state space output")
+
+
+def _tower_features(count: int, config: dict[str, Any]) -> Iterator[Reading]:
+    """Yield each layer to which features of a vision tower are added: only the first stage has them (Qwen3-VL)."""
+    for layer in range(1, min(_deepstack_levels(config), count)):
+        yield Reading(layer, 0, "the image features (deepstack) that stage 0 adds to the output")
+
+
+def _deepstack_levels(config: dict[str, Any]) -> int:
+    """Return to how many of the first layers features of a vision tower are added."""
+    indexes = config.get("deepstack_visual_indexes")
+    own = len(indexes) if isinstance(indexes, list) else 0
+    nested = (value for key, value in config.items() if isinstance(value, dict) and key.endswith("config"))
+    return max(own, *map(_deepstack_levels, nested), 0)
 
 
 def _first_values(decoder: Decoder) -> Iterator[Reading]:
