@@ -19,6 +19,7 @@ from zpptool.errors import ZppError, invalid_error, usage_error
 
 # Nine digits are more layers than any model has, and keep every number small enough to print.
 _RANGE = re.compile(r"(?P<open>\[)?\s*(?P<start>[0-9]{1,9})\s*[-:]\s*(?P<end>[0-9]{1,9})\s*(?(open)\])")
+_RANGES = re.compile(r"\[?\s*\d+\s*[-:]\s*\d+\s*\]?([,\s]+\[?\s*\d+\s*[-:]\s*\d+\s*\]?)*")
 
 
 MAX_STAGES = 10_000
@@ -94,6 +95,11 @@ def parse_range(text: str) -> LayerRange:
             "write START-END, for example 0-8 for layers 0 to 7; layers are counted from 0",
         )
     return LayerRange(int(match["start"]), int(match["end"]))
+
+
+def reads_as_ranges(text: str) -> bool:
+    """Whether a text has the form of one or more layer ranges, whatever their values."""
+    return _RANGES.fullmatch(text.strip()) is not None
 
 
 def split_range_words(words: Iterable[str]) -> list[str]:

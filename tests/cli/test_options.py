@@ -29,6 +29,7 @@ OTHER_HELP = {
     ("--force", "deploy"): "what is replaced differs",
     ("--force", "keys generate"): "what is replaced differs",
     ("--gpu-ids", "run-stage"): "the GPUs of one stage",
+    ("--all", "cache remove"): "what is meant by all differs",
     ("--base-port", "serve"): "all stages are on this machine and use ipc by default",
     ("--base-port", "test-pipeline"): "all stages are on this machine and use ipc by default",
     ("--api-port", "serve"): "the head's API is behind the front and takes any port",

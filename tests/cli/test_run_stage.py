@@ -115,7 +115,7 @@ def test_invalid_options_are_refused_before_an_engine_is_looked_for(
         ["MODEL", "--stage-idx", "1", "--num-stages", "2", "--layer-range", "1-4"],
         ["MODEL", "--stage-idx", "1", "--ranges", "0-1", "1-4"],
         ["--ranges", "0-1", "1-4", "MODEL", "--stage-idx", "1"],
-        ["STAGES/stage_1", "--", "--max-model-len", "4096", "--ranges", "nonsense"],
+        ["STAGES/stage_1", "--max-model-len", "4096", "--", "--enforce-eager"],
     ],
 )
 def test_valid_options_need_only_an_engine(
@@ -220,7 +220,7 @@ def test_beside_a_plan_the_flags_that_it_gives_are_refused_by_their_names(
     ("words", "warned"),
     [
         (["stage_0", "--host", "0.0.0.0"], True),
-        (["stage_0", "--host", "10.0.0.1", "--engine", "transformers", "--", "--api-key", "x"], True),
+        (["stage_0", "--host", "10.0.0.1", "--engine", "transformers"], True),
         (["stage_0"], False),
         (["stage_0", "--host", "localhost"], False),
         (["stage_0", "--host", "0.0.0.0", "--insecure"], False),

@@ -6,10 +6,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from checkpoints import llama, llama_config, write_checkpoint
 from hubserver import COMMIT, Hub, serve_hub
 
+from zpptool.checkpoint.manifest import Manifest, load_manifest
 from zpptool.errors import ExitCode
 
 pytest.importorskip("huggingface_hub")
@@ -23,13 +25,21 @@ def model(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def hub(model: Path) -> Iterator[Hub]:
-    with serve_hub({"org/name": model}) as served:
+def hub(model: Path, tmp_path: Path) -> Iterator[Hub]:
+    with serve_hub({"org/name": model}, tmp_path / "caches") as served:
         yield served
 
 
-def tree(directory: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
+def tree(directory: Path) -> dict[str, bytes | Manifest]:
+    """The files of a split by name; its manifests without what depends on where the model came from."""
+    files: dict[str, bytes | Manifest] = {}
+    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+        name = str(path.relative_to(directory))
+        if path.name == "zpp-stage.json":
+            files[name] = msgspec.structs.replace(load_manifest(path.parent), source=msgspec.UNSET, digest="")
+        else:
+            files[name] = path.read_bytes()
+    return files
 
 
 @pytest.mark.parametrize("named", ["org/name", "hf://org/name", f"hf://org/name@{COMMIT}"])
@@ -39,6 +49,7 @@ def test_a_stage_is_the_same_as_from_the_directory(zpptool, hub: Hub, model: Pat
     assert [stage["stage"] for stage in ran.json["stages"]] == [2]
     assert zpptool("split", model, "--num-stages", 4, "--stage", 2, "-o", tmp_path / "near").code == 0
     assert tree(tmp_path / "far") == tree(tmp_path / "near")
+    assert load_manifest(tmp_path / "far/stage_2").source == f"hf://org/name@{COMMIT}"
     assert zpptool("validate", tmp_path / "far/stage_2", "--model", model).code == 0
 
 

@@ -10,16 +10,20 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from threading import Event
+from typing import BinaryIO
 
 import pytest
 from checkpoints import llama, llama_config, write_checkpoint
 
+from zpptool.checkpoint.file_copy import Advance
 from zpptool.checkpoint.mode import Mode
+from zpptool.checkpoint.shards import Run
 from zpptool.checkpoint.split import write_split
 from zpptool.checkpoint.splitplan import SplitPlan, plan_split
-from zpptool.checkpoint.streaming import CopyOptions, read_local
+from zpptool.checkpoint.streaming import CopyOptions, read_local, write_all
 from zpptool.checkpoint.verify import find_target, verify_split
 from zpptool.errors import ZppError
 
@@ -226,13 +230,16 @@ def test_a_read_error_preserves_finished_files(tmp_path: Path) -> None:
     plan = large(tmp_path / "model")
     bad = plan.index.headers[-1].file
 
-    def read(file: Path, offset: int, nbytes: int) -> Iterator[memoryview]:
+    def fetch(file: Path, runs: Sequence[Run], target: BinaryIO, _log: Path, _stop: Event, _done: Advance) -> None:
         if file == bad:
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(file))
-        return read_local(file, offset, nbytes)
+        for run in runs:
+            target.seek(run.target)
+            for chunk in read_local(file, run.source, run.nbytes):
+                write_all(target, chunk)
 
     with pytest.raises(ZppError, match="Input/output error") as caught:
-        write_split(plan, tmp_path / "out", options=CopyOptions(read=read))
+        write_split(plan, tmp_path / "out", options=CopyOptions(fetch=fetch))
     assert "run the same command again to resume" in str(caught.value.hint)
     assert not (tmp_path / "out").exists()
     write_split(plan, tmp_path / "out")

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 from checkpoints import llama, llama_config, write_checkpoint
 
+from zpptool.checkpoint.sample import read_samples
+from zpptool.checkpoint.split import Origin, write_split
+from zpptool.checkpoint.splitplan import plan_split
 from zpptool.config.engine_kind import Engine
 from zpptool.config.plan import make_plan
 from zpptool.config.runtime_options import RuntimeOptions
@@ -107,3 +110,15 @@ def test_links_without_keys_are_warned_of(model: Path, caplog: pytest.LogCapture
 )
 def test_options_that_contradict_each_other_are_refused(model: Path, changes: dict[str, Any], message: str) -> None:
     assert message in refusal(ExitCode.USAGE, options(model, **changes))
+
+
+def test_a_stage_directory_remembers_the_name_and_the_commit_of_its_model(model: Path, tmp_path: Path) -> None:
+    source = "hf://org/name@0123456789abcdef0123456789abcdef01234567"
+    plan = plan_split(model, 2)
+    write_split(plan, tmp_path / "stages", origin=Origin(source, read_samples))
+    spec = resolve_stage(options(tmp_path / "stages/stage_1", runtime=RuntimeOptions()))
+    assert (spec.source, spec.served_name) == (source, "org/name")
+    named = resolve_stage(options(tmp_path / "stages/stage_1", runtime=RuntimeOptions(), served_name="mine"))
+    assert (named.source, named.served_name) == (source, "mine")
+    plain = resolve_stage(options(model, runtime=RuntimeOptions()))
+    assert (plain.source, plain.served_name) == ("", "")

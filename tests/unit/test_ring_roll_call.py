@@ -89,3 +89,12 @@ def test_a_stage_with_another_number_of_stages_is_named() -> None:
 def test_reasons_of_both_kinds_are_named_together() -> None:
     found = reasons(facts(0, 0, 2), facts(1, 3, 5, dtype="float16"), facts(2, 5, 6))
     assert len(found) == 2
+
+
+def test_stages_that_know_different_commits_are_refused_and_a_path_knows_none() -> None:
+    one, two = "hf://org/name@1", "hf://org/name@2"
+    fits = [facts(0, 0, 2), facts(1, 2, 5, model_source=one), facts(2, 5, 6, model_source=one)]
+    assert reasons(*fits) == []
+    (found,) = reasons(*fits[:2], facts(2, 5, 6, model_source=two))
+    assert f"stage 2 (host2, pid 102) has the model {two}, stage 1 (host1, pid 101) has {one}" in found
+    assert "--revision" in found

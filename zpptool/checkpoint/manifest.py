@@ -101,6 +101,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         small_files: the small files of this stage, including the index of its weight files.
         placements: where the user placed tensors: patterns, and `first`, `last`, `all` or a stage's number.
         left_out: files and links of the source that no stage holds: path to reason.
+        source: where the tensors came from, for example `hf://org/name@commit`; unset if it was a directory.
     """
 
     schema_version: int
@@ -124,6 +125,12 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     small_files: tuple[SmallFile, ...]
     placements: tuple[tuple[str, str], ...] = ()
     left_out: dict[str, str] = {}
+    source: str | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def origin(self) -> str:
+        """`source`, or empty text if it is unset."""
+        return self.source if isinstance(self.source, str) else ""
 
     @property
     def ranges(self) -> Partition:

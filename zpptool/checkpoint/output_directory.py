@@ -76,6 +76,10 @@ class Workplace:
         write_whole(draft, [msgspec.json.encode(_Receipt(written, path.stat().st_mtime_ns))])
         draft.rename(receipt)
 
+    def journal(self, path: Path) -> Path:
+        """The journal of a weight file that is being fetched: what of it has arrived."""
+        return self._receipt(path).with_suffix(".journal")
+
     def _receipt(self, path: Path) -> Path:
         name = path.relative_to(self.directory).as_posix()
         return self.work / f"{digest_bytes(os.fsencode(name))}.receipt"
@@ -225,7 +229,7 @@ def whole_directory(site: Site, identity: str, replaced: Sequence[str] = ()) -> 
     except BaseException:
         with suppress(OSError):
             settle(site)
-        if not any(work.glob("*.receipt")):
+        if not any(work.glob("*.receipt")) and not any(work.glob("*.journal")):
             discard(site)
         raise
     discard(site)

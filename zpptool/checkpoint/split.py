@@ -34,10 +34,10 @@ from zpptool.errors import ZppError, invalid_error
 
 @dataclass(frozen=True)
 class Origin:
-    """The origin of the tensor bytes if they are not in the planned directory itself.
+    """The origin of the tensor bytes if it has a name of its own, beyond the planned directory.
 
     Attributes:
-        name: identifies the content, for example a Hub id with its commit.
+        name: identifies the content, for example a Hub id with its commit. Manifests hold it.
         read_samples: reads sampled bytes; see `sample`.
     """
 
@@ -95,7 +95,9 @@ def write_split(
     try:
         with locked(target, output=output if plan.is_one_stage else None, lock=lock) as site:
             reader = origin.read_samples if origin else read_samples
-            facts = ModelFacts(sample_digest(plan.index, reader), _index_metadata(source))
+            facts = ModelFacts(
+                sample_digest(plan.index, reader), _index_metadata(source), origin.name if origin else ""
+            )
             check_siblings(plan, facts, output)
             if not force and holds_split(plan, facts, target, hashed=options.hashed):
                 discard(site)
@@ -147,9 +149,9 @@ def _needed_bytes(plan: SplitPlan, options: CopyOptions, target: Path) -> int:
     source = plan.index.directory
     small = sum((source / name).stat().st_size for name in plan.small_files) * len(plan.stages)
     shards = [shard for stage in plan.stages for shard in stage.shards]
-    if options.mode is Mode.HARDLINK and options.read is None:
+    if options.mode is Mode.HARDLINK and options.fetch is None:
         shards = [shard for shard in shards if not shard.whole]
-    elif options.mode in (Mode.AUTO, Mode.REFLINK) and options.read is None:
+    elif options.mode in (Mode.AUTO, Mode.REFLINK) and options.fetch is None:
         shared = can_reflink(plan.index.headers[0].file, nearest_existing(target))
         if not shared and options.mode is Mode.REFLINK:
             raise invalid_error(
@@ -158,7 +160,8 @@ def _needed_bytes(plan: SplitPlan, options: CopyOptions, target: Path) -> int:
             )
         shards = [] if shared else shards
     left = unfinished(target)
-    done = sum(path.stat().st_size for path in left.rglob("*.safetensors")) if left else 0
+    stats = [path.stat() for path in left.rglob("*.safetensors")] if left else []
+    done = sum(min(stat.st_size, stat.st_blocks * 512) for stat in stats)  # a file that is being fetched has holes
     return max(0, sum(shard.nbytes for shard in shards) + small - done)
 
 

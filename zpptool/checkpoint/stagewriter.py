@@ -15,8 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 import zpptool
 from zpptool.checkpoint.digest import digest_bytes, model_digest_of, source_digest_of
+from zpptool.checkpoint.fetched_shard import write_fetched
 from zpptool.checkpoint.file_copy import Advance
 from zpptool.checkpoint.index import INDEX_NAME
 from zpptool.checkpoint.manifest import MANIFEST_VERSION, DroppedTensor, Manifest, SmallFile, TensorEntry, WeightFile
@@ -36,10 +39,12 @@ class ModelFacts:
     Attributes:
         sample_digest: see `sample`.
         source_index: the `metadata` of the source's index; None if the source has no index.
+        source: names the source and the state of its files; empty for a directory.
     """
 
     sample_digest: str
     source_index: dict[str, Any] | None
+    source: str = ""
 
 
 def write_stages(plan: SplitPlan, facts: ModelFacts, place: Workplace, options: CopyOptions, advance: Advance) -> None:
@@ -96,8 +101,11 @@ def _write_unless_finished(
     if finished is not None and finished.header_blake3 == digest_bytes(shard.head):
         advance(shard.nbytes)
         return finished
-    path.unlink(missing_ok=True)
-    written = write_shard(path, shard, options, stop, advance)
+    if options.fetch is not None:
+        written = write_fetched(path, place.journal(path), shard, options.fetch, stop, advance)
+    else:
+        path.unlink(missing_ok=True)
+        written = write_shard(path, shard, options, stop, advance)
     place.finish(path, written)
     return written
 
@@ -157,6 +165,7 @@ def _manifest(
         small_files=tuple(small),
         placements=plan.placements,
         left_out=dict(plan.left_out),
+        source=facts.source or msgspec.UNSET,
     )
 
 

@@ -34,7 +34,7 @@ from zpptool.checkpoint.file_copy import (
 )
 from zpptool.checkpoint.header import TensorInfo
 from zpptool.checkpoint.mode import Mode
-from zpptool.checkpoint.shards import ShardPlan
+from zpptool.checkpoint.shards import Run, ShardPlan
 from zpptool.regular_file import open_regular
 
 CHUNK_BYTES = 256 * 1024
@@ -43,6 +43,10 @@ WORKERS = max(2, min(4, os.cpu_count() or 1))
 
 Reader = Callable[[Path, int, int], Iterable[memoryview]]
 """Reads bytes of a file (path, offset, count) chunk by chunk. A chunk is valid only until the next one is requested."""
+Fetcher = Callable[[Path, Sequence[Run], BinaryIO, Path, threading.Event, Advance], None]
+"""Fetches runs of a file that is beyond this machine into an open target file. It takes the path that the file has in
+the planned directory, the runs, the target, a journal of what has arrived, an event that cancels the work, and a
+function that takes the number of bytes that have arrived. It raises `Stopped` soon after the event is set."""
 Result = TypeVar("Result")
 
 
@@ -81,13 +85,13 @@ class CopyOptions:
         mode: whether blocks are shared with the source or copied.
         hashed: whether every tensor's bytes are hashed for the manifest.
         synced: whether the weight files are fsynced before the split completes.
-        read: reads the source if it is not local; None for a local source.
+        fetch: fetches tensors if the source is not local; None for a local source. What is fetched is always hashed.
     """
 
     mode: Mode = Mode.AUTO
     hashed: bool = True
     synced: bool = True
-    read: Reader | None = None
+    fetch: Fetcher | None = None
 
 
 def run_parallel(jobs: Sequence[Callable[[threading.Event], Result]]) -> list[Result]:
@@ -154,7 +158,7 @@ def hash_tensors(
 def write_shard(
     path: Path, shard: ShardPlan, options: CopyOptions, stop: threading.Event, advance: Advance
 ) -> WrittenFile:
-    """Write one weight file, and fsync it if `options.synced`.
+    """Write one weight file of a local source, and fsync it if `options.synced`.
 
     Args:
         path: the file to create.
@@ -170,18 +174,16 @@ def write_shard(
     """
     head = shard.head
     head_digest = digest_bytes(head)
-    if options.mode is Mode.HARDLINK and shard.whole and options.read is None:
+    if options.mode is Mode.HARDLINK and shard.whole:
         hardlink(shard.source, path)
         hashes = _hashed_or_counted(shard, options, stop, advance)
         return WrittenFile(shard.header.file_bytes, head_digest, hashes)
     with path.open("xb", buffering=0) as target:
         write_all(target, memoryview(head))
-        if options.read is None and _reflinked(shard, target.fileno(), options.mode, stop):
+        if _reflinked(shard, target.fileno(), options.mode, stop):
             hashes = _hashed_or_counted(shard, options, stop, advance)
-        elif options.hashed or options.read is not None:
-            hashes = write_hashed(
-                target, shard.tensors, stop, advance, options.read or read_local, synced=options.synced
-            )
+        elif options.hashed:
+            hashes = write_hashed(target, shard.tensors, stop, advance, synced=options.synced)
         else:
             hashes = {}
             with shard.source.open("rb") as source:

@@ -22,12 +22,14 @@ import typer
 from typer.core import TyperGroup
 
 import zpptool
+from zpptool.cli.cache import cache_app
 from zpptool.cli.changes import rebalance, rollout, stage_app
 from zpptool.cli.closed_streams import escape_unprintable, open_closed_streams
 from zpptool.cli.config import config_app
 from zpptool.cli.deploy import deploy
 from zpptool.cli.doctor import doctor
 from zpptool.cli.examples import epilog
+from zpptool.cli.fetch import fetch
 from zpptool.cli.join import join
 from zpptool.cli.keys import keys_app
 from zpptool.cli.plan import plan
@@ -39,6 +41,7 @@ from zpptool.cli.settings import Settings, engine_arguments, install, read_setti
 from zpptool.cli.split import split
 from zpptool.cli.status import status, top
 from zpptool.cli.test_pipeline import test_pipeline
+from zpptool.cli.typed_flags import command_words
 from zpptool.cli.validate import validate
 from zpptool.cli.validate_ranges import validate_ranges
 from zpptool.console import Console, begin_output, expect_json, print_error
@@ -133,10 +136,22 @@ def _global_options_first(arguments: list[str]) -> list[str]:
     return first + rest
 
 
+def _without_vllm_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The arguments without vLLM's flags, and those flags; for commands that pass flags to the engine."""
+    names = [place for place, word in enumerate(arguments) if word in TAKES_ENGINE_ARGUMENTS]
+    if not names:
+        return arguments, []
+    at = names[0] + 1
+    command = typer.main.get_command(app).commands[arguments[names[0]]]  # type: ignore[attr-defined]
+    sorted_words = command_words(arguments[at:], command)
+    return [*arguments[:at], *sorted_words.own], sorted_words.engine
+
+
 app.command("split", epilog=epilog("split"))(split)
 app.command("join", epilog=epilog("join"))(join)
 app.command("validate", epilog=epilog("validate"))(validate)
 app.command("validate-ranges", epilog=epilog("validate-ranges"))(validate_ranges)
+app.command("fetch", epilog=epilog("fetch"))(fetch)
 app.command("plan-ports", epilog=epilog("plan-ports"))(plan_ports)
 app.command("plan", epilog=epilog("plan"))(plan)
 app.command("deploy", epilog=epilog("deploy"))(deploy)
@@ -148,6 +163,7 @@ app.command("top", epilog=epilog("top"))(top)
 app.command("rollout", epilog=epilog("rollout"))(rollout)
 app.command("test-pipeline", epilog=epilog("test-pipeline"))(test_pipeline)
 app.command("rebalance", epilog=epilog("rebalance"))(rebalance)
+app.add_typer(cache_app, name="cache")
 app.add_typer(keys_app, name="keys")
 app.add_typer(stage_app, name="stage")
 app.add_typer(config_app, name="config")
@@ -166,7 +182,8 @@ def main() -> NoReturn:
         _handle_interrupts(signal.default_int_handler, _interrupt)
         escape_unprintable()
         open_closed_streams()
-        code = _run(_global_options_first(arguments), engine_arguments_given)
+        own, of_engine = _without_vllm_flags(_global_options_first(arguments))
+        code = _run(own, [*of_engine, *engine_arguments_given])
     except KeyboardInterrupt:
         code = ExitCode.INTERRUPTED
     except Exception as cause:

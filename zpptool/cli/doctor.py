@@ -17,6 +17,8 @@ from zpptool.cli.options import (
     JsonOption,
     KeysOption,
     NumStagesOption,
+    RevisionOption,
+    TokenOption,
     comma_separated,
 )
 from zpptool.config.endpoints import DEFAULT_API_PORT, DEFAULT_BASE_PORT
@@ -30,8 +32,11 @@ if TYPE_CHECKING:
 
 def doctor(
     target: Annotated[
-        str | None, typer.Argument(metavar="[MODEL|PLAN]", help="A checkpoint, a split, or a plan's file.")
+        str | None,
+        typer.Argument(metavar="[MODEL|PLAN]", help="A checkpoint (path or org/name), a split, or a plan."),
     ] = None,
+    revision: RevisionOption = None,
+    token: TokenOption = None,
     host: Annotated[
         str | None,
         typer.Option("--host", metavar="NAME", help="Which of the plan's hosts this is; detected if not given."),
@@ -63,6 +68,8 @@ def doctor(
         hosts=comma_separated(hosts),
         host=host,
         keys=keys,
+        revision=revision,
+        token=token,
     )
     findings = list(examine(examined))
     payload = {

@@ -15,6 +15,13 @@ EXAMPLES = {
         "zpptool validate-ranges --ranges 0-8 8-16 --total-layers 16",
         "zpptool validate-ranges --model MODEL --num-stages 4",
     ),
+    "fetch": (
+        "zpptool fetch org/name",
+        "zpptool fetch org/name --num-stages 4 --stage 1",
+        "zpptool fetch s3://bucket/model --ranges 0-7 7-19 19-30 --stage 2 --output-dir stages",
+    ),
+    "cache list": ("zpptool cache list", "zpptool cache list --json"),
+    "cache remove": ("zpptool cache remove org/name", "zpptool cache remove --all"),
     "plan-ports": (
         "zpptool plan-ports --num-stages 4 --check",
         "zpptool plan-ports --num-stages 2 --hosts 10.0.0.1,10.0.0.2",

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +13,7 @@ from zpptool.config.engine_kind import Engine
 from zpptool.console import Console
 from zpptool.errors import usage_error
 from zpptool.net.addresses import DEFAULT_HOST
+from zpptool.partition import reads_as_ranges
 from zpptool.wire.compression.adaptive import WireCodec
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 DEFAULT_URL = f"http://{DEFAULT_HOST}:{DEFAULT_API_PORT}"
 """Where `zpptool serve` listens by default."""
-_RANGES = re.compile(r"\[?\s*\d+\s*[-:]\s*\d+\s*\]?([,\s]+\[?\s*\d+\s*[-:]\s*\d+\s*\]?)*")
 
 # Output
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
@@ -32,7 +31,56 @@ NoLockOption = Annotated[
 
 # The model and its partition
 ModelOption = Annotated[
-    Path | None, typer.Option("--model", metavar="DIR", help="A Hugging Face checkpoint directory.")
+    str | None,
+    typer.Option(
+        "--model", metavar="MODEL", help="A checkpoint: a directory, org/name on the Hugging Face Hub, or a URL."
+    ),
+]
+RevisionOption = Annotated[
+    str | None,
+    typer.Option("--revision", metavar="REV", help="The branch, tag or commit of a model on the Hugging Face Hub."),
+]
+TYPED_TOKEN_WARNING = "every user of this machine can read --token in the list of processes (ps): set HF_TOKEN instead"
+
+
+def _typed_config(ctx: typer.Context, path: Path | None) -> Path | None:
+    """Refuse a configuration of vLLM that the file of settings names: it is read before that file is."""
+    source = ctx.get_parameter_source("vllm_config")
+    if source is not None and source.name == "DEFAULT_MAP":
+        raise usage_error(
+            "vllm-config cannot be named in the file of settings", "Type --vllm-config FILE, or set ZPP_VLLM_CONFIG."
+        )
+    return path
+
+
+VllmConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--vllm-config",
+        metavar="FILE",
+        help="The YAML file of vllm serve --config. What is typed takes precedence.",
+        callback=_typed_config,
+    ),
+]
+
+
+def _checked_token(ctx: typer.Context, token: str | None) -> str | None:
+    """Refuse an empty token, and warn of one that was typed."""
+    if token is not None and not token.strip():
+        raise usage_error("the token is empty", "Give it a value, or leave it out.")
+    if on_command_line(ctx, "token"):
+        Console().warn(TYPED_TOKEN_WARNING)
+    return token
+
+
+TokenOption = Annotated[
+    str | None,
+    typer.Option(
+        "--token",
+        metavar="TOKEN",
+        help="For gated and private models on the Hugging Face Hub. Other users see what is typed: HF_TOKEN.",
+        callback=_checked_token,
+    ),
 ]
 PipelineDirOption = Annotated[
     Path | None, typer.Option("--pipeline-dir", metavar="DIR", help="The stages that zpptool split wrote.")
@@ -235,8 +283,8 @@ def typed_ranges(option: list[str] | None, arguments: list[str] | None) -> list[
 
 
 def model_and_ranges(
-    ctx: typer.Context, model: Path | None, arguments: list[str] | None, ranges: list[str] | None
-) -> tuple[Path, list[str]]:
+    ctx: typer.Context, model: str | None, arguments: list[str] | None, ranges: list[str] | None
+) -> tuple[str, list[str]]:
     """The model and the ranges of a command line that may have both among its positional arguments.
 
     `--ranges 0-8 8-16` gives the option one range and leaves the others among the arguments; an argument that reads as
@@ -252,18 +300,18 @@ def model_and_ranges(
     Raises:
         ZppError: (USAGE) no model, or more than one.
     """
-    models = [argument for argument in arguments or () if not _reads_as_ranges(argument)]
-    more = [argument for argument in arguments or () if _reads_as_ranges(argument)]
+    models = [argument for argument in arguments or () if not reads_as_ranges(argument)]
+    more = [argument for argument in arguments or () if reads_as_ranges(argument)]
     if more and not on_command_line(ctx, "ranges"):
         ranges = None
     if model is not None and (not models or on_command_line(ctx, "model")):
-        models.insert(0, str(model))
+        models.insert(0, model)
     if len(models) != 1:
         raise usage_error(
             f"{len(models)} models are named: {', '.join(models)}" if models else "no model is named",
-            "Name one directory.",
+            "Name one: a directory, or org/name on the Hugging Face Hub.",
         )
-    return Path(models[0]), typed_ranges(ranges, more)
+    return models[0], typed_ranges(ranges, more)
 
 
 def runtime_options(ctx: typer.Context, **more: Any) -> RuntimeOptions:
@@ -293,7 +341,3 @@ def comma_separated(text: str | None) -> tuple[str, ...]:
 def path_text(path: Path | None) -> str:
     """The absolute path as text; empty for none."""
     return str(path.resolve()) if path is not None else ""
-
-
-def _reads_as_ranges(argument: str) -> bool:
-    return _RANGES.fullmatch(argument.strip()) is not None

@@ -18,6 +18,9 @@ from zpptool.cli.options import (
     ModelOption,
     NumStagesOption,
     RangesOption,
+    RevisionOption,
+    TokenOption,
+    VllmConfigOption,
     WireCodecOption,
     comma_separated,
     model_and_ranges,
@@ -33,8 +36,13 @@ from zpptool.wire.compression.adaptive import WireCodec
 
 def plan(
     ctx: typer.Context,
-    arguments: Annotated[list[str] | None, typer.Argument(metavar="MODEL", help="A full checkpoint.")] = None,
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="MODEL", help="A full checkpoint, or org/name.")
+    ] = None,
     model: ModelOption = None,
+    revision: RevisionOption = None,
+    token: TokenOption = None,
+    vllm_config: VllmConfigOption = None,
     num_stages: NumStagesOption = None,
     ranges: RangesOption = None,
     base_port: BasePortOption = DEFAULT_BASE_PORT,
@@ -55,20 +63,25 @@ def plan(
     What follows -- goes to the engine.
     """
     from zpptool.checkpoint.model_config import read_config
+    from zpptool.sources.names import ModelName
+    from zpptool.sources.opened import open_model
 
-    directory, range_words = model_and_ranges(ctx, model, arguments, ranges)
-    made = make_plan(
-        directory,
-        num_stages=num_stages,
-        ranges=range_words or None,
-        base_port=base_port,
-        api_port=api_port,
-        hosts=comma_separated(hosts),
-        engine=engine,
-        dtype=dtype,
-        engine_args=tuple(ctx.obj or ()),
-        wire_codec=wire_codec,
-    )
+    text, range_words = model_and_ranges(ctx, model, arguments, ranges)
+    with open_model(ModelName(text, revision, token)) as opened:
+        made = make_plan(
+            opened.directory,
+            source=opened.source,
+            num_stages=num_stages,
+            ranges=range_words or None,
+            base_port=base_port,
+            api_port=api_port,
+            hosts=comma_separated(hosts),
+            engine=engine,
+            dtype=dtype,
+            engine_args=tuple(ctx.obj or ()),
+            wire_codec=wire_codec,
+        )
+        config = read_config(opened.directory)
     if output is not None:
         if output.exists() and not force:
             raise invalid_error(f"{output} exists already", "Choose another name, or give --force.")
@@ -76,7 +89,6 @@ def plan(
             output.write_text(made.to_yaml())
         except OSError as cause:
             raise ZppError(f"{output} cannot be written: {cause.strerror}", "Choose another -o FILE.") from cause
-    config = read_config(directory)
     payload = _payload(made, config, output)
     Console(as_json=as_json).result(payload, lambda out: _show(out, made, payload, output))
 

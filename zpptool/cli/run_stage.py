@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,13 +22,16 @@ from zpptool.cli.options import (
     PlanOption,
     RangesOption,
     RecoveryDeadlineOption,
+    RevisionOption,
     ShutdownTimeoutOption,
     StageApiPortOption,
     StandbyOption,
     StartTimeoutOption,
     StepTimeoutOption,
     TensorParallelOption,
+    TokenOption,
     TraceOption,
+    VllmConfigOption,
     WireCodecOption,
     comma_separated,
     model_and_ranges,
@@ -58,9 +60,14 @@ def run_stage(
     ctx: typer.Context,
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(metavar="MODEL", help="A stage directory, a directory of stages, or a full checkpoint."),
+        typer.Argument(
+            metavar="MODEL", help="A stage directory, a directory of stages, or a full checkpoint (its path, org/name)."
+        ),
     ] = None,
     model: ModelOption = None,
+    revision: RevisionOption = None,
+    token: TokenOption = None,
+    vllm_config: VllmConfigOption = None,
     plan_file: PlanOption = None,
     stage: Annotated[
         int | None, typer.Option("--stage-idx", "--pipeline-stage-idx", metavar="K", help="This stage's index, from 0.")
@@ -170,9 +177,11 @@ def run_stage(
 
     On one host with default ports: run-stage stages/stage_0, run-stage stages/stage_1, ... and nothing else.
     """
+    from zpptool.config.engine_flags import check_engine_args
     from zpptool.config.gpu_plan import environment_of_one
     from zpptool.config.gpu_pool import parse_gpu_ids
     from zpptool.config.stage_links import LinkAddresses
+    from zpptool.config.stage_model import with_model
     from zpptool.config.stage_options import StageOptions, resolve_stage
     from zpptool.engines.registry import check_engine
     from zpptool.ring.timeline import check_trace_file
@@ -185,13 +194,13 @@ def run_stage(
         console.warn("--next-stage-addr is deprecated: it names the stage before; use --prev-stage-service-addr")
         if previous is not None:
             raise usage_error("the address of the stage before is given more than once")
-    directory: Path | None
+    text: str | None
     all_ranges: list[str]
     if plan_file is not None:
         _refuse_beside_plan(ctx)
-        directory, all_ranges = model or (Path(arguments[0]) if arguments else None), []
+        text, all_ranges = model or (arguments[0] if arguments else None), []
     else:
-        directory, all_ranges = model_and_ranges(ctx, model, arguments, ranges)
+        text, all_ranges = model_and_ranges(ctx, model, arguments, ranges)
     runtime = runtime_options(
         ctx,
         trace=path_text(trace),
@@ -210,7 +219,7 @@ def run_stage(
         hosts=comma_separated(hosts),
     )
     options = StageOptions(
-        model=directory,
+        model=None,
         plan_file=plan_file,
         stage=stage,
         num_stages=num_stages,
@@ -228,9 +237,11 @@ def run_stage(
         standby=standby,
         runtime=runtime,
     )
+    if plan_file is None:
+        check_engine_args(engine, options.engine_args)
     if trace is not None:
         check_trace_file(trace)
-    spec = resolve_stage(options)
+    spec = resolve_stage(with_model(options, text, revision, token, console))
     if not insecure:
         _warn_of_open_api(spec, console)
     check_engine(spec.engine)

@@ -38,14 +38,17 @@ from zpptool.cli.options import (
     QuietOption,
     RangesOption,
     RecoveryDeadlineOption,
+    RevisionOption,
     ShutdownTimeoutOption,
     StandbyOption,
     StartTimeoutOption,
     StepTimeoutOption,
-    model_and_ranges,
+    TokenOption,
+    VllmConfigOption,
     on_command_line,
     runtime_options,
 )
+from zpptool.cli.serve_model import find_served_model
 from zpptool.config.endpoints import DEFAULT_API_PORT
 from zpptool.config.engine_kind import Engine
 from zpptool.console import Console
@@ -62,13 +65,17 @@ GIVEN_BY_PLAN = ("num_stages", "ranges", "base_port", "api_port", "engine", "dty
 def serve(
     ctx: typer.Context,
     arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="MODEL", help="A full checkpoint, or stages that split wrote.")
+        list[str] | None,
+        typer.Argument(metavar="MODEL", help="A full checkpoint: its path, or org/name; or stages that split wrote."),
     ] = None,
     pipeline_dir: PipelineDirOption = None,
     plan_file: Annotated[
         Path | None, typer.Option("--plan", metavar="FILE", help="A plan of which every stage is on this machine.")
     ] = None,
     model: ModelOption = None,
+    revision: RevisionOption = None,
+    token: TokenOption = None,
+    vllm_config: VllmConfigOption = None,
     num_stages: NumStagesOption = None,
     ranges: RangesOption = None,
     engine: EngineOption = Engine.VLLM,
@@ -179,18 +186,19 @@ def serve(
         raise usage_error("no model is named", "Name a model, --pipeline-dir, --plan, or an --upstream.")
     launch_plans: tuple[PipelineLaunchPlan, ...] = ()
     if named:
-        whole, stages, all_ranges = _sources(ctx, pipeline_dir, plan_file, model, arguments, ranges)
         if plan_file is not None and any(on_command_line(ctx, name) for name in GIVEN_BY_PLAN):
             raise usage_error(
                 "the plan gives these already: stages, ranges, ports, engine, dtype", "Or change the plan."
             )
+        found = find_served_model(ctx, pipeline_dir, plan_file, (model, revision, token), arguments, ranges, console)
         launch_plans = plan_serving(
             ServeOptions(
-                model=whole,
-                pipeline_dir=stages,
+                model=found.whole,
+                source=found.source,
+                pipeline_dir=found.stages,
                 plan_file=plan_file,
                 num_stages=num_stages,
-                ranges=tuple(all_ranges),
+                ranges=tuple(found.ranges),
                 engine=engine,
                 dtype=dtype,
                 gpu_ids=parse_gpu_ids(gpu_ids),
@@ -198,7 +206,7 @@ def serve(
                 base_port=base_port,
                 api_port=api_port,
                 replicas=replicas,
-                served_name=served_name,
+                served_name=served_name or found.served,
                 engine_args=tuple(ctx.obj or ()),
                 runtime=runtime,
             )
@@ -222,30 +230,6 @@ def serve(
         spares=standby,
     )
     run(serving, console)
-
-
-def _sources(
-    ctx: typer.Context,
-    pipeline_dir: Path | None,
-    plan_file: Path | None,
-    model: Path | None,
-    arguments: list[str] | None,
-    ranges: list[str] | None,
-) -> tuple[Path | None, Path | None, list[str]]:
-    """The full checkpoint or the directory of stages, and the ranges; a plan may name the model itself."""
-    if pipeline_dir is None and plan_file is None:
-        whole, all_ranges = model_and_ranges(ctx, model, arguments, ranges)
-    elif ranges and pipeline_dir is not None:
-        raise usage_error("--pipeline-dir has its ranges; leave --ranges out", "Split again for other ranges.")
-    elif pipeline_dir is not None and (model or arguments):
-        raise usage_error("a model and --pipeline-dir are named", "Name one of them.")
-    elif model or arguments:
-        whole, all_ranges = model_and_ranges(ctx, model, arguments, ranges)
-    else:
-        return None, pipeline_dir, list(ranges or ())
-    if pipeline_dir is None and any(whole.glob("stage_*/zpp-stage.json")):
-        return None, whole, all_ranges
-    return whole, pipeline_dir, all_ranges
 
 
 def _api_keys(ctx: typer.Context, given: list[str] | None, file: Path | None, console: Console) -> tuple[ApiKey, ...]:

@@ -18,6 +18,8 @@ from zpptool.cli.options import (
     NumStagesOption,
     QuietOption,
     RangesOption,
+    RevisionOption,
+    TokenOption,
     model_and_ranges,
 )
 from zpptool.console import Console, human_bytes
@@ -33,11 +35,13 @@ def split(
         list[str] | None,
         typer.Argument(
             metavar="MODEL",
-            help="The checkpoint directory, or a model on the Hugging Face Hub: org/name, hf://org/name@revision "
-            "(and more layer ranges, as after --ranges).",
+            help="The checkpoint directory, a model on the Hugging Face Hub (org/name, hf://org/name@revision), or the "
+            "URL of a directory (and more layer ranges, as after --ranges).",
         ),
     ] = None,
     model: ModelOption = None,
+    revision: RevisionOption = None,
+    token: TokenOption = None,
     num_stages: NumStagesOption = None,
     ranges: RangesOption = None,
     output_dir: Annotated[
@@ -106,21 +110,22 @@ def split(
     tokenizer. Nothing is written unless all of it can be; the source is never written to.
     """
     from zpptool.checkpoint.explain import explain as explain_plan
-    from zpptool.checkpoint.hub import open_source
     from zpptool.checkpoint.output_directory import unfinished
     from zpptool.checkpoint.placement import parse_placements
     from zpptool.checkpoint.split import target_of, write_split
     from zpptool.checkpoint.splitplan import plan_split
     from zpptool.checkpoint.streaming import CopyOptions
     from zpptool.errors import usage_error
+    from zpptool.sources.names import ModelName
+    from zpptool.sources.opened import open_model
 
     source, texts = model_and_ranges(ctx, model, arguments, ranges)
     dry_run = dry_run or (explain and output_dir is None)
     if output_dir is None and not dry_run:
         raise usage_error("no directory for the stages is named", "give --output-dir OUT, or --dry-run to see the plan")
     console = Console(as_json=as_json, quiet=quiet)
-    with open_source(str(source)) as opened:
-        if aux and opened.read is not None:
+    with open_model(ModelName(source, revision, token)) as opened:
+        if aux and opened.fetch is not None:
             raise usage_error("--aux needs the checkpoint on this machine", "download it, and name its directory")
         plan = plan_split(
             opened.directory,
@@ -141,7 +146,7 @@ def split(
         if output_dir is not None:
             paths = {stage.stage: output_dir / stage.directory_name for stage in plan.stages}
         if output_dir is not None and not dry_run:
-            copying = CopyOptions(mode, hashed=not no_hash, synced=not no_sync, read=opened.read)
+            copying = CopyOptions(mode, hashed=not no_hash, synced=not no_sync, fetch=opened.fetch)
             try:
                 with console.progress(f"splitting into {output_dir}", plan.nbytes) as advance:
                     kept = write_split(

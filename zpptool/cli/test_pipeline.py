@@ -22,10 +22,13 @@ from zpptool.cli.options import (
     PipelineDirOption,
     QuietOption,
     RangesOption,
+    RevisionOption,
     StartTimeoutOption,
     StepTimeoutOption,
     TensorParallelOption,
+    TokenOption,
     TraceOption,
+    VllmConfigOption,
     WireCodecOption,
     model_and_ranges,
     path_text,
@@ -43,10 +46,14 @@ DEFAULT_PROMPTS = ("The capital of France is", "def fibonacci(n):", "Once upon a
 def test_pipeline(
     ctx: typer.Context,
     arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="MODEL", help="A full checkpoint to load from dynamically.")
+        list[str] | None,
+        typer.Argument(metavar="MODEL", help="A full checkpoint (path or org/name) to load from."),
     ] = None,
     pipeline_dir: PipelineDirOption = None,
     model: ModelOption = None,
+    revision: RevisionOption = None,
+    token: TokenOption = None,
+    vllm_config: VllmConfigOption = None,
     num_stages: NumStagesOption = None,
     ranges: RangesOption = None,
     engine: EngineOption = Engine.TRANSFORMERS,
@@ -73,7 +80,9 @@ def test_pipeline(
             help="Let both sides batch prompts as they like. Batches differ, and in bf16 so may tokens: use float32.",
         ),
     ] = False,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Tokens an answer.")] = 32,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", "--max-tokens", metavar="N", min=1, help="Tokens an answer.")
+    ] = 32,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     gpu_ids: GpuIdsOption = None,
@@ -99,19 +108,24 @@ def test_pipeline(
     Exit code 0: identical. 4: not; the table shows the first token that differs. 6: a stage died or timed out.
     What follows -- goes to the engine, on both sides.
     """
+    from zpptool.config.engine_flags import check_engine_args
     from zpptool.config.local_pipeline import tensor_parallel_sizes
     from zpptool.engines.registry import check_engine
     from zpptool.parity.compare import Verdict
     from zpptool.parity.reported_trial import ReportFiles, run_reported_trial
     from zpptool.parity.trial_plan import TrialOptions
+    from zpptool.sources.located import whole_model
+    from zpptool.sources.names import ModelName
 
     console = Console(as_json=as_json, quiet=quiet or as_json)
     if console.quiet:
         hide_information()
+    check_engine_args(engine, ctx.obj or ())
     check_engine(engine)
     from zpptool.config.gpu_pool import parse_gpu_ids
 
-    whole, all_ranges = _model_and_ranges(ctx, pipeline_dir, model, arguments, ranges)
+    text, all_ranges = _model_and_ranges(ctx, pipeline_dir, model, arguments, ranges)
+    whole = whole_model(ModelName(text, revision, token), console).directory if text is not None else None
     options = TrialOptions(
         engine=engine,
         model=whole,
@@ -141,10 +155,10 @@ def test_pipeline(
 def _model_and_ranges(
     ctx: typer.Context,
     pipeline_dir: Path | None,
-    model: Path | None,
+    model: str | None,
     arguments: list[str] | None,
     ranges: list[str] | None,
-) -> tuple[Path | None, list[str]]:
+) -> tuple[str | None, list[str]]:
     """The unsplit model, which may be left out beside --pipeline-dir, and the ranges, which then come from there."""
     if pipeline_dir is None:
         return model_and_ranges(ctx, model, arguments, ranges)

@@ -13,6 +13,8 @@ from zpptool.cli.options import (
     NumStagesOption,
     QuietOption,
     RangesOption,
+    RevisionOption,
+    TokenOption,
     TotalLayersOption,
     on_command_line,
 )
@@ -22,6 +24,7 @@ from zpptool.errors import ExitCode, usage_error
 
 if TYPE_CHECKING:
     from zpptool.checkpoint.verify import Target, Verdict
+    from zpptool.sources.names import ModelName
 
 
 def validate(
@@ -31,8 +34,10 @@ def validate(
         typer.Argument(metavar="TARGET", help="A split, one stage directory of it, or a plan."),
     ] = None,
     model: Annotated[
-        Path | None, typer.Option("--model", metavar="DIR", help="The source checkpoint, to compare every byte with.")
+        str | None, typer.Option("--model", metavar="MODEL", help="The source checkpoint, to compare every byte with.")
     ] = None,
+    revision: RevisionOption = None,
+    token: TokenOption = None,
     ranges: RangesOption = None,
     total_layers: TotalLayersOption = None,
     num_stages: NumStagesOption = None,
@@ -48,29 +53,32 @@ def validate(
     """
     range_options = {"ranges": ranges, "total_layers": total_layers, "num_stages": num_stages}
     if any(value and on_command_line(ctx, name) for name, value in range_options.items()):
-        validate_ranges(arguments, ranges, total_layers, model, num_stages, as_json)
+        validate_ranges(arguments, ranges, total_layers, model, revision, token, num_stages, as_json)
         return
     if not arguments or len(arguments) != 1:
         raise usage_error(
             "name one split directory" if arguments else "nothing to validate is named",
             "zpptool validate OUT --model MODEL, or zpptool validate --ranges 0-8 8-16 --total-layers 16",
         )
-    console = Console(as_json=as_json, quiet=quiet)
-    if Path(arguments[0]).is_file():
-        _validate_plan(Path(arguments[0]), model, console)
-        return
     from zpptool.checkpoint.model_config import read_config
     from zpptool.checkpoint.processor import missing_processor
     from zpptool.checkpoint.verify import find_target, verify_split
+    from zpptool.sources.located import whole_model
+    from zpptool.sources.names import ModelName
 
-    target = find_target(Path(arguments[0]), model)
+    console = Console(as_json=as_json, quiet=quiet)
+    named = ModelName(model, revision, token) if model is not None else None
+    if Path(arguments[0]).is_file():
+        _validate_plan(Path(arguments[0]), named, console)
+        return
+    target = find_target(Path(arguments[0]), whole_model(named, console).directory if named else None)
     if not target.whole:
         console.note(f"note: {target.directory} is one stage; only that one is checked, not the whole split")
     with console.progress(f"reading {target.directory}", target.nbytes) as advance:
         verdict = verify_split(target, advance)
     if verdict.unhashed and target.model is None:
-        named = ", ".join(map(str, verdict.unhashed))
-        console.warn(f"the split was made with --no-hash: no byte of stage {named} is checked; give --model")
+        stages = ", ".join(map(str, verdict.unhashed))
+        console.warn(f"the split was made with --no-hash: no byte of stage {stages} is checked; give --model")
     for stage in target.stages.values() if verdict.valid else ():
         lacking = missing_processor(stage, read_config(stage))
         if lacking is not None:
@@ -124,20 +132,29 @@ def _show(out: Console, target: Target, verdict: Verdict) -> None:
     out.line(f"valid: {what}{against}{parts}" if verdict.valid else f"invalid: {len(verdict.faults)} fault(s)")
 
 
-def _validate_plan(path: Path, model: Path | None, console: Console) -> None:
+def _validate_plan(path: Path, model: ModelName | None, console: Console) -> None:
     """Print every reason why the plan cannot work; exit with `INVALID` if there is one."""
     from zpptool.config.plan import load_plan_file, plan_faults
+    from zpptool.sources.located import cached_model
+    from zpptool.sources.names import ModelName
+    from zpptool.sources.opened import open_model
 
     plan = load_plan_file(path)
-    directory = model or (Path(plan.model) if Path(plan.model).is_dir() else None)
-    if directory is None:
-        console.note(f"note: {plan.model} is not on this machine; give --model DIR to check the model too")
-    faults = plan_faults(plan, directory)
+    if model is not None:
+        with open_model(model) as opened:
+            faults = plan_faults(plan, opened.directory)
+        checked = True
+    else:
+        held = cached_model(ModelName(plan.model))
+        checked = held is not None and held.directory.is_dir()
+        if not checked:
+            console.note(f"note: {plan.model} is not on this machine; give --model MODEL to check the model too")
+        faults = plan_faults(plan, held.directory if held is not None and checked else None)
     payload = {
         "valid": not faults,
         "digest": plan.digest,
         "num_stages": len(plan.stages),
-        "model_checked": directory is not None,
+        "model_checked": checked,
         "faults": [{"message": fault} for fault in faults],
     }
     console.result(payload, lambda out: _show_plan_faults(out, len(plan.stages), faults))

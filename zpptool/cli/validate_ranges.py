@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,12 +13,15 @@ from zpptool.cli.options import (
     ModelOption,
     NumStagesOption,
     RangesOption,
+    RevisionOption,
+    TokenOption,
     TotalLayersOption,
     typed_ranges,
 )
 from zpptool.console import Console
 from zpptool.errors import ExitCode, usage_error
 from zpptool.partition import FaultCode, LayerRange, RangeFault, check_ranges, even_partition
+from zpptool.sources.names import ModelName
 
 
 def validate_ranges(
@@ -29,6 +31,8 @@ def validate_ranges(
     ranges: RangesOption = None,
     total_layers: TotalLayersOption = None,
     model: ModelOption = None,
+    revision: RevisionOption = None,
+    token: TokenOption = None,
     num_stages: NumStagesOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -42,7 +46,7 @@ def validate_ranges(
         raise usage_error(
             "no layer ranges are given", "give --ranges 0-8 8-16 ..., or --num-stages N for the default ranges"
         )
-    total = _total_layers(total_layers, model)
+    total = _total_layers(total_layers, ModelName(model, revision, token) if model is not None else None)
     if texts:
         read, faults = check_ranges(texts, total, num_stages)
     else:
@@ -60,17 +64,19 @@ def validate_ranges(
         raise typer.Exit(ExitCode.INVALID)
 
 
-def _total_layers(given: int | None, model: Path | None) -> int:
+def _total_layers(given: int | None, model: ModelName | None) -> int:
     from zpptool.checkpoint.stage_tensors import count_layers
+    from zpptool.sources.opened import open_model
 
     if model is None:
         if given is None:
-            raise usage_error("the number of layers is not known", "give --total-layers N or --model DIR")
+            raise usage_error("the number of layers is not known", "give --total-layers N or --model MODEL")
         return given
-    found = count_layers(model)
+    with open_model(model) as opened:
+        found = count_layers(opened.directory)
     if given not in (None, found):
         raise usage_error(
-            f"--total-layers is {given}, but {model / 'config.json'} has {found} layers", "give one of the two"
+            f"--total-layers is {given}, but the config.json of {model.text} has {found} layers", "give one of the two"
         )
     return found
 

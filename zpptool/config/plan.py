@@ -18,6 +18,7 @@ from zpptool.checkpoint.stage_tensors import count_layers, index_digest, model_d
 from zpptool.checkpoint.structure import assign, infer_structure
 from zpptool.config.endpoints import StageEndpoints, is_host, is_link, open_ports, plan_endpoints
 from zpptool.config.engine_arguments import refuse_decided
+from zpptool.config.engine_flags import check_engine_args
 from zpptool.config.engine_kind import Engine
 from zpptool.document import Count, read_yaml
 from zpptool.errors import ZppError, invalid_error
@@ -71,7 +72,8 @@ class PipelinePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     Attributes:
         schema_version: of the file.
-        model: the checkpoint's directory; a stage may be given its own directory instead when it is started.
+        model: the checkpoint's directory, or `hf://org/name@commit`; a stage may be given its own directory instead
+            when it is started.
         model_digest: the model's identity, the same for the checkpoint and for every stage directory split from it.
         num_layers: how many decoder layers it has.
         engine: what computes.
@@ -126,6 +128,7 @@ class PipelinePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 def make_plan(
     model: Path,
     *,
+    source: str = "",
     num_stages: int | None = None,
     ranges: Sequence[str] | None = None,
     base_port: int,
@@ -139,7 +142,8 @@ def make_plan(
     """Plan a pipeline from config.json and the headers of the weights.
 
     Args:
-        model: the full checkpoint.
+        model: the full checkpoint, or its headers.
+        source: what the plan names the model, where that is not a path: `hf://org/name@commit`.
         num_stages: how many stages, for an even partition.
         ranges: every stage's layer range.
         base_port, hosts: as `plan_endpoints`.
@@ -149,9 +153,10 @@ def make_plan(
     Raises:
         ZppError: (INVALID) the checkpoint cannot be divided like that; (ADDRESS) ports or hosts are not valid; (USAGE)
             hosts do not fit the stages, neither stages nor ranges are given, or an engine argument is zpptool's to
-            decide.
+            decide, not known, or not supported.
     """
     refuse_decided(engine_args)
+    check_engine_args(engine, engine_args)
     index = read_index(model)
     structure = infer_structure(index)
     partition = resolve_partition(structure.num_layers, num_stages, ranges)
@@ -160,7 +165,7 @@ def make_plan(
     open_ports(links, api_port)
     return PipelinePlan(
         schema_version=PLAN_VERSION,
-        model=str(model.resolve()),
+        model=source or str(model.resolve()),
         model_digest=index_digest(index),
         num_layers=structure.num_layers,
         engine=engine,
@@ -211,6 +216,10 @@ def plan_faults(plan: PipelinePlan, model: Path | None = None) -> list[str]:
     words = _word_faults(plan)
     if words:
         return words
+    try:
+        check_engine_args(plan.engine, plan.engine_args)
+    except ZppError as fault:
+        return [fault.message]
     _ranges, range_faults = check_ranges([place.layers for place in plan.stages], plan.num_layers)
     return [
         *(fault.message for fault in range_faults),

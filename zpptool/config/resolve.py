@@ -65,24 +65,47 @@ def resolve_place(
         place = _place_of_directory(directory)
         _refuse_contradictions(place, stage, num_stages, layer_range, ranges)
         return place
+    own = which_stage(stage, str(directory))
+    partition = stage_partition(
+        count_layers(directory), own, num_stages=num_stages, layer_range=layer_range, ranges=ranges
+    )
+    return StagePlace(directory, own, partition)
+
+
+def which_stage(stage: int | None, model: str) -> int:
+    """The index of a stage of a full checkpoint; raises ZppError (USAGE) if it is not given."""
     if stage is None:
-        raise usage_error(f"{directory} is a full checkpoint: which stage is this to be?", "Give --stage-idx.")
+        raise usage_error(f"{model} is a full checkpoint: which stage is this to be?", "Give --stage-idx.")
+    return stage
+
+
+def stage_partition(
+    num_layers: int, stage: int, *, num_stages: int | None, layer_range: str | None, ranges: Sequence[str]
+) -> Partition:
+    """Every stage's layer range, for a stage of a full checkpoint.
+
+    Args:
+        num_layers: how many decoder layers the model has.
+        stage, num_stages, layer_range, ranges: as for `resolve_place`.
+
+    Raises:
+        ZppError: as `resolve_place`.
+    """
     if num_stages is None:
         num_stages = len(ranges)
     if num_stages < 1:
         raise usage_error("how many stages does the pipeline have?", "Give --total-stages.")
     if not 0 <= stage < num_stages:
         raise usage_error(f"there is no stage {stage} of {num_stages}: the first is stage 0, the last {num_stages - 1}")
-    num_layers = count_layers(directory)
     if layer_range is not None and not ranges:
-        return StagePlace(directory, stage, partition_around(parse_range(layer_range), stage, num_stages, num_layers))
+        return partition_around(parse_range(layer_range), stage, num_stages, num_layers)
     partition = resolve_partition(num_layers, num_stages, list(ranges) or None)
     if layer_range is not None and parse_range(layer_range) != partition[stage]:
         raise invalid_error(
             f"the layer range is given as {parse_range(layer_range)}, but of the ranges {_as_text(partition)} stage"
             f" {stage} owns {partition[stage]}"
         )
-    return StagePlace(directory, stage, partition)
+    return partition
 
 
 def spec_of_plan(

@@ -19,6 +19,7 @@ from zpptool.config.stage_links import LinkAddresses, head_endpoint, refuse_api_
 from zpptool.config.stage_spec import StageSpec
 from zpptool.errors import usage_error
 from zpptool.net.addresses import DEFAULT_HOST
+from zpptool.sources.located import local_path
 from zpptool.wire.security.key_files import key_path
 
 
@@ -28,6 +29,8 @@ class StageOptions:
 
     Attributes:
         model: a stage directory, a directory of stages, or a full checkpoint; None for the plan's own.
+        source: names the model and its state beyond this machine; empty for a path.
+        served_name: what requests call the model; empty for the directory.
         plan_file: a plan, which then gives partition, links, engine, dtype, engine arguments and API address.
         stage: the stage's index.
         num_stages: how many stages there are.
@@ -47,6 +50,8 @@ class StageOptions:
     """
 
     model: Path | None
+    source: str = ""
+    served_name: str = ""
     plan_file: Path | None = None
     stage: int | None = None
     num_stages: int | None = None
@@ -82,7 +87,13 @@ def resolve_stage(options: StageOptions) -> StageSpec:
         raise usage_error("--head-addr is for a headless stage 0", "Give --headless too, on stage 0.")
     if options.headless and spec.engine is not Engine.VLLM:
         raise usage_error("--headless is for vLLM: only zpptool.LLM is a head of its own", "Use --engine vllm.")
-    spec = msgspec.structs.replace(spec, tensor_parallel_size=sizes[0])
+    origin = local_path(spec.directory)  # a stage directory remembers where its model came from
+    spec = msgspec.structs.replace(
+        spec,
+        tensor_parallel_size=sizes[0],
+        source=options.source or origin.source,
+        served_name=options.served_name or origin.served,
+    )
     if spec.keys:
         spec = spec.with_runtime(keys=str(key_path(Path(spec.keys), spec.stage).resolve()))
     if options.headless:

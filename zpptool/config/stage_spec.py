@@ -35,6 +35,7 @@ class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         tensor_parallel_size: how many devices compute this stage together, each in a process of its own.
         served_name: what requests call the model; empty for the directory that the head reads.
         headless: stage 0 only: its head is a script that connects at `local`, not a process started with it.
+        source: names the model and its state beyond this machine, `hf://org/name@commit`; empty for a path.
         runtime: device, time limits, recovery, tracing, and the links' safety.
     """
 
@@ -53,6 +54,7 @@ class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tensor_parallel_size: int = 1
     served_name: str = ""
     headless: bool = False
+    source: str = ""
     runtime: RuntimeOptions = RuntimeOptions()
 
     @property

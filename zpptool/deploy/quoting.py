@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from pathlib import PurePosixPath
 
-from zpptool.checkpoint.hub import hub_id
 from zpptool.errors import usage_error
 from zpptool.file_names import holds_control
+from zpptool.sources.names import hub_id
 
 LONGEST_IMAGE = 512
 LONGEST_SOURCE = 4096

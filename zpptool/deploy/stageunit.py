@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from zpptool.config.plan import PlannedStage
 from zpptool.deploy.deployment import Deployment, Device
 from zpptool.errors import invalid_error
+from zpptool.sources.volume import volume_directory
 
 MODELS = "/models"
 """Mount point of the volume that holds the stage directory."""
@@ -50,7 +51,7 @@ class StageUnit:
         api_port: port of the OpenAI API for stage 0; None for other stages.
         receiver: number of the stage that connects to it.
         run: the command that runs the stage (`zpptool run-stage ...`).
-        fetch: the command that writes its directory (`zpptool split ...`).
+        fetch: the command that writes its directory (`zpptool fetch ...`), or finds it there.
         memory_bytes: host memory.
         disk_bytes: size of its volume.
     """
@@ -76,7 +77,7 @@ def stage_units(deployment: Deployment, source: str) -> tuple[StageUnit, ...]:
 
     Args:
         deployment: the deployment.
-        source: what `zpptool split` reads: a model on the Hub, or a directory inside the container.
+        source: what `zpptool fetch` reads: a model on the Hub, or a directory inside the container.
 
     Raises:
         ZppError: (INVALID) a link of the plan does not use tcp; containers share no socket files.
@@ -116,6 +117,7 @@ def _unit(deployment: Deployment, place: PlannedStage, source: str) -> StageUnit
     first = place.stage == 0
     api = ("--host", "0.0.0.0", "--port", str(plan.api_port)) if first else ()
     previous = f"{stage_name(deployment.name, before.stage)}:{port_before}"
+    home = stage_home(deployment, place.stage, MODELS)
     return StageUnit(
         place=place,
         name=stage_name(deployment.name, place.stage),
@@ -123,18 +125,43 @@ def _unit(deployment: Deployment, place: PlannedStage, source: str) -> StageUnit
         api_port=plan.api_port if first else None,
         receiver=0 if place.stage == last else place.stage + 1,
         run=(
-            "zpptool", "run-stage", f"{MODELS}/stage_{place.stage}", "--engine", str(plan.engine),
+            "zpptool", "run-stage", f"{home}/stage_{place.stage}", "--engine", str(plan.engine),
             "--device", str(deployment.device), "--dtype", plan.dtype, "--start-timeout", str(START_S),
             "--shutdown-timeout", str(shutdown_timeout_s(place.stage)), "--bind-host", "0.0.0.0", "--local-bind-port",
             str(port), "--prev-stage-addr" if first else "--prev-stage-service-addr", previous, *api,
             *(("--", *plan.engine_args) if plan.engine_args else ()),
         ),
-        fetch=(
-            "zpptool", "split", source, "--ranges", *(other.layers for other in plan.stages),
-            "--stage", str(place.stage), "--output-dir", MODELS,
-        ),
+        fetch=("zpptool", *fetch_words(deployment, place.stage, source, MODELS)),
         memory_bytes=_memory(deployment, place),
         disk_bytes=_whole_gib(place.weight_bytes + place.weight_bytes // 5 + GIB),
+    )  # fmt: skip
+
+
+def stage_home(deployment: Deployment, stage: int, volume: str) -> str:
+    """Return the directory in a volume that holds the directory of a stage.
+
+    Its name is a digest of the source, the model and all layer ranges: after a change of one of them the stage is
+    written beside the old one, and never found in its place.
+    """
+    plan = deployment.plan
+    return f"{volume}/{volume_directory(deployment.source, plan.model_digest, plan.partition, stage)}"
+
+
+def fetch_words(deployment: Deployment, stage: int, source: str, volume: str) -> tuple[str, ...]:
+    """Return the `zpptool fetch` command that puts a stage into a volume of its own, without the program's name.
+
+    A stage that is whole in the volume is kept, and the source is not asked, so a stage starts while that is down.
+
+    Args:
+        deployment: the deployment.
+        stage: number of the stage.
+        source: what the command reads there.
+        volume: the volume's path there.
+    """
+    plan = deployment.plan
+    return (
+        "fetch", source, "--ranges", *(other.layers for other in plan.stages), "--stage", str(stage),
+        "--model-digest", plan.model_digest, "--replace", "--output-dir", stage_home(deployment, stage, volume),
     )  # fmt: skip
 
 

@@ -13,7 +13,15 @@ from pathlib import PurePosixPath
 from zpptool.config.plan import PlannedStage
 from zpptool.deploy.deployment import Deployment, Device
 from zpptool.deploy.quoting import check_program
-from zpptool.deploy.stageunit import START_S, key_file, link_environment, shutdown_timeout_s, stop_limit_s
+from zpptool.deploy.stageunit import (
+    START_S,
+    fetch_words,
+    key_file,
+    link_environment,
+    shutdown_timeout_s,
+    stage_home,
+    stop_limit_s,
+)
 from zpptool.errors import ExitCode, invalid_error, usage_error
 from zpptool.file_names import holds_control
 
@@ -59,7 +67,8 @@ def _target(deployment: Deployment, places: Sequence[PlannedStage]) -> str:
 def _service(deployment: Deployment, place: PlannedStage) -> str:
     settings = f"/etc/zpptool/{deployment.name}"
     state = f"zpptool/{deployment.name}-{place.stage}"
-    stage_directory = f"/var/lib/{state}/stage_{place.stage}"
+    volume = f"/var/lib/{state}"
+    stage_directory = f"{stage_home(deployment, place.stage, volume)}/stage_{place.stage}"
     run = [
         "run-stage",
         "--plan",
@@ -78,10 +87,9 @@ def _service(deployment: Deployment, place: PlannedStage) -> str:
     if not deployment.insecure:
         lines.append(("LoadCredential", f"stage.keys:{settings}/{key_file(place.stage)}"))
     if deployment.is_hub:
-        ranges = [stage.layers for stage in deployment.plan.stages]
-        split = ["split", deployment.source, "--ranges", *ranges, "--stage", str(place.stage)]
         lines.append(("EnvironmentFile", f"-{settings}/environment"))
-        lines.append(("ExecStartPre", _command(deployment, [*split, "--output-dir", f"/var/lib/{state}"])))
+        fetch = fetch_words(deployment, place.stage, deployment.source, volume)
+        lines.append(("ExecStartPre", _command(deployment, fetch)))
     model = stage_directory if deployment.is_hub else deployment.source
     lines += [
         ("ExecStart", _command(deployment, [*run, "--model", model])),

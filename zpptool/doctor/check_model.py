@@ -9,22 +9,33 @@ from pathlib import Path
 from zpptool.checkpoint.index import read_index
 from zpptool.checkpoint.manifest import is_stage_directory, load_manifest
 from zpptool.checkpoint.structure import infer_structure
-from zpptool.config.plan import plan_faults
+from zpptool.config.plan import PipelinePlan, plan_faults
+from zpptool.console import human_bytes
 from zpptool.doctor.finding import Finding, blocker, ok
 from zpptool.doctor.target import Target
 from zpptool.errors import ZppError
+from zpptool.sources.names import ModelName
+from zpptool.sources.opened import open_model
 
 CHECK = "model"
 
 
 def check_model(target: Target) -> Iterator[Finding]:
     """Check the plan, and the model if one is given."""
-    directory = target.directory
     if target.plan is not None:
         for fault in plan_faults(target.plan):
             yield blocker("plan", fault, "Make a new plan with zpptool plan.")
-    if directory is None:
+    if target.model is None:
         return
+    try:
+        remote = target.model.remote is not None
+    except ZppError as cause:
+        yield blocker(CHECK, cause.message, cause.hint or "")
+        return
+    if remote:
+        yield from _check_remote(target.model, target.plan)
+        return
+    directory = Path(target.model.text)
     if not directory.is_dir():
         yield blocker(CHECK, f"{directory} is not a directory on this machine", "Copy it here, or give its path.")
         return
@@ -35,6 +46,20 @@ def check_model(target: Target) -> Iterator[Finding]:
                 yield blocker(CHECK, fault, "Use the model that was planned for, or plan again.")
     except ZppError as fault:
         yield blocker(CHECK, fault.message, fault.hint or "zpptool validate lists all faults.")
+
+
+def _check_remote(model: ModelName, plan: PipelinePlan | None) -> Iterator[Finding]:
+    """Check a model on the Hub or at a URL: that it is cached here, or can be read from there."""
+    try:
+        with open_model(model) as opened:
+            index = read_index(opened.directory)
+            layers = infer_structure(index).num_layers
+            where = f"whole in {opened.directory}" if opened.is_local else f"{human_bytes(index.nbytes)} to be fetched"
+            yield ok(CHECK, f"{opened.name}: {layers} layers, {len(index.tensors)} tensors, {where}")
+            for fault in plan_faults(plan, opened.directory) if plan is not None else ():
+                yield blocker(CHECK, fault, "Use the model that was planned for, or plan again.")
+    except ZppError as cause:
+        yield blocker(CHECK, cause.message, cause.hint or "Check the name of the model.")
 
 
 def describe(directory: Path) -> str:

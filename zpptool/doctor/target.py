@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from zpptool.checkpoint.hub import hub_id
 from zpptool.config.endpoints import StageEndpoints, plan_endpoints
 from zpptool.config.engine_kind import Engine
 from zpptool.config.plan import PipelinePlan, PlannedStage, load_plan_file
 from zpptool.config.port_probe import probed_hosts
 from zpptool.errors import usage_error
+from zpptool.sources.names import ModelName
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Target:
 
     Attributes:
         engine: the engine that computes the stages.
-        model: a directory, or a model on the Hub; None if not given.
+        model: a path, or a model on the Hub or at a URL; None if not given.
         plan: the plan; None if not given.
         endpoints: the addresses of all stages; empty if no pipeline is given.
         here: the numbers of the stages of this machine.
@@ -30,7 +30,7 @@ class Target:
     """
 
     engine: Engine
-    model: str | None = None
+    model: ModelName | None = None
     plan: PipelinePlan | None = None
     endpoints: tuple[StageEndpoints, ...] = ()
     here: tuple[int, ...] = ()
@@ -44,8 +44,8 @@ class Target:
 
     @property
     def directory(self) -> Path | None:
-        """The model's path, if it is not on the Hub."""
-        return Path(self.model) if self.model and hub_id(self.model) is None else None
+        """The model's path; None for a model beyond this machine, or for none."""
+        return Path(self.model.text) if self.model and self.model.remote is None else None
 
 
 def make_target(
@@ -58,6 +58,8 @@ def make_target(
     hosts: Sequence[str] | None,
     host: str | None,
     keys: Path | None,
+    revision: str | None = None,
+    token: str | None = None,
 ) -> Target:
     """Build the target from the command's arguments.
 
@@ -70,6 +72,7 @@ def make_target(
         hosts: the hosts of the stages, if there is no plan.
         host: which of the pipeline's hosts this machine is; None to detect it from its addresses.
         keys: a key file, or a directory of key files.
+        revision, token: of a model on the Hub.
 
     Raises:
         ZppError: (USAGE) the host is not one of the pipeline's; (INVALID) the file is not a plan; (ADDRESS) as
@@ -90,9 +93,10 @@ def make_target(
         )
     local_hosts = [host] if host is not None else probed_hosts(endpoints)
     here = tuple(item.stage for item in endpoints if item.host in local_hosts)
+    text = plan.model if plan else model_or_plan
     return Target(
         engine=plan.engine if plan else engine,
-        model=plan.model if plan else model_or_plan,
+        model=ModelName(text, revision, token) if text else None,
         plan=plan,
         endpoints=endpoints,
         here=here,

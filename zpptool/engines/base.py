@@ -27,7 +27,7 @@ from zpptool.process import progress as phases
 from zpptool.process.child import end_before_long, end_on_sigterm, run_child
 from zpptool.process.respawn import leave_spec
 from zpptool.ring.membership import open_stage_node, stage_facts
-from zpptool.ring.messages import Call, StageFacts
+from zpptool.ring.messages import MODEL_SOURCE, Call, StageFacts
 from zpptool.ring.stage.endings import AskedToLeave, RingBroken, RingOver
 from zpptool.ring.stage.node import StageNode
 from zpptool.ring.stage.setup_history import SetupHistory, SetupMismatch
@@ -67,6 +67,7 @@ def common_facts(spec: StageSpec) -> dict[str, str]:
         ZppError: (INVALID) the directory is neither.
     """
     return {
+        **({MODEL_SOURCE: spec.source} if spec.source else {}),
         "zpptool": zpptool.__version__,
         "model digest": model_digest(spec.directory),
         "plan digest": spec.plan_digest or "none",

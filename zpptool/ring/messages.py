@@ -24,6 +24,9 @@ Place = Annotated[int, msgspec.Meta(ge=0, lt=2**15)]
 """A stage index, or a number of stages: as large as the preamble of a message can hold."""
 Ranges = Annotated[tuple[tuple[Count, Count], ...], msgspec.Meta(max_length=2**15)]
 """A half-open layer range for each stage."""
+MODEL_SOURCE = "model source"
+"""The name of the fact that says where a stage's model comes from and at which commit. A stage that reads a path lacks
+it, so it is compared only among the stages that have it."""
 
 
 class StageFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -12,6 +12,7 @@ import msgspec
 from zpptool.config.cpu_binding import stage_environments
 from zpptool.config.endpoints import StageEndpoints, open_ports, plan_endpoints
 from zpptool.config.engine_arguments import expanded_arguments, has_option, names_option, refuse_decided
+from zpptool.config.engine_flags import check_engine_args
 from zpptool.config.engine_kind import Engine
 from zpptool.config.gpu_plan import bytes_on_a_gpu, computes_on_cpu, place_on_gpus
 from zpptool.config.gpu_pool import Group
@@ -26,6 +27,7 @@ from zpptool.config.stage_spec import StageSpec
 from zpptool.errors import address_error, invalid_error, usage_error
 from zpptool.net.addresses import DEFAULT_HOST, url_host
 from zpptool.serve.gpus import refuse_full, refuse_unseen
+from zpptool.sources.names import served_name
 
 FRONT_OPTIONS = (
     "--host", "--port", "--uds", "--api-key", "--ssl-keyfile", "--ssl-certfile", "--ssl-ca-certs", "--root-path",
@@ -54,6 +56,7 @@ class ServeOptions:
     served_name: str
     engine_args: tuple[str, ...]
     runtime: RuntimeOptions
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,8 @@ def plan_serving(options: ServeOptions) -> tuple[PipelineLaunchPlan, ...]:
     specs = _specs_of_plan_file(options) if options.plan_file is not None else _specs_of_model(options)
     engine_args = expanded_arguments(specs[0].engine, specs[0].engine_args)
     refuse_decided(engine_args)
+    if options.plan_file is None:
+        check_engine_args(options.engine, engine_args)
     _refuse_front_options(engine_args)
     placed = place_on_gpus(specs * options.replicas, options.gpu_ids)
     stages = placed.specs
@@ -122,8 +127,11 @@ def plan_serving(options: ServeOptions) -> tuple[PipelineLaunchPlan, ...]:
 
 
 def _specs_of_model(options: ServeOptions) -> tuple[StageSpec, ...]:
+    served, source = options.served_name, options.source
     if options.pipeline_dir is not None:
         directories, manifests = split_stages(options.pipeline_dir)
+        source = manifests[0].origin
+        served = served or served_name(source)
         partition = manifests[0].ranges
         if options.num_stages not in (None, len(partition)):
             raise invalid_error(f"{options.pipeline_dir} holds {len(partition)} stages, not {options.num_stages}")
@@ -143,7 +151,8 @@ def _specs_of_model(options: ServeOptions) -> tuple[StageSpec, ...]:
             api_port=options.api_port or free_port(),
             engine_args=options.engine_args,
             runtime=options.runtime,
-            served_name=options.served_name,
+            served_name=served,
+            source=source,
         )
         for stage, directory in enumerate(directories)
     )
@@ -164,6 +173,7 @@ def _specs_of_plan_file(options: ServeOptions) -> tuple[StageSpec, ...]:
         msgspec.structs.replace(
             spec_of_plan(plan, stage, options.model or options.pipeline_dir, options.runtime),
             served_name=options.served_name,
+            source=options.source,
         )
         for stage in range(len(plan.stages))
     )

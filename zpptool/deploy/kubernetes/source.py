@@ -14,7 +14,7 @@ _CLAIM = re.compile(r"pvc://(?P<claim>[a-z0-9]([-a-z0-9.]*[a-z0-9])?)(/(?P<path>
 
 
 def split_source(deployment: Deployment) -> str:
-    """Return the source for the init container's split: a model on the Hub, or a directory under `SOURCE`.
+    """Return the source for the init container's fetch: a model on the Hub, or a directory under `SOURCE`.
 
     Raises:
         ZppError: (USAGE) the source is neither.

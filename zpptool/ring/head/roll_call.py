@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from zpptool.partition import LayerRange, check_ranges
-from zpptool.ring.messages import StageFacts
+from zpptool.ring.messages import MODEL_SOURCE, StageFacts
 
 
 def disagreements(
@@ -31,11 +31,22 @@ def disagreements(
     for facts in stages:
         if facts.num_stages != num_stages:
             reasons.append(f"{_named(facts)} counts {facts.num_stages} stages, the head {num_stages}")
-        for name in sorted(agreed.keys() | facts.agreed.keys()):
+        for name in sorted((agreed.keys() | facts.agreed.keys()) - {MODEL_SOURCE}):
             ours, theirs = agreed.get(name, "nothing"), facts.agreed.get(name, "nothing")
             if ours != theirs:
                 reasons.append(f"{_named(facts)} has {name} {theirs}, the head has {ours}")
-    return reasons
+    return reasons + _source_faults(stages)
+
+
+def _source_faults(stages: Sequence[StageFacts]) -> list[str]:
+    """Stages that know where their model comes from, and know different places or commits. A path has no such name."""
+    known = [facts for facts in stages if MODEL_SOURCE in facts.agreed]
+    return [
+        f"{_named(facts)} has the model {facts.agreed[MODEL_SOURCE]}, {_named(known[0])} has"
+        f" {known[0].agreed[MODEL_SOURCE]}: name one commit on every stage, with --revision or a plan"
+        for facts in known[1:]
+        if facts.agreed[MODEL_SOURCE] != known[0].agreed[MODEL_SOURCE]
+    ]
 
 
 def _named(facts: StageFacts) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from zpptool.checkpoint.processor import TORCHVISION_FIX
+from zpptool.config.unsupported_flags import UNSUPPORTED, Unsupported
 from zpptool.errors import ZppError, usage_error
 
 
@@ -43,29 +44,14 @@ def _more_than_one(value: Any) -> bool:
     return value is not None and value > 1
 
 
-_DRAFTS = "vLLM asks for a batch's drafts when the last stage may already have made those of the next batch"
-_CONNECTOR = "what a KV connector sends its workers is not carried between stages"
+def _request_of(found: Unsupported) -> Callable[[Any], bool]:
+    """What requests an unsupported feature."""
+    if found.above_one:
+        return _more_than_one
+    return bool if found.value is None else lambda value: value == found.value
 
-REFUSALS = (
-    Refusal("--async-scheduling", bool, "it broadcasts tokens over torch.distributed, which stages do not share"),
-    Refusal("--speculative-config", bool, _DRAFTS),
-    Refusal("--spec-method", bool, _DRAFTS),
-    Refusal("--spec-model", bool, _DRAFTS),
-    Refusal("--kv-transfer-config", bool, _CONNECTOR),
-    Refusal("--ec-transfer-config", bool, "what an encoder connector sends its workers is not carried between stages"),
-    Refusal(
-        "--mm-processor-cache-type", lambda kind: kind == "shm",
-        "it keeps processed images in memory that other machines do not share",
-    ),
-    Refusal("--video-pruning-rate", bool, "stage 0 would change positions that later stages know from the request"),
-    Refusal("--mm-encoder-only", bool, "stages divide the layers that it leaves out"),
-    Refusal("--kv-offloading-size", bool, _CONNECTOR),
-    Refusal("--weight-transfer-config", bool, "new weights cannot be sent to stages that run"),
-    Refusal("--nnodes", _more_than_one, "each stage is started where it is to run: zpptool run-stage"),
-    Refusal("--decode-context-parallel-size", _more_than_one, "a stage does not share a sequence among devices"),
-    Refusal("--prefill-context-parallel-size", _more_than_one, "a stage does not share a sequence among devices"),
-    Refusal("--api-server-count", _more_than_one, "the ring has one head"),
-)  # fmt: skip
+
+REFUSALS = tuple(Refusal(flag, _request_of(found), found.reason) for flag, found in UNSUPPORTED.items())
 """In the order in which they are checked."""
 
 

@@ -26,11 +26,12 @@ from zpptool.config.gpu_plan import place_on_gpus
 from zpptool.config.gpu_pool import parse_gpu_ids
 from zpptool.config.memory_budget import free_memory, kv_share, refuse_too_much, stage_bytes
 from zpptool.config.recovery_deadline import recovery_deadline_s as chosen_deadline
-from zpptool.config.resolve import resolve_place
+from zpptool.config.resolve import resolve_place, stage_partition
 from zpptool.config.runner_choice import choose_v1_runner, refuse_v2_runner
 from zpptool.config.runtime_options import RuntimeOptions
 from zpptool.config.stage_links import head_endpoint
 from zpptool.config.stage_spec import StageSpec
+from zpptool.console import Console
 from zpptool.engines.vllm.compat import env_variables, platform
 from zpptool.engines.vllm.compat.arguments import serve_arguments, serve_parser
 from zpptool.engines.vllm.compat.engine_config import engine_config
@@ -45,6 +46,8 @@ from zpptool.errors import ZppError, stage_error, usage_error
 from zpptool.process.environment import head_variables
 from zpptool.process.group import ProcessGroup
 from zpptool.process.run_dir import private_directory
+from zpptool.sources.located import LocatedModel, local_path, stage_model, whole_model
+from zpptool.sources.names import ModelName, is_remote
 from zpptool.supervisor.restarter import Restarter
 from zpptool.supervisor.stage_processes import log_directory, process_fault, start_stage
 
@@ -57,7 +60,8 @@ class LLM(vllm.LLM):
     Sets `VLLM_USE_V2_MODEL_RUNNER=0` in this process where it is not set, and leaves it: vLLM reads it at each request.
 
     Args:
-        model: a checkpoint's directory, or a directory of stages as `zpptool split` writes them.
+        model: a checkpoint's directory, a directory of stages as `zpptool split` writes them, or `org/name` on the
+            Hugging Face Hub, whose `revision` and `hf_token` are those of `vllm.LLM`.
         num_stages: how many stages; not needed with `ranges` or a directory of stages.
         ranges: every stage's layers, `["0-10", "10-30"]`; even by default.
         launch: start the stages here. Otherwise wait for stages that were started with `zpptool run-stage` and the same
@@ -110,7 +114,8 @@ class LLM(vllm.LLM):
             group = started.enter_context(ProcessGroup())
             scratch = started.enter_context(private_directory())
             logs = None if log_dir is None else started.enter_context(log_directory(Path(log_dir)))
-            specs = _stage_specs(Path(model), num_stages, ranges)
+            found = _on_this_machine(str(model), num_stages, ranges, engine_arguments, launch=launch)
+            specs = _stage_specs(found.directory, num_stages, ranges)
             endpoints = (
                 plan_endpoints(len(specs), transport="ipc", ipc_dir=scratch)
                 if launch
@@ -127,6 +132,7 @@ class LLM(vllm.LLM):
             )
             common: dict[str, Any] = {
                 "local": local, "headless": True, "engine_args": engine_args, "dtype": dtype, "runtime": runtime,
+                "source": found.source,
             }  # fmt: skip
             specs = [
                 msgspec.structs.replace(spec, bind=link.bind, connect=link.connect, **common)
@@ -197,6 +203,27 @@ class LLM(vllm.LLM):
         self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _on_this_machine(
+    text: str, num_stages: int | None, ranges: Sequence[str], engine_arguments: dict[str, Any], *, launch: bool
+) -> LocatedModel:
+    """The model on this machine. Where the stages run elsewhere, only stage 0's tensors are needed beside the head.
+
+    A model that is not a path takes its revision and token out of the engine arguments.
+    """
+    if not is_remote(text):
+        return local_path(Path(text))
+    token = engine_arguments.pop("hf_token", None)
+    name = ModelName(text, engine_arguments.pop("revision", None), token if isinstance(token, str) else None)
+    if launch:
+        return whole_model(name, Console())
+    return stage_model(
+        name,
+        0,
+        lambda layers: stage_partition(layers, 0, num_stages=num_stages, layer_range=None, ranges=ranges),
+        Console(),
+    )
 
 
 def _stage_specs(model: Path, num_stages: int | None, ranges: Sequence[str]) -> list[StageSpec]:
