@@ -11,6 +11,7 @@ import typer
 from zpptool.cli.options import (
     JsonOption,
     ModelOption,
+    NoLockOption,
     NumStagesOption,
     QuietOption,
     RangesOption,
@@ -54,6 +55,7 @@ def fetch(
             "--replace", help="Remove this stage of other splits beside OUT first: for a volume that holds one."
         ),
     ] = False,
+    no_lock: NoLockOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -73,8 +75,10 @@ def fetch(
     named = ModelName(text, revision, token)
     if stage is None and (output_dir is not None or typed or num_stages is not None):
         raise usage_error("which stage is to be fetched?", "Give --stage K, or zpptool split for all stages.")
-    if output_dir is None and (model_digest is not None or replace):
-        raise usage_error("--model-digest and --replace are for a directory of your own", "Give --output-dir OUT.")
+    if output_dir is None and (model_digest is not None or replace or no_lock):
+        raise usage_error(
+            "--model-digest, --replace and --no-lock are for a directory of your own", "Give --output-dir OUT."
+        )
 
     def choose(num_layers: int) -> Partition:
         assert stage is not None
@@ -86,7 +90,15 @@ def fetch(
         found = stage_model(named, stage, choose, console)
     else:
         found = fetch_to_volume(
-            named, stage, choose, output_dir, ranges=typed, model_digest=model_digest, replace=replace, console=console
+            named,
+            stage,
+            choose,
+            output_dir,
+            ranges=typed,
+            model_digest=model_digest,
+            replace=replace,
+            lock=not no_lock,
+            console=console,
         )
     payload = {"directory": str(found.directory), "source": found.source or None, "stage": stage}
     console.result(payload, lambda out: out.line(str(found.directory)))

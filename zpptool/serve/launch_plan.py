@@ -104,9 +104,9 @@ def plan_serving(options: ServeOptions) -> tuple[PipelineLaunchPlan, ...]:
     specs = _specs_of_plan_file(options) if options.plan_file is not None else _specs_of_model(options)
     engine_args = expanded_arguments(specs[0].engine, specs[0].engine_args)
     refuse_decided(engine_args)
+    _refuse_front_options(engine_args)
     if options.plan_file is None:
         check_engine_args(options.engine, engine_args)
-    _refuse_front_options(engine_args)
     placed = place_on_gpus(specs * options.replicas, options.gpu_ids)
     stages = placed.specs
     device = options.runtime.device

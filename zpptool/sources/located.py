@@ -143,7 +143,9 @@ def stage_model(model: ModelName, stage: int, choose: ChoosePartition, console: 
         return LocatedModel(home / f"stage_{stage}", opened.identity, opened.served)
 
 
-def fetch_stage(opened: OpenedModel, partition: Partition, stage: int, output: Path, console: Console) -> Path:
+def fetch_stage(
+    opened: OpenedModel, partition: Partition, stage: int, output: Path, console: Console, *, lock: bool = True
+) -> Path:
     """Write one stage of an opened model into `output`, if it is not there; return its directory.
 
     Raises:
@@ -156,7 +158,8 @@ def fetch_stage(opened: OpenedModel, partition: Partition, stage: int, output: P
     for note in plan.notes:
         console.note(f"note: {note}")
     with console.progress(f"fetching stage {stage} of {opened.name}", plan.nbytes) as advance:
-        write_split(plan, output, options=CopyOptions(fetch=opened.fetch), origin=opened.origin, advance=advance)
+        options = CopyOptions(fetch=opened.fetch)
+        write_split(plan, output, options=options, origin=opened.origin, advance=advance, lock=lock)
     return directory
 
 

@@ -41,6 +41,7 @@ def fetch_to_volume(
     ranges: Sequence[str],
     model_digest: str | None,
     replace: bool,
+    lock: bool,
     console: Console,
 ) -> LocatedModel:
     """Write `output/stage_K`, unless it is there.
@@ -53,6 +54,7 @@ def fetch_to_volume(
         ranges: the layer ranges as typed; with `model_digest` they identify a stage without asking the source.
         model_digest: the model's identity in the plan; None if it is not known.
         replace: first remove this stage of other splits beside `output`.
+        lock: whether to lock `output`.
         console: shows the progress.
 
     Raises:
@@ -74,7 +76,7 @@ def fetch_to_volume(
         partition = choose(count_layers(opened.directory))
         if replace:
             _remove_others(output, stage, console)
-        return local_path(fetch_stage(opened, partition, stage, output, console))
+        return local_path(fetch_stage(opened, partition, stage, output, console, lock=lock))
 
 
 def _remove_others(output: Path, stage: int, console: Console) -> None:
