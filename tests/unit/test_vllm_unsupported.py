@@ -142,5 +142,5 @@ def test_a_user_sees_one_sentence_and_exit_code_2(zpptool: Callable[..., Ran], t
     command = ("run-stage", tiny_model("llama"), "--stage-idx", "0", "--total-stages", "2", "--", "--nnodes", "2")
     ran = zpptool(*command, timeout_s=240)
     assert ran.code == 2, ran.err
-    assert "error: stage 0: --nnodes does not work across stages: each stage is started where" in ran.err
+    assert "error: --nnodes does not work across stages: each stage is started where" in ran.err
     assert "Traceback" not in ran.err
