@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recovery with tensors that are staged through a simulated device, late by random times: no token is lost or wrong.
 
-`make test` kills one stage of a pipeline so; the recovery and chaos suites are run so as long tests.
+A stage of a pipeline is killed so, and the recovery and chaos suites are run so. `test_staging_epochs.py` is what `make
+test` has of it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ SUITES = {
 SUITE_S = 1800
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_stages_that_stage_their_tensors_recover(
     tiny_model: Callable[..., Path], tmp_path: Path, zpptool: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
