@@ -139,6 +139,27 @@ MUTANTS = [
         "mamba",
     ),
     Mutant(
+        "two sequences share their state",
+        STEP,
+        "self._sequences.get(sequence_id)",
+        "self._sequences.get(sequence_id, next(iter(self._sequences.values()), None))",
+    ),
+    Mutant(
+        "two layers are exchanged",
+        "cut.CutModel.__init__",
+        "self.layers = layers",
+        "self.layers = layers; own = decoder_layers(model)[1]; own[1], own[2] = own[2], own[1]",
+    ),
+    Mutant("the number of tokens is taken for one", RUN, "sequence.cache, num_tokens)", "sequence.cache, 1)", "alibi"),
+    Mutant("earlier layers do not count", "surgery.PassedLayer.forward", "pass_layer(", "(lambda *_: None)(", "alibi"),
+    Mutant(
+        "earlier layers count one token too few",
+        "cache.pass_layer",
+        "(1, 1, num_tokens, 1)",
+        "(1, 1, max(num_tokens - 1, 1), 1)",
+        "alibi",
+    ),
+    Mutant(
         "weights are rounded", "loading.StoredTensor.__getitem__", "return tensor", "return tensor.bfloat16().float()"
     ),
     Mutant(

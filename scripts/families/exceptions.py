@@ -63,6 +63,8 @@ EXCEPTIONS: dict[str, Change] = {
     "diffusion_gemma": lambda values: {**values, "vision_config": {"model_type": "gemma4_vision", **_SMALL_TOWER}},
     "diffusion_gemma_text": _set(num_experts=4, top_k_experts=2, moe_intermediate_size=32),
     "dory": _set(n_input_layers=2, n_recurrent_layers=2, n_output_layers=2),
+    "dots3_note_audio_encoder": _set(adapter_input_size=64),
+    "dots3_note_vision_encoder": _set(adapter_in_dim=64),
     "dots1": _set(n_routed_experts=4, num_experts_per_tok=2, n_shared_experts=1, first_k_dense_replace=1),
     "emu3": _set(vocabulary_map={"<image>": 310, "<|extra_200|>": 311}),
     "ernie4_5_vl_moe_text": _sections(3, 3, 2),
@@ -84,6 +86,7 @@ EXCEPTIONS: dict[str, Change] = {
     "granitemoehybrid": _set(
         mamba_d_head=32, mamba_n_heads=4, num_local_experts=4, layer_types=["mamba", "mamba", "attention"] * 2
     ),
+    "hy_v4_vl_text": _sections(2, 1, 1),
     "hunyuan_vl_text": _sections(2, 2, 2, 2),
     "inkling2_text": _set(unpadded_vocab_size=320),
     "inkling2_loop_text": _set(unpadded_vocab_size=320),
@@ -91,6 +94,8 @@ EXCEPTIONS: dict[str, Change] = {
     "lfm2_moe": _set(layer_types=["conv", "full_attention"] * 3),
     "mamba2": _set(head_dim=32, num_heads=4, n_groups=1),
     "mistral4": _set(rope_parameters=_ROPE),
+    "molmo2_adapter": _set(vision_feature_layer=[5, 3]),
+    "muse_spark_audio": _set(num_hidden_layers=4),
     "nemotron_h": _set(n_groups=2, mamba_num_heads=4, mamba_head_dim=32),
     "paddleocr_vl_text": _sections(4, 2, 2),
     "qwen2_vl_text": _sections(4, 2, 2),
@@ -102,6 +107,7 @@ EXCEPTIONS: dict[str, Change] = {
         attn_layers=["local", "lsh"] * 3,
     ),
     "step3p5": _set(sliding_window=8),
+    "wavtokenizer": _set(codebook_dim=64),
     "xlm": _set(emb_dim=64, max_position_embeddings=128, is_decoder=True, causal=True),
     "xlstm": _set(qk_dim_factor=1.0),
     "xmod": _set(default_language="en_XX"),
