@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -83,8 +83,7 @@ def small_values(values: Values, scale: Scale | None = None) -> dict[str, Any]:
 
 def _scale_of(values: Values) -> Scale | None:
     """The largest factors that divide what they have to divide; None where `values` state no width."""
-    num_heads = next((n for n in map(values.get, _MAIN_HEADS) if _is_size(n)), None)
-    width = next((n for n in map(values.get, _MAIN_WIDTH) if _is_size(n)), None)
+    num_heads, width = _first_size(values, _MAIN_HEADS), _first_size(values, _MAIN_WIDTH)
     if width is None:
         return None
     if num_heads is None:
@@ -104,8 +103,13 @@ def _scale_of(values: Values) -> Scale | None:
 
 def _for_heads_of(values: Values, scale: Scale) -> Scale:
     """The scale of the config around `values`, for the number of heads that they state."""
-    num_heads = next((n for n in map(values.get, _MAIN_HEADS) if _is_size(n)), scale.num_heads)
-    return replace(scale, num_heads=num_heads or scale.num_heads)
+    return replace(scale, num_heads=_first_size(values, _MAIN_HEADS) or scale.num_heads)
+
+
+def _first_size(values: Values, names: Sequence[str]) -> int | None:
+    """The size with the first of these names that is stated."""
+    found: list[int] = [value for value in map(values.get, names) if _is_size(value)]
+    return found[0] if found else None
 
 
 def _sizes(values: Values, wanted: Callable[[str], bool]) -> Iterator[int]:
