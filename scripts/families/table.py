@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from families.case import STAGES, Outcome
 from families.record import Record
 from families.tiny import LAYERS
-from families.vllm_outcome import CAUSES, FAILED, IDENTICAL, VERDICTS, WRONG, VllmOutcome
+from families.vllm_outcome import FAILED, IDENTICAL, VERDICTS, VllmOutcome
 
 _HEAD = """\
 <!-- SPDX-License-Identifier: Apache-2.0 -->
@@ -20,7 +20,7 @@ Every causal-LM and image-text-to-text class of transformers, made with random w
 and {layers} decoder layers (towers get as many), saved, its structure inferred, split into {stages} stages,
 validated against the source, and run on the embedded engine against the unsplit model, with each of these releases:
 
-| release of transformers | classes | structure right | refused | wrong | not built | identical | refused | differ | |
+| release of transformers | tried | structure right | refused | wrong | not built | identical | refused | differ | |
 |---|---|---|---|---|---|---|---|---|---|
 {releases}
 `make upstream` tries the oldest release that is allowed and the newest one, and prints what has changed;
@@ -37,8 +37,8 @@ as large, so that no tensor is accepted because it is small.
 **Embedded engine.** *Identical*: it generates the same tokens as the unsplit model. *Refused*: when a stage loads.
 *Not run*: its structure is refused, or the unsplit model does not generate from text alone.
 
-Where releases differ, a cell names the release before its outcome; a release that is not named does not have the class.
-The reason is the newest release's.
+Where releases differ, a cell names the release before its outcome. A release that is not named does not have the class,
+or it was not tried there yet. The reason is the newest release's.
 
 **vLLM.** {vllm}
 
@@ -100,8 +100,7 @@ def vllm_cell(outcome: VllmOutcome | None) -> str:
         return "not run"
     runs_as = f" (as {outcome.runs_as})" if outcome.runs_as and outcome.verdict in (IDENTICAL, FAILED) else ""
     why = "" if outcome.verdict == IDENTICAL or not outcome.reason else f": {outcome.reason}"
-    cause = f" ({CAUSES[outcome.name]})" if outcome.verdict in WRONG and outcome.name in CAUSES else ""
-    return _plain(f"{outcome.verdict}{runs_as}{why}{cause}")
+    return _plain(f"{outcome.verdict}{runs_as}{why}")
 
 
 def _plain(text: str) -> str:

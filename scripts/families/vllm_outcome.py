@@ -23,16 +23,6 @@ VERDICTS = {
 }
 """The possible outcomes of a class, and their meanings."""
 WRONG = (DIFFERENT, FAILED)
-CAUSES = {
-    "Ernie4_5_MoeForCausalLM": "vLLM's class ties the head to the embedding on every stage, also where it has neither",
-    "GraniteMoeHybridForCausalLM": "vLLM's class calls the layers of other stages too, and their placeholders hand on "
-    "positions, the first argument by name",
-    "MiniCPM3ForCausalLM": "vLLM's class hands on a residual that is None, which vLLM's own runner cannot slice",
-    "MoshiForCausalLM": "run by transformers' code, whose layers return a tuple; the placeholders for those of other "
-    "stages do not",
-    "ZayaForCausalLM": "run by transformers' code, whose every stage has the parameters that come before the layers",
-}
-"""Why a pipeline fails or differs where the cause is in vLLM, whose own pipeline has it too."""
 
 
 @dataclass
