@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeGuard
 
 Values = Mapping[str, Any]
 _VOCABULARY = 320
@@ -128,7 +128,7 @@ def _largest_divisor(numbers: set[int], allowed: Callable[[int], object], most: 
     return next((n for n in divisors if all(allowed(number // n) for number in numbers)), 1)
 
 
-def _is_size(value: Any) -> bool:
+def _is_size(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
