@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every process of a pipeline uses vLLM's V1 model runner, and a user who asks for V2 reads why that cannot be."""
+"""Every process of a pipeline uses vLLM's V1 model runner, unless the user chooses V2."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from zpptool.config.engine_kind import Engine
-from zpptool.config.runner_choice import VARIABLE, choose_v1_runner, refuse_v2_runner, runner_environment
+from zpptool.config.runner_choice import VARIABLE, check_runner_choice, choose_runner, runner_environment
 from zpptool.engines.registry import check_engine
 from zpptool.errors import ExitCode, ZppError
 from zpptool.process.group import ProcessGroup
@@ -19,26 +19,30 @@ from zpptool.supervisor.stage_processes import child_environment
 pytestmark = pytest.mark.timeout(30)
 
 
-@pytest.mark.parametrize(("env", "added"), [({}, "0"), ({VARIABLE: ""}, "0"), ({VARIABLE: "0"}, None)])
+@pytest.mark.parametrize(
+    ("env", "added"), [({}, "0"), ({VARIABLE: ""}, "0"), ({VARIABLE: "0"}, None), ({VARIABLE: "1"}, None)]
+)
 def test_the_v1_runner_is_set_unless_the_user_names_one(env: dict[str, str], added: str | None) -> None:
-    refuse_v2_runner(env)
+    check_runner_choice(env)
     assert runner_environment(env).get(VARIABLE) == added
 
 
 @pytest.mark.skipif(find_spec("vllm") is None, reason="needs vllm")
-@pytest.mark.parametrize("value", ["1", "true"])
-def test_v2_is_refused_by_name_before_anything_starts(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+@pytest.mark.parametrize("value", ["2", "true"])
+def test_a_choice_that_is_no_runner_is_refused_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
     monkeypatch.setenv(VARIABLE, value)
-    for refuse in (lambda: check_engine(Engine.VLLM), choose_v1_runner):
-        with pytest.raises(ZppError, match=f"{VARIABLE}={value}: zpptool does not carry") as fault:
+    for refuse in (lambda: check_engine(Engine.VLLM), choose_runner):
+        with pytest.raises(ZppError, match=f"{VARIABLE}={value} is neither") as fault:
             refuse()
         assert fault.value.exit_code is ExitCode.USAGE
-        assert f"{VARIABLE}=0" in str(fault.value.hint)
+        assert "to 1 for V2" in str(fault.value.hint)
 
 
 @pytest.mark.skipif(find_spec("transformers") is None, reason="needs transformers")
 def test_the_embedded_engine_does_not_mind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, "1")
+    monkeypatch.setenv(VARIABLE, "2")
     check_engine(Engine.TRANSFORMERS)
 
 
@@ -53,5 +57,5 @@ def test_a_child_has_it_in_its_environment(monkeypatch: pytest.MonkeyPatch, tmp_
 
 def test_a_script_has_it_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "")
-    choose_v1_runner()
+    choose_runner()
     assert os.environ[VARIABLE] == "0"

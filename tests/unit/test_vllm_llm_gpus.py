@@ -19,7 +19,7 @@ def test_gpus_are_for_stages_that_are_started_here(monkeypatch: pytest.MonkeyPat
         LLM("model", num_stages=2, launch=False, gpu_ids="0,1")
 
 
-def test_the_v2_runner_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, "1")
-    with pytest.raises(ZppError, match=f"{VARIABLE}=1: zpptool does not carry"):
+def test_a_choice_that_is_no_runner_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "2")
+    with pytest.raises(ZppError, match=f"{VARIABLE}=2 is neither"):
         LLM("model", num_stages=2)

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of vLLM's two model runners the processes of a pipeline use: V1, the one whose steps zpptool carries.
+"""Which of vLLM's two model runners the processes of a pipeline use: V1, unless the user chooses V2.
 
-On CUDA, vLLM 0.32 and 0.33 take V2 by default. Its last stage returns tokens in another form and sends them to the
-other stages in a way of its own, so that a pipeline would end at its first token. A variable of the environment
-decides, and every process of a pipeline inherits it.
+On CUDA, vLLM 0.32 and 0.33 use V2 by default. Stages run both. No stage has run V2 on a GPU yet, and so V1 is the
+default here. A variable of the environment decides, and every process of a pipeline inherits it.
 """
 
 from __future__ import annotations
@@ -26,25 +25,25 @@ def runner_environment(env: Mapping[str, str]) -> dict[str, str]:
     return {} if env.get(VARIABLE) else {VARIABLE: "0"}
 
 
-def refuse_v2_runner(env: Mapping[str, str]) -> None:
-    """Refuse an environment in which vLLM would take V2, or that vLLM could not read.
+def check_runner_choice(env: Mapping[str, str]) -> None:
+    """Refuse an environment whose choice is neither V1 nor V2.
 
     Raises:
-        ZppError: (USAGE) the variable is set, and not to 0.
+        ZppError: (USAGE) the variable is set, and to neither 0 nor 1.
     """
     value = env.get(VARIABLE, "")
-    if value not in ("", "0"):
+    if value not in ("", "0", "1"):
         raise usage_error(
-            f"{VARIABLE}={value}: zpptool does not carry vLLM's V2 model runner yet",
-            f"Unset it, or set {VARIABLE}=0: vLLM then uses its V1 model runner.",
+            f"{VARIABLE}={value} is neither of vLLM's model runners",
+            "Unset it or set it to 0 for V1, or to 1 for V2.",
         )
 
 
-def choose_v1_runner() -> None:
+def choose_runner() -> None:
     """Decide for V1 in this process, for good, where nothing has decided yet.
 
     Raises:
-        ZppError: (USAGE) the user has decided for V2.
+        ZppError: (USAGE) the environment names neither runner.
     """
-    refuse_v2_runner(os.environ)
+    check_runner_choice(os.environ)
     os.environ.update(runner_environment(os.environ))

@@ -7,7 +7,7 @@ import importlib.util
 import os
 
 from zpptool.config.engine_kind import ENGINES, Engine
-from zpptool.config.runner_choice import refuse_v2_runner
+from zpptool.config.runner_choice import check_runner_choice
 from zpptool.engines.vllm.compat.source_check import require_hooks
 from zpptool.errors import usage_error
 
@@ -16,7 +16,7 @@ def check_engine(engine: Engine) -> None:
     """Refuse an engine that is not installed, or a vLLM that lacks what zpptool relies on. The engine is not imported.
 
     Raises:
-        ZppError: (USAGE) the engine is not installed, or the environment chooses vLLM's V2 model runner; (FAILURE) it
+        ZppError: (USAGE) the engine is not installed, or the environment names no model runner of vLLM; (FAILURE) it
             is a release with which zpptool cannot work.
     """
     modules = ENGINES[engine]
@@ -28,7 +28,7 @@ def check_engine(engine: Engine) -> None:
             f"{instead}pip install 'zpptool[{modules.extra}]'",
         )
     if engine is Engine.VLLM:
-        refuse_v2_runner(os.environ)
+        check_runner_choice(os.environ)
         require_hooks()
 
 

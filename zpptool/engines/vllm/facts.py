@@ -8,7 +8,7 @@ import vllm
 from zpptool.config.stage_spec import StageSpec
 from zpptool.engines.base import common_facts
 from zpptool.engines.vllm.compat.engine_config import VllmConfig
-from zpptool.engines.vllm.compat.runner_kind import runner_kind
+from zpptool.engines.vllm.compat.runner_kind import graph_mode, runner_kind
 
 
 def agreed_facts(spec: StageSpec, config: VllmConfig) -> dict[str, str]:
@@ -18,6 +18,7 @@ def agreed_facts(spec: StageSpec, config: VllmConfig) -> dict[str, str]:
         **common_facts(spec),
         "engine": f"vllm {vllm.__version__}",
         "model runner": runner_kind(config),
+        "CUDA graphs": graph_mode(config),
         "dtype": str(model.dtype).removeprefix("torch."),
         "max_model_len": str(model.max_model_len),
         "max_num_batched_tokens": str(scheduler.max_num_batched_tokens),

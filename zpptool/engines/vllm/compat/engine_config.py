@@ -9,7 +9,6 @@ from vllm.config import ModelConfig, VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.usage.usage_lib import UsageContext
 
-from zpptool.engines.vllm.compat.runner_kind import require_v1_runner
 from zpptool.engines.vllm.compat.unsupported import vllms_refusal
 
 __all__ = ["ModelConfig", "VllmConfig", "engine_config", "kv_heads", "set_tensor_parallel_size"]
@@ -19,7 +18,7 @@ def engine_config(args: argparse.Namespace) -> VllmConfig:
     """The engine's configuration, made as vLLM's API server makes it.
 
     Raises:
-        ZppError: (USAGE) vLLM refuses the arguments, with vLLM's message; or they lead to the V2 model runner.
+        ZppError: (USAGE) vLLM refuses the arguments, with vLLM's message.
     """
     arguments = AsyncEngineArgs.from_cli_args(args)
     try:
@@ -29,7 +28,6 @@ def engine_config(args: argparse.Namespace) -> VllmConfig:
         if refusal is None:
             raise
         raise refusal from cause
-    require_v1_runner(config)
     return config
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM's model runner: what zpptool reads and changes of the requests that it holds."""
+"""vLLM's V1 model runner: what zpptool reads and changes of the requests that it holds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def model_runner_of(worker: WorkerWrapperBase) -> Any:
     if not hasattr(runner, "input_batch"):
         raise ZppError(
             f"vLLM's {type(runner).__module__} keeps its requests in a way that cannot be restored",
-            "Set VLLM_USE_V2_MODEL_RUNNER=0, or start the whole pipeline again.",
+            "Start the whole pipeline again, and report this with vLLM's version.",
         )
     return runner
 
@@ -63,7 +63,7 @@ def unfinished_prompts_draw_nothing(worker: WorkerWrapperBase) -> Iterator[None]
     steps.
     """
     runner = worker.worker.model_runner
-    if runner.device.type != "cpu" or not hasattr(runner, "input_batch"):
+    if runner.device.type != "cpu":
         yield
         return
     batch = runner.input_batch

@@ -67,6 +67,46 @@ def pipeline_group(group: ReplacementGroup, tensor_parallel_rank: int) -> Iterat
             setattr(module, BUILDER, real)
 
 
+class RestingGroup:
+    """The pipeline group of a stage that computes without its neighbours.
+
+    Args:
+        group: the stage's group. Its place in the pipeline stays the same.
+        buffers: returns the tensors that a receive returns: as many rows as a step can have, with any content.
+    """
+
+    def __init__(self, group: Any, buffers: Callable[[], dict[str, torch.Tensor]]) -> None:
+        self._group = group
+        self._buffers = buffers
+
+    def isend_tensor_dict(self, tensor_dict: Any, **_options: Any) -> list[Any]:
+        """Send nothing; returns no handles."""
+        return []
+
+    def irecv_tensor_dict(self, **_options: Any) -> tuple[dict[str, torch.Tensor], list[Any], list[Any]]:
+        """Receive nothing; returns the buffers, no handles and no postprocessing."""
+        return dict(self._buffers()), [], []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._group, name)
+
+
+@contextmanager
+def resting_neighbours(buffers: Callable[[], dict[str, torch.Tensor]]) -> Iterator[None]:
+    """While a stage warms up: let its steps neither send nor wait. V2's warm-up computes whole steps, and a stage that
+    was restarted warms up alone, beside neighbours that wait for it.
+
+    Args:
+        buffers: see `RestingGroup`.
+    """
+    group = parallel_state._PP
+    parallel_state._PP = RestingGroup(group, buffers)
+    try:
+        yield
+    finally:
+        parallel_state._PP = group
+
+
 def tensor_parallel_group() -> Any:
     """The group of this stage's tensor-parallel ranks."""
     return parallel_state.get_tp_group()

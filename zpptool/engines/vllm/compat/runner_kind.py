@@ -5,23 +5,18 @@ from __future__ import annotations
 
 from vllm.config import VllmConfig
 
-from zpptool.config.runner_choice import VARIABLE
-from zpptool.errors import usage_error
+V1, V2 = "V1", "V2"
 
 
 def runner_kind(config: VllmConfig) -> str:
     """`V1` or `V2`."""
-    return "V2" if config.use_v2_model_runner else "V1"
+    return V2 if config.use_v2_model_runner else V1
 
 
-def require_v1_runner(config: VllmConfig) -> None:
-    """Refuse a configuration with which vLLM uses its V2 model runner.
-
-    Raises:
-        ZppError: (USAGE) vLLM would use V2.
-    """
-    if runner_kind(config) != "V1":
-        raise usage_error(
-            "with these arguments vLLM uses its V2 model runner, which zpptool does not support yet",
-            f"Set {VARIABLE}=0. Where that is set already, leave out the feature that requires V2 (watermarking does).",
-        )
+def graph_mode(config: VllmConfig) -> str:
+    """Which steps a stage replays from captured CUDA graphs, and of how many tokens; `none` where it captures none."""
+    compilation = config.compilation_config
+    mode = getattr(compilation.cudagraph_mode, "name", None) or "NONE"
+    if mode == "NONE":
+        return "none"
+    return f"{mode.lower()} of {','.join(map(str, compilation.cudagraph_capture_sizes or ()))} tokens"

@@ -8,7 +8,6 @@ with the script, however that ends.
 from __future__ import annotations
 
 import logging
-import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,7 +26,7 @@ from zpptool.config.gpu_pool import parse_gpu_ids
 from zpptool.config.memory_budget import free_memory, kv_share, refuse_too_much, stage_bytes
 from zpptool.config.recovery_deadline import recovery_deadline_s as chosen_deadline
 from zpptool.config.resolve import resolve_place, stage_partition
-from zpptool.config.runner_choice import choose_v1_runner, refuse_v2_runner
+from zpptool.config.runner_choice import choose_runner
 from zpptool.config.runtime_options import RuntimeOptions
 from zpptool.config.stage_links import head_endpoint
 from zpptool.config.stage_spec import StageSpec
@@ -105,8 +104,7 @@ class LLM(vllm.LLM):
         if warning:
             _log.warning(warning)
         require_hooks()
-        refuse_v2_runner(os.environ)
-        choose_v1_runner()
+        choose_runner()
         if gpu_ids and not launch:
             raise usage_error("gpu_ids is for stages that are started here", "Give zpptool run-stage its --gpu-ids.")
         deadline_s = chosen_deadline(recovery_deadline_s, on_cpu=platform.is_cpu())

@@ -23,19 +23,24 @@ from zpptool.engines.vllm.compat.cpu_lora import fix_adapter_products
 from zpptool.engines.vllm.compat.engine_config import engine_config, kv_heads, set_tensor_parallel_size
 from zpptool.engines.vllm.compat.faulty_classes import refuse_faulty_class
 from zpptool.engines.vllm.compat.kv_cache import KVCacheConfig, KVCacheSpec
-from zpptool.engines.vllm.compat.process_groups import ReplacementGroup, pipeline_group, unlink_shared_memory
+from zpptool.engines.vllm.compat.process_groups import (
+    ReplacementGroup,
+    pipeline_group,
+    resting_neighbours,
+    unlink_shared_memory,
+)
 from zpptool.engines.vllm.compat.unsupported import refuse_scores_on_a_stage, vllms_refusal
+from zpptool.engines.vllm.compat.v2_runner import receive_buffers, settled
 from zpptool.engines.vllm.compat.worker_wrapper import make_worker
 from zpptool.engines.vllm.core.executor import RingExecutor
 from zpptool.engines.vllm.stage import loader, tp_kv_cache
-from zpptool.engines.vllm.stage.restore import restore_requests
+from zpptool.engines.vllm.stage.runner import Runner, runner_of
 from zpptool.errors import ZppError
 from zpptool.log import place_logger
 
 WORKER_METHODS = frozenset(
     {
-        "add_lora", "compile_or_warm_up_model", "execute_dummy_batch",
-        "get_simple_cpu_offload_num_cpu_blocks",
+        "add_lora", "execute_dummy_batch", "get_simple_cpu_offload_num_cpu_blocks",
         "get_supported_kv_cache_layouts", "get_supported_tasks", "list_loras", "pin_lora", "profile", "remove_lora",
         "reset_encoder_cache", "reset_mm_cache", "set_kv_cache_layout", "sleep",
         "supports_draft_weight_updates", "synchronize_device", "take_draft_token_ids", "update_max_model_len",
@@ -48,6 +53,7 @@ OWN_METHODS = frozenset(
         "initialize_from_config",
         "get_kv_cache_spec",
         "determine_available_memory",
+        "compile_or_warm_up_model",
         "execute_model",
         "sample_tokens",
         EXECUTE_AND_SAMPLE,
@@ -88,6 +94,7 @@ class StageRank:
         loader.use_own_tensors(self.config, spec)
         self.worker: Any = None
         self._group: ReplacementGroup | None = None
+        self._runner: Runner | None = None
         self._heads_factor = 1
 
     def method(self, name: str) -> Callable[..., Any]:
@@ -104,6 +111,17 @@ class StageRank:
         of_worker: Callable[..., Any] = getattr(self.worker, name)
         return of_worker
 
+    @property
+    def runner(self) -> Runner:
+        """The model runner.
+
+        Raises:
+            ZppError: the stage has not loaded.
+        """
+        if self._runner is None:
+            raise ZppError("this stage has no model yet")
+        return self._runner
+
     def load(self, group: ReplacementGroup) -> None:
         """Initialise the device, with `group` as its pipeline group, and read the weights."""
         self._group = group
@@ -112,6 +130,7 @@ class StageRank:
         self.worker = make_worker(self.config, self._spec, self._rank, self._store)
         with pipeline_group(group, self._rank):
             self.worker.init_device()
+        self._runner = runner_of(self.worker, self.config)
         if not self._spec.is_first:
             towers.leave_out_towers()
             towers.run_no_encoder(self.worker)
@@ -157,28 +176,33 @@ class StageRank:
         """
         own_shares = [tp_kv_cache.as_share(config, self._heads_factor) for config in kv_cache_configs]
         self.worker.initialize_from_config(own_shares)
-        if not self._spec.is_first:
-            model_runner.set_empty_intermediate_tensors(self.worker, self.config)
+        self.runner.cache_is_allocated(is_first=self._spec.is_first)
 
-    def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
-        """The forward pass of this stage's layers in one step."""
-        assert self._group is not None
-        with self._group.step_of(scheduler_output.total_num_scheduled_tokens):
-            return self.worker.execute_model(scheduler_output)
+    def compile_or_warm_up_model(self) -> Any:
+        """Compile, warm up and capture, without the other stages: only a stage that starts does so."""
+        with resting_neighbours(lambda: receive_buffers(self.worker)):
+            return self.worker.compile_or_warm_up_model()
 
     def execute_and_sample(self, scheduler_output: SchedulerOutput, grammar_output: GrammarOutput | None) -> Any:
         """One step: the forward pass of this stage's layers and, on the last stage, its tokens."""
         output = self.execute_model(scheduler_output)
         return self.sample_tokens(grammar_output) if output is None else output
 
+    def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
+        """The forward pass of this stage's layers. Its output is None where tokens are to be sampled."""
+        assert self._group is not None
+        self.runner.before_step(scheduler_output)
+        with self._group.step_of(scheduler_output.total_num_scheduled_tokens):
+            return settled(self.worker.execute_model(scheduler_output))
+
     def sample_tokens(self, grammar_output: GrammarOutput | None) -> Any:
         """The tokens of the step whose forward pass was computed last."""
-        with model_runner.unfinished_prompts_draw_nothing(self.worker):
-            return self.worker.sample_tokens(grammar_output)
+        with self.runner.sampling():
+            return settled(self.worker.sample_tokens(grammar_output))
 
     def restore_requests(self, requests: list[LiveRequest]) -> None:
-        """Forget every request, and register these, with nothing of them computed."""
-        restore_requests(self.worker, requests)
+        """Forget every request, and have these known, with nothing of them computed."""
+        self.runner.restore(requests)
 
     def set_features(self, features: dict[str, list[Any]]) -> None:
         """Take the images of requests again, by request. A request that this stage does not know is about to be
