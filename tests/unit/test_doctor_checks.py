@@ -70,10 +70,20 @@ def test_a_check_that_fails_is_a_finding_and_hides_no_other() -> None:
 
 @pytest.mark.parametrize(
     ("version", "level"),
-    [("0.32.0", Level.OK), ("0.32.1+cpu", Level.OK), ("0.31.0", Level.WARNING), (None, Level.BLOCKER)],
+    [
+        ("0.32.0", Level.OK),
+        ("0.32.1+cpu", Level.OK),
+        ("0.31.0", Level.WARNING),
+        ("0.33.0", Level.WARNING),
+        (None, Level.BLOCKER),
+    ],
 )
 def test_only_the_supported_vllm_is_ok(version: str | None, level: Level) -> None:
     assert versions.vllm_finding(version).level is level
+
+
+def test_of_a_release_that_was_only_read_the_doctor_says_so() -> None:
+    assert "was read, but it was not run on a card" in versions.vllm_finding("0.33.1").message
 
 
 def test_a_scripts_answer_or_its_failure_is_reported() -> None:

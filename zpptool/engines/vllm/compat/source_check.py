@@ -6,15 +6,23 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
-from zpptool.engines.vllm.compat.names import GROUP_NAMES, HOOKS, READ, TESTED, UNUSED_GROUP_NAMES, Hook
+from zpptool.config.vllm_releases import READ, TESTED, is_of
+from zpptool.engines.vllm.compat.names import (
+    GROUP_NAMES,
+    HANDLER_NAMES,
+    HOOKS,
+    UNUSED_GROUP_NAMES,
+    UNUSED_HANDLER_NAMES,
+    Hook,
+)
 from zpptool.errors import ZppError
 
 _VERSION = re.compile(r"""__version__\s*=\s*(?:version\s*=\s*)?['"]([^'"]+)['"]""")
-_WORKERS = ("v1/worker/gpu_worker.py", "v1/worker/gpu_model_runner.py", "v1/worker/cpu_worker.py")
+_WORKERS = "v1/worker"
 _ENGINE = ("v1/executor/abstract.py", "v1/engine/core.py", "v1/engine/async_llm.py", "v1/engine/llm_engine.py")
 
 
@@ -33,9 +41,9 @@ def release(root: Path) -> str:
 
 def version_warning(version: str) -> str | None:
     """The warning about a vLLM that zpptool was not tested with; None for one that it was tested with."""
-    if _is_of(version, TESTED):
+    if is_of(version, TESTED):
         return None
-    known = "whose hooks were read but never run" if _is_of(version, READ) else "which is unknown to it"
+    known = "whose hooks were read but never run" if is_of(version, READ) else "which is unknown to it"
     return f"zpptool was seen to work with vLLM {', '.join(TESTED)}; installed is {version}, {known}"
 
 
@@ -46,7 +54,7 @@ def require_hooks(root: Path | None = None) -> None:
         ZppError: the message names every broken hook.
     """
     root = root or installed_root()
-    if root is None or _is_of(release(root), TESTED):
+    if root is None or is_of(release(root), TESTED):
         return
     faults = broken_hooks(root)
     if faults:
@@ -58,12 +66,23 @@ def require_hooks(root: Path | None = None) -> None:
 
 def broken_hooks(root: Path) -> list[str]:
     """For each hook that a source tree of vLLM lacks, what is missing; empty where it has all of them."""
-    return [fault for hook in HOOKS if (fault := _fault(root, hook))]
+    return [fault for hook in hooks_of(release(root)) if (fault := _fault(root, hook))]
+
+
+def hooks_of(version: str) -> tuple[Hook, ...]:
+    """The hooks that a version is to have."""
+    series = _numbers(version)
+    return tuple(hook for hook in HOOKS if not hook.since or not series or series >= _numbers(hook.since))
 
 
 def new_group_names(root: Path) -> set[str]:
-    """The attributes of the pipeline group that the workers read and that zpptool does not know."""
-    return _names_read_of_group(root) - GROUP_NAMES - UNUSED_GROUP_NAMES
+    """The attributes of the pipeline group that workers and runners read and that zpptool does not know."""
+    return _names_read(root, _is_group) - GROUP_NAMES - UNUSED_GROUP_NAMES
+
+
+def new_handler_names(root: Path) -> set[str]:
+    """The attributes of V2's handler of sampled tokens that the runner uses and that zpptool does not know."""
+    return _names_read(root, _is_handler) - HANDLER_NAMES - UNUSED_HANDLER_NAMES
 
 
 def collective_calls(root: Path) -> set[str]:
@@ -86,8 +105,19 @@ def fields(root: Path, module: str, name: str) -> tuple[str, ...]:
     return tuple(target.id for target in targets if isinstance(target, ast.Name))
 
 
-def _is_of(version: str, releases: tuple[str, ...]) -> bool:
-    return any(version.startswith(f"{known}.") for known in releases)
+def definition(root: Path, hook: Hook) -> ast.AST | None:
+    """A hook's definition; None where the source tree lacks it."""
+    owner, _, member = hook.name.partition(".")
+    found = _definition(root, hook.module, owner)
+    if not member or not isinstance(found, ast.ClassDef):
+        return None if member else found
+    return _member(found, member)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The first two numbers of a version; empty where it does not begin with them."""
+    match = re.match(r"(\d+)\.(\d+)", version)
+    return (int(match[1]), int(match[2])) if match else ()
 
 
 def _fault(root: Path, hook: Hook) -> str | None:
@@ -161,17 +191,23 @@ def _parameters(node: ast.AST) -> set[str]:
     return {argument.arg for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)}
 
 
-def _names_read_of_group(root: Path) -> set[str]:
-    """`get_pp_group().NAME` and, after `pp = get_pp_group()`, `pp.NAME`."""
-    names = set()
-    for file in _WORKERS:
-        for node in ast.walk(_tree(root / file)):
-            if isinstance(node, ast.Attribute) and _is_group(node.value):
-                names.add(node.attr)
-    return names
+def _names_read(root: Path, is_object: Callable[[ast.expr], bool]) -> set[str]:
+    """The attributes of an object that the source of workers and runners reads."""
+    return {
+        node.attr
+        for file in sorted((root / _WORKERS).rglob("*.py"))
+        for node in ast.walk(_tree(file))
+        if isinstance(node, ast.Attribute) and is_object(node.value)
+    }
+
+
+def _is_handler(node: ast.expr) -> bool:
+    """`self.pp_handler`."""
+    return isinstance(node, ast.Attribute) and node.attr == "pp_handler"
 
 
 def _is_group(node: ast.expr) -> bool:
+    """`get_pp_group()`, or a variable that holds it."""
     if isinstance(node, ast.Call):
         return isinstance(node.func, ast.Name) and node.func.id == "get_pp_group"
     return isinstance(node, ast.Name) and node.id in ("pp", "pp_group")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Protocol
 
 from zpptool.engines.vllm.calls import LiveRequest
 from zpptool.engines.vllm.compat import model_runner, v2_runner
