@@ -187,7 +187,7 @@ EXERCISED: dict[str, dict[str, tuple[str, ...]]] = {
 """By class and field: the names of the wishes."""
 
 _API = "used only by the API process, which a stage that is lost does not affect"
-_V2 = "vLLM refuses it without its second model runner, which zpptool refuses where requests are to be restored"
+_V2 = "only vLLM's second model runner takes it, and that is sent a resumed request with all its fields"
 _FEATURES = "images and audio are not carried between stages: the codec refuses their class by name"
 _MIXED = "a list that is sent beside prompt_embeds and registered as it is"
 _ANEW = "computed again by vLLM when the request is registered on a stage"

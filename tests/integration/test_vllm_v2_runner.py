@@ -7,6 +7,9 @@ interpreted kernel takes its time.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -30,6 +33,7 @@ pytestmark = [
     pytest.mark.skipif(find_spec("triton") is None, reason="no triton: the V2 runner's kernels need it"),
 ]
 
+TESTS = Path(__file__).resolve().parents[1]
 ARGUMENTS = (
     "--enforce-eager", "--max-model-len", "512", "--max-num-batched-tokens", "64", "--max-num-seqs", "16",
     "--block-size", "32", "--num-gpu-blocks-override", "24", "--kv-cache-memory-bytes", str(64 << 20),
@@ -63,9 +67,13 @@ DISTURBED = ("greedy", "seeded", "truncated", "n", "penalties", "logprobs", "reg
 
 
 @pytest.fixture(scope="module")
-def sides(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sides]:
+def model(tiny_model: Callable[..., Path]) -> Path:
+    return tiny_model("llama", hidden_size=128, intermediate_size=128, initializer_range=0.3)
+
+
+@pytest.fixture(scope="module")
+def sides(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sides]:
     directory = tmp_path_factory.mktemp("v2")
-    model = tiny_model("llama", hidden_size=128, intermediate_size=128, initializer_range=0.3)
     tuned = write_adapter(directory / "tuned", model, seed=0, strength=0.5)
     arguments = (*ARGUMENTS, "--lora-modules", f"tuned={tuned}")
     with both_sides(
@@ -137,3 +145,15 @@ def test_stages_killed_under_load_change_no_answer(sides: Sides) -> None:
             assert differences(load.answers(), undisturbed) == []
     assert sides.stages[0].text().count("recovered: every stage knows the") >= 2
     same(*[choices(client, {}) for client in (sides.unsplit, sides.pipeline)])
+
+
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.long), 1])
+def test_a_stage_warms_up_as_on_a_gpu_without_its_neighbours(model: Path, stage: int) -> None:
+    """vLLM's warm-up of V2 computes whole steps, which receive and send. (The last stage's samples with every feature,
+    and needs kernels that the interpreter cannot run.)"""
+    done = subprocess.run(
+        [sys.executable, str(TESTS / "warm_up_alone.py"), str(model), str(stage)],
+        env={**os.environ, **v2_environment()}, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "warm {'execute_model': 5, 'sample_tokens': 4}" in done.stdout

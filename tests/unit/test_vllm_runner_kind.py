@@ -21,11 +21,11 @@ from zpptool.config.runner_choice import VARIABLE  # noqa: E402
 from zpptool.config.stage_spec import StageSpec  # noqa: E402
 from zpptool.engines.vllm.compat.arguments import serve_arguments  # noqa: E402
 from zpptool.engines.vllm.compat.engine_config import engine_config  # noqa: E402
-from zpptool.engines.vllm.compat.runner_kind import graph_mode  # noqa: E402
+from zpptool.engines.vllm.compat.runner_kind import graph_mode, refuse_diffusion  # noqa: E402
 from zpptool.engines.vllm.compat.worker_modules import WORKER_MODULES, imported_worker_modules  # noqa: E402
 from zpptool.engines.vllm.core.executor import RingExecutor  # noqa: E402
 from zpptool.engines.vllm.facts import agreed_facts  # noqa: E402
-from zpptool.errors import ZppError  # noqa: E402
+from zpptool.errors import ExitCode, ZppError  # noqa: E402
 from zpptool.ring.head.roll_call import disagreements  # noqa: E402
 from zpptool.ring.messages import StageFacts  # noqa: E402
 
@@ -46,6 +46,13 @@ def test_the_roll_call_compares_the_kind(tiny_model: Callable[..., Path], monkey
     theirs = agreed_facts(spec, config)
     stage = StageFacts(stage=0, num_stages=1, layers=(0, 4), host="b", pid=7, agreed=theirs)
     assert disagreements(1, 4, ours, [stage]) == ["stage 0 (b, pid 7) has model runner V2, the head has V1"]
+
+
+def test_a_diffusion_model_is_refused() -> None:
+    refuse_diffusion(SimpleNamespace(model_config=SimpleNamespace(is_diffusion=False)))
+    with pytest.raises(ZppError, match="several tokens of a sequence at once") as refused:
+        refuse_diffusion(SimpleNamespace(model_config=SimpleNamespace(is_diffusion=True)))
+    assert refused.value.exit_code is ExitCode.USAGE
 
 
 def config_with(mode: object, sizes: list[int] | None) -> Any:

@@ -46,9 +46,7 @@ RELEASES = (
         was_run=True,
         needs=(
             Need("the KV cache is laid out in one function", "engines/vllm/compat/kv_cache.py"),
-            Need(
-                "on a CPU, saved artifacts cannot be loaded", "engines/vllm/compat/env_variables.py"
-            ),
+            Need("on a CPU, saved artifacts cannot be loaded", "engines/vllm/compat/env_variables.py"),
             Need("on a CPU, an eager V1 stage has no buffers for its input", "engines/vllm/compat/model_runner.py"),
             Need("on a CPU, V1 draws for sequences in mid-prompt, and fails", "engines/vllm/compat/model_runner.py"),
             Need("on a CPU, rows without an adapter get the last one", "engines/vllm/compat/cpu_lora.py"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from vllm.config import VllmConfig
 
+from zpptool.errors import usage_error
+
 V1, V2 = "V1", "V2"
 
 
@@ -20,3 +22,16 @@ def graph_mode(config: VllmConfig) -> str:
     if mode == "NONE":
         return "none"
     return f"{mode.lower()} of {','.join(map(str, compilation.cudagraph_capture_sizes or ()))} tokens"
+
+
+def refuse_diffusion(config: VllmConfig) -> None:
+    """Refuse a diffusion model, which V2 alone runs: it computes several tokens of a sequence in a step.
+
+    Raises:
+        ZppError: (USAGE) the model is one.
+    """
+    if config.model_config.is_diffusion:
+        raise usage_error(
+            "this model computes several tokens of a sequence at once, which does not work across stages",
+            "Run it unsplit.",
+        )

@@ -14,7 +14,7 @@ import torch
 from zpptool.engines.vllm.compat.control_objects import SchedulerOutput
 from zpptool.engines.vllm.compat.scheduler_tokens import SchedulerTokens
 from zpptool.engines.vllm.compat.worker_wrapper import WorkerWrapperBase
-from zpptool.errors import ZppError, usage_error
+from zpptool.errors import ZppError
 
 
 def take_tokens_from_scheduler(worker: WorkerWrapperBase) -> SchedulerTokens:
@@ -24,15 +24,14 @@ def take_tokens_from_scheduler(worker: WorkerWrapperBase) -> SchedulerTokens:
         worker: its device is initialised, and its model is not loaded.
 
     Raises:
-        ZppError: (USAGE) the model drafts tokens; (FAILURE) the worker has another runner.
+        ZppError: (FAILURE) the worker has another runner, or the model drafts tokens.
     """
     runner = worker.worker.model_runner
     if not hasattr(runner, "req_states"):
         raise ZppError(f"{type(runner).__module__} is not the V2 model runner that was configured")
     if runner.num_speculative_steps:
-        raise usage_error(
-            "this model computes several tokens of a sequence at once, which does not work across stages",
-            "Run it unsplit.",
+        raise ZppError(
+            "vLLM's runner drafts tokens, which does not work across stages", "Leave speculative decoding out."
         )
     tokens = SchedulerTokens(runner.req_states, runner.device, is_last=runner.is_last_pp_rank)
     if runner.pp_handler is not None:
