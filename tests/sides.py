@@ -74,13 +74,11 @@ def both_sides(
     *,
     unsplit: Sequence[str] = (),
     pipeline: Sequence[str] = (),
-    options: Sequence[str] = (),
 ) -> Iterator[Sides]:
     """Start the unsplit engine and the pipeline, wait for both, and leave nothing behind.
 
     Args:
         arguments: the engine arguments of both; `unsplit` and `pipeline` are extra arguments of one side.
-        options: of `run-stage`.
     """
     base = free_base_port(len(ranges) + 3)
     api, unsplit_api = base + len(ranges) + 1, base + len(ranges) + 2
@@ -89,12 +87,12 @@ def both_sides(
         dtype="float32", api_port=unsplit_api, engine_args=(*arguments, *unsplit),
     )  # fmt: skip
     seen: list[Stage] = [Reference(directory / "unsplit.log", spec, env)]
-    given = (*options, "--ranges", *(f"{start}-{end}" for start, end in ranges), "--dtype", "float32")
+    options = ("--ranges", *(f"{start}-{end}" for start, end in ranges), "--dtype", "float32")
     os.environ.update(env)
     try:
         for stage in range(len(ranges)):
             links = ("--stage-idx", stage, "--base-port", base, "--port", api, "--", *arguments, *pipeline)
-            seen.append(Stage(directory / f"stage-{stage}.log", "--model", model, *given, *links))
+            seen.append(Stage(directory / f"stage-{stage}.log", "--model", model, *options, *links))
         urls = [f"http://127.0.0.1:{port}" for port in (unsplit_api, api)]
         for url in urls:
             wait_until_ready(url, seen, READY_S)

@@ -72,3 +72,10 @@ def test_without_a_worker_there_is_nothing_to_replace(monkeypatch: pytest.Monkey
         monkeypatch.delitem(sys.modules, name, raising=False)
     with pytest.raises(ZppError, match="imported none of its workers"):
         imported_worker_modules()
+
+
+def test_tests_of_v1_run_without_triton() -> None:
+    """Triton is installed with xgrammar; vLLM uses it on a CPU in the environment of `tests/v2.py` alone."""
+    from vllm.triton_utils import HAS_TRITON
+
+    assert not HAS_TRITON
