@@ -157,6 +157,7 @@ HOOKS: tuple[Hook, ...] = (
     *_all("v1.worker.gpu.states", "RequestState.req_id_to_index RequestState.prefill_len", "likewise"),
     *_all(_OUTPUT, "CachedRequestData.req_ids CachedRequestData.num_computed_tokens", "likewise"),
     *_all(_OUTPUT, "CachedRequestData.new_token_ids NewRequestData.prefill_token_ids", "likewise"),
+    Hook("utils.torch_utils", "async_tensor_h2d", ("data", "device", "dtype"), "likewise"),
     *_all("v1.outputs", "AsyncModelRunnerOutput AsyncModelRunnerOutput.get_output", "an output in host memory"),
     *_all("v1.worker.gpu.async_utils", "AsyncOutput.get_output AsyncPoolingOutput.get_output", "likewise"),
     Hook(_V2_RUNNER, "GPUModelRunner.finish_requests", ("scheduler_output",), "all requests are forgotten"),

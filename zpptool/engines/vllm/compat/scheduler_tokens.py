@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
+from vllm.utils.torch_utils import async_tensor_h2d
 
 from zpptool.engines.vllm.compat.control_objects import SchedulerOutput
 from zpptool.errors import ZppError
@@ -74,11 +75,16 @@ class SchedulerTokens:
             return None
         ones = torch.ones(len(sampled), dtype=torch.int32, device=self._device)
         return {
-            "sampled_tokens": torch.tensor([[token] for token in sampled.values()], device=self._device),
+            "sampled_tokens": self._to_device([[token] for token in sampled.values()]),
             "num_sampled": ones,
             "num_rejected": torch.zeros_like(ones),
-            "idx_mapping": torch.tensor([index[name] for name in sampled], device=self._device),
+            "idx_mapping": self._to_device([index[name] for name in sampled]),
         }
+
+    def _to_device(self, values: Sequence[Any]) -> torch.Tensor:
+        """Copied without waiting for the device."""
+        copied: torch.Tensor = async_tensor_h2d(list(values), device=self._device, dtype=torch.int64)
+        return copied
 
     def receive(self, batch: Any, recv_drafts: bool = False) -> bool:
         """Whether every sequence of the batch has a token sampled in this step that a later step will compute."""
