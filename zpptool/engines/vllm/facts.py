@@ -26,5 +26,6 @@ def agreed_facts(spec: StageSpec, config: VllmConfig) -> dict[str, str]:
         "block_size": str(cache.block_size),
         "kv_cache_dtype": str(cache.cache_dtype),
         "quantization": str(model.quantization),
+        "logprobs_mode": str(model.logprobs_mode),
         "LoRA": str(config.lora_config is not None),
     }
