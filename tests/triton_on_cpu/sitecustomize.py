@@ -2,11 +2,13 @@
 """Lets vLLM's V2 model runner run on a CPU: its Triton kernels are interpreted.
 
 Python imports this module at its start where this directory is on `PYTHONPATH`; `tests/v2.py` puts it there, together
-with `TRITON_INTERPRET=1`. Two modules are completed as they are imported, and everything else is as installed:
+with `TRITON_INTERPRET=1`. Three modules are completed as they are imported, and everything else is as installed:
 
 * A CPU build of vLLM uses Triton only if Triton has a backend named `cpu`, which the package from PyPI has not. It gets
   one that is never asked to compile.
-* The interpreter cannot run vLLM's kernel for top-k and top-p (`row_id.to(tl.int64)` of a plain integer). vLLM's own
+* Triton's interpreter makes an integer of some conditions (`scalar & block`), which it then refuses as the mask of a
+  load or a store. Masks are made conditions again.
+* It cannot run vLLM's kernel for top-k and top-p (`row_id.to(tl.int64)` of a plain integer). vLLM's own
   function for devices without Triton takes its place.
 """
 
@@ -18,6 +20,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import Any
 
 
 class _CpuDriver:
@@ -32,12 +35,24 @@ def _add_cpu_backend(backends: ModuleType) -> None:
     backends.backends["cpu"] = backends.Backend(compiler=None, driver=_CpuDriver)
 
 
+def _take_integers_as_masks(interpreter: ModuleType) -> None:
+    builder = interpreter.InterpreterBuilder
+    load, store = builder.create_masked_load, builder.create_masked_store
+
+    def condition(mask: Any) -> Any:
+        return interpreter.TensorHandle(mask.data.astype(bool), mask.dtype)
+
+    builder.create_masked_load = lambda own, ptrs, mask, *rest: load(own, ptrs, condition(mask), *rest)
+    builder.create_masked_store = lambda own, ptrs, value, mask, *rest: store(own, ptrs, value, condition(mask), *rest)
+
+
 def _use_torch(topk_topp_sampler: ModuleType) -> None:
     topk_topp_sampler.HAS_TRITON = False
 
 
 COMPLETED: dict[str, Callable[[ModuleType], None]] = {
     "triton.backends": _add_cpu_backend,
+    "triton.runtime.interpreter": _take_integers_as_masks,
     "vllm.v1.sample.ops.topk_topp_sampler": _use_torch,
 }
 

@@ -19,7 +19,7 @@ COMPARED = (
 """The classes whose fields travel between head and stages. A new field is refused unless it has its default."""
 
 Changes = dict[str, list[str]]
-"""Before and after, or added and removed: names."""
+"""Names, by kind of change."""
 
 
 def field_changes(old: Path, new: Path) -> dict[str, Changes]:
@@ -34,7 +34,7 @@ def field_changes(old: Path, new: Path) -> dict[str, Changes]:
     return found
 
 
-def hook_changes(old: Path, new: Path) -> dict[str, Changes]:
+def hook_changes(old: Path, new: Path) -> Changes:
     """What changed of the hooks that both releases have, or of which one has none.
 
     Returns:
