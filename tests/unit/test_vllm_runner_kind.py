@@ -27,7 +27,7 @@ from zpptool.engines.vllm.core.executor import RingExecutor  # noqa: E402
 from zpptool.engines.vllm.facts import agreed_facts  # noqa: E402
 from zpptool.errors import ExitCode, ZppError  # noqa: E402
 from zpptool.ring.head.roll_call import disagreements  # noqa: E402
-from zpptool.ring.messages import StageFacts  # noqa: E402
+from zpptool.ring.messages import FITS_ALL, StageFacts  # noqa: E402
 
 
 def spec_of(model: Path) -> StageSpec:
@@ -61,10 +61,17 @@ def config_with(mode: object, sizes: list[int] | None) -> Any:
 
 def test_graphs_are_compared_by_mode_and_sizes(tiny_model: Callable[..., Path]) -> None:
     assert graph_mode(config_with(CUDAGraphMode.FULL_AND_PIECEWISE, [1, 2, 4])) == "full_and_piecewise of 1,2,4 tokens"
-    assert graph_mode(config_with(CUDAGraphMode.NONE, [1, 2])) == "none"
-    assert graph_mode(config_with(None, None)) == "none"
+    assert graph_mode(config_with(CUDAGraphMode.NONE, [1, 2])) == FITS_ALL
+    assert graph_mode(config_with(None, None)) == FITS_ALL
     spec = spec_of(tiny_model("llama"))
-    assert graph_mode(engine_config(serve_arguments(spec, RingExecutor))) == "none"  # no graphs on a CPU
+    assert graph_mode(engine_config(serve_arguments(spec, RingExecutor))) == FITS_ALL  # no graphs on a CPU
+
+
+def test_stages_with_other_graphs_are_refused_and_one_without_any_is_not() -> None:
+    graphs = {"CUDA graphs": "full of 1,2 tokens"}
+    for theirs, refused in ("full of 1,4 tokens", True), ("full of 1,2 tokens", False), (FITS_ALL, False):
+        stage = StageFacts(stage=0, num_stages=1, layers=(0, 4), host="b", pid=7, agreed={"CUDA graphs": theirs})
+        assert bool(disagreements(1, 4, graphs, [stage])) is refused
 
 
 def test_without_a_worker_there_is_nothing_to_replace(monkeypatch: pytest.MonkeyPatch) -> None:

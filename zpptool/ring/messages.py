@@ -29,6 +29,10 @@ MODEL_SOURCE = "model source"
 it, so it is compared only among the stages that have it."""
 
 
+FITS_ALL = "any"
+"""The value of an agreed fact that fits every other one: of a stage that it does not concern."""
+
+
 class StageFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a stage reports about itself in the roll call.
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from zpptool.partition import LayerRange, check_ranges
-from zpptool.ring.messages import MODEL_SOURCE, StageFacts
+from zpptool.ring.messages import FITS_ALL, MODEL_SOURCE, StageFacts
 
 
 def disagreements(
@@ -33,7 +33,7 @@ def disagreements(
             reasons.append(f"{_named(facts)} counts {facts.num_stages} stages, the head {num_stages}")
         for name in sorted((agreed.keys() | facts.agreed.keys()) - {MODEL_SOURCE}):
             ours, theirs = agreed.get(name, "nothing"), facts.agreed.get(name, "nothing")
-            if ours != theirs:
+            if ours != theirs and FITS_ALL not in (ours, theirs):
                 reasons.append(f"{_named(facts)} has {name} {theirs}, the head has {ours}")
     return reasons + _source_faults(stages)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from vllm.config import VllmConfig
 
 from zpptool.errors import usage_error
+from zpptool.ring.messages import FITS_ALL
 
 V1, V2 = "V1", "V2"
 
@@ -16,11 +17,14 @@ def runner_kind(config: VllmConfig) -> str:
 
 
 def graph_mode(config: VllmConfig) -> str:
-    """Which steps a stage replays from captured CUDA graphs, and of how many tokens; `none` where it captures none."""
+    """Which steps a stage replays from captured CUDA graphs, and of how many tokens.
+
+    A stage that captures none, on a CPU for example, fits beside any other: only rows of scheduled tokens are sent.
+    """
     compilation = config.compilation_config
     mode = getattr(compilation.cudagraph_mode, "name", None) or "NONE"
     if mode == "NONE":
-        return "none"
+        return FITS_ALL
     return f"{mode.lower()} of {','.join(map(str, compilation.cudagraph_capture_sizes or ()))} tokens"
 
 
