@@ -21,7 +21,7 @@ from zpptool.config.runner_choice import VARIABLE  # noqa: E402
 from zpptool.config.stage_spec import StageSpec  # noqa: E402
 from zpptool.engines.vllm.compat.arguments import serve_arguments  # noqa: E402
 from zpptool.engines.vllm.compat.engine_config import engine_config  # noqa: E402
-from zpptool.engines.vllm.compat.runner_kind import graph_mode, refuse_diffusion  # noqa: E402
+from zpptool.engines.vllm.compat.runner_kind import graph_mode, refuse_model  # noqa: E402
 from zpptool.engines.vllm.compat.worker_modules import WORKER_MODULES, imported_worker_modules  # noqa: E402
 from zpptool.engines.vllm.core.executor import RingExecutor  # noqa: E402
 from zpptool.engines.vllm.facts import agreed_facts  # noqa: E402
@@ -48,10 +48,25 @@ def test_the_roll_call_compares_the_kind(tiny_model: Callable[..., Path], monkey
     assert disagreements(1, 4, ours, [stage]) == ["stage 0 (b, pid 7) has model runner V2, the head has V1"]
 
 
-def test_a_diffusion_model_is_refused() -> None:
-    refuse_diffusion(SimpleNamespace(model_config=SimpleNamespace(is_diffusion=False)))
-    with pytest.raises(ZppError, match="several tokens of a sequence at once") as refused:
-        refuse_diffusion(SimpleNamespace(model_config=SimpleNamespace(is_diffusion=True)))
+@pytest.mark.parametrize(
+    ("diffusion", "images", "v2", "fault"),
+    [
+        (True, False, True, "several tokens of a sequence at once"),
+        (False, True, True, "models that take images"),
+        (False, True, False, ""),
+        (False, False, True, ""),
+    ],
+)
+def test_a_model_that_stages_do_not_support_with_a_runner_is_refused(
+    diffusion: bool, images: bool, v2: bool, fault: str
+) -> None:
+    model = SimpleNamespace(is_diffusion=diffusion, is_multimodal_model=images)
+    config: Any = SimpleNamespace(model_config=model, use_v2_model_runner=v2)
+    if not fault:
+        refuse_model(config)
+        return
+    with pytest.raises(ZppError, match=fault) as refused:
+        refuse_model(config)
     assert refused.value.exit_code is ExitCode.USAGE
 
 

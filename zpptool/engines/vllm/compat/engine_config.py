@@ -9,7 +9,7 @@ from vllm.config import ModelConfig, VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.usage.usage_lib import UsageContext
 
-from zpptool.engines.vllm.compat.runner_kind import refuse_diffusion
+from zpptool.engines.vllm.compat.runner_kind import refuse_model
 from zpptool.engines.vllm.compat.unsupported import vllms_refusal
 
 __all__ = ["ModelConfig", "VllmConfig", "engine_config", "kv_heads", "set_tensor_parallel_size"]
@@ -19,7 +19,7 @@ def engine_config(args: argparse.Namespace) -> VllmConfig:
     """The engine's configuration, made as vLLM's API server makes it.
 
     Raises:
-        ZppError: (USAGE) vLLM refuses the arguments, with vLLM's message; or the model is a diffusion model.
+        ZppError: (USAGE) vLLM refuses the arguments, with vLLM's message; or stages do not support the model.
     """
     arguments = AsyncEngineArgs.from_cli_args(args)
     try:
@@ -29,7 +29,7 @@ def engine_config(args: argparse.Namespace) -> VllmConfig:
         if refusal is None:
             raise
         raise refusal from cause
-    refuse_diffusion(config)
+    refuse_model(config)
     return config
 
 

@@ -140,7 +140,7 @@ HOOKS: tuple[Hook, ...] = (
     *_all("v1.worker.gpu_model_runner", "GPUModelRunner.discard_request_mask", "prompts in several steps, on a CPU"),
     *_all("v1.worker.gpu_model_runner", "GPUModelRunner.reset_encoder_cache", "likewise"),
     *_all("v1.sample.sampler", "Sampler.topk_topp_sampler", "a seeded generator is advanced"),
-    Hook("config", "ModelConfig.is_diffusion", why="refused across stages"),
+    *_all("config", "ModelConfig.is_diffusion ModelConfig.is_multimodal_model", "refused across stages"),
     # the V2 model runner
     *_all(_V2_RUNNER, "GPUModelRunner.req_states GPUModelRunner.pp_handler", "tokens by the scheduler's message"),
     *_all(_V2_RUNNER, "GPUModelRunner.num_speculative_steps GPUModelRunner.is_last_pp_rank", "likewise"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from vllm.config import VllmConfig
 
+from zpptool.config.runner_choice import VARIABLE
 from zpptool.errors import usage_error
 from zpptool.ring.messages import FITS_ALL
 
@@ -28,14 +29,21 @@ def graph_mode(config: VllmConfig) -> str:
     return f"{mode.lower()} of {','.join(map(str, compilation.cudagraph_capture_sizes or ()))} tokens"
 
 
-def refuse_diffusion(config: VllmConfig) -> None:
-    """Refuse a diffusion model, which V2 alone runs: it computes several tokens of a sequence in a step.
+def refuse_model(config: VllmConfig) -> None:
+    """Refuse a model that stages do not support with the runner that vLLM uses: a diffusion model, which V2 alone runs and
+    which computes several tokens of a sequence in a step, and with V2 a model that takes images.
 
     Raises:
-        ZppError: (USAGE) the model is one.
+        ZppError: (USAGE) the model is one of these.
     """
-    if config.model_config.is_diffusion:
+    model = config.model_config
+    if model.is_diffusion:
         raise usage_error(
             "this model computes several tokens of a sequence at once, which does not work across stages",
             "Run it unsplit.",
+        )
+    if runner_kind(config) == V2 and model.is_multimodal_model:
+        raise usage_error(
+            "models that take images do not run across stages with vLLM's V2 model runner",
+            f"Set {VARIABLE}=0: vLLM then uses its V1 model runner.",
         )
