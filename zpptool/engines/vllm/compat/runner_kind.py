@@ -30,8 +30,10 @@ def graph_mode(config: VllmConfig) -> str:
 
 
 def refuse_model(config: VllmConfig) -> None:
-    """Refuse a model that stages do not support with the runner that vLLM uses: a diffusion model, which V2 alone runs and
-    which computes several tokens of a sequence in a step, and with V2 a model that takes images.
+    """Refuse a model that stages do not support with the runner that vLLM uses.
+
+    These are diffusion models, which V2 alone runs and which compute several tokens of a sequence in a step, and, with
+    V2, models that take images.
 
     Raises:
         ZppError: (USAGE) the model is one of these.
