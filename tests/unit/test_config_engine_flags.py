@@ -13,8 +13,9 @@ from zpptool.config.engine_flags import (
     recorded_flags,
     release_of,
 )
-from zpptool.config.engine_kind import VLLM_VERSION, Engine
+from zpptool.config.engine_kind import Engine
 from zpptool.config.unsupported_flags import UNSUPPORTED
+from zpptool.config.vllm_releases import VLLM_VERSION
 from zpptool.errors import ExitCode, ZppError
 
 FLAGS = {

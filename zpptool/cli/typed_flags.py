@@ -17,7 +17,7 @@ from typer import Context
 from typer.core import TyperCommand, TyperOption
 
 from zpptool.config.engine_flags import FlagKind, Flags, recorded_flags, release_here, spelled, values_after
-from zpptool.config.engine_kind import VLLM_VERSION
+from zpptool.config.vllm_releases import VLLM_VERSION
 from zpptool.document import read_yaml
 from zpptool.errors import invalid_error, usage_error
 from zpptool.partition import reads_as_ranges

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from zpptool.config.engine_arguments import expanded_arguments
-from zpptool.config.engine_kind import VLLM_VERSION, Engine
+from zpptool.config.engine_kind import Engine
 from zpptool.config.unsupported_flags import UNSUPPORTED, Unsupported
+from zpptool.config.vllm_releases import VLLM_VERSION
 from zpptool.errors import usage_error
 
 RECORDS = Path(__file__).with_name("vllm_flags")
