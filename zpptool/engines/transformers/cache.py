@@ -15,7 +15,7 @@ from zpptool.errors import invalid_error
 from zpptool.partition import LayerRange
 
 STATELESS = getattr(cache_utils, "DummyLayer", ())
-"""The entry of a layer that keeps no state, such as a layer without attention; transformers has it from 5.24 on."""
+"""The entry of a layer that keeps no state, such as a layer without attention: in transformers 5.24, not in 5.19."""
 
 
 def new_cache(config: PreTrainedConfig) -> DynamicCache:

@@ -21,8 +21,8 @@ from zpptool.errors import invalid_error
 from zpptool.partition import LayerRange
 
 _CACHE_PARAMETERS = ("cache", "past_key_values", "cache_params")
-"""The names of the parameter that takes the cache: of every model from transformers 5.24 on, of most models before it,
-and of Mamba before it."""
+"""The names of the parameter that takes the cache: of every model in transformers 5.24, of most models in 5.19, and of
+Mamba there."""
 
 
 @dataclass
