@@ -119,6 +119,7 @@ def test_a_model_that_vllm_cannot_divide_is_refused_before_anything_is_loaded(
 def test_without_torchvision_the_start_ends_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model("llava", tmp_path / "model")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))  # where vLLM remembers the classes it has imported
     base = free_base_port(4)
     words = (model, "--stage-idx", 0, "--total-stages", 2, "--base-port", base, "--port", base + 3)
     with started(tmp_path, [(*words, "--recovery-deadline", 0)]) as (stage,):
