@@ -14,6 +14,7 @@ from zpptool.doctor import check_processor as module
 from zpptool.doctor.check_processor import check_processor
 from zpptool.doctor.finding import Level
 from zpptool.doctor.target import Target
+from zpptool.sources.names import ModelName
 
 VISION = {**llama_config(2), "vision_config": {"hidden_size": 8}}
 
@@ -41,14 +42,14 @@ def test_the_doctor_says_what_is_missing(
 ) -> None:
     monkeypatch.setattr(module, "ask", lambda _script: answer)
     model = write_checkpoint(tmp_path / "model", llama(2), VISION)
-    findings = list(check_processor(Target(Engine.VLLM, str(model))))
+    findings = list(check_processor(Target(Engine.VLLM, ModelName(str(model)))))
     assert [finding.level for finding in findings] == levels
     assert message in findings[-1].message
-    assert list(check_processor(Target(Engine.TRANSFORMERS, str(model)))) == []
+    assert list(check_processor(Target(Engine.TRANSFORMERS, ModelName(str(model))))) == []
 
 
 def test_the_doctor_finds_a_complete_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ask", lambda _script: {})
     model = write_checkpoint(tmp_path / "model", llama(2), VISION)
     (model / "preprocessor_config.json").write_text("{}")
-    assert [finding.level for finding in check_processor(Target(Engine.VLLM, str(model)))] == [Level.OK]
+    assert [finding.level for finding in check_processor(Target(Engine.VLLM, ModelName(str(model))))] == [Level.OK]
