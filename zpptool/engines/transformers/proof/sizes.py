@@ -22,6 +22,7 @@ _SMALL_HEADS, _MANY_HEADS, _SMALL_HEAD, _SMALLEST_PART = 4, 12, 16, 2
 """The wanted number of heads, from which number on they are too many, the wanted size of a head, and the smallest size
 of a part of a head."""
 _CAPS: tuple[tuple[str, int], ...] = (
+    (r"^(pronunciation|shape)_vocab_size$", 64),  # not the tokens' vocabulary, by whose size their embedding is known
     (r"vocab_size|^ctx_len$|vocab_size_per_layer_input$", _VOCABULARY),
     (r"(sliding_window|attention_window_size|window_size|attention_chunk_size|chunk_size)$", 8),
     (r"^(num_experts|n_experts)$|routed_experts|num_local_experts|moe_num_experts?", 4),
