@@ -12,9 +12,10 @@ ROOT = Path(__file__).resolve().parents[2]
 ERRORS = {"usage_error", "invalid_error", "address_error", "stage_error", "ZppError", "with_hint"}
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
 OF_OTHERS = {
-    "--config", "--data-parallel-size", "--help", "--no-enable-flash-late-interaction", "--pipeline-parallel-size",
+    "--config", "--data-parallel-size", "--dequantize", "--help", "--no-enable-flash-late-interaction",
+    "--pipeline-parallel-size",
 }  # fmt: skip
-"""vLLM's own, and the help of every command."""
+"""vLLM's own, MLX's `--dequantize`, and the help of every command."""
 
 
 def options_in_errors() -> dict[str, str]:

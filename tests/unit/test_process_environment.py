@@ -15,8 +15,8 @@ from zpptool.process import environment
 
 PACKAGE = Path(environment.__file__).parents[1]
 SPEC = StageSpec(Engine.VLLM, "m", ((0, 2), (2, 4)), 0, "ipc:///b", "ipc:///c")
-SET_BY_USERS = {"cli", "config", "serve", "deploy"}
-"""Folders whose variables are the command line's."""
+SET_BY_USERS = {"__main__.py", "cli", "config", "serve", "deploy", "sources"}
+"""Places whose variables are the command line's, or set by users like those."""
 
 
 @pytest.fixture(autouse=True)

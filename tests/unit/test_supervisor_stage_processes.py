@@ -6,7 +6,9 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -56,24 +58,31 @@ def test_future_warnings_of_libraries_are_not_shown_unless_asked_for(
     assert (b"FutureWarning" in output, shown in output) == (bool(filters), True)
 
 
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A directory whose path leaves room for the name of a socket, which `tmp_path` may not."""
+    with tempfile.TemporaryDirectory() as directory:
+        yield Path(directory)
+
+
 @pytest.mark.parametrize("runtime", ["there", "not there", "", "relative", None])
 def test_a_private_directory_is_private_and_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str | None
+    short_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str | None
 ) -> None:
-    (tmp_path / "there").mkdir()
-    (tmp_path / "relative").mkdir()
-    monkeypatch.chdir(tmp_path)
+    (short_path / "there").mkdir()
+    (short_path / "relative").mkdir()
+    monkeypatch.chdir(short_path)
     if runtime is None:
         monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     else:
-        monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / runtime) if "there" in runtime else runtime)
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_path / runtime) if "there" in runtime else runtime)
     with private_directory() as directory:
         assert directory.is_absolute()
         assert directory.stat().st_mode & 0o777 == 0o700
-        assert (directory.parent == tmp_path / "there") == (runtime == "there")
+        assert (directory.parent == short_path / "there") == (runtime == "there")
         (directory / "socket").touch()
     assert not directory.exists()
-    assert list((tmp_path / "relative").iterdir()) == []
+    assert list((short_path / "relative").iterdir()) == []
 
 
 def test_a_directory_with_a_long_path_is_not_used_for_sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

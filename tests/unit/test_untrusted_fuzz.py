@@ -68,7 +68,7 @@ def test_a_manifest(count: int, tmp_path: Path) -> None:
 @few_or_many
 def test_a_plan_and_what_is_deployed_from_it(count: int, tmp_path: Path) -> None:
     model = write_checkpoint(tmp_path / "model")
-    plan = make_plan(model, num_stages=2, base_port=15550, api_port=8000, hosts=["a", "b"], engine_args=["--x", "y"])
+    plan = make_plan(model, num_stages=2, base_port=15550, api_port=8000, hosts=["a", "b"], engine_args=["--seed", "7"])
     path = tmp_path / "zpp.yaml"
     valid = yaml.safe_load(plan.to_yaml())
     (tmp_path / "deep").mkdir()
