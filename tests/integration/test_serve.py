@@ -299,12 +299,12 @@ def test_a_crash_loop_is_given_up_with_the_reason(model: Path, serve: Callable[.
     assert command.left_behind() == []
 
 
-def test_a_start_with_a_wrong_argument_fails_at_once_with_the_end_of_the_log(
+def test_a_wrong_argument_of_the_engine_is_refused_before_anything_is_started(
     model: Path, serve: Callable[..., Served]
 ) -> None:
     command = serve(model, "--num-stages", 2, "--", "--no-such-argument")
     assert command.process.wait(READY_S) == 2
-    assert "takes no arguments after --: --no-such-argument" in command.text()
+    assert "takes no arguments of its own: --no-such-argument" in command.text()
     assert "started again" not in command.text()
     assert command.left_behind() == []
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from zpptool.console import Console
+from zpptool.errors import ZppError
 from zpptool.places import place_name
 from zpptool.plain_text import plain
 from zpptool.ring.status import COMPUTING, READY
@@ -106,7 +107,7 @@ class LineDisplay:
 
     def announce(self, text: str) -> None:
         """Print the command's result, one line on stdout."""
-        with suppress(OSError):
+        with suppress(OSError, ZppError):
             self._console.line(text)
 
     def close(self) -> None:
@@ -144,7 +145,7 @@ class LiveDisplay:
     def announce(self, text: str) -> None:
         """Print the command's result, one line: above the table where stdout is a terminal, because the table would be
         drawn over a line on stdout; else on stdout."""
-        with suppress(OSError):
+        with suppress(OSError, ZppError):
             if sys.stdout.isatty():
                 self._rich.print(text, markup=False)
             else:
