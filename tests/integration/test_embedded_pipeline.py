@@ -55,13 +55,15 @@ def stages(model: Path, tmp_path_factory: pytest.TempPathFactory, zpptool: Calla
 
 
 def running_on(directory: Path) -> list[psutil.Process]:
-    """The processes of this machine with a path in `directory` on their command line."""
+    """The processes of this machine with a path in `directory` on their command line. Those that have been killed get a
+    moment to end."""
     own = os.getpid()
-    return [
+    found = [
         process
         for process in psutil.process_iter(["cmdline"])
         if process.pid != own and any(str(directory) in word for word in process.info["cmdline"] or ())
     ]
+    return psutil.wait_procs(found, timeout=1)[1]
 
 
 def commands(stages: Path, base_port: int, api_port: int, order: tuple[int, ...] = (0, 1, 2)) -> list[list[object]]:
