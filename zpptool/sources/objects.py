@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from zpptool.errors import ZppError, invalid_error, usage_error
 from zpptool.sources.names import UrlId
-from zpptool.sources.source import RemoteFile, listing_digest
+from zpptool.sources.source import RemoteFile, identity_of_listing
 
 PIECE_BYTES = 8 * 1024 * 1024
 """Bytes that one request reads into memory."""
@@ -52,15 +52,7 @@ class ObjectSource:
         rows = {name.removeprefix("/").removeprefix(prefix): info for name, info in listed.items()}
         self.files = tuple(sorted(RemoteFile(name, int(info["size"]), _tag(info)) for name, info in rows.items()))
         self._sizes = {file.name: file.nbytes or 0 for file in self.files}
-        if "config.json" not in self._sizes:
-            raise invalid_error(f"{model.url} holds no checkpoint: there is no config.json", "Check the URL.")
-        version = listing_digest(self.files)
-        if model.version not in (None, version):
-            raise invalid_error(
-                f"{model.url} has changed since: its files are not those of version {model.version}",
-                "Name the URL without a version, and plan again.",
-            )
-        self.identity = f"{model.url}#{version}"
+        self.identity = identity_of_listing(model, self.files)
 
     def begin(self, name: str, nbytes: int) -> tuple[int, bytes]:
         """See `RemoteSource`."""

@@ -12,6 +12,9 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
+from zpptool.errors import invalid_error
+from zpptool.sources.names import UrlId
+
 
 class RemoteFile(NamedTuple):
     """One file of a source.
@@ -55,7 +58,21 @@ class RemoteSource(Protocol):
         ...
 
 
-def listing_digest(files: Sequence[RemoteFile]) -> str:
-    """A digest of the state of a directory: names, sizes, and what the place says about each file's content."""
+def identity_of_listing(model: UrlId, files: Sequence[RemoteFile]) -> str:
+    """The identity of a directory that has no versions of its own: its URL and a digest of its listing.
+
+    The digest is of names, sizes, and what the place says about each file's content.
+
+    Raises:
+        ZppError: (INVALID) it holds no checkpoint, or is not in the state that the user has named.
+    """
+    if not any(file.name == "config.json" for file in files):
+        raise invalid_error(f"{model.url} holds no checkpoint: there is no config.json", "Check the URL.")
     rows = sorted([file.name, file.nbytes, file.digest] for file in files)
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:32]
+    version = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:32]
+    if model.version not in (None, version):
+        raise invalid_error(
+            f"{model.url} has changed since: its files are not those of version {model.version}",
+            "Name the URL without a version, and plan again.",
+        )
+    return f"{model.url}#{version}"

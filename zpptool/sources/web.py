@@ -20,11 +20,11 @@ from html.parser import HTMLParser
 from typing import NamedTuple
 
 from zpptool.checkpoint.index import INDEX_NAME, MAX_INDEX_BYTES, SINGLE_NAME
-from zpptool.errors import ZppError, invalid_error, usage_error
+from zpptool.errors import ZppError, usage_error
 from zpptool.file_names import is_inner_path
 from zpptool.sources.headers import in_parallel, is_weight_name
 from zpptool.sources.names import UrlId
-from zpptool.sources.source import RemoteFile, listing_digest
+from zpptool.sources.source import RemoteFile, identity_of_listing
 
 CHUNK_BYTES = 256 * 1024
 TIMEOUT_S = 30.0
@@ -72,15 +72,7 @@ class WebSource:
         found = [(name, fact) for name, fact in zip(names, facts, strict=True) if fact is not None]
         self._tags = dict(found)
         self.files = tuple(sorted(RemoteFile(name, fact.nbytes, fact.tag) for name, fact in found))
-        if not any(file.name == "config.json" for file in self.files):
-            raise invalid_error(f"{model.url} holds no checkpoint: there is no config.json", "Check the URL.")
-        version = listing_digest(self.files)
-        if model.version not in (None, version):
-            raise invalid_error(
-                f"{model.url} has changed since: its files are not those of version {model.version}",
-                "Name the URL without a version, and plan again.",
-            )
-        self.identity = f"{model.url}#{version}"
+        self.identity = identity_of_listing(model, self.files)
 
     def begin(self, name: str, nbytes: int) -> tuple[int, bytes]:
         """See `RemoteSource`."""
