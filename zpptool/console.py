@@ -9,18 +9,22 @@ something is drawn on a terminal, so that other commands start quickly.
 from __future__ import annotations
 
 import errno
+import io
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
+from types import FrameType
 from typing import Any
 
-from zpptool.errors import ZppError
+from zpptool.errors import ExitCode, ZppError
 from zpptool.plain_text import plain
 
 SCHEMA_VERSION = 1
@@ -63,7 +67,38 @@ def print_error(fault: ZppError) -> None:
 
 def _print_object(payload: Mapping[str, Any]) -> None:
     _output.printed = True
-    _print(json.dumps({"schema_version": SCHEMA_VERSION, **payload}, indent=2))
+    text = json.dumps({"schema_version": SCHEMA_VERSION, **payload}, indent=2)
+    with _interrupts_postponed():
+        _print(text)
+
+
+@contextmanager
+def _interrupts_postponed() -> Iterator[None]:
+    """Postpone Ctrl-C or SIGTERM to the end of the block, so that what it prints is whole. A second one does not wait.
+
+    Python runs signal handlers in the main thread only, so elsewhere nothing is to be postponed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    postponed: list[int] = []
+
+    def postpone(number: int, _frame: FrameType | None) -> None:
+        if postponed:  # nothing may be reading what is printed
+            os._exit(ExitCode.INTERRUPTED)
+        postponed.append(number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handled = {number: handler for number, handler in before.items() if callable(handler)}
+    for number in handled:
+        signal.signal(number, postpone)
+    try:
+        yield
+    finally:
+        for number, handler in handled.items():
+            signal.signal(number, handler)
+        if postponed:
+            signal.raise_signal(postponed[0])
 
 
 def _print(text: str) -> None:
@@ -73,7 +108,7 @@ def _print(text: str) -> None:
         ZppError: (FAILURE) the disk is full, or the device failed. BrokenPipeError: nobody reads it.
     """
     try:
-        print(text, flush=True)
+        _write(f"{text}\n")
     except BrokenPipeError:
         raise
     except OSError as cause:
@@ -81,6 +116,22 @@ def _print(text: str) -> None:
         os.dup2(null, sys.stdout.fileno())  # for Python's own flush at the end, which would fail again
         os.close(null)
         raise ZppError(f"standard output cannot be written to: {os.strerror(cause.errno or errno.EIO)}") from cause
+
+
+def _write(text: str) -> None:
+    """Write all of a text to stdout.
+
+    `print` loses the rest of a long text if a signal is handled while it waits for the reader of a pipe (seen with
+    CPython 3.11), so the bytes are written here.
+    """
+    stream = sys.stdout
+    if stream is not sys.__stdout__ or not isinstance(stream, io.TextIOWrapper):
+        print(text, end="", flush=True)
+        return
+    stream.flush()
+    left = memoryview(text.encode(stream.encoding, stream.errors or "strict"))
+    while left:
+        left = left[os.write(stream.fileno(), left) :]
 
 
 class Console:

@@ -42,7 +42,7 @@ def interrupt(words: list[str], number: signal.Signals, delay_s: float) -> tuple
 )
 @pytest.mark.parametrize("delay_ms", [0, 40, 90, 180, 300])
 def test_an_early_interrupt(tmp_path: Path, number: signal.Signals, start: list[str], delay_ms: int) -> None:
-    model = write_sparse(tmp_path / "model", 2**34)
+    model = write_sparse(tmp_path / "model", 2**31)
     words = [*start, "split", str(model), "--num-stages", "2", "-o", str(tmp_path / "out"), "--json", "--quiet"]
     code, out, err = interrupt(words, number, delay_ms / 1000)
     assert (code, err) == (ExitCode.INTERRUPTED, "interrupted\n")
@@ -65,8 +65,25 @@ def test_an_interrupt_at_any_time_is_one_object() -> None:
         code, out, err = interrupt(words, signal.SIGTERM, delay_s)
         assert code in (ExitCode.OK, ExitCode.INTERRUPTED), err
         assert "Traceback" not in err
-        if code == ExitCode.OK or "interrupted" in err:
-            json.loads(out)
+        if out or code == ExitCode.OK or "interrupted" in err:
+            assert json.loads(out)["schema_version"] == 1
+
+
+def test_an_interrupt_while_the_result_is_printed_waits_for_its_end() -> None:
+    """The result is longer than a pipe holds, so printing it lasts until it is read. A second signal does not wait."""
+    words = [*MODULE, "validate-ranges", "--num-stages", "9000", "--total-layers", "9000", "--json"]
+    for signals in (1, 2):
+        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            begun = process.stdout.read(1)
+            for _ in range(signals):
+                time.sleep(0.3)
+                process.send_signal(signal.SIGINT)
+            if signals == 2:
+                assert process.wait(10) == ExitCode.INTERRUPTED
+            out = process.stdout.read()
+        assert process.returncode == ExitCode.INTERRUPTED
+        assert signals == 2 or json.loads(begun + out)["schema_version"] == 1
 
 
 def test_an_ignored_signal_stays_ignored() -> None:

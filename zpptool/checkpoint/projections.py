@@ -56,7 +56,8 @@ def _unnumbered(name: str) -> str:
 
 
 def _evidence(shapes: list[tuple[int, ...]], config: dict[str, Any]) -> Evidence:
-    hidden = text_config(config).get("hidden_size", config.get("hidden_size"))
+    stated_size = text_config(config).get("hidden_size", config.get("hidden_size"))
+    hidden = stated_size if isinstance(stated_size, int) else None
     given, taken = {shape[0] for shape in shapes}, {shape[1] for shape in shapes}
     stated = any(map(_READS_THE_LAST_STATE.search, _architectures(config)))
     by_config = PROJECTS_OUT if stated else None
