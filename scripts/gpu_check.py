@@ -23,9 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # zpptool, where i
 from gpucheck.check import Bench, Outcome, Verdict
 from gpucheck.checks import CHECKS
 from gpucheck.machine import this_machine
-from gpucheck.report import Report, as_json, as_table, exit_code, line_of, replaced
+from gpucheck.report import BEGIN, END, Report, as_json, as_table, exit_code, line_of
 from gpucheck.run import chosen, run_checks
 from gpucheck.tiny_model import make_tiny_model
+from page_part import replace_part
 
 
 def main() -> int:
@@ -53,7 +54,7 @@ def main() -> int:
     table = as_table(report, CHECKS)
     (output / "gpu-check.md").write_text(table + "\n")
     if options.docs:
-        options.docs.write_text(replaced(options.docs.read_text(), table))
+        options.docs.write_text(replace_part(options.docs.read_text(), table, BEGIN, END))
     left_out = [outcome.name for outcome in outcomes if outcome.detail.startswith("no time")]
     if left_out:
         print(f"left out for time, run again with a larger --budget or --only: {','.join(left_out)}")

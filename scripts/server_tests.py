@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+from page_part import replace_part
 from servertests import results, selection, sides, table
 from servertests.groups import GROUPS, HUB_ADAPTERS, HUB_NAMES
 from servertests.hub import write_hub
@@ -39,7 +40,7 @@ def main() -> int:
         print(f"{side}: {', '.join(f'{count} {outcome}' for outcome, count in counts.most_common())}")
     if options.table:
         part = table.render(found, datetime.now(UTC).date().isoformat())
-        options.table.write_text(table.put_between_markers(options.table.read_text(), part))
+        options.table.write_text(replace_part(options.table.read_text(), part, table.BEGIN, table.END))
     lost = table.lost(found, sides.STAGES)
     for result in lost:
         print(f"passes unsplit, not on stages: {result.test}: {table.reason_of(result)}", file=sys.stderr)

@@ -65,19 +65,6 @@ def as_table(report: Report, checks: Sequence[Check]) -> str:
     )
 
 
-def replaced(page: str, table: str) -> str:
-    """The page with a new table between its markers.
-
-    Raises:
-        ValueError: it has no markers.
-    """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the page has no {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
-
-
 def exit_code(outcomes: Sequence[Outcome]) -> int:
     """1 if a check failed."""
     return int(any(outcome.verdict is Verdict.FAILED for outcome in outcomes))

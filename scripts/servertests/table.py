@@ -62,19 +62,6 @@ def render(sides: Results, date: str) -> str:
     return "\n".join(lines)
 
 
-def put_between_markers(page: str, part: str) -> str:
-    """The page with its part between the markers replaced.
-
-    Raises:
-        ValueError: it has no markers.
-    """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the page has no part between {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{part}\n{END}{after}"
-
-
 def _kind(result: Result) -> str:
     """What a refusal is about; tests that fail in their own assertions count as one kind."""
     text = reason_of(result)

@@ -23,7 +23,9 @@ from gpucheck.check import Bench, Check, Failed, Machine, Refused, Verdict
 from gpucheck.checks import CHECKS
 from gpucheck.run import chosen, run_checks
 from gpucheck.vllm_stages import refuse_if_refused
+from page_part import replace_part
 
+MARKERS = (report.BEGIN, report.END)
 ONE_CARD = Machine("cuda", ("A card",), 80 << 30, "570.1", "2.14.0", "0.33.0", "0.1.0")
 ON_CPU = Machine("cpu", (), 0, "", "2.13.0+cpu", "", "0.1.0")
 
@@ -91,10 +93,11 @@ def test_the_table_is_put_between_the_markers_of_the_page() -> None:
     assert "1 x A card, driver 570.1; torch 2.14.0, vLLM 0.33.0" in table
     assert "| `a` | shows a | passed | tokens_per_s 12.5 |" in table
     page = (ROOT / "docs/compatibility.md").read_text()
-    assert table in report.replaced(page, table)
-    assert report.replaced(report.replaced(page, table), "none") == report.replaced(page, "none")
+    once = replace_part(page, table, *MARKERS)
+    assert table in once
+    assert replace_part(once, "none", *MARKERS) == replace_part(page, "none", *MARKERS)
     with pytest.raises(ValueError, match="has no <!-- gpu check: begin -->"):
-        report.replaced("no markers", table)
+        replace_part("no markers", table, *MARKERS)
     assert json.loads(report.as_json(made))["outcomes"][1]["verdict"] == "skipped"
     assert report.exit_code(made.outcomes) == 0
     assert report.exit_code([made.outcomes[0], made.outcomes[1].__class__("b", Verdict.FAILED, "", 0, {})]) == 1

@@ -14,6 +14,7 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
+from page_part import replace_part
 from servertests import selection, table
 from servertests.groups import CAPACITY, GROUPS, HUB_NAMES, LEFT_OUT, MODEL_NAME, Group, Module
 from servertests.results import Result, append, latest, read
@@ -144,13 +145,13 @@ def test_the_table_counts_by_file_and_names_every_difference_on_stages() -> None
 
 def test_only_what_is_between_the_markers_is_replaced() -> None:
     page = f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n"
-    assert table.put_between_markers(page, "new") == f"before\n{table.BEGIN}\nnew\n{table.END}\nafter\n"
+    assert replace_part(page, "new", table.BEGIN, table.END) == f"before\n{table.BEGIN}\nnew\n{table.END}\nafter\n"
     with pytest.raises(ValueError, match="has no part between"):
-        table.put_between_markers("before", "new")
+        replace_part("before", "new", table.BEGIN, table.END)
 
 
 def test_the_page_has_a_place_for_the_table() -> None:
-    table.put_between_markers(PAGE.read_text(), "new")
+    replace_part(PAGE.read_text(), "new", table.BEGIN, table.END)
 
 
 def test_a_source_distribution_gives_its_tests_and_not_its_package(tmp_path: Path) -> None:
