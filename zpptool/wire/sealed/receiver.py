@@ -96,9 +96,12 @@ class SealedReceiver:
 
     def _run_lane(self, lane: int, proof: bytes, key: bytes) -> None:
         opener = Opener(key)
-        while (connection := self._connect(lane, proof)) is not None:
+        while (connection := self._connect()) is not None:
             with connection:
                 try:
+                    connection.settimeout(None)
+                    tune(connection)
+                    connection.sendall(bytes([lane]) + proof)
                     self._receive(connection, opener)
                     return
                 except (OSError, EOFError) as cause:
@@ -110,15 +113,12 @@ class SealedReceiver:
                     self._fail(error)
                     return
 
-    def _connect(self, lane: int, proof: bytes) -> socket.socket | None:
-        """The connection of a lane, with its proof sent; None if there is none."""
-        reason = ""
+    def _connect(self) -> socket.socket | None:
+        """A connection for a lane; None if there is none."""
+        reason = "every connection is closed at once"
         while time.monotonic() < self._connects_until and not self._closed:
             try:
                 connection = socket.create_connection(self._address, _CONNECT_TIMEOUT_S)
-                connection.settimeout(None)
-                tune(connection)
-                connection.sendall(bytes([lane]) + proof)
             except OSError as error:
                 reason = str(error)
                 time.sleep(_RETRY_S)
