@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 pytest_plugins = ("links",)
 
-# Whoever starts the tests in the background has them ignore Ctrl-C, and with nohup the end of a terminal; what they
-# start would inherit that.
+# Tests that a shell starts in the background ignore Ctrl-C, and with nohup the end of a terminal; the processes that
+# they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 

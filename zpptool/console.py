@@ -105,7 +105,7 @@ def _print(text: str) -> None:
     """Print a line on stdout.
 
     Raises:
-        ZppError: (FAILURE) the disk is full, or the device failed. BrokenPipeError: nobody reads it.
+        ZppError: (FAILURE) the disk is full, or the device failed. BrokenPipeError: the pipe has no reader.
     """
     try:
         _write(f"{text}\n")

@@ -2,8 +2,8 @@
 """Whether a file, a directory or the process behind a unix socket belongs to this process's user.
 
 On a machine with several users anybody can create a directory with any name in the temp directory. So a name proves
-nothing: what is read from a place is trusted only if this user owns it and nobody else may change it, and what arrives
-from a socket only if the system names this user as the owner of the process at the other end.
+nothing: what is read from a place is trusted only if this user owns it and no other user may change it, and what
+arrives from a socket only if the system names this user as the owner of the process at the other end.
 """
 
 from __future__ import annotations

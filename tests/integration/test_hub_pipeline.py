@@ -71,7 +71,7 @@ def test_stages_fetch_their_own_bytes_and_another_commit_is_refused(zpptool, hub
         url = f"http://127.0.0.1:{base + 4}"
         wait_until_ready(url, stages, READY_S)
         assert httpx.get(f"{url}/v1/models", trust_env=False).json()["data"][0]["id"] == "org/name"
-    assert not hub.requests, "a second start asks nobody"
+    assert not hub.requests, "a second start sends no request"
     hub.commits = {COMMIT: model, OTHER: model}
     commands[2] = [*commands[2], "--revision", OTHER]
     (tmp_path / "third").mkdir()

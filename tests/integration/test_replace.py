@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stage moves to another address while the pipeline answers: no stream notices, and whoever receives from it follows,
-in its next life too."""
+"""A stage moves to another address while the pipeline answers: no stream notices, and the stage that receives from it
+follows, also after a restart of its own."""
 
 from __future__ import annotations
 

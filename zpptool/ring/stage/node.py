@@ -200,7 +200,7 @@ class StageNode:
 
         Returns:
             a function that waits until the memory behind `frames` may be changed. It returns at once when the epoch of
-            the order is over, because nobody will read that message.
+            the order is over, because no call will read that message.
 
         Raises:
             StaleEpoch: the epoch of the order is over.
