@@ -25,7 +25,7 @@ pytest.importorskip("torch")
 DELAY_S = 0.003
 STREAMS = 6
 SUITES = {
-    "ring": ("tests/integration/test_ring_recovery.py", "tests/integration/test_ring_epochs.py"),
+    "ring": ("tests/integration/test_ring_recovery.py", "tests/integration/test_ring_new_epoch.py"),
     "embedded": ("tests/integration/test_embedded_recovery.py",),
     "vllm": ("tests/integration/test_vllm_recovery.py",),
     "chaos": ("tests/chaos/test_chaos.py", "-k", "serve"),

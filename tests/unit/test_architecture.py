@@ -80,3 +80,9 @@ def test_no_class_has_more_than_20_attributes() -> None:
         if isinstance(node, ast.ClassDef)
     }
     assert {name: count for name, count in counts.items() if count > 20} == {}
+
+
+def test_no_two_test_files_have_the_same_name() -> None:
+    """pytest cannot collect both in one run, as `make test-long` does."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert [name for name in set(names) if names.count(name) > 1] == []

@@ -2,7 +2,7 @@
 """Whatever vLLM keeps of a request is known to survive the loss of a stage, or to need nothing for it.
 
 When this fails after an update of vLLM: see what the new field does in a stage (`vllm/v1/worker`), ask for it in
-`tests/requestfields.py`, and run `tests/integration/test_vllm_fields.py`.
+`tests/requestfields.py`, and run `tests/integration/test_vllm_request_fields.py`.
 """
 
 from __future__ import annotations
