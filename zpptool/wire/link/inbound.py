@@ -40,6 +40,7 @@ class Inbound:
     Attributes:
         offers: the side channels that this end can use, by name, as they are sent in the greeting.
         unix_socket: where messages of one part may arrive instead of at ZeroMQ; None for nowhere.
+        sealed: the sealed channel of the session. Without one, None, `poll` never has a message.
     """
 
     def __init__(self, limits: Limits, open_sealed: OpenSealed | None = None, *, shared: bool = True) -> None:
@@ -47,7 +48,7 @@ class Inbound:
         self._open_sealed = open_sealed
         self._pool = BufferPool()
         self._side_channels: dict[int, SideChannelReceiver] = {}
-        self._sealed: SealedReceiver | None = None
+        self.sealed: SealedReceiver | None = None
         self._assembly: Assembly | None = None
         self._kept: deque[Sequence[Buffer]] = deque()
         self._begun = False
@@ -73,7 +74,7 @@ class Inbound:
         for name, offer in offers.items():
             try:
                 if name == SEALED and self._open_sealed is not None:
-                    self._sealed = self._open_sealed(offer)
+                    self.sealed = self._open_sealed(offer)
                 elif name not in self.offers:
                     continue
                 elif name == UNIX_SOCKET:
@@ -90,9 +91,9 @@ class Inbound:
         self._begun = False
         self._assembly = None
         self._kept.clear()
-        if self._sealed is not None:
-            self._sealed.close()
-            self._sealed = None
+        if self.sealed is not None:
+            self.sealed.close()
+            self.sealed = None
         for channel in self._side_channels.values():
             channel.close()
         self._side_channels = {}
@@ -111,7 +112,7 @@ class Inbound:
         """
         if not parts:
             raise WireError("no frames at all.")
-        if (self._awaits_sealed or self._kept) and not self._is_link_message(parts):
+        if self.sealed is not None and (self._awaits_sealed or self._kept) and not self._is_link_message(parts):
             self._kept.append(parts)
             return None
         return self._accept(parts)
@@ -123,13 +124,13 @@ class Inbound:
             SealedChannelLost: the channel has failed, and the message with it.
             WireError: a message that was kept is malformed. It is dropped.
         """
-        if self._sealed is None:
+        if self.sealed is None:
             return None
         message = None
         if self._awaits_sealed:
             message = self._completed()
-            if message is None and self._sealed is not None and self._sealed.fault is not None:
-                raise SealedChannelLost(self._sealed.fault.message)
+            if message is None and self.sealed is not None and self.sealed.fault is not None:
+                raise SealedChannelLost(self.sealed.fault.message)
         while message is None and self._kept and not self._awaits_sealed:
             message = self._accept(self._kept.popleft())
         return message
@@ -182,9 +183,9 @@ class Inbound:
         """The frame of an entry; None where it comes in chunks. One that is still on its way adds its transfer."""
         if not entry.channel:
             return None
-        if entry.channel == SEALED_CHANNEL and self._sealed is not None and entry.nbytes:
+        if entry.channel == SEALED_CHANNEL and self.sealed is not None and entry.nbytes:
             frame = self._pool.take(entry.nbytes)
-            transfers.append(self._sealed.expect(entry.ticket, frame))
+            transfers.append(self.sealed.expect(entry.ticket, frame))
             return frame
         if entry.channel not in self._side_channels:
             raise WireError(f"a frame comes by side channel {entry.channel}, which is not in use.")

@@ -206,7 +206,7 @@ class LinkReceiver(Endpoint):
         """The next message that has arrived, or what is wrong with it; None for none."""
         while True:
             try:
-                if (message := self._inbound.poll()) is None:
+                if self._inbound.sealed is None or (message := self._inbound.poll()) is None:
                     if (parts := self._arrivals.next()) is None:
                         return None
                     message = self._inbound.take(parts)
