@@ -4,10 +4,12 @@ each with its reason."""
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from types import NoneType, UnionType
+from typing import NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import pytest
 import typer.main
@@ -79,13 +81,23 @@ def options(command: TyperCommand | TyperGroup) -> list[TyperOption]:
     return [item for item in command.params if isinstance(item, TyperOption)]
 
 
+def kind_without_none(annotation: object) -> str:
+    """A type as text; one that may be None is the same to a person who types a value."""
+    is_union = get_origin(annotation) in (Union, UnionType)
+    kinds = [kind for kind in get_args(annotation) if kind is not NoneType] if is_union else [annotation]
+    return " | ".join(map(str, kinds))
+
+
 def declarations() -> dict[str, dict[str, Declaration]]:
     """By long flag and command."""
     found: dict[str, dict[str, Declaration]] = {}
     for name, command in COMMANDS.items():
-        for option in options(command):
-            kind = str(option.type_descriptor.annotation)
-            shown = Declaration(kind, option.metavar, option.multiple, (option.min, option.max), option.help)
+        written = inspect.unwrap(command.callback) if command.callback else None
+        hints = get_type_hints(written, include_extras=True) if written else {}
+        for option in (item for item in options(command) if item.name in hints):  # the others are typer's own
+            kind, info = get_args(hints[option.name])[:2]
+            limits = (info.min, info.max)
+            shown = Declaration(kind_without_none(kind), option.metavar, option.multiple, limits, option.help)
             for flag in option.opts:
                 if flag.startswith("--"):
                     found.setdefault(flag, {})[name] = shown

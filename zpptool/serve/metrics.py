@@ -7,20 +7,20 @@ family is written once with all its samples, as the text format requires.
 
 from __future__ import annotations
 
-import re
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
 
 from zpptool.serve.pool import Pool
 
 SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
-_SAMPLE = re.compile(r"(?P<name>[A-Za-z_:][A-Za-z0-9_:]*)(?:\{(?P<labels>.*)\})?(?P<rest> .*)")
-_TYPE = re.compile(r"^# TYPE (?P<name>\S+) ", re.MULTILINE)
-_REPLICA = re.compile(r"(^|,)replica=")
-_TOKENS = re.compile(r"^(?:vllm|zpp):generation_tokens_total(?:\{.*\})? (?P<value>\S+)", re.MULTILINE)
+_TOKENS = "generation_tokens_total"
+
+_log = logging.getLogger(__name__)
 
 
 class GatewayMetrics:
@@ -100,47 +100,47 @@ def status_metrics(status: Mapping[str, Any], pool: Pool) -> bytes:
 
 def generated_tokens(text: str) -> float:
     """The number of generated tokens in an engine's metrics; 0 where they have no such counter."""
-    return sum(float(found["value"]) for found in _TOKENS.finditer(text))
+    counts = "".join(f"{line}\n" for line in text.splitlines() if _TOKENS in line and not line.startswith("#"))
+    samples = (sample for family in _families("an engine", counts) for sample in family.samples)
+    return sum(sample.value for sample in samples if sample.name in (f"vllm:{_TOKENS}", f"zpp:{_TOKENS}"))
 
 
 def merged(texts: Mapping[str, str], own: str) -> str:
     """The metrics of the gateway and of the servers behind it as one text.
+
+    A text that is not in Prometheus' format is left out, and a warning says so.
 
     Args:
         texts: the metrics of each server by pipeline name; empty where it has none. A single text is forwarded
             unchanged, unless it shares families with the gateway's own metrics, as that of another gateway does.
         own: the gateway's metrics.
     """
-    if len(texts) == 1 and not (families_of(own) & families_of(*texts.values())):
+    parsed = {name: _families(name, text) for name, text in texts.items()}
+    own_families = _families("the gateway", own)
+    of_servers = {family.name for families in parsed.values() for family in families}
+    if len(texts) == 1 and not of_servers & {family.name for family in own_families}:
         return "".join(texts.values()) + own
-    comments: dict[str, list[str]] = {}
-    samples: dict[str, list[str]] = {}
-    for replica, text in ((None, own), *texts.items()):
-        family = ""
-        for line in text.splitlines():
-            fields = line.split(" ", 3)
-            if line.startswith(("# HELP ", "# TYPE ")):
-                family = fields[2]
-                known = comments.setdefault(family, [])
-                if not any(old.startswith(f"# {fields[1]} ") for old in known):
-                    known.append(line)
-            elif (sample := _SAMPLE.fullmatch(line)) is not None:
-                labelled = line if replica is None else _labelled(sample, replica)
-                samples.setdefault(family or sample["name"], []).append(labelled)
-    families = {**comments, **samples}
-    lines = [line for family in families for line in (*comments.get(family, ()), *samples.get(family, ()))]
-    return "".join(f"{line}\n" for line in lines)
+    found = {family.name: family for family in own_families}
+    for replica, families in parsed.items():
+        for family in families:
+            into = found.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+            into.samples += [sample._replace(labels=_labelled(sample.labels, replica)) for sample in family.samples]
+    registry = CollectorRegistry()
+    registry.register(_FixedMetrics(list(found.values())))
+    return generate_latest(registry).decode()
 
 
-def families_of(*texts: str) -> set[str]:
-    """The names of the metrics in Prometheus texts."""
-    return {found["name"] for text in texts for found in _TYPE.finditer(text)}
+def _families(server: str, text: str) -> list[Metric]:
+    """The families of a server's metrics; none where they are not in Prometheus' format."""
+    try:
+        return list(text_string_to_metric_families(text))
+    except ValueError as cause:
+        _log.warning("the metrics of %s are not in Prometheus' format: %s", server, cause)
+        return []
 
 
-def _labelled(sample: re.Match[str], replica: str) -> str:
-    """A sample with its pipeline's name as label; an existing `replica` becomes `exported_replica`, as in Prometheus
+def _labelled(labels: Mapping[str, str], replica: str) -> dict[str, str]:
+    """A sample's labels with its pipeline's name; an existing `replica` becomes `exported_replica`, as in Prometheus
     itself."""
-    escaped = replica.replace("\\", "\\\\").replace('"', '\\"')
-    existing = _REPLICA.sub(r"\1exported_replica=", sample["labels"] or "")
-    labels = ",".join(part for part in (f'replica="{escaped}"', existing) if part)
-    return f"{sample['name']}{{{labels}}}{sample['rest']}"
+    kept = {("exported_replica" if name == "replica" else name): value for name, value in labels.items()}
+    return {"replica": replica, **kept}
