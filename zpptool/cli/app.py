@@ -100,8 +100,8 @@ def _root(
     json_found = settings.find(ctx.invoked_subcommand or ROOT, ["json"])
     if json_found is not None and json_found[0] is True:
         expect_json()
-    level = root_value(ctx, ctx.command, settings, "log_level")
-    configure(level, root_value(ctx, ctx.command, settings, "log_format"))
+    level = LogLevel(root_value(ctx, ctx.command, settings, "log_level"))  # text in releases of typer before 0.28
+    configure(level, LogFormat(root_value(ctx, ctx.command, settings, "log_format")))
     ctx.default_map = install(ctx.command, settings)
     if not ctx.obj and ctx.invoked_subcommand in TAKES_ENGINE_ARGUMENTS:
         ctx.obj = engine_arguments(settings, ctx.invoked_subcommand)
