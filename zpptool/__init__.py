@@ -7,7 +7,7 @@
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _LAZY = {"LLM": "zpptool.engines.vllm.offline.llm"}
 
