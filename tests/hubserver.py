@@ -77,8 +77,8 @@ class Hub:
 
 
 @contextmanager
-def serve_hub(models: dict[str, Path], cache: Path) -> Iterator[Hub]:
-    """Serve `models` on a free port of this machine."""
+def serve_hub(models: dict[str, Path], cache: Path, host: str = "127.0.0.1") -> Iterator[Hub]:
+    """Serve `models` on a free port of this machine, at one of its addresses."""
     hub = Hub(models, cache)
 
     class Handler(BaseHTTPRequestHandler):
@@ -190,9 +190,9 @@ def serve_hub(models: dict[str, Path], cache: Path) -> Iterator[Hub]:
                     return
                 time.sleep(hub.seconds_a_chunk)
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer((host, 0), Handler)
     server.daemon_threads = True
-    hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+    hub.endpoint = f"http://{host}:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:

@@ -108,3 +108,45 @@ def test_a_stage_that_loses_a_rank_within_a_step_starts_again_alone(
         assert not second.is_running()
         assert "tensor-parallel rank 1 of stage 1 has ended (killed by signal 9)" in stages[1].text()
         assert "recovered: the ring is whole again" in stages[0].text()
+
+
+@pytest.mark.long
+def test_a_plan_with_two_ranks_and_one_gives_the_tokens_of_one_rank_a_stage(
+    tiny_model: Callable[..., Path], tmp_path: Path, zpptool: Callable[..., Ran]
+) -> None:
+    """The stages get their sizes from the plan alone; `validate` has accepted it, and refuses it with another size."""
+    model, base = tiny_model(layers=3, initializer_range=0.2, **WIDE), free_base_port(4)
+    answers = []
+    for size in ("1", "2,1"):
+        plan = tmp_path / f"zpp-{size}.yaml"
+        planned = zpptool(
+            *(
+                "plan",
+                model,
+                "--num-stages",
+                2,
+                "--tensor-parallel-size",
+                size,
+                "--device",
+                "cpu",
+                "--dtype",
+                "float32",
+            ),
+            *("--base-port", base, "--api-port", base + 3, "-o", plan, "--", *ENGINE_ARGUMENTS),
+        )
+        assert planned.code == 0, planned.err
+        assert zpptool("validate", plan).code == 0
+        commands = [("--plan", plan, "--stage-idx", stage, "--recovery-deadline", 0) for stage in range(2)]
+        url = f"http://127.0.0.1:{base + 3}"
+        with started(tmp_path, commands) as stages, httpx.Client(base_url=url, timeout=120, trust_env=False) as client:
+            wait_until_ready(url, stages, READY_S)
+            request = {"prompt": [5, 50, 60, 7], "max_tokens": 40, "ignore_eos": True, "return_token_ids": True}
+            answers.append(completion(client, **request)["token_ids"])
+            ranks = [[child for child in stage.look() if TP_RANK in child.cmdline()] for stage in stages]
+            assert list(map(len, ranks)) == ([0, 0] if size == "1" else [1, 0])
+    assert answers[0] == answers[1]
+    plan.write_text(plan.read_text().replace("tensor_parallel_size: 2", "tensor_parallel_size: 3"))
+    refused = zpptool("validate", plan)
+    assert refused.code == 3
+    assert "does not divide 4 attention heads" in refused.out
+    assert "does not divide" in zpptool("run-stage", "--plan", plan, "--stage-idx", 0).err

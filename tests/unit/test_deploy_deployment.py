@@ -211,8 +211,8 @@ def test_systemd_accepts_the_units(deployment: Deployment, tmp_path: Path) -> No
         done = subprocess.run([*verify, *own], capture_output=True, text=True, timeout=100, check=False)
         assert done.returncode == 0, done.stderr
         assert not [line for line in done.stderr.splitlines() if str(tmp_path) in line], done.stderr
-    assert "--gpu-id 0" in files["b/zpp-stage-1.service"]
-    assert "--gpu-id 1" in files["b/zpp-stage-2.service"]
+    assert "--gpu-ids 0" in files["b/zpp-stage-1.service"]
+    assert "--gpu-ids 1" in files["b/zpp-stage-2.service"]
 
 
 def command_lines(deployment: Deployment) -> list[list[str]]:

@@ -47,9 +47,12 @@ def deploy(
         str, typer.Option("--name", metavar="NAME", help="The name of everything that is created.")
     ] = DEFAULT_NAME,
     image: Annotated[
-        str, typer.Option("--image", metavar="IMAGE", help="The container image; docker/ holds its recipes.")
+        str,
+        typer.Option("--image", metavar="IMAGE", help="The image of stages without one in the plan; see docker/."),
     ] = DEFAULT_IMAGE,
-    device: Annotated[Device, typer.Option("--device", help="What each stage computes on.")] = Device.CUDA,
+    device: Annotated[
+        Device, typer.Option("--device", help="What stages compute on where the plan names no device.")
+    ] = Device.CUDA,
     program: Annotated[
         str, typer.Option("--zpptool", metavar="PATH", help="systemd: the path of zpptool on the hosts.")
     ] = "/opt/zpptool/bin/zpptool",
@@ -103,7 +106,7 @@ def _next(target: Target, deployment: Deployment, output: Path) -> list[str]:
         keys = f"put each stage's key file into /etc/zpptool/{deployment.name}/ on its host; make a user zpptool there"
         run = [
             f"on each host: copy its zpp.yaml to /etc/zpptool/{deployment.name}/ and its units to /etc/systemd/system/",
-            f"on each host: systemctl daemon-reload && systemctl enable --now {deployment.name}.target",
+            f"on each host: systemctl daemon-reload && systemctl enable --now --no-block {deployment.name}.target",
         ]
     else:
         keys = f"put the key files of {stages} stages into {output}/keys"

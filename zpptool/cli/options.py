@@ -163,7 +163,7 @@ GpuIdsOption = Annotated[
 TensorParallelOption = Annotated[
     str,
     typer.Option(
-        "--tensor-parallel-size", metavar="N", help="Devices of a stage; test-pipeline takes one a stage: 2,1."
+        "--tensor-parallel-size", metavar="N", help="Devices of a stage; plan and test-pipeline take one a stage: 2,1."
     ),
 ]
 StartTimeoutOption = Annotated[

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,7 @@ from zpptool.cli.options import (
     NumStagesOption,
     RangesOption,
     RevisionOption,
+    TensorParallelOption,
     TokenOption,
     VllmConfigOption,
     WireCodecOption,
@@ -28,9 +30,10 @@ from zpptool.cli.options import (
 from zpptool.config.endpoints import DEFAULT_API_PORT, DEFAULT_BASE_PORT
 from zpptool.config.engine_kind import Engine
 from zpptool.config.plan import PipelinePlan, make_plan
+from zpptool.config.runs_on import AUTO, StageWishes
 from zpptool.console import Console, human_bytes
 from zpptool.deploy.shell_commands import host_commands
-from zpptool.errors import ZppError, invalid_error
+from zpptool.errors import ZppError, invalid_error, usage_error
 from zpptool.wire.compression.adaptive import WireCodec
 
 
@@ -51,6 +54,38 @@ def plan(
     engine: EngineOption = Engine.VLLM,
     dtype: DtypeOption = "auto",
     wire_codec: WireCodecOption = WireCodec.NONE,
+    tensor_parallel_size: TensorParallelOption = "1",
+    device: Annotated[
+        str,
+        typer.Option("--device", metavar="DEVICE", help="cpu or cuda, one for all stages or one a stage: cuda,cpu."),
+    ] = AUTO,
+    image: Annotated[
+        str | None, typer.Option("--image", metavar="IMAGE", help="The container image, or one a stage: A,B.")
+    ] = None,
+    memory_gib: Annotated[
+        str | None, typer.Option("--memory-gib", metavar="N", help="Host memory of a deployed stage, or one a stage.")
+    ] = None,
+    cpus: Annotated[
+        str | None, typer.Option("--cpus", metavar="N", help="Processors of a deployed stage, or one a stage.")
+    ] = None,
+    invite: Annotated[
+        bool, typer.Option("--invite", help="Print one token a stage, with which it joins: run-stage --invite.")
+    ] = False,
+    invite_dir: Annotated[
+        Path | None,
+        typer.Option("--invite-dir", metavar="DIR", help="Save these tokens in DIR, with mode 0600, and print none."),
+    ] = None,
+    invite_hours: Annotated[
+        float, typer.Option("--invite-hours", metavar="H", min=0.01, max=24 * 365, help="Hours until they expire.")
+    ] = 24.0,
+    invite_port: Annotated[
+        int | None,
+        typer.Option(
+            "--invite-port",
+            metavar="PORT",
+            help="Where stages join, on stage 0's host; the base port + N + 2 by default.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the plan here, as YAML.")
     ] = None,
@@ -60,6 +95,8 @@ def plan(
     """Plan a pipeline: which layers on which host, who binds what, how much weight. Reads headers only.
 
     What to run and what to open on each host is printed: run the command lines unchanged, in the file's directory.
+    Sizes, devices, images and resources may differ from stage to stage (2,1,2); the dtype is the same everywhere.
+    With --invite each host needs its command line only: plan and keys follow over the network.
     What follows -- goes to the engine.
     """
     from zpptool.checkpoint.model_config import read_config
@@ -80,6 +117,8 @@ def plan(
             dtype=dtype,
             engine_args=tuple(ctx.obj or ()),
             wire_codec=wire_codec,
+            wishes=_wishes(engine, tensor_parallel_size, device, image, memory_gib, cpus),
+            invite_port=_port(invite or invite_dir is not None, invite_port, base_port, num_stages or len(range_words)),
         )
         config = read_config(opened.directory)
     if output is not None:
@@ -89,11 +128,57 @@ def plan(
             output.write_text(made.to_yaml())
         except OSError as cause:
             raise ZppError(f"{output} cannot be written: {cause.strerror}", "Choose another -o FILE.") from cause
-    payload = _payload(made, config, output)
+    invites = _invites(made, invite_hours, invite_dir, force)
+    payload = _payload(made, config, output, invites)
     Console(as_json=as_json).result(payload, lambda out: _show(out, made, payload, output))
 
 
-def _payload(made: PipelinePlan, config: dict[str, Any], output: Path | None) -> dict[str, Any]:
+def _port(wanted: bool, given: int | None, base_port: int, num_stages: int) -> int | None:
+    """The port for invites; None for a plan without."""
+    if not wanted:
+        if given is not None:
+            raise usage_error("--invite-port is for a plan with invites", "Give --invite too.")
+        return None
+    if num_stages < 2:
+        raise usage_error("a pipeline of one stage has no other stage to invite", "Leave out --invite.")
+    return base_port + num_stages + 2 if given is None else given
+
+
+def _invites(made: PipelinePlan, hours: float, directory: Path | None, force: bool) -> list[str]:
+    """What `run-stage --invite` gets for each stage: its token, or the file in which it is saved; empty for none."""
+    import time
+
+    from zpptool.invites.invite import make_invites
+    from zpptool.invites.saved import save_invites
+
+    if made.invite_address is None:
+        return []
+    invites = make_invites(made, made.invite_address, int(time.time() + hours * 3600))
+    if directory is None:
+        return [invite.to_text() for invite in invites]
+    return list(map(str, save_invites(invites, directory, force=force)))
+
+
+def _wishes(
+    engine: Engine, sizes: str, device: str, image: str | None, memory_gib: str | None, cpus: str | None
+) -> StageWishes:
+    from zpptool.config.runs_on import whole_numbers
+    from zpptool.config.tensor_parallel import tensor_parallel_sizes
+    from zpptool.deploy.quoting import check_image
+
+    images = comma_separated(image)
+    for name in images:
+        check_image(name)
+    return StageWishes(
+        tensor_parallel_sizes=tensor_parallel_sizes(sizes, engine),
+        devices=comma_separated(device) or (AUTO,),
+        images=images or ("",),
+        memory_gib=whole_numbers("--memory-gib", memory_gib),
+        cpus=whole_numbers("--cpus", cpus),
+    )
+
+
+def _payload(made: PipelinePlan, config: dict[str, Any], output: Path | None, invites: Sequence[str]) -> dict[str, Any]:
     from zpptool.config.memory_budget import kv_bytes_per_token
 
     return {
@@ -112,6 +197,11 @@ def _payload(made: PipelinePlan, config: dict[str, Any], output: Path | None) ->
                 "kv_bytes_per_token": kv_bytes_per_token(config, own),
                 "bind": place.bind,
                 "connect": place.connect,
+                "tensor_parallel_size": place.tensor_parallel_size,
+                "device": place.runs_on.device,
+                "image": place.runs_on.image or None,
+                "memory_gib": place.runs_on.memory_gib or None,
+                "cpus": place.runs_on.cpus or None,
             }
             for place, own in zip(made.stages, made.partition, strict=True)
         ],
@@ -121,8 +211,9 @@ def _payload(made: PipelinePlan, config: dict[str, Any], output: Path | None) ->
                 "commands": list(machine.commands),
                 "open": [{"port": rule.port, "peer": rule.peer} for rule in machine.rules],
             }
-            for machine in host_commands(made, output or Path("zpp.yaml"))
+            for machine in host_commands(made, output or Path("zpp.yaml"), invites)
         ],
+        "invites": list(invites),
     }
 
 
@@ -131,11 +222,15 @@ def _show(out: Console, made: PipelinePlan, payload: dict[str, Any], output: Pat
     for place, stage in zip(made.stages, payload["stages"], strict=True):
         per_token = stage["kv_bytes_per_token"]
         cache = human_bytes(per_token * 1024) if per_token else "?"
-        rows.append((place.stage, place.host, place.layers, human_bytes(place.weight_bytes), cache, place.bind))
-    columns = ("stage", "host", "layers", "weights", "KV of 1024 tokens", "binds")
+        ranks = f"{place.tensor_parallel_size} x {place.runs_on.device}"
+        rows.append((place.stage, place.host, place.layers, human_bytes(place.weight_bytes), cache, ranks, place.bind))
+    columns = ("stage", "host", "layers", "weights", "KV of 1024 tokens", "devices", "binds")
     out.table(f"{made.num_layers} layers of {made.model}", columns, rows, right=("stage", *columns[3:5]))
-    for machine in host_commands(made, output or Path("zpp.yaml")):
+    for machine in host_commands(made, output or Path("zpp.yaml"), payload["invites"]):
         out.line(f"on {machine.host}:")
         for line in (*map(str, machine.rules), *machine.commands):
             out.line(f"  {line}")
-    out.line(f"wrote {output}" if output else "nothing is written: give -o FILE")
+    if payload["invites"]:
+        out.line("each invite is a secret, and lets one machine join once; that of stage 0 is the secret of them all")
+    if output or not payload["invites"]:
+        out.line(f"wrote {output}" if output else "nothing is written: give -o FILE")

@@ -48,12 +48,20 @@ from zpptool.wire.compression.adaptive import WireCodec
 
 if TYPE_CHECKING:
     from zpptool.config.stage_spec import StageSpec
+    from zpptool.invites.join import Joined
 
 GIVEN_BY_PLAN = (
     "num_stages", "layer_range", "ranges", "engine", "bind_port", "bind_host", "previous", "last", "next_addr", "bind",
     "connect", "base_port", "hosts", "api_host", "api_port", "dtype", "wire_codec",
+    "tensor_parallel_size",
 )  # fmt: skip
 """Parameters that a plan gives."""
+GIVEN_BY_INVITE = ("plan_file", "stage", "keys", "insecure")
+"""Parameters that an invite gives, beside those of its plan."""
+TYPED_INVITE_WARNING = (
+    "every user of this machine can read --invite in the list of processes (ps): save it in a file with mode 0600, and"
+    " name that, or set ZPP_INVITE"
+)
 
 
 def run_stage(
@@ -69,6 +77,14 @@ def run_stage(
     token: TokenOption = None,
     vllm_config: VllmConfigOption = None,
     plan_file: PlanOption = None,
+    invite: Annotated[
+        str | None,
+        typer.Option(
+            "--invite",
+            metavar="TOKEN",
+            help="Join with this token of zpptool plan --invite, or the file of one; it gives plan, stage and keys.",
+        ),
+    ] = None,
     stage: Annotated[
         int | None, typer.Option("--stage-idx", "--pipeline-stage-idx", metavar="K", help="This stage's index, from 0.")
     ] = None,
@@ -173,7 +189,8 @@ def run_stage(
     Stage 0 also runs the head: scheduler and OpenAI API. Everything after -- is passed to the engine unchanged, and has
     to be the same on every stage: zpptool run-stage stages/stage_1 -- --max-model-len 4096.
 
-    Links that leave this machine need keys: zpptool keys generate, then --keys FILE on every stage.
+    Links that leave this machine need keys: zpptool keys generate, then --keys FILE on every stage. With an --invite
+    of zpptool plan nothing else is needed.
 
     On one host with default ports: run-stage stages/stage_0, run-stage stages/stage_1, ... and nothing else.
     """
@@ -194,6 +211,9 @@ def run_stage(
         console.warn("--next-stage-addr is deprecated: it names the stage before; use --prev-stage-service-addr")
         if previous is not None:
             raise usage_error("the address of the stage before is given more than once")
+    if invite is not None:
+        joined_as = _join(ctx, invite, console)
+        plan_file, stage, keys = joined_as.plan_file, joined_as.stage, joined_as.keys
     text: str | None
     all_ranges: list[str]
     if plan_file is not None:
@@ -260,6 +280,20 @@ def _warn_of_open_api(spec: StageSpec, console: Console) -> None:
     has_keys = bool(os.environ.get("VLLM_API_KEY")) or has_option(arguments, "--api-key")
     if warning := open_api_warning(spec.api_host, has_keys=has_keys and spec.engine is Engine.VLLM):
         console.warn(warning)
+
+
+def _join(ctx: typer.Context, invite: str, console: Console) -> Joined:
+    """Join the pipeline; where this is stage 0, others can join until the command ends."""
+    from zpptool.invites.join import joined
+    from zpptool.invites.saved import given_invite, is_token
+
+    given = [item.opts[0] for item in ctx.command.params if item.name in GIVEN_BY_INVITE and ctx.params[item.name]]
+    if given:
+        raise usage_error(f"the invite gives these already: leave out {', '.join(given)}", "Or leave out --invite.")
+    _refuse_beside_plan(ctx)
+    if is_token(invite) and on_command_line(ctx, "invite"):
+        console.warn(TYPED_INVITE_WARNING)
+    return ctx.with_resource(joined(given_invite(invite)))
 
 
 def _refuse_beside_plan(ctx: typer.Context) -> None:

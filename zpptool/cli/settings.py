@@ -31,7 +31,7 @@ ROOT = "zpptool"
 """The name of zpptool itself among those of commands."""
 NOT_SETTINGS = frozenset({"help", "version", "config", "install-completion", "show-completion"})
 MAX_FILE_BYTES = 1 << 20
-_SECRET = re.compile(r"(.*-)?(api-key|token|secret|password)s?")
+_SECRET = re.compile(r"(.*-)?(api-key|token|secret|password|invite)s?")
 
 Defaults = dict[str, Any]
 
@@ -121,7 +121,7 @@ def environment_names(option: TyperOption) -> list[str]:
 
 def is_secret(option: TyperOption) -> bool:
     """Whether an option's value must not be shown."""
-    return any(_SECRET.fullmatch(name) for name in names_of(option))
+    return not option.is_flag and any(_SECRET.fullmatch(name) for name in names_of(option))
 
 
 def install(root: TyperGroup, settings: Settings) -> Defaults:

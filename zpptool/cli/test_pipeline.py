@@ -109,7 +109,7 @@ def test_pipeline(
     What follows -- goes to the engine, on both sides.
     """
     from zpptool.config.engine_flags import check_engine_args
-    from zpptool.config.local_pipeline import tensor_parallel_sizes
+    from zpptool.config.tensor_parallel import tensor_parallel_sizes
     from zpptool.engines.registry import check_engine
     from zpptool.parity.compare import Verdict
     from zpptool.parity.reported_trial import ReportFiles, run_reported_trial

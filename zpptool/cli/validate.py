@@ -46,7 +46,8 @@ def validate(
 ) -> None:
     """Prove that a split holds every layer once and every tensor unchanged; with --model, byte for byte.
 
-    Of a plan, check ranges, addresses and, if it is on this machine, the model.
+    Of a plan, check ranges, addresses, tensor-parallel sizes, the GPUs of stages that run on this machine, and the
+    model if it is here.
 
     All faults are listed, each with its stage and tensor. With --ranges, --total-layers or --num-stages instead of
     TARGET, the layer ranges are checked as `zpptool validate-ranges` does.
@@ -135,6 +136,8 @@ def _show(out: Console, target: Target, verdict: Verdict) -> None:
 def _validate_plan(path: Path, model: ModelName | None, console: Console) -> None:
     """Print every reason why the plan cannot work; exit with `INVALID` if there is one."""
     from zpptool.config.plan import load_plan_file, plan_faults
+    from zpptool.config.plan_gpus import gpu_faults
+    from zpptool.config.port_probe import probed_hosts
     from zpptool.sources.located import cached_model
     from zpptool.sources.names import ModelName
     from zpptool.sources.opened import open_model
@@ -150,6 +153,9 @@ def _validate_plan(path: Path, model: ModelName | None, console: Console) -> Non
         if not checked:
             console.note(f"note: {plan.model} is not on this machine; give --model MODEL to check the model too")
         faults = plan_faults(plan, held.directory if held is not None and checked else None)
+    places = [place.endpoints for place in plan.stages]
+    hosts = probed_hosts(places) if not faults else []
+    faults += gpu_faults(plan, [place.stage for place in places if place.host in hosts])
     payload = {
         "valid": not faults,
         "digest": plan.digest,

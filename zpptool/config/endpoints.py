@@ -140,31 +140,44 @@ def tcp_endpoint(host: str, port: int) -> str:
     return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
 
-def open_ports(endpoints: Sequence[StageEndpoints], api_port: int) -> dict[str, list[int]]:
-    """The TCP ports that listen on each host, in ascending order; the API listens beside stage 0.
+def open_ports(
+    endpoints: Sequence[StageEndpoints], api_port: int, invite_port: int | None = None
+) -> dict[str, list[int]]:
+    """The TCP ports that listen on each host, in ascending order; API and listener for invites are beside stage 0.
 
     Raises:
-        ZppError: (ADDRESS) the API port is not a port, or a stage of its host binds it.
+        ZppError: (ADDRESS) the API port or the port for invites is not a port, or a stage of its host binds it.
     """
     ports: dict[str, list[int]] = {endpoint.host: [] for endpoint in endpoints}
     for endpoint in endpoints:
         if (port := urlsplit(endpoint.bind).port) is not None:
             ports[endpoint.host].append(port)
     api_host = endpoints[0].host
-    if not 1 <= api_port <= HIGHEST_PORT:
-        raise address_error(f"API port {api_port} does not lie between 1 and {HIGHEST_PORT}")
-    for endpoint in endpoints:
-        if machine_of(endpoint.host) == machine_of(api_host) and urlsplit(endpoint.bind).port == api_port:
+    beside = [("API port", "--api-port", api_port)]
+    if invite_port is not None:
+        beside.append(("port for invites", "--invite-port", invite_port))
+        if invite_port == api_port:
             raise address_error(
-                f"the API port {api_port} is also the port that stage {endpoint.stage} binds on host {api_host}",
-                "choose another --api-port or --base-port",
+                f"the port for invites {invite_port} is also the API port", "choose another --invite-port"
             )
-    ports[api_host].append(api_port)
+    for what, option, port in beside:
+        if not 1 <= port <= HIGHEST_PORT:
+            raise address_error(f"{what} {port} does not lie between 1 and {HIGHEST_PORT}")
+        for endpoint in endpoints:
+            if machine_of(endpoint.host) == machine_of(api_host) and urlsplit(endpoint.bind).port == port:
+                raise address_error(
+                    f"the {what} {port} is also the port that stage {endpoint.stage} binds on host {api_host}",
+                    f"choose another {option} or --base-port",
+                )
+        ports[api_host].append(port)
     return {host: sorted(numbers) for host, numbers in ports.items()}
 
 
-def firewall_rules(endpoints: Sequence[StageEndpoints], api_port: int) -> list[FirewallRule]:
-    """The ports to open: of every link that leaves its host, and of the API unless it listens on loopback only."""
+def firewall_rules(
+    endpoints: Sequence[StageEndpoints], api_port: int, invite_port: int | None = None
+) -> list[FirewallRule]:
+    """The ports to open: of every link that leaves its host, of the API unless it listens on loopback only, and of the
+    listener for invites, for every other host."""
     rules = []
     for sender, receiver in zip(endpoints, [*endpoints[1:], endpoints[0]], strict=True):
         port = urlsplit(sender.bind).port
@@ -172,6 +185,10 @@ def firewall_rules(endpoints: Sequence[StageEndpoints], api_port: int) -> list[F
             rules.append(FirewallRule(sender.host, port, receiver.host))
     if not is_loopback(endpoints[0].host):
         rules.append(FirewallRule(endpoints[0].host, api_port, None))
+    if invite_port is not None:
+        first = endpoints[0].host
+        others = dict.fromkeys(item.host for item in endpoints if machine_of(item.host) != machine_of(first))
+        rules += [FirewallRule(first, invite_port, host) for host in others]
     return rules
 
 

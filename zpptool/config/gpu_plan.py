@@ -47,7 +47,8 @@ def computes_on_cpu(device: str) -> bool:
 
 
 def place_on_gpus(specs: Sequence[StageSpec], chosen: Sequence[Group]) -> Placement:
-    """Hand this machine's GPUs out to its stages. On a CPU nothing is, unless it was chosen.
+    """Hand this machine's GPUs out to its stages. On a CPU nothing is, unless it was chosen. Of stages with different
+    devices only those that do not compute on the CPU get GPUs.
 
     Args:
         specs: every stage of this machine, of all its pipelines.
@@ -56,7 +57,7 @@ def place_on_gpus(specs: Sequence[StageSpec], chosen: Sequence[Group]) -> Placem
     Raises:
         ZppError: as `hand_out`, `refuse_missing` and `share_words`.
     """
-    on_cpu = computes_on_cpu(specs[0].device)
+    on_cpu = all(computes_on_cpu(spec.device) for spec in specs)
     pool, found = _pool(looks=bool(chosen) or not on_cpu)
     groups = _handed_out(pool, found, specs, chosen)
     if specs[0].engine is Engine.VLLM and not on_cpu:
@@ -88,6 +89,11 @@ def bytes_on_a_gpu(spec: StageSpec) -> int:
     return -(-stage_bytes(spec) // spec.tensor_parallel_size)
 
 
+def machines_gpus() -> GpuPool:
+    """The GPUs that stages of this machine may use; raises ZppError (USAGE) as `visible_gpus`."""
+    return _pool(looks=True)[0]
+
+
 def environment_of_one(spec: StageSpec, chosen: Sequence[Group]) -> dict[str, str]:
     """What shows a stage that is started alone its GPUs: those that were chosen, or all that this process sees.
 
@@ -106,7 +112,11 @@ def _handed_out(
 ) -> tuple[Group, ...]:
     if found and not pool.named:
         refuse_missing([name for group in chosen for name in group], found)
-    return hand_out(pool, [spec.tensor_parallel_size for spec in specs], chosen)
+    sizes = [spec.tensor_parallel_size for spec in specs]
+    on_cpu = [computes_on_cpu(spec.device) for spec in specs]
+    if any(on_cpu) and not all(on_cpu):  # a plan may give each stage a device
+        sizes = [0 if own else size for own, size in zip(on_cpu, sizes, strict=True)]
+    return hand_out(pool, sizes, chosen)
 
 
 def _number(found: Sequence[Card], name: str) -> str:

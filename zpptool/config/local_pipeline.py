@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole pipeline on this machine: its stage directories, its partition, its sizes and the addresses of its links."""
+"""A whole pipeline on this machine: its stage directories, its partition and the addresses of its links."""
 
 from __future__ import annotations
 
@@ -9,46 +9,9 @@ from pathlib import Path
 from zpptool.checkpoint.manifest import Manifest, load_manifest
 from zpptool.checkpoint.stage_tensors import count_layers
 from zpptool.config.endpoints import StageEndpoints, open_ports, plan_endpoints
-from zpptool.config.engine_kind import Engine
 from zpptool.config.port_probe import probe_ports
 from zpptool.errors import address_error, invalid_error, usage_error
 from zpptool.partition import Partition, resolve_partition
-
-
-def sizes_of_stages(sizes: tuple[int, ...], num_stages: int) -> tuple[int, ...]:
-    """Each stage's tensor-parallel size.
-
-    Args:
-        sizes: one for all stages, or one a stage.
-        num_stages: how many stages.
-
-    Raises:
-        ZppError: (USAGE) another number of sizes.
-    """
-    if len(sizes) == 1:
-        return sizes * num_stages
-    if len(sizes) != num_stages:
-        raise usage_error(f"{len(sizes)} tensor-parallel sizes are given for {num_stages} stages", "Give one a stage.")
-    return sizes
-
-
-def tensor_parallel_sizes(text: str, engine: Engine) -> tuple[int, ...]:
-    """The sizes of `--tensor-parallel-size 2` or `2,1,2`.
-
-    Raises:
-        ZppError: (USAGE) not numbers from 1 up, or several devices a stage of an engine that supports one.
-    """
-    try:
-        sizes = tuple(int(size) for size in text.split(","))
-    except ValueError:
-        sizes = ()
-    if not sizes or min(sizes) < 1:
-        raise usage_error(f"--tensor-parallel-size {text}: not numbers from 1 up", "Write 2, or one a stage: 2,1,2.")
-    if engine is not Engine.VLLM and set(sizes) != {1}:
-        raise usage_error(
-            f"--tensor-parallel-size {text}: a stage of the embedded engine runs on one device", "Use --engine vllm."
-        )
-    return sizes
 
 
 def split_stages(pipeline_dir: Path) -> tuple[list[Path], list[Manifest]]:

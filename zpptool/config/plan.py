@@ -9,17 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
 from zpptool.checkpoint.digest import digest_bytes
 from zpptool.checkpoint.index import read_index
+from zpptool.checkpoint.model_config import read_config
 from zpptool.checkpoint.stage_tensors import count_layers, index_digest, model_digest
 from zpptool.checkpoint.structure import assign, infer_structure
-from zpptool.config.endpoints import StageEndpoints, is_host, is_link, open_ports, plan_endpoints
+from zpptool.config.endpoints import StageEndpoints, is_host, is_link, open_ports, plan_endpoints, tcp_endpoint
 from zpptool.config.engine_arguments import refuse_decided
 from zpptool.config.engine_flags import check_engine_args
 from zpptool.config.engine_kind import Engine
+from zpptool.config.runs_on import UNDECIDED, RunsOn, StageWishes, place_faults
+from zpptool.config.tensor_parallel import head_faults, size_faults
 from zpptool.document import Count, read_yaml
 from zpptool.errors import ZppError, invalid_error
 from zpptool.file_names import holds_control
@@ -30,7 +34,7 @@ PLAN_VERSION = 1
 MAX_PLAN_BYTES = 1 << 20
 
 
-class PlannedStage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class PlannedStage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """One stage of a plan.
 
     Attributes:
@@ -40,6 +44,8 @@ class PlannedStage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         bind: the endpoint that its sending link binds.
         connect: the endpoint that its receiving link connects to.
         weight_bytes: the size of its tensors.
+        tensor_parallel_size: how many devices compute it together.
+        runs_on: its device, image and resources.
     """
 
     stage: Count
@@ -48,6 +54,8 @@ class PlannedStage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     bind: str
     connect: str
     weight_bytes: Count
+    tensor_parallel_size: Annotated[int, msgspec.Meta(ge=1, le=(1 << 63) - 1)] = 1
+    runs_on: RunsOn = UNDECIDED
 
     @property
     def endpoints(self) -> StageEndpoints:
@@ -82,6 +90,7 @@ class PipelinePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         api_port: where the OpenAI API listens, beside stage 0.
         stages: in order.
         wire_codec: whether links compress.
+        invite_port: where invited stages redeem their tokens, on stage 0's host; unset in a plan without invites.
         continues: the plan that this one differs from only in the places of stages and layers; unset in a plan that
             no change has rewritten.
     """
@@ -96,24 +105,42 @@ class PipelinePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     api_port: Count
     stages: tuple[PlannedStage, ...]
     wire_codec: WireCodec = WireCodec.NONE
+    invite_port: Count | msgspec.UnsetType = msgspec.UNSET
     continues: Continued | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def digest(self) -> str:
-        """Identifies the content of the plan; where stages or layers have moved, that of the plan before."""
+        """Identifies what all stages have to agree on, which is everything but what each runs on; where stages or
+        layers have moved, that of the plan before."""
         if isinstance(self.continues, Continued) and self.continues.besides == self.besides:
             return self.continues.digest
-        return digest_bytes(msgspec.json.encode(self))
+        agreed = [msgspec.structs.replace(own, runs_on=UNDECIDED) for own in self.stages]
+        return digest_bytes(msgspec.json.encode(msgspec.structs.replace(self, stages=tuple(agreed))))
 
     @property
     def besides(self) -> str:
         """Identifies the content of the plan except the places of stages and layers."""
         blank = [
-            PlannedStage(stage=own.stage, layers="", host="", bind="", connect="", weight_bytes=0)
+            PlannedStage(
+                stage=own.stage,
+                layers="",
+                host="",
+                bind="",
+                connect="",
+                weight_bytes=0,
+                tensor_parallel_size=own.tensor_parallel_size,
+            )
             for own in self.stages
         ]
         plain = msgspec.structs.replace(self, stages=tuple(blank), continues=msgspec.UNSET)
         return digest_bytes(msgspec.json.encode(plain))
+
+    @property
+    def invite_address(self) -> str | None:
+        """The endpoint at which invited stages redeem their tokens; None in a plan without invites."""
+        if isinstance(self.invite_port, msgspec.UnsetType):
+            return None
+        return tcp_endpoint(self.stages[0].host, self.invite_port)
 
     @property
     def partition(self) -> Partition:
@@ -138,6 +165,8 @@ def make_plan(
     dtype: str = "auto",
     engine_args: Sequence[str] = (),
     wire_codec: WireCodec = WireCodec.NONE,
+    wishes: StageWishes = StageWishes(),
+    invite_port: int | None = None,
 ) -> PipelinePlan:
     """Plan a pipeline from config.json and the headers of the weights.
 
@@ -149,11 +178,13 @@ def make_plan(
         base_port, hosts: as `plan_endpoints`.
         api_port: as `open_ports`.
         engine, dtype, engine_args, wire_codec: as in `PipelinePlan`.
+        wishes: each stage's tensor-parallel size, and what it runs on.
+        invite_port: as in `PipelinePlan`; None for a plan without invites.
 
     Raises:
-        ZppError: (INVALID) the checkpoint cannot be divided like that; (ADDRESS) ports or hosts are not valid; (USAGE)
-            hosts do not fit the stages, neither stages nor ranges are given, or an engine argument is zpptool's to
-            decide, not known, or not supported.
+        ZppError: (INVALID) the checkpoint cannot be divided like that, among stages or among the ranks of one;
+            (ADDRESS) ports or hosts are not valid; (USAGE) hosts, sizes or devices do not fit the stages, neither
+            stages nor ranges are given, or an engine argument is zpptool's to decide, not known, or not supported.
     """
     refuse_decided(engine_args)
     check_engine_args(engine, engine_args)
@@ -162,7 +193,15 @@ def make_plan(
     partition = resolve_partition(structure.num_layers, num_stages, ranges)
     owned = assign(structure, partition).stages
     links = plan_endpoints(len(partition), base_port, hosts)
-    open_ports(links, api_port)
+    open_ports(links, api_port, invite_port)
+    sizes, places = wishes.sizes(len(partition)), wishes.places(len(partition))
+    faults = [
+        *size_faults(engine, sizes),
+        *(fault for stage, place in enumerate(places) for fault in place_faults(stage, place)),
+        *head_faults(read_config(model), dict(enumerate(sizes))),
+    ]
+    if faults:
+        raise invalid_error("; ".join(faults), "Give other sizes or devices; the embedded engine has size 1 only.")
     return PipelinePlan(
         schema_version=PLAN_VERSION,
         model=source or str(model.resolve()),
@@ -180,10 +219,13 @@ def make_plan(
                 bind=link.bind,
                 connect=link.connect,
                 weight_bytes=sum(index.tensors[name].nbytes for name in names),
+                tensor_parallel_size=sizes[link.stage],
+                runs_on=places[link.stage],
             )
             for link, layers, names in zip(links, partition, owned, strict=True)
         ),
         wire_codec=wire_codec,
+        invite_port=msgspec.UNSET if invite_port is None else invite_port,
     )
 
 
@@ -223,6 +265,7 @@ def plan_faults(plan: PipelinePlan, model: Path | None = None) -> list[str]:
     _ranges, range_faults = check_ranges([place.layers for place in plan.stages], plan.num_layers)
     return [
         *(fault.message for fault in range_faults),
+        *size_faults(plan.engine, [place.tensor_parallel_size for place in plan.stages]),
         *_address_faults(plan),
         *(_model_faults(plan, model) if model is not None else ()),
     ]
@@ -243,6 +286,7 @@ def _word_faults(plan: PipelinePlan) -> list[str]:
             for link in (place.bind, place.connect)
             if not is_link(link)
         ]
+        faults += place_faults(place.stage, place.runs_on)
     return faults
 
 
@@ -259,7 +303,8 @@ def _address_faults(plan: PipelinePlan) -> list[str]:
             faults.append(f"stages {senders[place.bind]} and {place.stage} both bind {place.bind}")
         senders.setdefault(place.bind, place.stage)
     try:
-        open_ports([place.endpoints for place in plan.stages], plan.api_port)
+        invite_port = None if isinstance(plan.invite_port, msgspec.UnsetType) else plan.invite_port
+        open_ports([place.endpoints for place in plan.stages], plan.api_port, invite_port)
     except (ZppError, ValueError) as fault:
         faults.append(str(fault))
     return faults
@@ -272,4 +317,5 @@ def _model_faults(plan: PipelinePlan, model: Path) -> list[str]:
         faults.append(f"the plan is for {plan.num_layers} layers, {model} has {found}")
     if model_digest(model) != plan.model_digest:
         faults.append(f"{model} is not the model that was planned for: another config or other tensors")
-    return faults
+    sizes = {place.stage: place.tensor_parallel_size for place in plan.stages if place.tensor_parallel_size > 1}
+    return [*faults, *head_faults(read_config(model), sizes)] if sizes else faults

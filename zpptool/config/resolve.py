@@ -18,6 +18,7 @@ import msgspec
 from zpptool.checkpoint.manifest import is_stage_directory, load_manifest
 from zpptool.checkpoint.stage_tensors import count_layers
 from zpptool.config.plan import PipelinePlan, plan_faults
+from zpptool.config.runs_on import AUTO
 from zpptool.config.runtime_options import RuntimeOptions
 from zpptool.config.stage_spec import StageSpec
 from zpptool.errors import invalid_error, usage_error
@@ -117,10 +118,11 @@ def spec_of_plan(
         plan: the plan.
         stage: the index of the stage.
         model: the stage's own directory, or the checkpoint on this machine; the plan's own if None.
-        runtime: how the stage runs; the plan's wire codec replaces its own.
+        runtime: how the stage runs; the plan's wire codec replaces its own, and so does a device that the plan names.
 
     Raises:
-        ZppError: (USAGE) no stage is named; (INVALID) the plan cannot work, or the model is not the one planned for.
+        ZppError: (USAGE) no stage is named, or another device than the plan's is given; (INVALID) the plan cannot work,
+            or the model is not the one planned for.
     """
     if stage is None:
         raise usage_error("which stage of the plan is this?", "Give --stage-idx.")
@@ -134,6 +136,12 @@ def spec_of_plan(
         place = _place_of_directory(directory)
         _refuse_contradictions(place, stage, len(plan.stages), None, [str(own) for own in plan.partition])
     own = plan.stages[stage]
+    device = own.runs_on.device
+    if AUTO not in (device, runtime.device) and device != runtime.device:
+        raise usage_error(
+            f"the plan has device {device} for stage {stage}, and {runtime.device} is given",
+            "Leave out --device, or change the plan.",
+        )
     return StageSpec(
         engine=plan.engine,
         model=str(directory),
@@ -146,7 +154,10 @@ def spec_of_plan(
         api_port=plan.api_port,
         engine_args=plan.engine_args,
         plan_digest=plan.digest,
-        runtime=msgspec.structs.replace(runtime, wire_codec=plan.wire_codec),
+        tensor_parallel_size=own.tensor_parallel_size,
+        runtime=msgspec.structs.replace(
+            runtime, wire_codec=plan.wire_codec, device=runtime.device if device == AUTO else device
+        ),
     )
 
 

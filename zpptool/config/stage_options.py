@@ -8,16 +8,17 @@ from pathlib import Path
 
 import msgspec
 
+from zpptool.checkpoint.model_config import read_config
 from zpptool.config.engine_arguments import expanded_arguments, refuse_decided
 from zpptool.config.engine_kind import Engine
 from zpptool.config.link_security import check_safety
-from zpptool.config.local_pipeline import tensor_parallel_sizes
 from zpptool.config.plan import load_plan_file
 from zpptool.config.resolve import resolve_place, spec_of_plan
 from zpptool.config.runtime_options import RuntimeOptions, refuse_idle_standby
 from zpptool.config.stage_links import LinkAddresses, head_endpoint, refuse_api_port, resolve_links
 from zpptool.config.stage_spec import StageSpec
-from zpptool.errors import usage_error
+from zpptool.config.tensor_parallel import head_faults, tensor_parallel_sizes
+from zpptool.errors import invalid_error, usage_error
 from zpptool.net.addresses import DEFAULT_HOST
 from zpptool.sources.located import local_path
 from zpptool.wire.security.key_files import key_path
@@ -43,7 +44,7 @@ class StageOptions:
         headless: whether the head is a script.
         head_addr: `HOST:PORT` that a script's head binds.
         dtype: of weights and activations; `auto` for the checkpoint's own.
-        tensor_parallel_size: as it was typed.
+        tensor_parallel_size: as it was typed; a plan gives its own.
         engine_args: passed to the engine.
         standby: how many spare processes are kept.
         runtime: how the stage runs. `keys` may be a directory of key files.
@@ -80,9 +81,6 @@ def resolve_stage(options: StageOptions) -> StageSpec:
     """
     spec = _planned_spec(options) if options.plan_file is not None else _given_spec(options)
     refuse_decided(expanded_arguments(spec.engine, spec.engine_args))
-    sizes = tensor_parallel_sizes(options.tensor_parallel_size, spec.engine)
-    if len(sizes) != 1:
-        raise usage_error(f"--tensor-parallel-size {options.tensor_parallel_size}: a stage has one size, its own")
     if options.head_addr is not None and not (options.headless and spec.is_first):
         raise usage_error("--head-addr is for a headless stage 0", "Give --headless too, on stage 0.")
     if options.headless and spec.engine is not Engine.VLLM:
@@ -90,7 +88,6 @@ def resolve_stage(options: StageOptions) -> StageSpec:
     origin = local_path(spec.directory)  # a stage directory remembers where its model came from
     spec = msgspec.structs.replace(
         spec,
-        tensor_parallel_size=sizes[0],
         source=options.source or origin.source,
         served_name=options.served_name or origin.served,
     )
@@ -115,6 +112,9 @@ def _planned_spec(options: StageOptions) -> StageSpec:
 def _given_spec(options: StageOptions) -> StageSpec:
     """The spec that follows from the options alone."""
     assert options.model is not None
+    sizes = tensor_parallel_sizes(options.tensor_parallel_size, options.engine)
+    if len(sizes) != 1:
+        raise usage_error(f"--tensor-parallel-size {options.tensor_parallel_size}: a stage has one size, its own")
     place = resolve_place(
         options.model,
         stage=options.stage,
@@ -126,6 +126,8 @@ def _given_spec(options: StageOptions) -> StageSpec:
     bind, connect = resolve_links(place.stage, num_stages, options.addresses)
     if place.stage == 0 and not options.headless:
         refuse_api_port(bind, connect, num_stages, options.api_port, options.addresses)
+    if sizes[0] > 1 and (faults := head_faults(read_config(place.directory), {place.stage: sizes[0]})):
+        raise invalid_error(faults[0], "Give another --tensor-parallel-size.")
     return StageSpec(
         engine=options.engine,
         model=str(place.directory),
@@ -137,5 +139,6 @@ def _given_spec(options: StageOptions) -> StageSpec:
         api_host=options.api_host,
         api_port=options.api_port,
         engine_args=options.engine_args,
+        tensor_parallel_size=sizes[0],
         runtime=options.runtime,
     )

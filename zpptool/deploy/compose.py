@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Any
 
-from zpptool.deploy.deployment import Deployment, Device
+from zpptool.deploy.deployment import Deployment
 from zpptool.deploy.output import documents
 from zpptool.deploy.stageunit import (
     GIB,
@@ -66,7 +66,7 @@ def _fetch(deployment: Deployment, unit: StageUnit) -> Service:
     source = [] if deployment.is_hub else [mounted]
     token = {"HF_TOKEN": "${HF_TOKEN:-}"} if deployment.is_hub else {}
     return {
-        **_container(deployment, list(unit.fetch)),
+        **_container(deployment, unit, list(unit.fetch)),
         "environment": {"HOME": "/tmp", **token},
         "volumes": [f"{unit.name}:{MODELS}", *source],
         "networks": ["outside"],
@@ -77,7 +77,7 @@ def _fetch(deployment: Deployment, unit: StageUnit) -> Service:
 def _stage(deployment: Deployment, unit: StageUnit) -> Service:
     keys = f"{unit.name}-keys"
     service: Service = {
-        **_container(deployment, list(unit.run)),
+        **_container(deployment, unit, list(unit.run)),
         "depends_on": {_fetcher(unit): {"condition": "service_completed_successfully"}},
         "environment": {"HOME": "/tmp", **link_environment(deployment, f"/run/secrets/{keys}")},
         "volumes": [f"{unit.name}:{MODELS}:ro"],
@@ -86,7 +86,7 @@ def _stage(deployment: Deployment, unit: StageUnit) -> Service:
         "stop_grace_period": f"{stop_limit_s(unit.stage)}s",
         "shm_size": "1gb",
         "ulimits": {"nofile": {"soft": 65536, "hard": 65536}},
-        "deploy": {"resources": _resources(deployment, unit)},
+        "deploy": {"resources": _resources(unit)},
     }
     if not deployment.insecure:
         service["secrets"] = [keys]
@@ -103,9 +103,9 @@ def _stage(deployment: Deployment, unit: StageUnit) -> Service:
     return service
 
 
-def _container(deployment: Deployment, arguments: list[str]) -> Service:
+def _container(deployment: Deployment, unit: StageUnit, arguments: list[str]) -> Service:
     return {
-        "image": deployment.image,
+        "image": deployment.image_of(unit.place),
         "entrypoint": [],
         "command": list(map(_literal, arguments)),
         "user": "1000:1000",
@@ -121,9 +121,11 @@ def _literal(argument: str) -> str:
     return argument.replace("$", "$$")
 
 
-def _resources(deployment: Deployment, unit: StageUnit) -> dict[str, Any]:
+def _resources(unit: StageUnit) -> dict[str, Any]:
     resources: dict[str, Any] = {"limits": {"memory": f"{unit.memory_bytes // GIB}g"}}
-    if deployment.device is Device.CUDA:
-        gpu = {"driver": "nvidia", "device_ids": [str(unit.stage)], "capabilities": ["gpu"]}
+    if unit.cpus:
+        resources["limits"]["cpus"] = str(unit.cpus)
+    if unit.gpus:
+        gpu = {"driver": "nvidia", "device_ids": list(map(str, unit.gpus)), "capabilities": ["gpu"]}
         resources["reservations"] = {"devices": [gpu]}
     return resources

@@ -7,7 +7,8 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
-from zpptool.config.plan import PipelinePlan, plan_faults
+from zpptool.config.plan import PipelinePlan, PlannedStage, plan_faults
+from zpptool.config.runs_on import AUTO
 from zpptool.deploy.quoting import check_image, check_program, check_source
 from zpptool.errors import invalid_error, usage_error
 
@@ -31,9 +32,9 @@ class Deployment:
     Attributes:
         plan: the pipeline.
         name: name, or name prefix, of everything generated for it.
-        image: the container image, which contains zpptool and the engine.
+        image: the container image, which contains zpptool and the engine, of stages for which the plan names none.
         source: where stages get their tensors: `hf://org/name@revision`, `pvc://claim/path`, or a directory.
-        device: what each stage computes on.
+        device: what a stage computes on, where the plan leaves it open.
         insecure: whether links have no keys.
         program: absolute path of zpptool on the hosts, for systemd.
     """
@@ -51,6 +52,26 @@ class Deployment:
         """Whether stages fetch their tensors from the Hugging Face Hub."""
         return self.source.startswith("hf://")
 
+    def device_of(self, place: PlannedStage) -> Device:
+        """What a stage computes on; raises ZppError (INVALID) if nothing can be deployed on that."""
+        device = place.runs_on.device
+        if device == AUTO:
+            return self.device
+        if device not in set(Device):
+            raise invalid_error(
+                f"the plan has device {device} for stage {place.stage}, and stages are deployed on cpu or cuda",
+                "Change the plan; which of its GPUs a stage gets is decided by the deployment.",
+            )
+        return Device(device)
+
+    def image_of(self, place: PlannedStage) -> str:
+        """The container image of a stage."""
+        return place.runs_on.image or self.image
+
+    def gpus_of(self, place: PlannedStage) -> int:
+        """How many GPUs a stage takes: one for each tensor-parallel rank, or none on a CPU."""
+        return place.tensor_parallel_size if self.device_of(place) is Device.CUDA else 0
+
 
 def check_deployment(deployment: Deployment) -> Deployment:
     """Check a deployment and return it.
@@ -63,7 +84,8 @@ def check_deployment(deployment: Deployment) -> Deployment:
             f"{deployment.name!r} is not a valid name for a deployment",
             f"Use lower-case letters, digits and -, starting with a letter, {LONGEST_NAME} characters at most.",
         )
-    check_image(deployment.image)
+    for image in dict.fromkeys(map(deployment.image_of, deployment.plan.stages)):
+        check_image(image)
     check_source(deployment.source)
     check_program(deployment.program)
     faults = plan_faults(deployment.plan)
@@ -71,4 +93,6 @@ def check_deployment(deployment: Deployment) -> Deployment:
         raise invalid_error(
             "the plan is not valid: " + "; ".join(faults), "Correct the plan; zpptool validate FILE lists its faults."
         )
+    for place in deployment.plan.stages:
+        deployment.device_of(place)
     return deployment

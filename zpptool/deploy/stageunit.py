@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from zpptool.config.plan import PlannedStage
+from zpptool.config.plan_gpus import gpus_on_host
 from zpptool.deploy.deployment import Deployment, Device
 from zpptool.errors import invalid_error
 from zpptool.sources.volume import volume_directory
@@ -52,7 +53,9 @@ class StageUnit:
         receiver: number of the stage that connects to it.
         run: the command that runs the stage (`zpptool run-stage ...`).
         fetch: the command that writes its directory (`zpptool fetch ...`), or finds it there.
+        gpus: the numbers of its GPUs on a machine that has all stages, one for each rank; empty on a CPU.
         memory_bytes: host memory.
+        cpus: its processors; 0 for the default of the target.
         disk_bytes: size of its volume.
     """
 
@@ -63,7 +66,9 @@ class StageUnit:
     receiver: int
     run: tuple[str, ...]
     fetch: tuple[str, ...]
+    gpus: tuple[int, ...]
     memory_bytes: int
+    cpus: int
     disk_bytes: int
 
     @property
@@ -82,7 +87,8 @@ def stage_units(deployment: Deployment, source: str) -> tuple[StageUnit, ...]:
     Raises:
         ZppError: (INVALID) a link of the plan does not use tcp; containers share no socket files.
     """
-    return tuple(_unit(deployment, place, source) for place in deployment.plan.stages)
+    gpus = gpus_on_host(deployment.plan.stages, str(deployment.device))
+    return tuple(_unit(deployment, place, source, gpus[place.stage]) for place in deployment.plan.stages)
 
 
 def link_environment(deployment: Deployment, keys: str) -> dict[str, str]:
@@ -110,7 +116,7 @@ def key_file(stage: int) -> str:
     return f"stage_{stage}.keys"
 
 
-def _unit(deployment: Deployment, place: PlannedStage, source: str) -> StageUnit:
+def _unit(deployment: Deployment, place: PlannedStage, source: str, gpus: tuple[int, ...]) -> StageUnit:
     plan, last = deployment.plan, len(deployment.plan.stages) - 1
     before = plan.stages[place.stage - 1]
     port, port_before = _port(place), _port(before)
@@ -126,13 +132,16 @@ def _unit(deployment: Deployment, place: PlannedStage, source: str) -> StageUnit
         receiver=0 if place.stage == last else place.stage + 1,
         run=(
             "zpptool", "run-stage", f"{home}/stage_{place.stage}", "--engine", str(plan.engine),
-            "--device", str(deployment.device), "--dtype", plan.dtype, "--start-timeout", str(START_S),
-            "--shutdown-timeout", str(shutdown_timeout_s(place.stage)), "--bind-host", "0.0.0.0", "--local-bind-port",
-            str(port), "--prev-stage-addr" if first else "--prev-stage-service-addr", previous, *api,
+            "--device", str(deployment.device_of(place)), *_ranks(place), "--dtype", plan.dtype,
+            "--start-timeout", str(START_S), "--shutdown-timeout", str(shutdown_timeout_s(place.stage)),
+            "--bind-host", "0.0.0.0", "--local-bind-port", str(port),
+            "--prev-stage-addr" if first else "--prev-stage-service-addr", previous, *api,
             *(("--", *plan.engine_args) if plan.engine_args else ()),
         ),
         fetch=("zpptool", *fetch_words(deployment, place.stage, source, MODELS)),
+        gpus=gpus,
         memory_bytes=_memory(deployment, place),
+        cpus=place.runs_on.cpus,
         disk_bytes=_whole_gib(place.weight_bytes + place.weight_bytes // 5 + GIB),
     )  # fmt: skip
 
@@ -183,11 +192,19 @@ def _port(place: PlannedStage) -> int:
 def _memory(deployment: Deployment, place: PlannedStage) -> int:
     """Return the host memory of a stage in bytes.
 
-    It includes the weights: on a CPU they stay in it, for a GPU they pass through the page cache.
+    The plan's own takes precedence over this estimate. It includes the weights: on a CPU they stay in it, for a GPU
+    they pass through the page cache. Every tensor-parallel rank is a process.
     """
-    cache = CPU_CACHE_BYTES if deployment.device is Device.CPU else 0
+    if place.runs_on.memory_gib:
+        return place.runs_on.memory_gib * GIB
+    cache = CPU_CACHE_BYTES if deployment.device_of(place) is Device.CPU else 0
     head = HEAD_BYTES if place.stage == 0 else 0
-    return _whole_gib(place.weight_bytes + PROCESS_BYTES + cache + head)
+    return _whole_gib(place.weight_bytes + place.tensor_parallel_size * (PROCESS_BYTES + cache) + head)
+
+
+def _ranks(place: PlannedStage) -> tuple[str, ...]:
+    size = place.tensor_parallel_size
+    return ("--tensor-parallel-size", str(size)) if size > 1 else ()
 
 
 def _whole_gib(count: int) -> int:

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from zpptool.config.plan import PlannedStage
-from zpptool.deploy.deployment import Deployment, Device
+from zpptool.config.plan_gpus import gpus_on_host
+from zpptool.deploy.deployment import Deployment
 from zpptool.deploy.quoting import check_program
 from zpptool.deploy.stageunit import (
     START_S,
@@ -26,6 +27,9 @@ from zpptool.errors import ExitCode, invalid_error, usage_error
 from zpptool.file_names import holds_control
 
 PLAN_FILE = "zpp.yaml"
+WATCHDOG_S = 120
+"""Seconds after which systemd restarts a stage that shows no progress. run-stage shows it every 60 s, unless the stage
+has been still for --beat-timeout (60 s): the ring, which knows more, has acted by then."""
 
 
 def systemd_files(deployment: Deployment) -> dict[str, str]:
@@ -76,12 +80,18 @@ def _service(deployment: Deployment, place: PlannedStage) -> str:
         "--stage-idx",
         str(place.stage),
         "--device",
-        deployment.device,
+        deployment.device_of(place),
     ]
     run += ["--start-timeout", str(START_S), "--shutdown-timeout", str(shutdown_timeout_s(place.stage))]
-    if deployment.device is Device.CUDA:
-        run += ["--gpu-id", str(_place_on_host(deployment, place))]
-    lines: list[tuple[str, str]] = [("Type", "exec"), ("User", "zpptool"), ("StateDirectory", state)]
+    if gpus := _gpus(deployment, place):
+        run += ["--gpu-ids", ",".join(map(str, gpus))]
+    lines: list[tuple[str, str]] = [
+        ("Type", "notify"),
+        ("NotifyAccess", "main"),
+        ("WatchdogSec", str(WATCHDOG_S)),
+        ("User", "zpptool"),
+        ("StateDirectory", state),
+    ]
     environment = {"HOME": f"/var/lib/{state}", **link_environment(deployment, "%d/stage.keys")}
     lines += [("Environment", f"{name}={value}") for name, value in environment.items()]
     if not deployment.insecure:
@@ -120,9 +130,10 @@ def _service(deployment: Deployment, place: PlannedStage) -> str:
     )
 
 
-def _place_on_host(deployment: Deployment, place: PlannedStage) -> int:
-    """Return the index of a stage among the stages of its host, which is also its GPU."""
-    return [other.stage for other in deployment.plan.stages if other.host == place.host].index(place.stage)
+def _gpus(deployment: Deployment, place: PlannedStage) -> tuple[int, ...]:
+    """Return the numbers of a stage's GPUs; the stages of a host take them in order."""
+    places = [other for other in deployment.plan.stages if other.host == place.host]
+    return gpus_on_host(places, str(deployment.device))[place.stage]
 
 
 def _command(deployment: Deployment, arguments: Sequence[str]) -> str:

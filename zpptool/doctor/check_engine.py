@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from zpptool.config.engine_kind import Engine
+from zpptool.config.plan_gpus import gpu_ranks
+from zpptool.config.runs_on import AUTO
 from zpptool.console import human_bytes
 from zpptool.doctor.finding import Finding, blocker, ok, warning
 from zpptool.doctor.target import Target
@@ -41,7 +43,9 @@ def check_engine_and_devices(target: Target) -> Iterator[Finding]:
         )
         return
     yield ok("import", f"torch and {target.engine} import")
-    yield from device_findings(answer["gpus"], [place.weight_bytes for place in target.places])
+    ranks = [gpu_ranks(place, AUTO) for place in target.places]
+    weights = [place.weight_bytes // place.tensor_parallel_size for place in target.places]
+    yield from device_findings(answer["gpus"], weights, ranks)
 
 
 def ask(script: str) -> dict[str, Any] | str:
@@ -67,16 +71,21 @@ def ask(script: str) -> dict[str, Any] | str:
     return (done.stderr.strip().splitlines() or ["no output"])[-1]
 
 
-def device_findings(gpus: Sequence[tuple[str, int, int]], weights: Sequence[int]) -> Iterator[Finding]:
+def device_findings(
+    gpus: Sequence[tuple[str, int, int]], weights: Sequence[int], ranks: Sequence[int] = ()
+) -> Iterator[Finding]:
     """Compare the GPUs with the weights of this machine's stages, in order.
 
     Args:
         gpus: name, free bytes and total bytes of each GPU.
-        weights: bytes of weights of each stage.
+        weights: bytes of weights of each stage on one of its GPUs.
+        ranks: how many GPUs each stage takes; one each if empty.
     """
+    ranks = ranks or [1] * len(weights)
     if not gpus:
         yield ok("devices", "no GPU: stages compute on the CPU")
         return
+    weights = [size for size, count in zip(weights, ranks, strict=True) for _rank in range(count)]
     for number, (name, free, total) in enumerate(gpus):
         message = f"{name}, {human_bytes(free)} free of {human_bytes(total)}"
         if number < len(weights) and weights[number] > free * WEIGHTS_SHARE:
@@ -86,9 +95,15 @@ def device_findings(gpus: Sequence[tuple[str, int, int]], weights: Sequence[int]
             )
         else:
             yield ok(f"GPU {number}", message)
-    if len(weights) > len(gpus):
+    if max(ranks, default=0) > len(gpus):
+        yield blocker(
+            "devices",
+            f"a stage takes {max(ranks)} GPUs, one for each tensor-parallel rank, and there are {len(gpus)}",
+            "Plan it with a smaller --tensor-parallel-size.",
+        )
+    elif len(weights) > len(gpus):
         yield warning(
             "devices",
-            f"{len(weights)} stages for {len(gpus)} GPUs",
+            f"{len(ranks)} stages take {len(weights)} GPUs, and there are {len(gpus)}",
             "Plan fewer stages on this host, or let stages share a GPU with --gpu-id.",
         )

@@ -19,10 +19,11 @@ from zpptool.config.engine_arguments import expanded_arguments, refuse_decided
 from zpptool.config.engine_kind import ENGINES, Engine
 from zpptool.config.gpu_plan import place_on_gpus
 from zpptool.config.gpu_pool import Group
-from zpptool.config.local_pipeline import dynamic_partition, sizes_of_stages, split_stages, trial_endpoints
+from zpptool.config.local_pipeline import dynamic_partition, split_stages, trial_endpoints
 from zpptool.config.port_probe import free_port
 from zpptool.config.runtime_options import RuntimeOptions
 from zpptool.config.stage_spec import StageSpec
+from zpptool.config.tensor_parallel import sizes_of_stages
 from zpptool.errors import invalid_error, usage_error
 from zpptool.parity.images import IMAGE_TRIAL_LEN, chat_template_arguments, data_urls
 from zpptool.parity.joined_checkpoint import join_stages

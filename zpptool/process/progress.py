@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -58,6 +59,28 @@ def loading_progress(total_bytes: int) -> Callable[[int], None]:
 
     read(0)
     return read
+
+
+def show_life(age_s: float) -> None:
+    """Record when this process last made progress, as the time of its phase file, if it has one.
+
+    Args:
+        age_s: how many seconds ago that was.
+    """
+    path = phase_file()
+    if path is None:
+        return
+    moved_at = time.time() - age_s
+    with suppress(OSError):
+        os.utime(path, (moved_at, moved_at), follow_symlinks=False)
+
+
+def still_for_s(path: Path) -> float:
+    """Seconds since the process of this phase file last made progress or changed its phase; 0 if there is no file."""
+    try:
+        return max(time.time() - path.lstat().st_mtime, 0.0)
+    except OSError:
+        return 0.0
 
 
 def read_phase(path: Path) -> str:

@@ -22,6 +22,7 @@ from zpptool.config.memory_budget import free_memory, kv_share, refuse_too_much,
 from zpptool.config.plan import load_plan_file
 from zpptool.config.port_probe import free_port, probe_ports, probed_hosts
 from zpptool.config.resolve import spec_of_plan
+from zpptool.config.runs_on import AUTO
 from zpptool.config.runtime_options import RuntimeOptions
 from zpptool.config.stage_spec import StageSpec
 from zpptool.errors import address_error, invalid_error, usage_error
@@ -109,15 +110,11 @@ def plan_serving(options: ServeOptions) -> tuple[PipelineLaunchPlan, ...]:
         check_engine_args(options.engine, engine_args)
     placed = place_on_gpus(specs * options.replicas, options.gpu_ids)
     stages = placed.specs
-    device = options.runtime.device
     if any(placed.groups):
         if options.gpu_ids and not placed.named:
             refuse_unseen(placed.groups, placed.found)
         refuse_full(placed.groups, [bytes_on_a_gpu(spec) for spec in stages], placed.found)
-    elif computes_on_cpu(device) or (device == "auto" and not NVIDIA_DEVICE.exists()):
-        needed, free = [stage_bytes(spec) for spec in stages], free_memory()
-        refuse_too_much(needed, free)
-        stages = _with_kv_share(stages, engine_args, needed, free)
+    stages = _within_memory(stages, placed.groups, engine_args)
     env = stage_environments([spec.tensor_parallel_size for spec in stages], placed.env)
     slices = [slice(number * len(specs), (number + 1) * len(specs)) for number in range(options.replicas)]
     plans = tuple(_replica(stages[part], number, options, env[part]) for number, part in enumerate(slices))
@@ -226,6 +223,27 @@ def _refuse_front_options(engine_args: Sequence[str]) -> None:
             )
 
 
+def _within_memory(
+    specs: tuple[StageSpec, ...], groups: Sequence[Group], given: Sequence[str]
+) -> tuple[StageSpec, ...]:
+    """The specs, in which those that compute on the CPU share its free memory.
+
+    Raises:
+        ZppError: (FAILURE) their weights do not fit.
+    """
+    own = [
+        stage
+        for stage, (spec, group) in enumerate(zip(specs, groups, strict=True))
+        if not group and (computes_on_cpu(spec.device) or (spec.device == AUTO and not NVIDIA_DEVICE.exists()))
+    ]
+    if not own:
+        return specs
+    needed, free = [stage_bytes(specs[stage]) for stage in own], free_memory()
+    refuse_too_much(needed, free)
+    shared = iter(_with_kv_share(tuple(specs[stage] for stage in own), given, needed, free))
+    return tuple(next(shared) if stage in own else spec for stage, spec in enumerate(specs))
+
+
 def _with_kv_share(
     specs: tuple[StageSpec, ...], given: Sequence[str], needed: Sequence[int], free: int
 ) -> tuple[StageSpec, ...]:
@@ -233,5 +251,10 @@ def _with_kv_share(
     engine arguments do not set the cache's size."""
     if specs[0].engine is not Engine.VLLM or any(has_option(given, option) for option in (UTILIZATION, KV_BYTES)):
         return specs
-    arguments = (KV_BYTES, str(kv_share(needed, free)))
-    return tuple(msgspec.structs.replace(spec, engine_args=(*spec.engine_args, *arguments)) for spec in specs)
+    share = kv_share(needed, free)
+    return tuple(
+        msgspec.structs.replace(
+            spec, engine_args=(*spec.engine_args, KV_BYTES, str(share // spec.tensor_parallel_size))
+        )
+        for spec in specs
+    )

@@ -10,6 +10,7 @@ others keep their state, and the ring admits the new process.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ import msgspec
 from zpptool.config.stage_spec import StageSpec
 from zpptool.process.group import HEAD_NAME, POLL_S, ProcessGroup
 from zpptool.process.run_dir import private_directory
+from zpptool.process.service_manager import service_manager
 from zpptool.process.signals import CUT_SIGNAL, DRAIN_SIGNAL, stop_requests
 from zpptool.supervisor.restarter import Restarter
 from zpptool.supervisor.stage_processes import child_environment, process_fault, start_stage
@@ -53,6 +55,7 @@ def run_in_foreground(
             "stage %d of %d, layers %s of %s on %s: binds %s, %s",
             spec.stage, spec.num_stages, spec.layers, spec.model, spec.engine, spec.bind, _connection(spec),
         )  # fmt: skip
+        manager = service_manager(os.environ)
         phases = directory / "phases"
         phases.mkdir()
         start_stage(group, spec, env, phase_dir=phases)
@@ -61,12 +64,16 @@ def run_in_foreground(
         def has_ended() -> bool:
             return restarter.poll() if spec.recovery_deadline_s else group.any_ended()
 
+        def makes_progress() -> bool:
+            return restarter.makes_progress(spec.beat_timeout_s)
+
         def is_hurried() -> bool:
             return not stops.empty()
 
         while stops.empty() and not has_ended():
             if spares:
                 pool.maintain((spec,), child_environment(env), stable=restarter.all_loaded(), log_dir=None)
+            manager.tick(restarter.all_loaded, makes_progress)
             time.sleep(POLL_S)
         if stops.empty():
             ended = group.culprit(is_hurried)
@@ -75,6 +82,7 @@ def run_in_foreground(
             _logger.info("%s has ended", ended.name)
             return
         stops.get()
+        manager.stopping()
         if restarter.all_loaded():
             _drain(group, has_ended, is_hurried, shutdown_timeout_s)
         group.stop(hurry=is_hurried)

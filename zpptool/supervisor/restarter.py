@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from zpptool.errors import ExitCode
-from zpptool.process.group import Child, ProcessGroup
-from zpptool.process.progress import LOADED, read_phase
+from zpptool.process.group import HEAD_NAME, Child, ProcessGroup
+from zpptool.process.progress import LOADED, read_phase, still_for_s
 from zpptool.process.respawn import SUFFIX, next_argv
 from zpptool.supervisor.restart_policy import RestartPolicy
 from zpptool.supervisor.stage_processes import file_name
@@ -45,6 +45,19 @@ class Restarter:
     def all_loaded(self) -> bool:
         """Whether every process runs and has loaded."""
         return all(not child.ended and self._has_loaded(child) for child in self._group.children)
+
+    def makes_progress(self, limit_s: float) -> bool:
+        """Whether no stage that has loaded has been without progress for longer than `limit_s` seconds.
+
+        A process that is started again or loads has time limits of its own, and the head computes nothing.
+        """
+        return all(
+            child.ended
+            or child.name == HEAD_NAME
+            or not self._has_loaded(child)
+            or still_for_s(self._phase_dir / file_name(child.name)) <= limit_s
+            for child in self._group.children
+        )
 
     def _has_loaded(self, child: Child) -> bool:
         return read_phase(self._phase_dir / file_name(child.name)) == LOADED

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zpptool.deploy.deployment import Deployment, Device
+from zpptool.deploy.deployment import Deployment
 from zpptool.deploy.kubernetes.labels import PLAN, Object, keys_secret, metadata, stage_labels
 from zpptool.deploy.kubernetes.source import fetching, source_volumes
 from zpptool.deploy.stageunit import GIB, MODELS, PRE_STOP_S, START_S, StageUnit, link_environment, stop_limit_s
@@ -75,8 +75,8 @@ def _pod(deployment: Deployment, unit: StageUnit) -> Object:
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "initContainers": [
-            {**_container(deployment, "fetch", list(unit.fetch)), **fetching(deployment)},
-            *([] if deployment.insecure else [_own_keys(deployment)]),
+            {**_container(deployment, unit, "fetch", list(unit.fetch)), **fetching(deployment)},
+            *([] if deployment.insecure else [_own_keys(deployment, unit)]),
         ],
         "containers": [_stage(deployment, unit)],
         "volumes": volumes,
@@ -96,10 +96,10 @@ def _stage(deployment: Deployment, unit: StageUnit) -> Object:
     if unit.api_port is not None:
         ports.append({"name": "http", "containerPort": unit.api_port})
     return {
-        **_container(deployment, "stage", list(unit.run)),
+        **_container(deployment, unit, "stage", list(unit.run)),
         "env": [{"name": name, "value": value} for name, value in environment.items()],
         "ports": ports,
-        "resources": _resources(deployment, unit),
+        "resources": _resources(unit),
         "volumeMounts": mounts,
         **_probes(unit),
         **_before_stop(unit),
@@ -129,30 +129,33 @@ def _probes(unit: StageUnit) -> Object:
     }
 
 
-def _resources(deployment: Deployment, unit: StageUnit) -> Object:
+def _resources(unit: StageUnit) -> Object:
     memory = f"{unit.memory_bytes // GIB}Gi"
     limits: Object = {"memory": memory}
-    requests: Object = {"cpu": "4" if deployment.device is Device.CPU else "2", "memory": memory}
-    if deployment.device is Device.CUDA:
-        limits["nvidia.com/gpu"] = 1
-        requests["nvidia.com/gpu"] = 1
+    requests: Object = {
+        "cpu": str(unit.cpus or (2 if unit.gpus else 4 * unit.place.tensor_parallel_size)),
+        "memory": memory,
+    }
+    if unit.gpus:
+        limits["nvidia.com/gpu"] = len(unit.gpus)
+        requests["nvidia.com/gpu"] = len(unit.gpus)
     return {"requests": requests, "limits": limits}
 
 
-def _own_keys(deployment: Deployment) -> Object:
+def _own_keys(deployment: Deployment, unit: StageUnit) -> Object:
     """Return the init container that copies the key file: zpptool must own it, and a Secret's files belong to root."""
     command = ["install", "-m", "0600", f"{SECRET}/stage.keys", f"{KEYS}/stage.keys"]
     mounts = [
         {"name": "secret", "mountPath": SECRET, "readOnly": True},
         {"name": "keys", "mountPath": KEYS},
     ]
-    return {**_container(deployment, "keys", command), "volumeMounts": mounts}
+    return {**_container(deployment, unit, "keys", command), "volumeMounts": mounts}
 
 
-def _container(deployment: Deployment, name: str, command: list[str]) -> dict[str, Any]:
+def _container(deployment: Deployment, unit: StageUnit, name: str, command: list[str]) -> dict[str, Any]:
     return {
         "name": name,
-        "image": deployment.image,
+        "image": deployment.image_of(unit.place),
         "command": [
             argument.replace("$", "$$") for argument in command
         ],  # $(X) would be substituted; $$ is a literal $

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import msgspec
 
 from zpptool.log import PlaceLogger
+from zpptool.process.progress import show_life
 from zpptool.ring.heartbeat import Heartbeat, Pulse, own_status
 from zpptool.ring.messages import Fault, Report, decode_upstream, encode_control
 from zpptool.ring.status import StageStatus, aged
@@ -60,6 +61,7 @@ class StageReporter:
 
     def _report(self) -> None:
         self._check()
+        show_life(self._pulse.age_s)
         self._downstream.ping()
         received_at, others = self._received
         own = own_status(self._stage, self._layers, self._pulse, self._downstream)

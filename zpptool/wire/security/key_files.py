@@ -109,23 +109,43 @@ def generate(num_stages: int) -> tuple[KeyFile, ...]:
     pipeline = secrets.token_hex(8)
     created = datetime.now(UTC).isoformat(timespec="seconds")
     places = [HEAD, *range(num_stages)]
-    pairs = {place: _new_pair(place_name(place)) for place in places}
-    files = []
-    for stage in range(num_stages):
-        own = [HEAD, 0] if stage == 0 else [stage]
-        near = {place for mine in own for place in _neighbours(mine, num_stages)}
-        files.append(
-            KeyFile(
-                schema_version=KEYS_VERSION,
-                pipeline=pipeline,
-                created=created,
-                stage=stage,
-                num_stages=num_stages,
-                own=tuple(pairs[place] for place in own),
-                peers={place_name(place): pairs[place].public for place in sorted(near)},
-            )
+    pairs = {place: new_pair(place) for place in places}
+    publics = {place: pair.public for place, pair in pairs.items()}
+    return tuple(
+        KeyFile(
+            schema_version=KEYS_VERSION,
+            pipeline=pipeline,
+            created=created,
+            stage=stage,
+            num_stages=num_stages,
+            own=tuple(pairs[place] for place in own_places(stage)),
+            peers=peers_of(stage, publics, num_stages),
         )
-    return tuple(files)
+        for stage in range(num_stages)
+    )
+
+
+def new_pair(place: int) -> KeyPair:
+    """New keys for a place of the ring."""
+    public, secret = zmq.curve_keypair()
+    return KeyPair(place_name(place), public.decode(), secret.decode())
+
+
+def own_places(stage: int) -> tuple[int, ...]:
+    """The places whose keys a stage's file holds: the head runs beside stage 0."""
+    return (HEAD, 0) if stage == 0 else (stage,)
+
+
+def peers_of(stage: int, publics: Mapping[int, str], num_stages: int) -> dict[str, str]:
+    """The public keys at the other ends of a stage's links, by name, in the order of places.
+
+    Args:
+        stage: whose links.
+        publics: the public key of every place.
+        num_stages: how many stages there are.
+    """
+    near = {place for mine in own_places(stage) for place in _neighbours(mine, num_stages)}
+    return {place_name(place): publics[place] for place in sorted(near)}
 
 
 def write_key_files(files: tuple[KeyFile, ...], directory: Path, *, force: bool = False) -> list[Path]:
@@ -230,11 +250,6 @@ def _neighbours(place: int, num_stages: int) -> tuple[int, ...]:
         return (last,)
     after = HEAD if place == last else place + 1
     return (after,) if place == 0 else (place - 1, after)
-
-
-def _new_pair(place: str) -> KeyPair:
-    public, secret = zmq.curve_keypair()
-    return KeyPair(place, public.decode(), secret.decode())
 
 
 def _write(keys: KeyFile, path: Path) -> Path:

@@ -15,12 +15,61 @@ import zmq
 from zmq.utils import z85
 
 from zpptool.wire.security.key_files import LinkKeys
-from zpptool.wire.sockets import ZAP_DOMAIN, Context, Socket
+from zpptool.wire.sockets import ZAP_DOMAIN, Context
 
 ADDRESS = "inproc://zeromq.zap.01"
 _VERSION = b"1.0"
 _REQUEST_FRAMES = 6
 _KEY_BYTES = 32
+
+
+def serve_zap(context: Context, reply: Callable[[list[bytes]], list[bytes]]) -> None:
+    """Answer libzmq's questions of one context, in a thread of its own, until the context ends.
+
+    Args:
+        context: of the sockets that are asked about.
+        reply: makes the answer to one request.
+    """
+    requests = context.socket(zmq.REP)
+    requests.setsockopt(zmq.LINGER, 0)
+    requests.bind(ADDRESS)
+
+    def serve() -> None:
+        with requests:
+            while True:
+                try:
+                    requests.send_multipart(reply(requests.recv_multipart()))
+                except zmq.ZMQError:  # the context has ended
+                    return
+
+    threading.Thread(target=serve, name="zpptool-zap", daemon=True).start()
+
+
+def curve_key(request: list[bytes]) -> bytes | None:
+    """The key, in Z85, with which a connection to a socket of ours has completed the CURVE handshake; None for no key.
+
+    Args:
+        request: libzmq's question about the connection.
+    """
+    if len(request) < _REQUEST_FRAMES or request[0] != _VERSION or request[2] != ZAP_DOMAIN:
+        return None
+    mechanism, *credentials = request[5:]
+    if mechanism != b"CURVE" or len(credentials) != 1 or len(credentials[0]) != _KEY_BYTES:
+        return None
+    return z85.encode(credentials[0])
+
+
+def admission(request: list[bytes], user: bytes | None) -> list[bytes]:
+    """The answer to one question: version, request id, status, reason, user, metadata.
+
+    Args:
+        request: the question.
+        user: marks the messages of the connection (`User-Id`); None to refuse it.
+    """
+    number = request[1] if len(request) > 1 else b""
+    if user is None:
+        return [_VERSION, number, b"400", b"not admitted", b"", b""]
+    return [_VERSION, number, b"200", b"OK", user, b""]
 
 
 class ZapServer:
@@ -37,38 +86,23 @@ class ZapServer:
     def __init__(self, context: Context, keys: LinkKeys, on_refused: Callable[[str, str], None]) -> None:
         self._keys = keys
         self._on_refused = on_refused
-        requests = context.socket(zmq.REP)
-        requests.setsockopt(zmq.LINGER, 0)
-        requests.bind(ADDRESS)
-        threading.Thread(target=self._serve, args=(requests,), name="zpptool-zap", daemon=True).start()
+        serve_zap(context, self.reply)
 
     def reply(self, request: list[bytes]) -> list[bytes]:
         """The answer to one request: version, request id, status, reason, user, metadata."""
-        number = request[1] if len(request) > 1 else b""
-        reason = self._refusal(request)
-        if reason:
-            return [_VERSION, number, b"400", b"not admitted", b"", b""]
-        return [_VERSION, number, b"200", b"OK", self._keys.peer.encode(), b""]
-
-    def _serve(self, requests: Socket) -> None:
-        with requests:
-            while True:
-                try:
-                    requests.send_multipart(self.reply(requests.recv_multipart()))
-                except zmq.ZMQError:  # the context has ended
-                    return
+        return admission(request, None if self._refusal(request) else self._keys.peer.encode())
 
     def _refusal(self, request: list[bytes]) -> str:
         """Why a connection is not admitted; empty when it is."""
         if len(request) < _REQUEST_FRAMES or request[0] != _VERSION:
             return "the request is malformed"
-        _, _, domain, address, _, mechanism, *credentials = request
+        _, _, domain, address, *_ = request
         if domain != ZAP_DOMAIN:
             return "the domain is not this link's"
-        if mechanism != b"CURVE" or len(credentials) != 1 or len(credentials[0]) != _KEY_BYTES:
+        key = curve_key(request)
+        if key is None:
             reason = "it has no key"
         else:
-            key = z85.encode(credentials[0])
             if key == self._keys.peer_public:
                 return ""
             owner = self._keys.known.get(key)
