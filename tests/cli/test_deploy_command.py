@@ -31,7 +31,7 @@ def test_files_are_written_once_and_replaced_with_force(
 ) -> None:
     out = tmp_path / "out"
     words = ["deploy", target, "--plan", plan, "-o", out, "--json"]
-    words += ["--model", "hf://org/name@0123"] if target == "kubernetes" else []
+    words += ["--model", f"hf://org/name@{'0123' * 10}"] if target == "kubernetes" else []
     first = run(*words)
     assert first.code == 0, first.err
     before = {name: (out / name).read_bytes() for name in first.json["files"]}

@@ -57,6 +57,23 @@ def line(command: list[str], volume: str = "/models") -> str:
     return shlex.join([sys.executable, "-m", *words])
 
 
+def test_a_branch_is_replaced_by_its_commit(zpptool, hub: Hub, tmp_path: Path) -> None:
+    plan, words = tmp_path / "zpp.yaml", ("deploy", "kubernetes", "--plan", tmp_path / "zpp.yaml", "--force")
+    assert zpptool("plan", "org/name", "--num-stages", 2, "-o", plan, env=hub.env).code == 0
+    for named in ("org/name", "hf://org/name@main"):
+        hub.forget()
+        wrote = zpptool(*words, "-o", tmp_path / "out", "--model", named, env=hub.env)
+        assert wrote.code == 0, wrote.err
+        text = (tmp_path / "out/stage-1.yaml").read_text()
+        assert f"hf://org/name@{COMMIT}" in text
+        assert len(hub.requests) == 1
+    hub.forget()
+    assert zpptool(*words, "-o", tmp_path / "out", "--model", f"hf://org/name@{COMMIT}", env=hub.env).code == 0
+    assert hub.requests == []
+    unknown = zpptool(*words, "-o", tmp_path / "out", "--model", "hf://org/name@nothing", env=hub.env)
+    assert (unknown.code, "nothing" in unknown.err) == (3, True), unknown.err
+
+
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root, to become user 1000")
 def test_the_generated_fetch_heals_itself(zpptool, hub: Hub, tmp_path: Path) -> None:
     before = generated(zpptool, hub, tmp_path, "0-2", "2-4")
@@ -73,5 +90,5 @@ def test_the_generated_fetch_heals_itself(zpptool, hub: Hub, tmp_path: Path) -> 
     """
     done = as_user_1000(hub, script)
     assert done.stdout.endswith("healed\n"), done.stderr
-    assert f"hf://org/name@{COMMIT}" in fetch
+    assert f"hf://org/name@{COMMIT}" in fetch, "the branch was resolved when the files were written"
     assert run[2] != after["zpp-stage-1"][2]

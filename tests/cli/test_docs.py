@@ -101,7 +101,7 @@ def parse(arguments: list[str]) -> None:
 def runs(line: Line) -> bool:
     """Whether a line can be run beside a tiny checkpoint, on any machine."""
     arguments = line.arguments
-    remote = any(word.startswith("hf://") for word in arguments) and "deploy" not in arguments
+    remote = any(word.startswith("hf://") for word in arguments)
     return not remote and "--check" not in arguments and any(word in RUN for word in arguments[:3])
 
 

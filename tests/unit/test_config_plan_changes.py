@@ -76,6 +76,15 @@ def test_a_plan_of_which_layers_have_moved_is_the_same_plan(model: Path) -> None
         repartitioned_plan(before, ["0-1", "1-5", "4-6"])
 
 
+def test_layers_of_fetched_stages_are_not_moved(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("HF_HOME", "ZPP_CACHE"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    fetched = msgspec.structs.replace(planned(model), model=f"hf://org/name@{'0123' * 10}")
+    with pytest.raises(ZppError, match="fetched stages have their own tensors only") as refused:
+        repartitioned_plan(fetched, ["0-1", "1-5", "5-6"])
+    assert refused.value.exit_code is ExitCode.INVALID
+
+
 @pytest.mark.parametrize(
     ("stage", "host", "port", "code", "message"),
     [

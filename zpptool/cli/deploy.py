@@ -39,7 +39,7 @@ def deploy(
         typer.Option(
             "--model",
             metavar="SOURCE",
-            help="Where stages get their tensors: hf://org/name@revision, a directory on each host, or, on "
+            help="Where stages get their tensors: org/name@revision, a directory on each host, or, on "
             "Kubernetes, pvc://claim/path. The plan's own model if not given.",
         ),
     ] = None,
@@ -62,19 +62,23 @@ def deploy(
 ) -> None:
     """Write the files that run a plan: Kubernetes manifests, a compose file, or systemd units.
 
-    The same plan and options always give the same files. No secret is written: put each stage's key file into OUT/keys
-    (systemd: /etc/zpptool/NAME) yourself. There is exactly one of each stage; to serve more, deploy the whole
-    pipeline again under another --name.
+    The same plan and options always give the same files; a branch of --model org/name@branch is replaced by the commit
+    that it means now, so that all stages have the same one. No secret is written: put each stage's key file into
+    OUT/keys (systemd: /etc/zpptool/NAME) yourself. There is exactly one of each stage; to serve more, deploy the
+    whole pipeline again under another --name.
     """
     from zpptool.deploy.output import write_directory
+    from zpptool.sources.names import ModelName, hub_id
+    from zpptool.sources.opened import pinned_name
 
     plan = load_plan_file(plan_file)
+    named = ModelName(source or plan.model)
     deployment = check_deployment(
         Deployment(
             plan=plan,
             name=name,
             image=image,
-            source=source or plan.model,
+            source=pinned_name(named) if named.text.startswith("hf:") or hub_id(named.text) else named.text,
             device=device,
             insecure=insecure,
             program=program,

@@ -19,6 +19,8 @@ from zpptool.config.endpoints import HIGHEST_PORT, tcp_endpoint
 from zpptool.config.plan import Continued, PipelinePlan, PlannedStage, plan_faults
 from zpptool.errors import ZppError, address_error, invalid_error, usage_error
 from zpptool.partition import resolve_partition
+from zpptool.sources.located import cached_model
+from zpptool.sources.names import ModelName
 
 _HOST = re.compile(
     r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:/\[\]]+))(?::([0-9]{1,5}))?"  # a host, and perhaps a port
@@ -81,7 +83,7 @@ def repartitioned_plan(plan: PipelinePlan, ranges: Sequence[str]) -> PipelinePla
             "Stop the pipeline, which answers what is under way, plan anew and start it again.",
         )
     partition = resolve_partition(plan.num_layers, len(ranges), list(ranges))
-    index = read_index(Path(plan.model))
+    index = read_index(_whole_model(plan))
     owned = assign(infer_structure(index), partition).stages
     places = [
         msgspec.structs.replace(
@@ -90,6 +92,23 @@ def repartitioned_plan(plan: PipelinePlan, ranges: Sequence[str]) -> PipelinePla
         for place, layers, names in zip(plan.stages, partition, owned, strict=True)
     ]
     return _continued(plan, places)
+
+
+def _whole_model(plan: PipelinePlan) -> Path:
+    """The directory of the plan's model on this machine.
+
+    Raises:
+        ZppError: (INVALID) it is not here whole: stages that fetched their own tensors cannot take others.
+    """
+    held = cached_model(ModelName(plan.model))
+    if held is None:
+        raise invalid_error(
+            f"layers cannot be moved: {plan.model} is not whole on this machine, and fetched stages have their own"
+            " tensors only",
+            "Start the stages with the whole model on every machine (zpptool fetch org/name), or stop the pipeline,"
+            " plan anew and start it again.",
+        )
+    return held.directory
 
 
 def _continued(plan: PipelinePlan, places: Sequence[PlannedStage]) -> PipelinePlan:

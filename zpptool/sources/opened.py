@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from zpptool.sources.names import WEB_SCHEMES, HubId, ModelName, UrlId, parse_re
 from zpptool.sources.ranges import RangeFetcher
 from zpptool.sources.source import RemoteSource
 from zpptool.sources.store import KnownModel, recall, remember, store_directory
+
+_COMMIT = re.compile("[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,21 @@ def open_model(model: ModelName) -> Iterator[OpenedModel]:
     with headers_directory(source) as directory, RangeFetcher(source, directory) as fetch:
         origin = Origin(source.identity, read_samples_of(source, directory))
         yield OpenedModel(source.identity, directory, source.served, origin, fetch)
+
+
+def pinned_name(model: ModelName) -> str:
+    """The name of a model at the commit that its branch or tag means now; a path, a URL, or a name with a commit as it
+    is. Nothing is fetched but the answer to that question.
+
+    Raises:
+        ZppError: as `open_model`.
+    """
+    remote = model.remote
+    if not isinstance(remote, HubId):
+        return model.text
+    if _COMMIT.fullmatch(remote.revision or ""):
+        return remote.at(remote.wanted)
+    return HubSource(remote, model.token).identity
 
 
 def open_source(remote: HubId | UrlId, token: str | None) -> RemoteSource:
