@@ -18,6 +18,7 @@ import msgspec
 
 from zpptool.document import Count, read_yaml
 from zpptool.errors import invalid_error
+from zpptool.planner.cache_layout import CacheLayout
 
 PROFILE_VERSION = 1
 LINKS_VERSION = 1
@@ -100,6 +101,8 @@ class CacheCosts(_Record, frozen=True, kw_only=True):
         tokens_at_most: how many tokens of a sequence a layer keeps, by layer type (sliding windows); all if absent.
         block_size: tokens in a block.
         page_bytes: bytes of one block of one layer; 0 where layers differ.
+        layout: how the engine puts the cached layers into blocks, from which the number of blocks of any partition
+            follows exactly; None where the engine has no blocks.
         source, at: as in `TimeSample`.
     """
 
@@ -108,6 +111,7 @@ class CacheCosts(_Record, frozen=True, kw_only=True):
     tokens_at_most: Mapping[str, Positive] = {}
     block_size: Positive = 16
     page_bytes: Count = 0
+    layout: CacheLayout | None = None
     source: Source = Source.MEASURED
     at: str = ""
 
@@ -130,6 +134,7 @@ class DeviceProfile(_Record, frozen=True, kw_only=True, rename={"version": "zppt
         model: what was measured.
         layer_types: the type of each layer, in order; empty where all are of one type.
         layers: times of one layer, by type.
+        step: what a stage takes for a step besides its layers: preparing the inputs, and starting the computation.
         embedding, lm_head, sampler: times of the parts of the first and the last stage.
         workspace: the memory beside weights and caches.
         load: how fast weights are loaded.
@@ -142,6 +147,7 @@ class DeviceProfile(_Record, frozen=True, kw_only=True, rename={"version": "zppt
     model: ProfiledModel
     layer_types: tuple[str, ...] = ()
     layers: Mapping[str, TimeGrid]
+    step: TimeGrid = TimeGrid()
     embedding: TimeGrid = TimeGrid()
     lm_head: TimeGrid = TimeGrid()
     sampler: TimeGrid = TimeGrid()
