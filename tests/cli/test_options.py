@@ -26,6 +26,8 @@ OTHER_HELP = {
     ("--output-dir", "join"): "what is written differs",
     ("--output-dir", "deploy"): "what is written differs",
     ("--output-dir", "keys generate"): "what is written differs",
+    ("--output", "profile"): "what is written differs",
+    ("--force", "profile"): "what is replaced differs",
     ("--force", "split"): "what is replaced differs",
     ("--force", "plan"): "what is replaced differs",
     ("--force", "deploy"): "what is replaced differs",

@@ -12,7 +12,11 @@ from zpptool.config import engine_kind
 from zpptool.config.engine_kind import ENGINES, Engine
 
 MODULES = [
-    *(getattr(modules, role) for modules in ENGINES.values() for role in ("worker", "head", "preload", "reference")),
+    *(
+        getattr(modules, role)
+        for modules in ENGINES.values()
+        for role in ("worker", "head", "preload", "reference", "measure")
+    ),
     engine_kind.RUN_MODULE,
     engine_kind.STANDBY_PROCESS,
     engine_kind.TP_RANK,

@@ -34,6 +34,7 @@ from zpptool.cli.join import join
 from zpptool.cli.keys import keys_app
 from zpptool.cli.plan import plan
 from zpptool.cli.plan_ports import plan_ports
+from zpptool.cli.profile import profile
 from zpptool.cli.refusals import asks_for_json, refusal_of
 from zpptool.cli.run_stage import run_stage
 from zpptool.cli.serve import serve
@@ -153,6 +154,7 @@ app.command("validate", epilog=epilog("validate"))(validate)
 app.command("validate-ranges", epilog=epilog("validate-ranges"))(validate_ranges)
 app.command("fetch", epilog=epilog("fetch"))(fetch)
 app.command("plan-ports", epilog=epilog("plan-ports"))(plan_ports)
+app.command("profile", epilog=epilog("profile"))(profile)
 app.command("plan", epilog=epilog("plan"))(plan)
 app.command("deploy", epilog=epilog("deploy"))(deploy)
 app.command("doctor", epilog=epilog("doctor"))(doctor)
@@ -168,7 +170,7 @@ app.add_typer(keys_app, name="keys")
 app.add_typer(stage_app, name="stage")
 app.add_typer(config_app, name="config")
 
-TAKES_ENGINE_ARGUMENTS = frozenset({"plan", "run-stage", "serve", "test-pipeline"})
+TAKES_ENGINE_ARGUMENTS = frozenset({"plan", "profile", "run-stage", "serve", "test-pipeline"})
 """The verbs that pass what follows `--` to the engine."""
 
 

@@ -26,6 +26,12 @@ EXAMPLES = {
         "zpptool plan-ports --num-stages 4 --check",
         "zpptool plan-ports --num-stages 2 --hosts 10.0.0.1,10.0.0.2",
     ),
+    "profile": (
+        "zpptool profile MODEL --kind a100-80g -o a100.yaml",
+        "zpptool profile MODEL --engine transformers --device cpu --seconds 30 -o cpu.yaml",
+        "zpptool profile --links --listen 10.0.0.2:15600 --peer 10.0.0.1:15600 --respond",
+        "zpptool profile --links --listen 10.0.0.1:15600 --peer 10.0.0.2:15600 -o links.yaml",
+    ),
     "plan": (
         "zpptool plan MODEL --num-stages 2 --hosts 10.0.0.1,10.0.0.2 -o zpp.yaml",
         "zpptool plan MODEL --num-stages 2 -o zpp.yaml -- --max-model-len 4096",

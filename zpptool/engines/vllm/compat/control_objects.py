@@ -33,7 +33,7 @@ from vllm.v1.attention.backend import MultipleOf
 from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
 from vllm.v1.core.kv_cache_utils import KVCacheBlockCopy
 from vllm.v1.core.sched import output as scheduler_output
-from vllm.v1.core.sched.output import GrammarOutput, NewRequestData, SchedulerOutput
+from vllm.v1.core.sched.output import CachedRequestData, GrammarOutput, NewRequestData, SchedulerOutput
 from vllm.v1.outputs import (
     EMPTY_MODEL_RUNNER_OUTPUT,
     DraftTokenIds,
@@ -47,6 +47,7 @@ from vllm.v1.worker.worker_base import CompilationTimes
 
 __all__ = [
     "EMPTY_MODEL_RUNNER_OUTPUT",
+    "CachedRequestData",
     "GrammarOutput",
     "ModelRunnerOutput",
     "MultiModalFieldElem",

@@ -11,7 +11,9 @@ from typing import Any
 from vllm.v1.kv_cache_interface import (
     AttentionSpec,
     KVCacheConfig,
+    KVCacheGroupSpec,
     KVCacheSpec,
+    MambaSpec,
     MLAAttentionSpec,
     UniformTypeKVCacheSpecs,
 )
@@ -22,10 +24,14 @@ from zpptool.errors import ZppError
 __all__ = [
     "AttentionSpec",
     "KVCacheConfig",
+    "KVCacheGroupSpec",
     "KVCacheSpec",
     "MLAAttentionSpec",
+    "MambaSpec",
     "UniformTypeKVCacheSpecs",
+    "blocks_of_sequence",
     "kv_cache_configs",
+    "resolve_layout",
 ]
 
 LAYOUT_PARAMETERS = ("vllm_config", "kv_cache_specs", "available_memory")
@@ -66,3 +72,31 @@ def kv_cache_configs(
         arguments.append(get_global_kv_cache_groups(with_blocks, list(specs)))
     laid_out: list[KVCacheConfig] = get_kv_cache_configs(*arguments)
     return laid_out
+
+
+def resolve_layout(config: VllmConfig, layouts: Sequence[list[str]], specs: Sequence[KVCacheSpec]) -> str:
+    """Choose the layout of the cache as the engine core does, and record it in `config`.
+
+    Args:
+        config: the head's.
+        layouts: for each stage, the layouts that it supports.
+        specs: what every layer needs.
+
+    Returns:
+        the layout's name.
+    """
+    from vllm.v1.engine.core import resolve_kv_cache_layout
+
+    name: str = resolve_kv_cache_layout(config, list(layouts), specs).name
+    return name
+
+
+def blocks_of_sequence(config: VllmConfig, spec: KVCacheSpec, tokens: int) -> int:
+    """The most blocks that a sequence of so many tokens takes of a group with this specification."""
+    shorter = copy.copy(config)
+    shorter.model_config = copy.copy(config.model_config)
+    shorter.model_config.max_model_len = tokens
+    if isinstance(spec, UniformTypeKVCacheSpecs):
+        pages: int = spec.max_memory_usage_pages(shorter)
+        return pages
+    return -(-int(spec.max_memory_usage_bytes(shorter)) // int(spec.page_size_bytes))

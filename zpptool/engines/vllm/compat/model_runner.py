@@ -39,9 +39,20 @@ def set_empty_intermediate_tensors(worker: WorkerWrapperBase, config: VllmConfig
     """
     runner = worker.worker.model_runner
     if runner.intermediate_tensors is None:
-        runner.intermediate_tensors = runner.model.make_empty_intermediate_tensors(
-            batch_size=runner.max_num_tokens, dtype=config.model_config.dtype, device=runner.device
-        )
+        runner.intermediate_tensors = _empty_intermediate_tensors(runner, config, runner.max_num_tokens)
+
+
+def intermediate_tensors(worker: WorkerWrapperBase, config: VllmConfig, rows: int) -> dict[str, torch.Tensor]:
+    """Tensors like those that a later stage receives, with so many rows and any content."""
+    made = _empty_intermediate_tensors(worker.worker.model_runner, config, rows)
+    tensors: dict[str, torch.Tensor] = made.tensors
+    return tensors
+
+
+def _empty_intermediate_tensors(runner: Any, config: VllmConfig, rows: int) -> Any:
+    return runner.model.make_empty_intermediate_tensors(
+        batch_size=rows, dtype=config.model_config.dtype, device=runner.device
+    )
 
 
 def update_states(runner: Any, scheduled: SchedulerOutput) -> None:

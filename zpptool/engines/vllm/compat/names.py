@@ -172,6 +172,16 @@ HOOKS: tuple[Hook, ...] = (
     *_all("config.cache", "CacheConfig.num_gpu_blocks_override CacheConfig.kv_cache_memory_bytes", "likewise"),
     *_all("v1.kv_cache_interface", "KVCacheConfig.num_blocks KVCacheConfig.kv_cache_groups", "likewise"),
     *_all("v1.kv_cache_interface", "KVCacheConfig.kv_cache_tensors", "likewise"),
+    # the cache of a model, before it runs
+    Hook("v1.engine.core", "resolve_kv_cache_layout", why="the layout that the engine core chooses"),
+    *_all("v1.kv_cache_interface", "KVCacheSpec.max_memory_usage_bytes KVCacheSpec.page_size_bytes", "blocks"),
+    *_all("v1.kv_cache_interface", "UniformTypeKVCacheSpecs.max_memory_usage_pages MambaSpec", "likewise"),
+    *_all("v1.kv_cache_interface", "KVCacheSpec.block_size", "likewise"),
+    *_all("config", "ModelConfig.max_model_len ModelConfig.get_vocab_size", "likewise"),
+    Hook(
+        "model_executor.model_loader.base_loader", "BaseModelLoader.create_model",
+        ("vllm_config", "model_config", "prefix"), "a model without weights",
+    ),
     # adapters, on a CPU
     *_all("lora.ops.torch_ops", "lora_ops", "a row without an adapter takes none"),
     *_all("lora.punica_wrapper", "punica_cpu", "likewise"),
