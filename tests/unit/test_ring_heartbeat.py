@@ -9,6 +9,7 @@ import time
 import pytest
 
 from zpptool.ring.heartbeat import Pulse
+from zpptool.ring.loop_times import Rest
 from zpptool.ring.status import COMPUTING, READY, WAITING
 
 
@@ -19,7 +20,7 @@ def test_a_main_loop_ages_only_at_work() -> None:
         time.sleep(0.02)
         aged_s = pulse.age_s
         assert aged_s >= 0.02
-        with pulse.at_rest():
+        with pulse.at_rest(Rest.RECEIVE):
             assert pulse.age_s == 0.0
         assert pulse.age_s < aged_s
         pulse.progress()
@@ -38,7 +39,7 @@ def test_a_thread_that_sends_for_a_main_loop_does_not_let_it_look_alive() -> Non
     pulse = Pulse()
 
     def send() -> None:
-        with pulse.at_rest():
+        with pulse.at_rest(Rest.RECEIVE):
             seen.append(pulse.age_s)
             time.sleep(0.02)
         seen.append(pulse.age_s)

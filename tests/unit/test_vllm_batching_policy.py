@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from zpptool.engines.vllm.core.batching_policy import TRY_AGAIN, BatchingPolicy
+from zpptool.engines.vllm.core.batching_policy import BatchingPolicy
+from zpptool.engines.vllm.core.measured_choice import TRY_AGAIN
 
 
 class Machine:

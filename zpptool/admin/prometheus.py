@@ -32,6 +32,9 @@ _LINK_COUNTERS = {
 _STAGE_COUNTERS = {
     "stage_steps": ("steps", "Calls that the stage has completed."),
     "stage_receive_seconds": ("receive_s", "Time that the stage has waited for the tensors of the one before."),
+    "stage_compute_seconds": ("compute_s", "Time that the stage's main loop has computed."),
+    "stage_send_seconds": ("send_s", "Time that the stage's main loop has waited to hand over tensors."),
+    "stage_idle_seconds": ("idle_s", "Time that the stage has waited for the next step, since its first."),
 }
 _RING_COUNTERS = {
     "recoveries": ("recoveries", "How often the ring became whole again after a loss."),
@@ -84,6 +87,13 @@ def _of_places(places: list[tuple[list[str], StageStatus]]) -> Iterator[Metric]:
         for own, place in places:
             gauge.add_metric(own, getattr(place, field))
         yield gauge
+    busy = GaugeMetricFamily(
+        PREFIX + "stage_busy_ratio", "Share of the last ten seconds that the stage has computed.", labels=labels
+    )
+    for own, place in places:
+        if place.busy is not None:
+            busy.add_metric(own, place.busy)
+    yield busy
     phases = GaugeMetricFamily(PREFIX + "stage_phase", "1 for the present phase.", labels=[*labels, "phase"])
     for own, place in places:
         phases.add_metric([*own, place.phase], 1)

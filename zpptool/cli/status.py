@@ -97,9 +97,9 @@ def _show_head(out: Console, ring: RingStatus) -> None:
     places = (ring.head, *ring.stages)
     out.table(
         "",
-        ("stage", "phase", "layers", "host", "pid", "epoch", "memory", "steps", "still", "heard"),
+        ("stage", "phase", "layers", "host", "pid", "epoch", "memory", "steps", "busy", "still", "heard"),
         [_stage_row(place) for place in places],
-        right=("pid", "epoch", "memory", "steps", "still", "heard"),
+        right=("pid", "epoch", "memory", "steps", "busy", "still", "heard"),
     )
     out.table(
         "",
@@ -125,6 +125,7 @@ def _stage_row(place: StageStatus) -> tuple[object, ...]:
         place.epoch,
         human_bytes(place.memory_bytes) if place.memory_bytes else "-",
         place.steps,
+        "-" if place.busy is None else f"{place.busy:.0%}",
         f"{place.beat_age_s:.1f} s",
         f"{place.heard_age_s:.1f} s ago",
     )

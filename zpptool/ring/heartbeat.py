@@ -16,7 +16,8 @@ from contextlib import contextmanager
 
 import psutil
 
-from zpptool.ring.status import BEAT_S, READY, WAITING, LinkStatus, StageStatus
+from zpptool.ring.loop_times import LoopTimes, Rest
+from zpptool.ring.status import BEAT_S, COMPUTING, READY, WAITING, LinkStatus, StageStatus
 from zpptool.wire.link import LinkSender
 
 
@@ -27,13 +28,13 @@ class Pulse:
     Attributes:
         phase: one of the phases of `zpptool.ring.status`.
         steps: how many calls were completed.
-        receive_s: how long it has waited for tensors in all, in seconds.
+        times: what it has spent its time on.
     """
 
     def __init__(self) -> None:
         self.phase = WAITING
         self.steps = 0
-        self.receive_s = 0.0
+        self.times = LoopTimes()
         self._moved = time.monotonic()
         self._at_work = False
         self._main_loop: int | None = None
@@ -54,23 +55,27 @@ class Pulse:
         self._main_loop = threading.get_ident()
         self.progress()
         self._at_work = True
+        self.times.begin(computes=phase == COMPUTING)
         try:
             yield
         finally:
+            self.times.end()
             self._at_work = False
             self.steps += 1
             self.phase = READY
 
     @contextmanager
-    def at_rest(self) -> Iterator[None]:
+    def at_rest(self, waits_for: Rest) -> Iterator[None]:
         """Within this context the main loop waits for another place in the middle of a call: no hang of its own."""
         if threading.get_ident() != self._main_loop:
             yield
             return
         was, self._at_work = self._at_work, False
+        began = time.monotonic()
         try:
             yield
         finally:
+            self.times.rested(waits_for, time.monotonic() - began)
             self.progress()
             self._at_work = was
 
@@ -132,7 +137,11 @@ def own_status(stage: int, layers: tuple[int, int] | None, pulse: Pulse, link: L
         beat_age_s=pulse.age_s,
         heard_age_s=0.0,
         steps=pulse.steps,
-        receive_s=pulse.receive_s,
+        receive_s=pulse.times.receive_s,
+        compute_s=pulse.times.compute_s,
+        send_s=pulse.times.send_s,
+        idle_s=pulse.times.idle_s,
+        busy=pulse.times.busy_share(),
         rtt_ms=downstream.rtt_ms,
         link=downstream,
     )

@@ -28,6 +28,8 @@ SERVING_PHASES = frozenset({READY, COMPUTING})
 """Phases of a ring that takes requests."""
 SILENT_S = 3.0
 """Without a report for so many seconds, a stage that is not loading or warming up is shown as silent."""
+BUSY_WINDOW_S = 10.0
+"""The time over which the share that a stage computes is taken, in seconds."""
 SUFFIX = ".status"
 """Of the head's status socket."""
 CHANGE_SUFFIX = ".change"
@@ -91,6 +93,11 @@ class StageStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         receive_s: how long its main loop has waited for the tensors of the stage before, in seconds.
         rtt_ms: of its link.
         link: the one that it sends on; None before the first report.
+        compute_s: how long its main loop has computed, in seconds: the time of its steps without `receive_s` and
+            `send_s`.
+        send_s: how long its main loop has waited to hand over tensors, in seconds.
+        idle_s: how long its main loop has waited for the next step, in seconds, since its first.
+        busy: the share of the last `BUSY_WINDOW_S` seconds that it has computed; None before its first step.
     """
 
     stage: int
@@ -106,6 +113,10 @@ class StageStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     receive_s: float
     rtt_ms: float | None
     link: LinkStatus | None
+    compute_s: float = 0.0
+    send_s: float = 0.0
+    idle_s: float = 0.0
+    busy: float | None = None
 
     @property
     def process(self) -> str:

@@ -110,6 +110,7 @@ def describe_pipeline(view: PipelineView) -> dict[str, Any]:
             "pid": process.pid if process is not None and running else None,
             "memory": memory,
             "steps": known.steps if known is not None and running else None,
+            "busy": known.busy if known is not None and running else None,
             "still_s": known.beat_age_s if known is not None and running else None,
             "heard_s": known.heard_age_s if known is not None and running else None,
             "rtt_ms": link.rtt_ms if link is not None else None,

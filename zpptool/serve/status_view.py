@@ -13,9 +13,13 @@ from zpptool.errors import ZppError, address_error
 from zpptool.net.addresses import without_credentials
 
 TIMEOUT_S = 10.0
-STAGE_COLUMNS = ("pipeline", "stage", "phase", "layers", "host", "pid", "generation", "memory", "rtt", "requests")
+STAGE_COLUMNS = (
+    "pipeline", "stage", "phase", "layers", "host", "pid", "generation", "memory", "busy", "rtt", "requests",
+)  # fmt: skip
 LINK_COLUMNS = ("pipeline", "link", "state", "epoch", "rtt", "queue", "sent", "received", "refused", "last error")
-RIGHT = ("stage", "pid", "generation", "epoch", "memory", "rtt", "requests", "queue", "sent", "received", "refused")
+RIGHT = (
+    "stage", "pid", "generation", "epoch", "memory", "busy", "rtt", "requests", "queue", "sent", "received", "refused",
+)  # fmt: skip
 
 WELL = frozenset({"ready", "computing", "connected"})
 """Phases and states that need no attention."""
@@ -75,6 +79,7 @@ def stage_rows(status: Mapping[str, Any]) -> list[tuple[str, ...]]:
             _or_dash(stage["pid"]),
             str(stage.get("generation", stage["epoch"])),  # a front of an earlier version has only the epoch
             human_bytes(stage["memory"]) if stage["memory"] is not None else "-",
+            "-" if stage.get("busy") is None else f"{stage['busy']:.0%}",
             _milliseconds(stage["rtt_ms"]),
             str(stage["requests"]),
         )

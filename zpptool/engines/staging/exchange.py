@@ -16,6 +16,7 @@ from zpptool.deadline import Deadline
 from zpptool.engines.staging import device as devices
 from zpptool.engines.staging.receiver import Received, StagedReceiver
 from zpptool.engines.staging.sender import HostBuffer, StagedSender
+from zpptool.ring.loop_times import Rest
 from zpptool.ring.stage.node import StageNode
 from zpptool.ring.stage.order import SendOrder
 from zpptool.wire.message import tensors
@@ -87,7 +88,7 @@ class TensorExchange:
     def _free_buffer(self, sender: StagedSender, order: SendOrder) -> HostBuffer:
         """A buffer for one send. There is one, unless the next stage does not accept what was sent before."""
         deadline = Deadline(self._node.step_timeout_s)
-        with self._node.pulse.at_rest():
+        with self._node.pulse.at_rest(Rest.SEND):
             while (buffer := sender.reserve(min(POLL_S, deadline.remaining_s()))) is None:
                 self._node.raise_if_over(order)
                 if not deadline.remaining_s():

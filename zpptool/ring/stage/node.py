@@ -18,6 +18,7 @@ from zpptool.errors import ZppError, in_words, invalid_error, stage_error
 from zpptool.log import place_logger
 from zpptool.ring.delivery import POLL_S
 from zpptool.ring.heartbeat import Pulse
+from zpptool.ring.loop_times import Rest
 from zpptool.ring.messages import Call, Fault, Moved, Received, Reply, RollCall, StageFacts, Verdict, encode_control
 from zpptool.ring.stage.callbacks import StageCallbacks
 from zpptool.ring.stage.endings import AskedToLeave, RingOver
@@ -207,7 +208,7 @@ class StageNode:
             ZppError: (STAGE) the next stage did not accept it within the step timeout.
         """
         order = order or self.order()
-        with self.pulse.at_rest():
+        with self.pulse.at_rest(Rest.SEND):
             sent = self._outbox.send_tensors(order, header, frames)
         return lambda: self._await_sent(sent, order)
 
@@ -247,12 +248,8 @@ class StageNode:
             WrongCall: (STAGE) the message that was due belongs to another call.
             ZppError: (STAGE) it did not arrive within the step timeout, or that stage was lost.
         """
-        began = time.monotonic()
-        try:
-            with self.pulse.at_rest():
-                return self._inbox.next_tensors(self._timeouts.step_s)
-        finally:
-            self.pulse.receive_s += time.monotonic() - began
+        with self.pulse.at_rest(Rest.RECEIVE):
+            return self._inbox.next_tensors(self._timeouts.step_s)
 
     def unpack(self, message: Message, device: torch.device | str | None = None) -> dict[str, Any]:
         """The tensors and plain values of a tensor message.

@@ -121,6 +121,10 @@ HOOKS: tuple[Hook, ...] = (
     *_all("v1.core.sched.scheduler", "Scheduler.max_num_scheduled_tokens", "likewise"),
     *_all("v1.core.sched.scheduler", "Scheduler.finished_req_ids Scheduler.get_request_counts", "is a step empty?"),
     Hook("v1.core.sched.scheduler", "Scheduler.schedule", ("throttle_prefills",)),
+    *_all("v1.core.sched.scheduler", "Scheduler.scheduler_config Scheduler.cache_config", "chunks of prompts"),
+    *_all("v1.core.sched.scheduler", "Scheduler.need_mamba_block_aligned_split Scheduler.current_step", "likewise"),
+    *_all("config", "SchedulerConfig.long_prefill_token_threshold SchedulerConfig.enable_chunked_prefill", "likewise"),
+    *_all("v1.request", "Request.has_encoder_inputs Request.num_tokens", "likewise"),
     *_all("v1.request", "Request Request.num_tokens_with_spec Request.num_output_placeholders", "likewise"),
     *_all("v1.request", "Request.num_computed_tokens", "likewise"),
     # requests outlive a stage

@@ -11,27 +11,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+
+from zpptool.engines.vllm.core.measured_choice import MeasuredChoice
 
 ROUNDS = 8
 """How many tokens every running sequence gets in one measurement."""
-TRY_AGAIN = 24
-"""The number of measurements of the faster way after which the other is measured once."""
 MARGIN = 1.03
 """Dividing must be faster by this factor: it doubles the work outside the stages."""
-
-
-@dataclass(slots=True)
-class _Measured:
-    """What was measured for one number of sequences.
-
-    Attributes:
-        rates: tokens per second, by way.
-        trials: measurements since the slower way was measured last.
-    """
-
-    rates: dict[bool, float] = field(default_factory=dict)
-    trials: int = 0
 
 
 class BatchingPolicy:
@@ -45,7 +31,7 @@ class BatchingPolicy:
     def __init__(self, in_flight: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._in_flight = in_flight
         self._clock = clock
-        self._measured: dict[int, _Measured] = {}
+        self._measured: dict[int, MeasuredChoice] = {}
         self._size = 0
         self._divide = True
         self._steps_to_skip = 0
@@ -59,7 +45,7 @@ class BatchingPolicy:
         size = running.bit_length()  # a measurement is taken to hold from one power of two to the next
         if size != self._size:
             self._size = size
-            self._divide = self._faster(self._measured.setdefault(size, _Measured()))
+            self._divide = self._measured.setdefault(size, MeasuredChoice(MARGIN)).divide
             self._begin()
         return self._divide
 
@@ -87,16 +73,5 @@ class BatchingPolicy:
         self._tokens = 0
 
     def _record(self, rate: float) -> None:
-        measured = self._measured[self._size]
-        measured.rates[self._divide] = rate
-        faster = self._faster(measured)
-        measured.trials += 1
-        if (not faster) not in measured.rates or measured.trials >= TRY_AGAIN:
-            measured.trials = 0
-            faster = not faster
-        self._divide = faster
+        self._divide = self._measured[self._size].record(self._divide, rate)
         self._begin()
-
-    @staticmethod
-    def _faster(measured: _Measured) -> bool:
-        return measured.rates.get(True, 0.0) >= measured.rates.get(False, 0.0) * MARGIN
