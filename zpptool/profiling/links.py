@@ -36,7 +36,8 @@ def measure_links(
     for _ in range(WARM_UP):
         end.round_trip()
     trip = median(end.round_trip() for _ in range(ROUND_TRIPS))
-    there, back = [], []
+    there: list[LinkRate] = []
+    back: list[LinkRate] = []
     for size in sizes:
         report(f"round trip {trip * 1e6:.0f} us; measuring messages of {size} bytes")
         for rates, rate in ((there, end.send_rate), (back, end.receive_rate)):
