@@ -70,7 +70,7 @@ def cached_model(model: ModelName) -> LocatedModel | None:
         return None
     home = whole_home(store_directory(), known.identity)
     held = sorted(home.glob("*/config.json"))
-    return LocatedModel(held[0].parent, known.identity, remote.url) if held else None
+    return LocatedModel(held[0].parent, known.identity, model.served) if held else None
 
 
 def whole_model(model: ModelName, console: Console) -> LocatedModel:
@@ -102,7 +102,7 @@ def whole_model(model: ModelName, console: Console) -> LocatedModel:
     source = open_source(remote, model.token)
     directory = fetch_whole(source, store_directory(), console)
     remember_model(remote, source.identity, count_layers(directory))
-    return LocatedModel(directory, source.identity, remote.url)
+    return LocatedModel(directory, source.identity, model.served)
 
 
 def stage_model(model: ModelName, stage: int, choose: ChoosePartition, console: Console) -> LocatedModel:

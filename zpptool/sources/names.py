@@ -13,8 +13,10 @@ from zpptool.errors import usage_error
 DEFAULT_REVISION = "main"
 WEB_SCHEMES = ("http", "https")
 OBJECT_SCHEMES = ("s3", "gs", "az")
+MODELSCOPE = "modelscope"
+SCHEMES = (*WEB_SCHEMES, *OBJECT_SCHEMES, MODELSCOPE)
 _ID = re.compile(r"(?P<scheme>hf:/{1,2})?(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w.-]+(?:/[\w.-]+)*))?")
-_URL = re.compile(rf"(?P<scheme>{'|'.join((*WEB_SCHEMES, *OBJECT_SCHEMES))})://(?P<rest>[^/\s@]\S*)")
+_URL = re.compile(rf"(?P<scheme>{'|'.join(SCHEMES)})://(?P<rest>[^/\s@]\S*)")
 
 
 class HubId(NamedTuple):
@@ -34,7 +36,8 @@ class HubId(NamedTuple):
 
 
 class UrlId(NamedTuple):
-    """A directory on a web server or in an object store. `version` is a digest of its listing; None for any."""
+    """A directory on a web server or in an object store, or a model on ModelScope. `version` is a digest of its
+    listing; None for any."""
 
     url: str
     version: str | None = None
@@ -95,7 +98,7 @@ def parse_remote(text: str) -> HubId | UrlId | None:
         raise usage_error(f"{text} names no model on the Hub", "write hf://org/name, or hf://org/name@revision")
     scheme = text.partition("://")[0] if "://" in text else ""
     if found is None and scheme and not os.path.exists(text):
-        known = ", ".join(f"{name}://" for name in ("hf", *WEB_SCHEMES, *OBJECT_SCHEMES))
+        known = ", ".join(f"{name}://" for name in ("hf", *SCHEMES))
         raise usage_error(f"{text} is no name of a model: the address is not valid", f"These are known: {known}.")
     return found
 
@@ -117,9 +120,12 @@ def is_remote(text: str) -> bool:
 
 
 def served_name(text: str) -> str:
-    """What requests call a model that is named so: `org/name` without scheme and revision, or the URL without its
-    version; empty for a path and for no text."""
+    """What requests call a model that is named so: `org/name` without scheme and revision, or the URL of a directory
+    without its version; empty for a path and for no text."""
     found = parse_remote(text) if text else None
     if found is None:
         return ""
-    return found.repo if isinstance(found, HubId) else found.url
+    if isinstance(found, HubId):
+        return found.repo
+    scheme, _, rest = found.url.partition("://")
+    return rest.partition("@")[0] if scheme == MODELSCOPE else found.url

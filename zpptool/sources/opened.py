@@ -16,7 +16,7 @@ from zpptool.checkpoint.streaming import Fetcher
 from zpptool.sources.headers import headers_directory, read_samples_of
 from zpptool.sources.hub import HubSource
 from zpptool.sources.hub_cache import cached_snapshot
-from zpptool.sources.names import WEB_SCHEMES, HubId, ModelName, UrlId, parse_remote
+from zpptool.sources.names import MODELSCOPE, WEB_SCHEMES, HubId, ModelName, UrlId, parse_remote
 from zpptool.sources.ranges import RangeFetcher
 from zpptool.sources.source import RemoteSource
 from zpptool.sources.store import KnownModel, recall, remember, store_directory
@@ -109,6 +109,10 @@ def open_source(remote: HubId | UrlId, token: str | None) -> RemoteSource:
         from zpptool.sources.web import WebSource
 
         return WebSource(remote)
+    if remote.url.partition("://")[0] == MODELSCOPE:
+        from zpptool.sources.modelscope import ModelScopeSource
+
+        return ModelScopeSource(remote)
     from zpptool.sources.objects import ObjectSource
 
     return ObjectSource(remote)

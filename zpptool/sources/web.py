@@ -9,11 +9,7 @@ from __future__ import annotations
 
 import http.client
 import json
-import re
-import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
 from html.parser import HTMLParser
@@ -23,20 +19,16 @@ from zpptool.checkpoint.index import INDEX_NAME, MAX_INDEX_BYTES, SINGLE_NAME
 from zpptool.errors import ZppError, usage_error
 from zpptool.file_names import is_inner_path
 from zpptool.sources.headers import in_parallel, is_weight_name
+from zpptool.sources.http_ranges import LOST, in_a_line, open_url, read_range, whole_size
 from zpptool.sources.names import UrlId
 from zpptool.sources.source import RemoteFile, identity_of_listing
 
-CHUNK_BYTES = 256 * 1024
-TIMEOUT_S = 30.0
-ATTEMPTS = 5
 MAX_PAGE_BYTES = 16 * 1024 * 1024
 USUAL_NAMES = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json",
     "preprocessor_config.json", "processor_config.json", INDEX_NAME, SINGLE_NAME,
 )  # fmt: skip
-_RANGE = re.compile(r"bytes ([0-9]{1,15})-[0-9]{1,15}/([0-9]{1,15})")
-_LOST = (urllib.error.URLError, ConnectionError, TimeoutError, http.client.HTTPException)
 
 
 class _Facts(NamedTuple):
@@ -77,73 +69,34 @@ class WebSource:
     def begin(self, name: str, nbytes: int) -> tuple[int, bytes]:
         """See `RemoteSource`."""
         fact = self._tags[name]
-        size = fact.nbytes if fact.nbytes is not None else self._size(name)
+        size = fact.nbytes if fact.nbytes is not None else whole_size(self._url_of(name))
         return size, b"".join(self.read(name, 0, min(nbytes, size)))
 
     def read(self, name: str, offset: int, nbytes: int) -> Iterator[memoryview]:
         """See `RemoteSource`."""
-        end = offset + nbytes
-        failed = 0
-        while offset < end:
-            start = offset
-            try:
-                for chunk in self._stream(name, offset, end):
-                    offset += len(chunk)
-                    yield memoryview(chunk)
-                lost: Exception | None = None
-            except _LOST as cause:
-                lost = cause
-            failed = failed + 1 if offset == start else 0
-            if failed > ATTEMPTS:
-                raise ZppError(
-                    f"{self._url}{name} cannot be read: {_in_a_line(lost)}", "run the same command again to resume"
-                ) from lost
-            if offset < end:
-                time.sleep(0.1 * 2**failed)
+        known = self._tags[name]
 
-    def _stream(self, name: str, offset: int, end: int) -> Iterator[bytes]:
-        with closing(self._open(name, {"Range": f"bytes={offset}-{end - 1}"})) as response:
-            content_range = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
-            if response.status != 206 or content_range is None or int(content_range[1]) != offset:
-                raise ZppError(
-                    f"{self._url}{name}: the server does not support range requests",
-                    "download the model, and name its directory",
-                )
-            known = self._tags[name]
-            now = _tag_of(response.headers)
-            if (known.tag and now != known.tag) or known.nbytes not in (None, int(content_range[2])):
+        def check(headers: http.client.HTTPMessage, total: int) -> None:
+            now = _tag_of(headers)
+            if (known.tag and now != known.tag) or known.nbytes not in (None, total):
                 raise ZppError(f"{self._url}{name} has changed while it was read", "run the same command again")
-            left = end - offset
-            while left:
-                chunk = response.read(min(CHUNK_BYTES, left))
-                if not chunk:
-                    raise http.client.IncompleteRead(b"", left)
-                left -= len(chunk)
-                yield chunk
 
-    def _open(self, name: str, headers: dict[str, str], method: str = "GET") -> http.client.HTTPResponse:
-        url = self._url + urllib.parse.quote(name)
-        request = urllib.request.Request(
-            url, headers={"Accept-Encoding": "identity", "User-Agent": "zpptool", **headers}, method=method
-        )
-        try:
-            response: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=TIMEOUT_S)
-        except urllib.error.HTTPError as cause:
-            with cause:
-                raise ZppError(
-                    f"{url} cannot be read: {cause.code} {cause.reason}",
-                    "check the URL, and whether this machine may read it",
-                ) from None
-        return response
+        yield from read_range(self._url_of(name), offset, nbytes, check)
+
+    def _url_of(self, name: str) -> str:
+        return self._url + urllib.parse.quote(name)
+
+    def _open(self, name: str, method: str = "GET") -> http.client.HTTPResponse:
+        return open_url(self._url_of(name), {}, method)
 
     def _names(self) -> list[str]:
         """The files of the directory, from the page that shows it, or else the usual names and those of the index."""
         try:
-            with closing(self._open("", {})) as response:
+            with closing(self._open("")) as response:
                 page = response.read(MAX_PAGE_BYTES).decode("utf-8", "replace")
-        except _LOST as cause:
+        except LOST as cause:
             raise ZppError(
-                f"{self._url} does not respond: {_in_a_line(cause)}", "check the URL and the network"
+                f"{self._url} does not respond: {in_a_line(cause)}", "check the URL and the network"
             ) from cause
         except ZppError:
             page = ""
@@ -156,7 +109,7 @@ class WebSource:
     def _indexed(self) -> set[str]:
         """The weight files that the index names; none without one."""
         try:
-            with closing(self._open(INDEX_NAME, {})) as response:
+            with closing(self._open(INDEX_NAME)) as response:
                 content = json.loads(response.read(MAX_INDEX_BYTES))
             return {name for name in content["weight_map"].values() if is_weight_name(name) and is_inner_path(name)}
         except (ZppError, ValueError, TypeError, KeyError, AttributeError):
@@ -165,21 +118,11 @@ class WebSource:
     def _facts(self, name: str) -> _Facts | None:
         """What the server says about a file; None if it has none of that name."""
         try:
-            with closing(self._open(name, {}, "HEAD")) as response:
+            with closing(self._open(name, "HEAD")) as response:
                 length = response.headers.get("Content-Length", "")
                 return _Facts(int(length) if length.isdecimal() else None, _tag_of(response.headers))
         except ZppError:
             return None
-
-    def _size(self, name: str) -> int:
-        with closing(self._open(name, {"Range": "bytes=0-0"})) as response:
-            content_range = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
-        if content_range is None:
-            raise ZppError(
-                f"{self._url}{name}: the server does not support range requests",
-                "download the model, and name its directory",
-            )
-        return int(content_range[2])
 
 
 class _Links(HTMLParser):
@@ -195,7 +138,3 @@ class _Links(HTMLParser):
 
 def _tag_of(headers: http.client.HTTPMessage) -> str:
     return str(headers.get("ETag") or headers.get("Last-Modified") or "")
-
-
-def _in_a_line(cause: Exception | None) -> str:
-    return " ".join(str(getattr(cause, "reason", None) or cause or "no bytes arrive").split())
