@@ -83,7 +83,7 @@ def test_a_wrong_invite_is_refused_by_name(model: Path, tmp_path: Path, zpptool:
     assert token[10:40] not in damaged.err
     assert "list of processes" in damaged.err
     assert "neither an invite nor a file" in zpptool("run-stage", "--invite", "nothing.invite").err
-    for words in (("--stage-idx", 1), ("--plan", "zpp.yaml"), ("--keys", "keys")):
+    for words in (("--stage-idx", 0), ("--plan", "zpp.yaml"), ("--keys", "keys")):
         ran = zpptool("run-stage", "--invite", file, *words)
         assert (ran.code, "the invite gives these already" in ran.err) == (2, True), ran.err
     beside = zpptool("run-stage", "--invite", file, "--dtype", "float32")

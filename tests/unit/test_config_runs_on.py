@@ -16,6 +16,7 @@ from checkpoints import llama, llama_config, write_checkpoint
 from nvidiasmi import TWO
 
 from zpptool.config.engine_kind import Engine
+from zpptool.config.gpu_plan import place_on_gpus
 from zpptool.config.plan import PipelinePlan, load_plan_file, make_plan, plan_faults
 from zpptool.config.plan_gpus import gpu_faults, gpus_on_host
 from zpptool.config.resolve import spec_of_plan
@@ -69,8 +70,8 @@ def test_the_digest_covers_sizes_and_not_what_a_stage_runs_on(model: Path) -> No
     assert made.digest != planned(model, StageWishes()).digest
     assert made.besides != planned(model, StageWishes()).besides
     plain = planned(model, StageWishes()).to_yaml()  # without these keys its digest is what earlier releases compute
-    assert "tensor_parallel_size" not in plain
-    assert "runs_on" not in plain
+    assert "tensor_parallel_size:" not in plain
+    assert "runs_on:" not in plain
 
 
 def test_a_stage_takes_size_and_device_from_the_plan(model: Path) -> None:
@@ -150,6 +151,18 @@ def test_too_few_gpus_on_this_machine_are_a_fault(model: Path, tmp_path: Path, m
     assert "stage 2 takes 4 GPUs" in gpu_faults(made, [0, 1, 2])[0]
     cpu = planned(model, StageWishes(tensor_parallel_sizes=(4,), devices=("cpu",)))
     assert gpu_faults(cpu, [0, 1, 2]) == []
+
+
+def test_only_stages_that_do_not_compute_on_the_cpu_are_handed_gpus(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvidiasmi.install(monkeypatch, tmp_path, TWO)
+    made = planned(model, StageWishes(devices=("cuda", "cpu", "cuda")))
+    specs = [spec_of_plan(made, stage, model) for stage in range(3)]
+    placed = place_on_gpus(specs, ())
+    assert placed.groups == (("0",), (), ("1",))
+    assert [env.get("CUDA_VISIBLE_DEVICES") for env in placed.env] == ["0", None, "1"]
+    assert place_on_gpus(specs, [("1", "0")]).groups == (("1",), (), ("0",))
 
 
 def test_the_doctor_counts_a_gpu_for_each_rank() -> None:

@@ -287,7 +287,11 @@ def _join(ctx: typer.Context, invite: str, console: Console) -> Joined:
     from zpptool.invites.join import joined
     from zpptool.invites.saved import given_invite, is_token
 
-    given = [item.opts[0] for item in ctx.command.params if item.name in GIVEN_BY_INVITE and ctx.params[item.name]]
+    given = [
+        item.opts[0]
+        for item in ctx.command.params
+        if item.name in GIVEN_BY_INVITE and ctx.params[item.name] not in (None, False)
+    ]
     if given:
         raise usage_error(f"the invite gives these already: leave out {', '.join(given)}", "Or leave out --invite.")
     _refuse_beside_plan(ctx)

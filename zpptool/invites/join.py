@@ -81,7 +81,8 @@ def _join_as_first(state: StageState, invite: Invite, group: ProcessGroup, is_st
     if time.time() >= invite.terms.expires:
         return
     state.own_keys()
-    state.keep_plan(plan_text(invite.head))
+    if not state.has_joined:  # else a planned change may have rewritten the plan
+        state.keep_plan(plan_text(invite.head))
     state.keep_invite()
     listener = group.start("listener for invites", [*STARTER, LISTENER, str(state.directory)], {})
     while not state.has_joined and not is_stopped():
