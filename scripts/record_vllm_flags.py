@@ -1,43 +1,66 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Record the flags of `vllm serve` of the installed release, so that zpptool can check them without vLLM.
+"""Record the flags of `vllm serve` of a release, so that zpptool can check them without vLLM.
 
-    python scripts/record_vllm_flags.py
+    python scripts/record_vllm_flags.py                          the installed release
+    python scripts/record_vllm_flags.py --wheel vllm-0.33.0.whl  any release, on any machine
 
-Writes zpptool/config/vllm_flags/RELEASE.json: each flag, and how many values it takes. Run it once for each release.
+Writes zpptool/config/vllm_flags/RELEASE.json: each flag, and how many values it takes. vLLM is not imported: its source
+is read (vllm_flags_of_source.py), so neither a GPU nor torch is needed. Run it once for each release.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
+import importlib.util
 import json
+import zipfile
 from pathlib import Path
 
-import vllm
+from vllm_flags_of_source import Source, flags_of_source
 
-from zpptool.config.engine_flags import RECORDS, FlagKind, release_of
-from zpptool.engines.vllm.compat.arguments import serve_parser
+from zpptool.config.engine_flags import RECORDS, release_of
 
-NOT_FOR_STAGES = {"-h", "--help", "--config"}
+NOT_FOR_STAGES = ("-h", "--help", "--config")
 """vLLM's help, and its own file of flags, which zpptool reads as --vllm-config."""
 
 
-def kind_of(action: argparse.Action) -> FlagKind:
-    """How many values a flag takes."""
-    if action.nargs == 0:
-        return FlagKind.NONE
-    return {None: FlagKind.ONE, 1: FlagKind.ONE, "?": FlagKind.MAYBE}.get(action.nargs, FlagKind.MANY)
+def source_of_wheel(path: Path) -> tuple[str, Source]:
+    """The release and the source in a wheel."""
+    with zipfile.ZipFile(path) as wheel:
+        names = set(wheel.namelist())
+        release = release_of(path.name.split("-")[1])
+        return release, Source(lambda name: wheel.read(name).decode() if name in names else None, iter(sorted(names)))
+
+
+def source_of_installation() -> tuple[str, Source]:
+    """The release that is installed, and its source; it is located without being imported."""
+    spec = importlib.util.find_spec("vllm")
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit("vLLM is not installed: name a wheel with --wheel FILE")
+    root = Path(spec.submodule_search_locations[0]).parent
+    package = importlib.metadata.packages_distributions()["vllm"][0]
+    files = (path.relative_to(root).as_posix() for path in sorted((root / "vllm/config").rglob("*.py")))
+
+    def read(name: str) -> str | None:
+        return (root / name).read_text() if (root / name).is_file() else None
+
+    return release_of(importlib.metadata.version(package)), Source(read, files)
+
+
+def flags_of(source: Source) -> dict[str, str]:
+    """The flags to record."""
+    return {name: kind for name, kind in sorted(flags_of_source(source).items()) if name not in NOT_FOR_STAGES}
 
 
 def main() -> None:
-    flags = {
-        name: kind_of(action).value
-        for action in serve_parser()._actions
-        for name in action.option_strings
-        if name not in NOT_FOR_STAGES
-    }
-    release = release_of(vllm.__version__)
+    parser = argparse.ArgumentParser(description="Record the flags of `vllm serve`.")
+    parser.add_argument("--wheel", type=Path, help="read this wheel instead of the installed vLLM")
+    wheel: Path | None = parser.parse_args().wheel
+    release, source = source_of_wheel(wheel) if wheel is not None else source_of_installation()
+    flags = flags_of(source)
     path = Path(RECORDS) / f"{release}.json"
-    path.write_text(json.dumps({"vllm": release, "flags": dict(sorted(flags.items()))}, indent=1) + "\n")
+    path.write_text(json.dumps({"vllm": release, "flags": flags}, indent=1) + "\n")
     print(f"{path}: {len(flags)} flags")
 
 
