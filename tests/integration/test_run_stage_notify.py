@@ -44,9 +44,12 @@ def test_readiness_and_watchdog_of_a_real_stage(
             return found
 
         with started(tmp_path, [command]) as stages:
-            before = [manager.recv(4096).decode()]
-            while before[-1] != "READY=1":
-                before.append(manager.recv(4096).decode())
+            before: list[str] = []
+            deadline = time.monotonic() + 180
+            while "READY=1" not in before:
+                assert time.monotonic() < deadline, stages[0].text()
+                assert stages[0].process.poll() is None, stages[0].text()
+                before += received_within(1)
             assert set(before) == {"WATCHDOG=1", "READY=1"}
             wait_until_ready(f"http://127.0.0.1:{base + 2}", stages, 60)
             assert 2 <= received_within(3 * WATCHDOG_S).count("WATCHDOG=1") <= 7
