@@ -16,9 +16,10 @@ from checkpoints import llama, llama_config, write_checkpoint
 from nvidiasmi import TWO
 
 from zpptool.config.engine_kind import Engine
+from zpptool.config.gpu_faults import gpu_faults
 from zpptool.config.gpu_plan import place_on_gpus
 from zpptool.config.plan import PipelinePlan, load_plan_file, make_plan, plan_faults
-from zpptool.config.plan_gpus import gpu_faults, gpus_on_host
+from zpptool.config.plan_gpus import gpus_on_host
 from zpptool.config.resolve import spec_of_plan
 from zpptool.config.runs_on import RunsOn, StageWishes, whole_numbers
 from zpptool.config.runtime_options import RuntimeOptions

@@ -135,8 +135,8 @@ def _show(out: Console, target: Target, verdict: Verdict) -> None:
 
 def _validate_plan(path: Path, model: ModelName | None, console: Console) -> None:
     """Print every reason why the plan cannot work; exit with `INVALID` if there is one."""
+    from zpptool.config.gpu_faults import gpu_faults
     from zpptool.config.plan import load_plan_file, plan_faults
-    from zpptool.config.plan_gpus import gpu_faults
     from zpptool.config.port_probe import probed_hosts
     from zpptool.sources.located import cached_model
     from zpptool.sources.names import ModelName
