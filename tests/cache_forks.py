@@ -2,9 +2,10 @@
 """How many KV blocks tiny models get in stages, predicted from the weightless model and then by vLLM itself, from forks
 of one process that has imported vLLM: an import takes longer than all the rest.
 
-Started as `python cache_forks.py OUTPUT CLASS[:ARGUMENTS] ...`, for example `LlamaForCausalLM:--kv-cache-dtype,fp8`,
-or with a directory in the place of a class. It writes, as JSON and by name, what was predicted and what the head of a
-real pipeline has, or the end of the log of what failed. `scripts` has to be on PYTHONPATH.
+Started as `python cache_forks.py OUTPUT CLASS[@RANKS][:ARGUMENTS] ...`, for example `LlamaForCausalLM:--block-size,32`
+or `FalconH1ForCausalLM@2`, or with a directory in the place of a class. It writes, as JSON and by name, what was
+predicted and what the head of a real pipeline has, or the end of the log of what failed. `scripts` has to be on
+PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -53,16 +54,17 @@ LIMIT_S = 120.0
 STAGES = 2
 ARGUMENTS = (
     "--enforce-eager", "--skip-tokenizer-init", "--max-model-len", "128", "--max-num-batched-tokens", "64",
-    "--max-num-seqs", "4", "--language-model-only",
+    "--max-num-seqs", "4", "--language-model-only", "--kv-cache-memory-bytes", str(1 << 20),
 )  # fmt: skip
 
 
-def predict(spec: StageSpec, output: Path, store: Path) -> None:
-    """Write the cache of the whole model without weights."""
+def predict(spec: StageSpec, rank: int, output: Path) -> None:
+    """Write the cache of the whole model without weights, as one of its ranks sees it."""
     index = read_index(spec.directory)
     types = layer_types(index, infer_structure(index))
-    costs = VllmPart(spec, f"file://{store}").cache(types, (1, 2))
-    output.write_bytes(msgspec.json.encode(costs))
+    costs = VllmPart(spec, f"file://{output}.store", rank).cache(types, (1, 2))
+    if rank == 0:
+        output.write_bytes(msgspec.json.encode(costs))
 
 
 def ask_head(spec: StageSpec, output: Path) -> None:
@@ -74,9 +76,10 @@ def ask_head(spec: StageSpec, output: Path) -> None:
     core.shutdown()
 
 
-def try_model(name: str, arguments: tuple[str, ...], work: Path) -> dict[str, Any]:
+def try_model(name: str, ranks: int, arguments: tuple[str, ...], work: Path) -> dict[str, Any]:
     """What is predicted and what is there; or the end of the log of a process that has failed."""
-    model, cache, blocks = work / "model", work / "cache.json", work / "blocks.json"
+    model, blocks = work / "model", work / "blocks.json"
+    caches = {size: work / f"cache-{size}.json" for size in {1, ranks}}
     if Path(name).is_dir():
         model = Path(name)
 
@@ -97,16 +100,20 @@ def try_model(name: str, arguments: tuple[str, ...], work: Path) -> dict[str, An
         stages = [
             msgspec.structs.replace(
                 whole, partition=partition, stage=link.stage, bind=link.bind, connect=link.connect, headless=False,
+                tensor_parallel_size=ranks,
                 engine_args=(*whole.engine_args, "--kv-cache-memory-bytes", str(MEMORY[link.stage])),
             )
             for link in plan_endpoints(len(partition), transport="ipc", ipc_dir=work)
         ]  # fmt: skip
-        _run(work, {"predict": alone(partial(predict, whole, cache, work / "store"))})
+        for size, cache in caches.items():
+            spec = msgspec.structs.replace(whole, tensor_parallel_size=size)
+            _run(work, {f"rank {rank} of {size}": alone(partial(predict, spec, rank, cache)) for rank in range(size)})
         workers = {f"stage {spec.stage}": partial(run_stage, spec) for spec in stages}
         _run(work, {**workers, "head": alone(partial(ask_head, stages[0], blocks))})
     except RuntimeError as failure:
         return {"error": str(failure)}
-    return {"partition": partition, "cache": json.loads(cache.read_text()), "blocks": json.loads(blocks.read_text())}
+    found = {size: json.loads(cache.read_text()) for size, cache in caches.items()}
+    return {"partition": partition, "ranks": ranks, "caches": found, "blocks": json.loads(blocks.read_text())}
 
 
 def _run(work: Path, bodies: dict[str, Callable[[], None]]) -> None:
@@ -128,7 +135,8 @@ def main() -> None:
     for asked in models:
         name, _, arguments = asked.partition(":")
         with tempfile.TemporaryDirectory(prefix="zpp-", ignore_cleanup_errors=True) as work:
-            results[asked] = try_model(name, tuple(filter(None, arguments.split(","))), Path(work))
+            name, _, ranks = name.partition("@")
+            results[asked] = try_model(name, int(ranks or 1), tuple(filter(None, arguments.split(","))), Path(work))
         Path(output).write_text(json.dumps(results))
 
 

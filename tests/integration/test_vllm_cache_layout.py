@@ -30,7 +30,7 @@ MANY = (
     "NemotronHForCausalLM", "Lfm2ForCausalLM", "Qwen3NextForCausalLM", "Llama4ForCausalLM", "Cohere2ForCausalLM",
     "MixtralForCausalLM", "MistralForCausalLM", "GPT2LMHeadModel", "Exaone4ForCausalLM", "Olmo3ForCausalLM",
     "Qwen3_5ForCausalLM", "BloomForCausalLM", "Gemma3ForCausalLM:--disable-hybrid-kv-cache-manager",
-    "LlamaForCausalLM:--block-size,32",
+    "LlamaForCausalLM:--block-size,32", "LlamaForCausalLM@2", "DeepseekV2ForCausalLM@2", "FalconH1ForCausalLM@2",
 )  # fmt: skip
 
 
@@ -53,10 +53,18 @@ def asked(models: list[str], output: Path, guard_s: float) -> dict[str, Any]:
 def check(name: str, result: dict[str, Any]) -> CacheCosts:
     """The prediction, after it was compared."""
     assert "error" not in result, f"{name}: {result['error']}"
-    costs = msgspec.convert(result["cache"], CacheCosts)
-    assert costs.layout is not None
+    caches = {
+        int(size): msgspec.json.decode(json.dumps(cache), type=CacheCosts) for size, cache in result["caches"].items()
+    }
+    costs, ranks = caches[1], result["ranks"]
+    layout, of_ranks = costs.layout, caches[ranks].layout
+    assert layout is not None
+    assert of_ranks is not None
+    if ranks not in layout.rank_factors:
+        layout = msgspec.structs.replace(layout, of_ranks={ranks: of_ranks})
     partition = tuple(LayerRange(start, end) for start, end in result["partition"])
-    assert costs.layout.blocks(partition, MEMORY[: len(partition)]) == result["blocks"], name
+    blocks = layout.blocks(partition, MEMORY[: len(partition)], [ranks] * len(partition))
+    assert blocks == result["blocks"], name
     return costs
 
 

@@ -124,4 +124,3 @@ def test_no_answer_yet_is_no_error_and_an_end_is_one(tmp_path: Path) -> None:
         process.answer(5)
     process.close()
     child.join(5)
-

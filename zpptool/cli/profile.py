@@ -20,6 +20,7 @@ from zpptool.cli.options import (
     QuietOption,
     RevisionOption,
     StartTimeoutOption,
+    TensorParallelOption,
     TokenOption,
     VllmConfigOption,
     WireCodecOption,
@@ -36,7 +37,9 @@ if TYPE_CHECKING:
 
 OF_LINKS = ("listen", "peer", "respond", "keys", "insecure", "wire_codec")
 """Parameters that apply with --links only."""
-OF_DEVICES = ("engine", "device", "kind", "dtype", "seconds", "start_timeout", "log_dir", "revision")
+OF_DEVICES = (
+    "engine", "device", "kind", "dtype", "tensor_parallel_size", "seconds", "start_timeout", "log_dir", "revision"
+)  # fmt: skip
 """Parameters that apply without --links only."""
 
 
@@ -56,6 +59,7 @@ def profile(
         typer.Option("--kind", metavar="NAME", help="The name of this kind of device; its own name if not given."),
     ] = None,
     dtype: DtypeOption = "auto",
+    tensor_parallel_size: TensorParallelOption = "1",
     seconds: Annotated[
         float, typer.Option("--seconds", metavar="S", min=1, help="How long to measure, after everything is loaded.")
     ] = 100.0,
@@ -103,6 +107,7 @@ def profile(
         _profile_links(console, listen, peer, keys, wire_codec, output, respond=respond, insecure=insecure)
         return
     from zpptool.config.engine_flags import check_engine_args
+    from zpptool.config.local_pipeline import tensor_parallel_sizes
     from zpptool.engines.registry import check_engine
     from zpptool.profiling.device import ProfileOptions, profile_device
     from zpptool.profiling.output import refuse_unwritable, write_whole
@@ -114,6 +119,9 @@ def profile(
         refuse_unwritable(output, force=force)
     check_engine_args(engine, ctx.obj or ())
     check_engine(engine)
+    sizes = tensor_parallel_sizes(tensor_parallel_size, engine)
+    if len(sizes) > 1:
+        raise usage_error("one kind of device is measured at a time", "Give one --tensor-parallel-size.")
     options = ProfileOptions(
         directory=whole_model(ModelName(text, revision, token), console).directory,
         name=text,
@@ -122,6 +130,7 @@ def profile(
         kind=kind or "",
         dtype=dtype,
         engine_args=tuple(ctx.obj or ()),
+        tensor_parallel_size=sizes[0],
         seconds=seconds,
         timeout_s=start_timeout,
         log_dir=log_dir,

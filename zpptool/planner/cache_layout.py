@@ -83,12 +83,15 @@ class CacheLayout(_Record, frozen=True, kw_only=True):
         groups: all groups; a model without a cache has none.
         block_bytes_multiple: a stage's bytes of a block are rounded up to a multiple of this.
         rank_factors: by tensor-parallel size, how many times the memory of a rank holds as many blocks: a rank that
-            has half of the heads needs half of the bytes. A size that is missing was not asked for.
+            has half of the heads needs half of the bytes. A size that is missing does not follow from the whole.
+        of_ranks: by such a size, the layout where every stage has so many ranks. Stages of different sizes do not fit
+            together then.
     """
 
     groups: tuple[CacheGroup, ...]
     block_bytes_multiple: Positive = 1
     rank_factors: Mapping[int, Positive] = {}
+    of_ranks: Mapping[int, CacheLayout] = {}
 
     def block_bytes(self, own: LayerRange) -> int:
         """Bytes of one block of the stage that owns these layers, on a single device; 0 where it has no cache."""
@@ -122,12 +125,18 @@ class CacheLayout(_Record, frozen=True, kw_only=True):
             partition: the layers of each stage.
             available: for each stage, bytes for the cache on each of its devices.
             ranks: for each stage, its tensor-parallel size; 1 for all if None.
+
+        Raises:
+            ZppError: (FAILURE) the layout does not know one of these sizes.
         """
         sizes = [1] * len(partition) if ranks is None else ranks
+        own = self.of_ranks.get(sizes[0]) if len(set(sizes)) == 1 else None
+        if own is not None:
+            return own.blocks(partition, available)
         counts = [
             memory * self.factor(size) // per_block
-            for own, memory, size in zip(partition, available, sizes, strict=True)
-            if (per_block := self.block_bytes(own))
+            for layers, memory, size in zip(partition, available, sizes, strict=True)
+            if (per_block := self.block_bytes(layers))
         ]
         return min(counts, default=1)  # a model without a cache gets the one block that the scheduler needs
 

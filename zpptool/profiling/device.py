@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from zpptool.checkpoint.index import read_index
 from zpptool.checkpoint.layer_types import layer_types
 from zpptool.checkpoint.model_config import context_length, read_config
@@ -49,6 +51,8 @@ class ProfileOptions:
         kind: the name of the kind of device; empty for the device's own name.
         dtype: the dtype to compute in.
         engine_args: what follows `--`.
+        tensor_parallel_size: how many devices a stage will have; the cache is reported for that too. Times are those of
+            one device.
         seconds: how long to measure, once everything is loaded.
         timeout_s: how long a process may take to start, load or answer.
         log_dir: where logs are kept; None keeps them only after an error.
@@ -61,6 +65,7 @@ class ProfileOptions:
     kind: str = ""
     dtype: str = "auto"
     engine_args: tuple[str, ...] = ()
+    tensor_parallel_size: int = 1
     seconds: float = 100.0
     timeout_s: float = 600.0
     log_dir: Path | None = None
@@ -87,7 +92,7 @@ def profile_device(options: ProfileOptions, report: Callable[[str], None]) -> De
         MeasuringProcesses(scratch, logs, options.timeout_s) as processes,
     ):
         limits, points, loaded = _load(options, plan, processes, report)
-        cache = _cache(options, plan, processes)
+        cache = _cache(options, plan, processes, report)
         at = now()
         report("measuring memory and the rate of loading")
         workspace = measure_workspace(processes, len(plan.parts), workspace_tokens(limits), at)
@@ -114,12 +119,12 @@ def _load(
     own = [f"{part.start}-{part.end}" for part in plan.parts]
     report(f"starting {options.engine} for layers {', '.join(own)}")
     numbers = [
-        processes.start(part_spec(options, *plan.partition(part)), f"layers {own[part]}")
+        number
         for part in range(len(plan.parts))
+        for number in processes.start(part_spec(options, *plan.partition(part)), f"layers {own[part]}")
     ]
     if options.engine is Engine.VLLM:
-        whole = (even_partition(len(plan.types), 1), 0)
-        processes.start(part_spec(options, *whole, measured=False), "the cache of all layers")
+        processes.start(whole_spec(options, len(plan.types)), "the cache of all layers")
     limits, *_same = [processes.limits(number) for number in numbers]
     points = grid(limits, options.engine)
     report("loading")
@@ -127,16 +132,32 @@ def _load(
     return limits, points, loaded
 
 
-def _cache(options: ProfileOptions, plan: PartsPlan, processes: MeasuringProcesses) -> CacheCosts:
+def _cache(
+    options: ProfileOptions, plan: PartsPlan, processes: MeasuringProcesses, report: Callable[[str], None]
+) -> CacheCosts:
     """What the engine says of its cache: vLLM for the whole model, the embedded engine part by part."""
     if options.engine is Engine.VLLM:
-        whole = len(plan.parts)
-        processes.limits(whole)
-        costs = processes.asked(whole, Cache(plan.types, RANKS), CacheReport).costs
-        processes.end(whole)
-        return costs
+        costs = _cache_of([len(plan.parts)], plan, processes)
+        ranks = options.tensor_parallel_size
+        if costs.layout is None or ranks == 1 or ranks in costs.layout.rank_factors:
+            return costs
+        report(f"starting {ranks} ranks, whose cache does not follow from that of the whole")
+        numbers = processes.start(whole_spec(options, len(plan.types), ranks), f"the cache on {ranks} devices")
+        of_ranks = _cache_of(numbers, plan, processes).layout
+        assert of_ranks is not None
+        layout = msgspec.structs.replace(costs.layout, of_ranks={ranks: of_ranks})
+        return msgspec.structs.replace(costs, layout=layout)
     questions = [(part, Cache(plan.types)) for part in range(len(plan.parts))]
     return merged_costs([answer.costs for answer in processes.all_asked(questions, CacheReport)])
+
+
+def _cache_of(numbers: Sequence[int], plan: PartsPlan, processes: MeasuringProcesses) -> CacheCosts:
+    """What the ranks of the whole model say of their cache; all say the same."""
+    for number in numbers:
+        processes.limits(number)
+    answers = processes.all_asked([(number, Cache(plan.types, RANKS)) for number in numbers], CacheReport)
+    processes.end(numbers)
+    return answers[0].costs
 
 
 def merged_costs(costs: Sequence[CacheCosts]) -> CacheCosts:
@@ -148,6 +169,12 @@ def merged_costs(costs: Sequence[CacheCosts]) -> CacheCosts:
         block_size=costs[0].block_size,
         source=costs[0].source,
     )
+
+
+def whole_spec(options: ProfileOptions, num_layers: int, ranks: int = 1) -> StageSpec:
+    """The spec of the whole model on so many devices, whose cache is asked for."""
+    spec = part_spec(options, even_partition(num_layers, 1), 0, measured=False)
+    return msgspec.structs.replace(spec, tensor_parallel_size=ranks)
 
 
 def part_spec(options: ProfileOptions, partition: Partition, stage: int, *, measured: bool = True) -> StageSpec:

@@ -36,15 +36,21 @@ class MeasuringProcesses:
         self._group = ProcessGroup()
         self._processes: list[MeasuringProcess] = []
 
-    def start(self, spec: StageSpec, name: str) -> int:
-        """Start the process of a part; returns its number."""
-        number = len(self._processes)
-        process = MeasuringProcess(name, self._scratch / f"part-{number}")
-        self._processes.append(process)
-        env = child_environment({})
-        argv = [*STARTER, ENGINES[spec.engine].measure, spec.to_json(), str(self._scratch / f"part-{number}")]
-        self._group.start(name, argv, env | openmp_environment(env, 0, 1), self._logs / f"part-{number}.log")
-        return number
+    def start(self, spec: StageSpec, name: str) -> list[int]:
+        """Start the processes of a part, one for each of its tensor-parallel ranks; returns their numbers."""
+        size = spec.tensor_parallel_size
+        first = len(self._processes)
+        store = self._scratch / f"store-{first}"
+        for rank in range(size):
+            number = first + rank
+            socket = self._scratch / f"part-{number}"
+            own = name if size == 1 else f"{name}, rank {rank}"
+            self._processes.append(MeasuringProcess(own, socket))
+            env = child_environment({})
+            words = [ENGINES[spec.engine].measure, spec.to_json(), str(socket), str(store), str(rank)]
+            log = self._logs / f"part-{number}.log"
+            self._group.start(own, [*STARTER, *words], env | openmp_environment(env, rank, size), log)
+        return list(range(first, first + size))
 
     def limits(self, number: int) -> Limits:
         """What the engine of a part takes, once its process has started."""
@@ -79,11 +85,11 @@ class MeasuringProcesses:
             self.ask(number, question)
         return [self.answer(number, kind) for number, _question in questions]
 
-    def end(self, number: int) -> None:
-        """End the process of a part, which is not asked again."""
-        name = self._processes[number].name
-        self._processes[number].close()
-        self._group.stop(names=[name])
+    def end(self, numbers: Sequence[int]) -> None:
+        """End the processes of a part, which is not asked again."""
+        for number in numbers:
+            self._processes[number].close()
+        self._group.stop(names=[self._processes[number].name for number in numbers])
 
     def __enter__(self) -> MeasuringProcesses:
         return self

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process that measures a part of a transformers model.
 
-Started as `python -m zpptool.engines.transformers.measure SPEC SOCKET`.
+Started as `python -m zpptool.engines.transformers.measure SPEC SOCKET STORE RANK`; this engine uses neither of the last
+two.
 """
 
 from __future__ import annotations

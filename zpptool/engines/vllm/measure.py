@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process that measures a part of a model on vLLM.
 
-Started as `python -m zpptool.engines.vllm.measure SPEC SOCKET`.
+Started as `python -m zpptool.engines.vllm.measure SPEC SOCKET STORE RANK`. The tensor-parallel ranks of a part find each
+other through the file STORE.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ def main() -> None:
     """Answer the questions of the process that started this one."""
     spec, path = spec_from_argv(sys.argv), Path(sys.argv[2])
     end_on_sigterm()
-    answer_questions(path, VllmPart(spec, f"file://{path}.store"))
+    answer_questions(path, VllmPart(spec, f"file://{sys.argv[3]}", int(sys.argv[4])))
 
 
 if __name__ == "__main__":

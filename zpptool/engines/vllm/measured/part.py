@@ -31,13 +31,14 @@ class VllmPart:
 
     Args:
         spec: the stage. With one stage the model is built without weights, and only its cache can be asked for.
-        store: URL of a file that does not exist, for torch.distributed.
+        store: URL of a file through which torch.distributed of the ranks find each other.
+        rank: the tensor-parallel rank. All ranks have to be asked the same.
     """
 
-    def __init__(self, spec: StageSpec, store: str) -> None:
+    def __init__(self, spec: StageSpec, store: str, rank: int = 0) -> None:
         self._spec = spec
-        self._rank = StageRank(spec, 0, store)
-        self._group = SoloGroup(spec, 0)
+        self._rank = StageRank(spec, rank, store)
+        self._group = SoloGroup(spec, rank)
         self._device = torch.device(platform.device_type())
         self._steps: Steps | None = None
         self._cache_bytes = 0
