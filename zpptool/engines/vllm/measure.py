@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process that measures a part of a model on vLLM.
 
-Started as `python -m zpptool.engines.vllm.measure SPEC SOCKET STORE RANK`. The tensor-parallel ranks of a part find each
-other through the file STORE.
+Started as `python -m zpptool.engines.vllm.measure SPEC SOCKET STORE RANK`. The tensor-parallel ranks of a part find
+each other through the file STORE.
 """
 
 from __future__ import annotations
