@@ -17,7 +17,15 @@ LINK = LinkStatus(
 def stage(place: int, phase: str = READY, **fields: object) -> StageStatus:
     """A healthy stage, apart from these fields."""
     known = msgspec.structs.replace(
-        unheard(place, 3, 0.1), phase=phase, host="here", pid=7, layers=(0, 2), link=LINK, steps=5, receive_s=2.5
+        unheard(place, 3, 0.1),
+        phase=phase,
+        host="here",
+        pid=7,
+        layers=(0, 2),
+        link=LINK,
+        steps=5,
+        receive_s=2.5,
+        compute_s=4.5,
     )
     return msgspec.structs.replace(known, **fields)
 

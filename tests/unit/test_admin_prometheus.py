@@ -32,6 +32,7 @@ def test_every_link_and_stage_has_its_metrics() -> None:
     assert samples["zpp:link_state", (*link, ("state", "lost"))] == 0
     assert samples["zpp:stage_steps_total", (("replica", "one"), ("stage", "1"))] == 5
     assert samples["zpp:stage_receive_seconds_total", (("replica", "one"), ("stage", "1"))] == 2.5
+    assert samples["zpp:stage_compute_seconds_total", (("replica", "one"), ("stage", "1"))] == 4.5
     of_head = (("peer", "stage 0"), ("replica", "one"), ("stage", "head"))
     assert samples["zpp:link_sent_bytes_total", of_head] == 1000
 

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from statistics import median
 
 from zpptool.planner.device_profile import (
+    ATTENTION,
     PROFILE_VERSION,
     CacheCosts,
     DeviceProfile,
@@ -45,6 +46,7 @@ STEP, EMBEDDING, LM_HEAD, SAMPLER = "step", "embedding", "lm_head", "sampler"
 ASK_S = 0.05
 """A step is repeated for about so many seconds before the next part has its turn."""
 MOST_REPEATS = 8
+REPORT_S = 5.0
 NEGLIGIBLE = 0.05
 """An entry with a smaller share of the largest part's step is not measured on until it is stable."""
 Entry = tuple[str, Point]
@@ -57,17 +59,23 @@ class Rounds:
 
     Attributes:
         of: the values of each entry, round by round.
-        largest: for each step, the longest time of a part.
+        largest: for each step, the longest time of a part in the last round, in seconds.
+        spent: for each step, the time of all its rounds, in seconds.
     """
 
     of: dict[Entry, list[float]] = field(default_factory=lambda: defaultdict(list))
     largest: dict[Point, float] = field(default_factory=dict)
+    spent: dict[Point, float] = field(default_factory=lambda: defaultdict(float))
+
+    def count(self, point: Point) -> int:
+        """How many rounds of a step there were."""
+        return len(self.of.get((STEP, point), ()))
 
     def done(self, point: Point) -> bool:
         """Whether a step needs no more rounds."""
-        entries = [values for (_name, at), values in self.of.items() if at == point]
-        if not entries or len(entries[0]) < FEWEST_ROUNDS:
+        if self.count(point) < FEWEST_ROUNDS:
             return False
+        entries = [values for (_name, at), values in self.of.items() if at == point]
         least = NEGLIGIBLE * self.largest[point]
         return all(is_stable(values) for values in entries if median(values) > least)
 
@@ -81,50 +89,49 @@ def measure_times(
 ) -> Rounds:
     """Do the steps round by round until all entries are stable, or the time is over.
 
-    Every step gets at least one round, however little time there is.
+    Every step gets one round, however little time there is. After that each gets the same share of the time, so the
+    short ones are soon stable and leave their share to the others.
 
     Args:
         processes: those of the parts, in the order of the plan; the parts are loaded.
         plan: the parts.
         points: the steps.
         seconds: how long to measure.
-        report: takes a line about the progress after each round.
+        report: takes a line about the progress, every few seconds.
     """
     rounds = Rounds()
-    repeats: dict[Point, int] = {}
-    end = time.monotonic() + seconds
-    number = 0
-    while True:
-        pending = [point for point in points if not rounds.done(point)]
-        if not pending:
-            return rounds
-        for point in pending:
-            if number and time.monotonic() > end:
-                return rounds
-            _one_round(processes, plan, point, repeats, rounds, number)
-        number += 1
-        stable = sum(is_stable(values) for values in rounds.of.values())
-        report(f"round {number}: {stable} of {len(rounds.of)} entries are stable, {end - time.monotonic():.0f} s left")
+    began = reported = time.monotonic()
+    for point in points:
+        _warm_up(processes, plan, point)
+        _one_round(processes, plan, point, rounds)
+    while pending := [point for point in points if not rounds.done(point)]:
+        now_s = time.monotonic()
+        if now_s - began > seconds:
+            break
+        if now_s - reported > REPORT_S:
+            reported = now_s
+            stable = sum(is_stable(values) for values in rounds.of.values())
+            report(f"{stable} of {len(rounds.of)} numbers are stable, {began + seconds - now_s:.0f} s left")
+        _one_round(processes, plan, min(pending, key=lambda point: rounds.spent[point]), rounds)
+    return rounds
 
 
-def _one_round(
-    processes: MeasuringProcesses,
-    plan: PartsPlan,
-    point: Point,
-    repeats: dict[Point, int],
-    rounds: Rounds,
-    number: int,
-) -> None:
-    if point not in repeats:  # the first step of a kind may compile and allocate, and is not counted
-        for part in range(len(plan.parts)):
-            first = processes.asked(part, Time(point, 2), Times)
-        repeats[point] = min(max(int(ASK_S / max(first.forward[-1], 1e-6)), 1), MOST_REPEATS)
+def _warm_up(processes: MeasuringProcesses, plan: PartsPlan, point: Point) -> None:
+    """Do a step once: the first one of a kind may compile and allocate, and is not counted."""
+    for part in range(len(plan.parts)):
+        processes.asked(part, Time(point, 1), Times)
+
+
+def _one_round(processes: MeasuringProcesses, plan: PartsPlan, point: Point, rounds: Rounds) -> None:
+    """Have each part do a step, a short one several times; every other round in the opposite order."""
+    began = time.monotonic()
+    repeats = min(max(int(ASK_S / rounds.largest.get(point, ASK_S)), 1), MOST_REPEATS)
     order = list(range(len(plan.parts)))
-    if number % 2:
+    if rounds.count(point) % 2:
         order.reverse()
     forward = [0.0] * len(order)
     for part in order:
-        times = processes.asked(part, Time(point, repeats[point]), Times)
+        times = processes.asked(part, Time(point, repeats), Times)
         forward[part] = median(times.forward)
         if part == plan.last:
             rounds.of[SAMPLER, point].append(median(times.sampling))
@@ -134,7 +141,8 @@ def _one_round(
     rounds.of[STEP, point].append(found.step)
     rounds.of[EMBEDDING, point].append(found.embedding)
     rounds.of[LM_HEAD, point].append(found.lm_head)
-    rounds.largest[point] = max(rounds.largest.get(point, 0.0), *forward)
+    rounds.largest[point] = max(forward)
+    rounds.spent[point] += time.monotonic() - began
 
 
 def measure_workspace(
@@ -175,7 +183,7 @@ def profile_of(
         device=device,
         engine=engine,
         model=model,
-        layer_types=plan.types if len(own) > 1 else (),
+        layer_types=plan.types if set(own) != {ATTENTION} else (),
         layers={kind: grids[kind] for kind in own},
         step=grids[STEP],
         embedding=grids[EMBEDDING],

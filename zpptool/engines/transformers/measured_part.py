@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -50,6 +50,7 @@ class TransformersPart:
         self._spec = spec
         self._device = torch.device(device_of(spec))
         self._loaded: PartialModel | None = None
+        self._states: set[str] = set()
 
     def limits(self) -> Limits:
         """What is measured at most: the engine itself limits the length of a sequence only."""
@@ -71,14 +72,12 @@ class TransformersPart:
         each = point.tokens // point.sequences
         inputs = part.random_input(each)
         if point.phase is Phase.DECODE:
-            context = part.random_input(point.context)
-            for name in names:
-                part.step(name, context)
+            self._begin_sequences(point)
         forward, sampling = [], []
         sampler = Sampler(SamplingParams(temperature=1.0), [0])
         for _ in range(repeats):
             if point.phase is Phase.PREFILL:
-                part.free_all()
+                self._free(names)
             computed = sampled = 0.0
             for name in names:
                 began = self._now()
@@ -90,19 +89,32 @@ class TransformersPart:
                 sampled += self._now() - middle
             forward.append(computed)
             sampling.append(sampled)
-        part.free_all()
+        self._free(names)
         return Times(tuple(forward), tuple(sampling) if part.is_last else ())
+
+    def _begin_sequences(self, point: Point) -> None:
+        """Begin the sequences of a step. The state after a context is computed once."""
+        state = f"after {point.context} tokens"
+        if state not in self._states:
+            self._states.add(state)
+            self._part.step(state, self._part.random_input(point.context))
+        for name in range(point.sequences):
+            self._part.copy_sequence(state, name)
+
+    def _free(self, names: Iterable[int]) -> None:
+        for name in names:
+            self._part.free(name)
 
     def workspace(self, tokens: int) -> int:
         """Do a step of so many tokens of one sequence."""
         part = self._part
-        part.free_all()
+        part.free(0)
         inputs = part.random_input(tokens)
         memory = PeakMemory(self._device)
         memory.reset()
         part.step(0, inputs)
         cached = sum(_cached_bytes(layer) for layer in part.cache_of(0).layers[part.layers.start : part.layers.end])
-        part.free_all()
+        part.free(0)
         return max(memory.bytes() - stage_bytes(self._spec) - cached, 0)
 
     def read_rate(self) -> float:
@@ -112,7 +124,7 @@ class TransformersPart:
     def cache(self, layer_types: tuple[str, ...], ranks: tuple[int, ...]) -> CacheCosts:
         """The cache of this part's layers, by what they hold of a sequence."""
         part = self._part
-        part.free_all()
+        part.free(0)
         part.step(0, part.random_input(_CACHED_TOKENS))
         bytes_per_token: defaultdict[str, int] = defaultdict(int)
         bytes_per_sequence: defaultdict[str, int] = defaultdict(int)
@@ -129,7 +141,7 @@ class TransformersPart:
             window = getattr(layer, "sliding_window", None)
             if isinstance(window, int) and window > 0:
                 at_most[kind] = window
-        part.free_all()
+        part.free(0)
         return CacheCosts(
             bytes_per_token={kind: -(-total // count[kind]) for kind, total in bytes_per_token.items()},
             bytes_per_sequence={kind: -(-total // count[kind]) for kind, total in bytes_per_sequence.items() if total},

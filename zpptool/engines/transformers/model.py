@@ -8,6 +8,7 @@ when it is loaded (`zpptool.engines.transformers.probe`, `zpptool.engines.transf
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -106,6 +107,14 @@ class PartialModel:
             KeyError: there is none of that id.
         """
         return self._sequences[sequence_id].cache
+
+    def copy_sequence(self, sequence_id: Hashable, new_id: Hashable) -> None:
+        """Begin a sequence with the state of another one.
+
+        Raises:
+            KeyError: there is none of that id.
+        """
+        self._sequences[new_id] = copy.deepcopy(self._sequences[sequence_id])
 
     def free(self, sequence_id: Hashable) -> None:
         """Forget a sequence. An unknown one is ignored."""
