@@ -49,7 +49,7 @@ from zpptool.engines.vllm.core.executor import RingExecutor
 from zpptool.engines.vllm.measured.part import VllmPart
 from zpptool.process.environment import set_head_spec
 
-LIMIT_S = 120.0
+LIMIT_S = 240.0
 """For each process of a model."""
 STAGES = 2
 ARGUMENTS = (

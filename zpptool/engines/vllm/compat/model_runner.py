@@ -55,6 +55,17 @@ def _empty_intermediate_tensors(runner: Any, config: VllmConfig, rows: int) -> A
     )
 
 
+def module_paths(worker: WorkerWrapperBase, config: VllmConfig) -> dict[str, str]:
+    """Where the layers that have a cache are in the model, by the names that vLLM's cache calls them.
+
+    The names are made up by the model's class and need not be those of the modules: Falcon-H1 counts its Mamba layers
+    after all others.
+    """
+    paths = {id(module): path for path, module in worker.worker.model_runner.get_model().named_modules()}
+    context = config.compilation_config.static_forward_context
+    return {name: paths.get(id(module), name) for name, module in context.items()}
+
+
 def update_states(runner: Any, scheduled: SchedulerOutput) -> None:
     """Have a model runner add and remove requests, as it does at the beginning of every step."""
     runner._update_states(scheduled)

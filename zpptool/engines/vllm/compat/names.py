@@ -182,6 +182,8 @@ HOOKS: tuple[Hook, ...] = (
     *_all("v1.kv_cache_interface", "UniformTypeKVCacheSpecs.max_memory_usage_pages MambaSpec", "likewise"),
     *_all("v1.kv_cache_interface", "KVCacheSpec.block_size", "likewise"),
     *_all("config", "ModelConfig.max_model_len ModelConfig.get_vocab_size", "likewise"),
+    *_all("config.compilation", "CompilationConfig.static_forward_context", "which decoder layer has which cache"),
+    *_all("v1.worker.gpu_model_runner", "GPUModelRunner.get_model", "likewise"),
     Hook(
         "model_executor.model_loader.base_loader", "BaseModelLoader.create_model",
         ("vllm_config", "model_config", "prefix"), "a model without weights",

@@ -15,16 +15,15 @@ from zpptool.engines.vllm.compat import kv_cache
 from zpptool.engines.vllm.compat.engine_config import VllmConfig, kv_heads
 from zpptool.engines.vllm.compat.kv_cache import (
     AttentionSpec,
-    KVCacheConfig,
     KVCacheSpec,
     MambaSpec,
     MLAAttentionSpec,
     UniformTypeKVCacheSpecs,
 )
-from zpptool.engines.vllm.core.kv_layout import cache_bytes, layer_number
+from zpptool.engines.vllm.core.kv_layout import cache_bytes
 from zpptool.engines.vllm.stage.tp_kv_cache import heads_factor
 from zpptool.errors import ZppError
-from zpptool.partition import Partition, even_partition
+from zpptool.partition import even_partition
 from zpptool.planner.cache_layout import CachedLayer, CacheGroup, CacheLayout, SequenceBlocks
 from zpptool.planner.device_profile import CacheCosts, Source
 
@@ -35,13 +34,18 @@ _SHORTEST = 128
 
 
 def cache_layout(
-    config: VllmConfig, specs: Mapping[str, KVCacheSpec], num_layers: int, ranks: Sequence[int]
+    config: VllmConfig,
+    specs: Mapping[str, KVCacheSpec],
+    layer_of: Mapping[str, int],
+    num_layers: int,
+    ranks: Sequence[int],
 ) -> CacheLayout:
     """The layout of the cache.
 
     Args:
         config: the engine's, of a pipeline of one stage, with the layout resolved.
         specs: what each layer of the model needs, by its name.
+        layer_of: the decoder layer that it is in, by its name.
         num_layers: the number of decoder layers.
         ranks: the tensor-parallel sizes in question.
 
@@ -58,25 +62,26 @@ def cache_layout(
             CacheGroup(
                 kind=type(_first(group.kv_cache_spec)).__name__,
                 block_size=group.kv_cache_spec.block_size,
-                layers=tuple(
-                    CachedLayer(layer=layer_number(name), page_bytes=page_of[name]) for name in group.layer_names
-                ),
+                layers=tuple(CachedLayer(layer=layer_of[name], page_bytes=page_of[name]) for name in group.layer_names),
                 sequence=_sequence_blocks(config, group.kv_cache_spec),
             )
             for group in whole.kv_cache_groups
         ),
         rank_factors=_rank_factors(config, specs, ranks),
     )
-    _check(config, specs, made, num_layers)
+    _check(config, specs, layer_of, made, num_layers)
     return made
 
 
-def cache_costs(layout: CacheLayout, whole: Mapping[str, KVCacheSpec], layer_types: Sequence[str]) -> CacheCosts:
+def cache_costs(
+    layout: CacheLayout, whole: Mapping[str, KVCacheSpec], layer_of: Mapping[str, int], layer_types: Sequence[str]
+) -> CacheCosts:
     """The costs of one layer of each type, from the layout.
 
     Args:
         layout: of the whole model.
         whole: what each layer needs, by its name.
+        layer_of: the decoder layer that it is in, by its name.
         layer_types: the type of each decoder layer.
     """
     tokens: Counter[str] = Counter()
@@ -91,7 +96,7 @@ def cache_costs(layout: CacheLayout, whole: Mapping[str, KVCacheSpec], layer_typ
                 tokens[kind] += -(-cached.page_bytes // group.block_size)
     at_most: dict[str, int] = {}
     for name, spec in whole.items():
-        kind, window = layer_types[layer_number(name)], _window(spec)
+        kind, window = layer_types[layer_of[name]], _window(spec)
         if window is not None:
             at_most[kind] = max(window, at_most.get(kind, 0))
     count = Counter(layer_types)
@@ -132,25 +137,27 @@ def _rank_factors(config: VllmConfig, specs: Mapping[str, KVCacheSpec], ranks: S
     return factors
 
 
-def _check(config: VllmConfig, specs: Mapping[str, KVCacheSpec], made: CacheLayout, num_layers: int) -> None:
+def _check(
+    config: VllmConfig,
+    specs: Mapping[str, KVCacheSpec],
+    layer_of: Mapping[str, int],
+    made: CacheLayout,
+    num_layers: int,
+) -> None:
     """Compare with vLLM's own layout of even partitions."""
     for stages in range(1, min(num_layers, 4) + 1):
         partition = even_partition(num_layers, stages)
-        real = [cache_bytes(one) // one.num_blocks for one in _of_partition(config, specs, partition)]
+        own = [
+            {name: spec for name, spec in specs.items() if owned.start <= layer_of[name] < owned.end}
+            for owned in partition
+        ]
+        real = [cache_bytes(one) // one.num_blocks for one in kv_cache.kv_cache_configs(config, own, _BLOCKS)]
         ours = [made.block_bytes(own) for own in partition]
         if real != ours:
             raise ZppError(
                 f"vLLM's cache of {stages} stages has blocks of {real} bytes, and the sum of their layers is {ours}",
                 "Report this with the model's config.json; the profile can be made with --engine transformers.",
             )
-
-
-def _of_partition(config: VllmConfig, specs: Mapping[str, KVCacheSpec], partition: Partition) -> list[KVCacheConfig]:
-    own = [
-        {name: spec for name, spec in specs.items() if owned.start <= layer_number(name) < owned.end}
-        for owned in partition
-    ]
-    return kv_cache.kv_cache_configs(config, own, _BLOCKS)
 
 
 def _first(spec: KVCacheSpec) -> KVCacheSpec:

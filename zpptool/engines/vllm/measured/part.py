@@ -15,7 +15,8 @@ from zpptool.engines.peak_memory import PeakMemory, synchronize
 from zpptool.engines.read_rate import read_rate
 from zpptool.engines.vllm.compat import kv_cache, platform
 from zpptool.engines.vllm.compat.control_objects import SchedulerOutput
-from zpptool.engines.vllm.core.kv_layout import cache_bytes, common_layouts
+from zpptool.engines.vllm.compat.model_runner import module_paths
+from zpptool.engines.vllm.core.kv_layout import cache_bytes, common_layouts, layer_number
 from zpptool.engines.vllm.measured.cache_report import cache_costs, cache_layout
 from zpptool.engines.vllm.measured.solo_group import SoloGroup
 from zpptool.engines.vllm.measured.steps import SPARE_TOKENS, Steps, blocks_needed
@@ -134,8 +135,10 @@ class VllmPart:
         leave_out_weights(self._rank.config)
         self._rank.load(self._group)
         specs = self._specs()
-        layout = cache_layout(self._rank.config, specs, self._spec.num_layers, ranks)
-        return cache_costs(layout, specs, layer_types)
+        paths = module_paths(self._rank.worker, self._rank.config)
+        layer_of = {name: layer_number(paths[name]) for name in specs}
+        layout = cache_layout(self._rank.config, specs, layer_of, self._spec.num_layers, ranks)
+        return cache_costs(layout, specs, layer_of, layer_types)
 
     @property
     def _made_steps(self) -> Steps:
