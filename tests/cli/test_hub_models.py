@@ -100,7 +100,7 @@ def test_a_cache_that_lacks_weights_is_not_the_model(zpptool, hub: Hub, model: P
     (hub.cache / f"hf/hub/models--org--name/snapshots/{COMMIT}/model-00002-of-00002.safetensors").unlink()
     ran = zpptool("plan", "org/name", "--num-stages", 2, env=offline)
     assert ran.code == ExitCode.FAILURE
-    assert "nor whole in the Hugging Face cache, and HF_HUB_OFFLINE forbids" in ran.err
+    assert "nor whole in the Hugging Face cache, and HF_HUB_OFFLINE forbids fetching it" in ran.err
     assert "hf download org/name" in ran.err
     assert zpptool("plan", "org/name", "--num-stages", 2, env=hub.env).code == 0
 

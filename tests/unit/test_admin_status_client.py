@@ -73,7 +73,7 @@ def test_silence_and_noise_are_errors_in_time(tmp_path: Path) -> None:
 
         thread = threading.Thread(target=send_noise)
         thread.start()
-        with pytest.raises(ZppError, match="is no status"):
+        with pytest.raises(ZppError, match="is not a status"):
             read_status(tmp_path / "s", 5.0)
         thread.join()
 

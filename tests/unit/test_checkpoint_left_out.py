@@ -68,7 +68,7 @@ def model(tmp_path: Path) -> Path:
 
 OTHERS = {
     "lost.json": "a link to a file that does not exist",
-    "code/circle": "a link to a folder that holds it",
+    "code/circle": "a link to a folder that contains it",
     "pipe": "not a regular file",
 }
 

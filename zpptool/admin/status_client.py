@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds this user's heads that run on this machine, and reads the status of one.
 
-Anybody can create a directory with such a name in the temp directory, so sockets of other users are left out of the
-search, and refused by name where one is named.
+Any user can create a directory with the name of a run directory in the temp directory. Sockets of other users are
+therefore left out of the search, and refused if one is named.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from zpptool.ring.status import SUFFIX, RingStatus
 from zpptool.socket_directories import parents
 
 _GLANCE_S = 1.0
-"""How long each of several heads is waited for, to name its model."""
+"""How long, in seconds, to wait for each of several heads to report its model."""
 _MOST_BYTES = 16 << 20
 """The longest status that is read."""
 
@@ -30,7 +30,7 @@ _MOST_BYTES = 16 << 20
 def find_status_paths() -> list[Path]:
     """The status sockets of this user's pipelines whose heads run on this machine, newest first.
 
-    Left out is what another user owns or may change, and what is reached by a symbolic link only.
+    Sockets that another user owns or may change, or that only a symbolic link leads to, are left out.
     """
     found = {path for directory in parents() for path in directory.glob(f"{PREFIX}*/*{SUFFIX}") if _accepts(path)}
     return sorted(found, key=_changed_at, reverse=True)
@@ -131,4 +131,4 @@ def read_status(path: Path, timeout_s: float = 2.0) -> RingStatus:
     try:
         return msgspec.json.decode(bytes(answer), type=RingStatus)
     except msgspec.DecodeError as cause:
-        raise stage_error(f"what arrived from {path} is no status: {cause}") from cause
+        raise stage_error(f"what arrived from {path} is not a status: {cause}") from cause

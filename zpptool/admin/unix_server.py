@@ -27,7 +27,7 @@ class UnixServer:
         path: the socket's file; a file left behind by a killed process is replaced.
         handle: called on the server's thread with each accepted connection; it owns the connection and closes it. An
             `OSError` that it raises ends that connection only.
-        name: of the thread.
+        name: the thread's name.
 
     Raises:
         OSError: the socket cannot be bound there.

@@ -22,7 +22,7 @@ class Placement(NamedTuple):
     """One placement.
 
     Attributes:
-        pattern: of tensor names.
+        pattern: the pattern of tensor names.
         where: `first`, `last`, `all`, or the number of a stage, from 0.
     """
 
@@ -33,7 +33,7 @@ class Placement(NamedTuple):
         """Return the stages that it names.
 
         Raises:
-            ZppError: (USAGE) there are not as many stages.
+            ZppError: (USAGE) it names a stage that does not exist.
         """
         if self.where == "all":
             return tuple(range(num_stages))
@@ -55,7 +55,7 @@ def parse_placements(texts: Iterable[str]) -> tuple[Placement, ...]:
     """Parse `PATTERN=WHERE` texts.
 
     Raises:
-        ZppError: (USAGE) one has another form.
+        ZppError: (USAGE) a text is not of this form.
     """
     placements = []
     for text in texts:

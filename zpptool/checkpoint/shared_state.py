@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Find the layers that read state which an earlier layer computes: a key and value cache, selected indices, values.
 
-Features of a vision tower that are added to the first layers are such state too, for only the first stage has them.
+Features of a vision tower that are added to the first layers are such state too, because only the first stage has
+them.
 
-Such a layer has to be in the stage of the layer that it reads from, because only the hidden state is passed on between
-stages. The rules are general: keys of the config that say that layers share or reuse such state, whatever the model is
-called, and layers that lack what others compute this state with. State that is shared in an unknown manner keeps all
-layers together.
+A layer that reads such state must be in the same stage as the layer that computes it, because only the hidden state is
+passed between stages. The rules are general: keys of the config that say that layers share or reuse such state,
+whatever the model is called, and layers that lack the modules with which others compute this state. State that is
+shared in an unknown manner keeps all layers together.
 """
 
 from __future__ import annotations
@@ -166,7 +167,7 @@ def _groups(value: list[int | None]) -> dict[int, int]:
 
 
 def _after_the_last(shares: Iterable[bool]) -> dict[int, int]:
-    """Return the last layer before each sharing layer that does not share."""
+    """Return, for each layer that shares, the last layer before it that does not."""
     sources: dict[int, int] = {}
     last = 0
     for layer, shared in enumerate(shares):

@@ -18,9 +18,9 @@ _NOT_SHARED_BETWEEN_LAYERS = frozenset({"expert", "experts", "mlp", "head"})
 def shared_weights(decoder: Decoder) -> dict[str, tuple[int, ...]]:
     """Return the readers of each tensor that is stored in one layer and read by others too (Zamba's shared blocks).
 
-    A module named shared is stored with its first layers only. It is read by every layer that has otherwise the same
-    modules and lacks it. If several such modules are stored and used alternately, each is assumed to be read by all of
-    these layers: an extra copy is harmless.
+    A module named shared is stored with its first layers only. It is read by every layer that lacks it and
+    otherwise has the same modules. If several such modules are stored and used alternately, each is assumed to be read
+    by all of these layers: an extra copy is harmless.
 
     Returns:
         sorted layer numbers by tensor name.

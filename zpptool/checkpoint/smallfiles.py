@@ -24,7 +24,7 @@ WEIGHT_SUFFIXES = (
 WEIGHT_INDEX_SUFFIXES = tuple(f"{suffix}.index.json" for suffix in WEIGHT_SUFFIXES)
 STAGE_FILE = "zpp-stage.json"
 DANGLING = "a link to a file that does not exist"
-LOOPING = "a link to a folder that holds it"
+LOOPING = "a link to a folder that contains it"
 SPECIAL = "not a regular file"
 MAX_SMALL_BYTES = 256 * 1024 * 1024
 """Maximum size of a small file in bytes: larger than any tokenizer."""
@@ -41,8 +41,8 @@ class SmallFiles(NamedTuple):
         large: files that are too large to be small files.
         outside: links that lead out of the checkpoint and were not followed.
         leftovers: logs, states and data of training; see `leftovers`.
-        others: files that hold weights by their names.
-        unusable: links to nothing or in a circle, and special files: path to reason.
+        others: files that hold weights, judging by their names.
+        unusable: dangling and circular links, and special files: path to reason.
     """
 
     small: list[str]
@@ -57,7 +57,7 @@ def small_files(directory: Path, *, follow_links: bool = False) -> SmallFiles:
     """List the small files of a checkpoint.
 
     Args:
-        directory: of the checkpoint.
+        directory: the checkpoint's directory.
         follow_links: whether to follow links that lead out of it too.
 
     Raises:

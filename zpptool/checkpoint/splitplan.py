@@ -168,7 +168,7 @@ def plan_split(
 
 @contextmanager
 def _noting(index: CheckpointIndex) -> Iterator[None]:
-    """Add the notes on the index to the hint of an error: what was chosen may be why the checkpoint is refused."""
+    """Add the notes on the index to the hint of an error: a choice that they report may be the cause."""
     try:
         yield
     except ZppError as fault:

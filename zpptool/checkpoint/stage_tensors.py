@@ -49,10 +49,8 @@ def load_plan(directory: Path, stage: int, partition: Partition) -> list[TensorI
     for entry in manifest.tensors:
         held = index.tensors.get(entry.name)
         if held is None or (held.dtype, held.shape) != (entry.dtype, entry.shape):
-            fault = "lacks" if held is None else "has, with another dtype or shape,"
-            raise invalid_error(
-                f"{directory} {fault} tensor {entry.name} of its manifest", "`zpptool validate` lists all faults"
-            )
+            fault = "is missing" if held is None else "has another dtype or shape than in its manifest"
+            raise invalid_error(f"{directory}: tensor {entry.name} {fault}", "`zpptool validate` lists all faults")
     return under_all_names((index.tensors[entry.name] for entry in manifest.tensors), index.aliases)
 
 

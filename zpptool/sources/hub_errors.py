@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the Hub refuses, as errors that say what to do next: gated, missing, private, offline, unreachable."""
+"""Translate errors of the Hugging Face Hub: gated, missing or private models, offline mode, no connection."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def translated_errors(model: HubId, token: str | None = None) -> Iterator[None]:
 
     Args:
         model: the model that is read.
-        token: of --token, which changes what to do next.
+        token: the value of --token, which changes the hint.
     """
     try:
         yield
@@ -35,8 +35,8 @@ def _zpp_error_for(model: HubId, token: str | None, cause: Exception) -> ZppErro
     kinds = {kind.__name__ for kind in type(cause).__mro__}
     if "OfflineModeIsEnabled" in kinds:
         return ZppError(
-            f"{model.repo} is neither a local directory nor whole in the Hugging Face cache, and HF_HUB_OFFLINE forbids"
-            " to fetch it from the Hub",
+            f"{model.repo} is neither a local directory nor whole in the Hugging Face cache, and HF_HUB_OFFLINE"
+            " forbids fetching it from the Hub",
             f"run `hf download {model.repo}` where there is a network, or unset HF_HUB_OFFLINE",
         )
     if "GatedRepoError" in kinds:

@@ -3,8 +3,8 @@
 
 The invariant: no socket is bound or connected where other users or machines can reach it unless it demands its one
 peer's CURVE key, or the user has chosen `insecure`. Others can reach every tcp address that is not loopback, and an ipc
-path that has no directory above it which only this user may enter. An address is judged by its text: a name other than
-`localhost` may resolve to another machine tomorrow.
+path unless one of the directories above it can be entered by this user alone. An address is judged by its text: a name
+other than `localhost` may resolve to another machine tomorrow.
 """
 
 from __future__ import annotations
@@ -72,14 +72,14 @@ def require(endpoint: str, security: LinkSecurity) -> None:
 def protect(
     socket: Socket, endpoint: str, *, bind: bool, security: LinkSecurity, on_refused: Callable[[str, str], None]
 ) -> bool:
-    """Prepare a socket for its endpoint, before it is bound or connected; whether it is encrypted now.
+    """Prepare a socket for its endpoint, before it is bound or connected; return whether it is now encrypted.
 
     The end that binds is CURVE's server, and its ZAP server admits the peer's key; the end that connects demands the
     binding end's key.
 
     Args:
         socket: the only socket of its context that binds.
-        endpoint: the address it is going to have.
+        endpoint: the address that it will be bound or connected to.
         bind: whether it binds.
         security: the keys.
         on_refused: called with the address of a connection that is not admitted and the reason, from another thread.
@@ -103,7 +103,7 @@ def protect(
 
 
 def _is_private(path: Path) -> bool:
-    """Whether a directory above the path is this user's and no other user may pass through it."""
+    """Whether a directory above the path belongs to this user and no other user can enter it."""
     me = os.geteuid()
     try:
         directories = [directory.stat() for directory in path.resolve().parents]
