@@ -146,7 +146,7 @@ def test_a_call_that_the_engine_does_not_know_is_refused(tiny_model: Callable[..
     specs = [
         changed(spec, model=model, partition=((0, 1), (1, 2), (2, 3)), device="cpu") for spec in ring_specs(3, tmp_path)
     ]
-    with ring(specs, 0) as head, pytest.raises(ZppError, match="sleep is no call that the transformers engine knows"):
+    with ring(specs, 0) as head, pytest.raises(ZppError, match="sleep is not a call that the transformers engine"):
         head.call("sleep", b"", from_all=False).result(10)
 
 

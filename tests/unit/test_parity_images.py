@@ -31,7 +31,7 @@ def test_images_are_sent_as_data_urls_before_the_text(tmp_path: Path) -> None:
     ("name", "engine", "code", "message"),
     [
         ("a.png", Engine.TRANSFORMERS, ExitCode.USAGE, "takes no images"),
-        ("a.txt", Engine.VLLM, ExitCode.USAGE, "no image by its name"),
+        ("a.txt", Engine.VLLM, ExitCode.USAGE, "is not that of an image"),
         ("missing.png", Engine.VLLM, ExitCode.USAGE, "cannot be read"),
         ("folder.png", Engine.VLLM, ExitCode.INVALID, "is a directory"),
     ],

@@ -25,7 +25,7 @@ def test_the_rules_of_the_command_line() -> None:
 
 @pytest.mark.parametrize("text", ["http://a", "a:8000", "a/b", "", "*.", "a b", "*a"])
 def test_a_value_that_is_no_host_is_refused(text: str) -> None:
-    with pytest.raises(ZppError, match="no host name") as refused:
+    with pytest.raises(ZppError, match="not a host name") as refused:
         checked_host(text)
     assert refused.value.exit_code is ExitCode.USAGE
 
@@ -35,7 +35,7 @@ def test_origins_may_be_written_in_three_ways() -> None:
         "http://a", "https://b:8443", "null", "http://[::1]:3000",
     )  # fmt: skip
     for text in ("a.example", "http://a/b", "", "[1]", "[*]"):
-        with pytest.raises(ZppError, match=r"no origin|no JSON list"):
+        with pytest.raises(ZppError, match=r"not an origin|not a JSON list"):
             checked_origins([text])
 
 

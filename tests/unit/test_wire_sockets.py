@@ -40,7 +40,7 @@ def open_push(endpoint: str) -> None:
         ("tcp://no-such-host.invalid:5555", "cannot be resolved"),
         ("tcp://192.0.2.1:5555", "no such address"),
         ("ipc://", "names no path"),
-        ("ipc:///no/such/directory/socket", "is no directory"),
+        ("ipc:///no/such/directory/socket", "is not a directory"),
         ("ipc:///tmp/" + "x" * 200, "at most 107"),
     ],
 )

@@ -94,7 +94,7 @@ def allowed_origins(arguments: Sequence[str]) -> tuple[str, ...]:
     """The origins that vLLM's `--allowed-origins` lists, as JSON; empty without the option. The last one counts.
 
     Raises:
-        ZppError: (USAGE) its value is no JSON list of strings.
+        ZppError: (USAGE) its value is not a JSON list of strings.
     """
     origins: tuple[str, ...] = ()
     for number, argument in enumerate(arguments):
@@ -115,7 +115,7 @@ def origins_in_json(text: str) -> tuple[str, ...]:
     except (ValueError, RecursionError):
         origins = None
     if not isinstance(origins, list) or not all(isinstance(origin, str) for origin in origins):
-        raise usage_error(f"{ALLOWED_ORIGINS} {text} is no JSON list of origins", "For example '[\"*\"]'.")
+        raise usage_error(f"{ALLOWED_ORIGINS} {text} is not a JSON list of origins", "For example '[\"*\"]'.")
     return tuple(origins)
 
 

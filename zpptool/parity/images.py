@@ -23,7 +23,7 @@ def data_urls(files: Sequence[Path], engine: Engine) -> tuple[str, ...]:
     """The images as `data:` URLs.
 
     Raises:
-        ZppError: (USAGE) the engine takes no images, or a file is no image by its name, or cannot be read.
+        ZppError: (USAGE) the engine takes no images, or the name of a file is not that of an image, or cannot be read.
     """
     if files and engine is not Engine.VLLM:
         raise usage_error("the embedded engine takes no images", "Use --engine vllm.")
@@ -33,7 +33,7 @@ def data_urls(files: Sequence[Path], engine: Engine) -> tuple[str, ...]:
 def _data_url(file: Path) -> str:
     kind = mimetypes.guess_type(file.name)[0] or ""
     if not kind.startswith("image/"):
-        raise usage_error(f"{file} is no image by its name", "Name a .png, .jpg or .webp file.")
+        raise usage_error(f"the name of {file} is not that of an image", "Name a .png, .jpg or .webp file.")
     try:
         content = read_regular(file, MOST_IMAGE_BYTES, "image")
     except OSError as cause:

@@ -34,7 +34,7 @@ class Timeline:
         name: the title of the row.
 
     Raises:
-        ZppError: (USAGE) the file cannot be written, or is no timeline.
+        ZppError: (USAGE) the file cannot be written, or is not a timeline.
     """
 
     def __init__(self, file: Path, place: int, name: str) -> None:
@@ -93,7 +93,7 @@ class Timeline:
 
 
 def check_trace_file(file: Path) -> None:
-    """Refuse a file that is no timeline, before starting anything that would write into it.
+    """Refuse a file that is not a timeline, before starting anything that would write into it.
 
     Raises:
         ZppError: (USAGE) it holds something else, or cannot be written.
@@ -106,4 +106,4 @@ def check_trace_file(file: Path) -> None:
     except OSError as cause:
         raise usage_error(f"the timeline cannot be written to {file}: {cause.strerror}") from cause
     if size and end != _END:
-        raise usage_error(f"{file} is there and is no timeline of ours", "Name another --trace file.")
+        raise usage_error(f"{file} exists and is not a timeline of zpptool", "Name another --trace file.")

@@ -51,7 +51,7 @@ def access_rules(
         engine_args: the engine's arguments, expanded (`engine_arguments.expanded_arguments`).
 
     Raises:
-        ZppError: (USAGE) a value is no host or no origin.
+        ZppError: (USAGE) a value is not a host or not an origin.
     """
     own = [name.lower() for name in (bind_host, socket.gethostname()) if _HOST.fullmatch(name.lower())]
     return FrontAccess(
@@ -71,7 +71,7 @@ def checked_host(text: str) -> str:
     host = text.strip().lower().removesuffix(".")
     if text.strip() != ANY and not _HOST.fullmatch(host):
         raise usage_error(
-            f"--allowed-host {text} is no host name", "For example llm.example.com, *.example.com, or * for any."
+            f"--allowed-host {text} is not a host name", "For example llm.example.com, *.example.com, or * for any."
         )
     return host
 
@@ -80,7 +80,7 @@ def checked_origins(texts: Sequence[str]) -> tuple[str, ...]:
     """The values of `--allowed-origins`, each one origin, several with commas, or vLLM's form, a JSON list.
 
     Raises:
-        ZppError: (USAGE) one of them is no origin.
+        ZppError: (USAGE) one of them is not an origin.
     """
     origins: list[str] = []
     for text in texts:
@@ -89,6 +89,7 @@ def checked_origins(texts: Sequence[str]) -> tuple[str, ...]:
     for origin in origins:
         if origin not in (ANY, "null") and not _ORIGIN.fullmatch(origin):
             raise usage_error(
-                f"--allowed-origins: {origin or 'an empty value'} is no origin", "For example https://app.example.com."
+                f"--allowed-origins: {origin or 'an empty value'} is not an origin",
+                "For example https://app.example.com.",
             )
     return tuple(dict.fromkeys(origins))

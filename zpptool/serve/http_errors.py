@@ -93,7 +93,7 @@ def invalid_api_key() -> Refusal:
 
 def no_such_route(path: str) -> Refusal:
     """404: neither this server nor the engine behind it has the path."""
-    message = f"{path[:200]} is no path of this server; the OpenAI API is below /v1"
+    message = f"{path[:200]} is not a path of this server; the OpenAI API is below /v1"
     return Refusal(404, message, kind=INVALID_REQUEST, code="route_not_found")
 
 
@@ -117,7 +117,7 @@ def two_hosts(count: int) -> Refusal:
 
 def wrong_host(host: str) -> Refusal:
     """421: the request is for a host name that is not this server's."""
-    message = f"{host[:200]} is no host name of this server; use its IP address, or start it with --allowed-host"
+    message = f"{host[:200]} is not a host name of this server; use its IP address, or start it with --allowed-host"
     return Refusal(421, message, kind=INVALID_REQUEST, code="unknown_host")
 
 

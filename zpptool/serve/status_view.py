@@ -50,7 +50,7 @@ def fetch_status(client: httpx.Client, url: str, key: str | None) -> dict[str, A
     if not isinstance(status, dict) or "stages" not in status:
         raise address_error(
             f"{shown} answers /pipeline/status with {response.status_code}, not with a status",
-            "That is no front of zpptool serve; a head's own API has no status.",
+            "That is not a front of zpptool serve; a head's own API has no status.",
         )
     return status
 

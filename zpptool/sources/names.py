@@ -99,7 +99,7 @@ def parse_remote(text: str) -> HubId | UrlId | None:
     scheme = text.partition("://")[0] if "://" in text else ""
     if found is None and scheme and not os.path.exists(text):
         known = ", ".join(f"{name}://" for name in ("hf", *SCHEMES))
-        raise usage_error(f"{text} is no name of a model: the address is not valid", f"These are known: {known}.")
+        raise usage_error(f"{text} is not the name of a model: the address is not valid", f"These are known: {known}.")
     return found
 
 

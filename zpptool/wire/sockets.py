@@ -156,7 +156,7 @@ def _check_ipc(path: str, endpoint: str, *, bind: bool) -> None:
         )
     file = Path(path)
     if not file.parent.is_dir():
-        raise address_error(f"{endpoint} is in {file.parent}, which is no directory.", "Make it first, with mode 0700.")
+        raise address_error(f"{endpoint}: {file.parent} is not a directory.", "Make it first, with mode 0700.")
     if bind and file.exists():
         _check_abandoned(file, endpoint)
 

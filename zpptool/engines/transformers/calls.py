@@ -92,7 +92,7 @@ def check_arguments(spec: StageSpec) -> None:
         raise usage_error(f"the transformers engine takes no arguments after --: {' '.join(spec.engine_args)}")
     named = getattr(torch, spec.dtype, None)
     if spec.dtype != "auto" and not (isinstance(named, torch.dtype) and named.is_floating_point):
-        raise usage_error(f"{spec.dtype} is no dtype to compute in", "Use bfloat16, float16, float32 or auto.")
+        raise usage_error(f"{spec.dtype} is not a dtype to compute in", "Use bfloat16, float16, float32 or auto.")
     problem = _why_not_on(device_of(spec))
     if problem:
         raise usage_error(f"torch cannot compute on {spec.device}: {problem}", "Use cpu or auto.")

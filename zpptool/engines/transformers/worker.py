@@ -76,7 +76,7 @@ class TransformersStage:
             return self._step(decode_step(payload))
         if call.method == FREE:
             return self._free(decode_number(payload))
-        raise ZppError(f"{call.method} is no call that the transformers engine knows")
+        raise ZppError(f"{call.method} is not a call that the transformers engine knows")
 
     def _forget_past_epoch(self) -> None:
         """Forget all sequences if a new epoch has begun: the head computes them again."""

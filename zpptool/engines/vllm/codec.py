@@ -143,7 +143,7 @@ def _build_tensor(raw: list[Any]) -> torch.Tensor:
 def _build_array(raw: list[Any]) -> np.ndarray[Any, Any]:
     name, shape, content = _typed(raw, str, list, bytes)
     if not _NUMBERS.fullmatch(name):
-        raise ZppError(f"a control message's payload holds an array of {name!r}, which are no numbers")
+        raise ZppError(f"a control message's payload holds an array of {name!r}, which are not numbers")
     dtype = np.dtype(name)
     _check_extent(shape, dtype.itemsize, content)
     return np.frombuffer(content, dtype=dtype).reshape(shape).copy()

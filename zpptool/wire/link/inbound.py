@@ -167,7 +167,7 @@ class Inbound:
         if message.kind is Kind.LINK and opened.table is None:
             return message
         if not self._begun:
-            raise WireError("it came before a welcome; the peer is no link's other end.")
+            raise WireError("it came before a welcome; the peer is not the other end of a link.")
         if self._assembly is not None:
             raise WireError(f"message {message.sequence} came before the one under way was whole.")
         if opened.table is None:

@@ -228,7 +228,7 @@ class LinkReceiver(Endpoint):
     def _checked(self, message: Message) -> Message:
         check = self._session.check
         if check is None:
-            raise WireError("it came before a welcome; the peer is no link's other end.")
+            raise WireError("it came before a welcome; the peer is not the other end of a link.")
         if message.epoch != self.party.epoch:
             raise self.faults.stale_received(message.epoch)
         fault = check.accept(message.session, message.sequence)

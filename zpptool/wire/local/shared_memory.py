@@ -158,7 +158,7 @@ def _map(path: str, size: int, token: str) -> mmap.mmap:
     neither trigger a device nor block on a pipe.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
-        raise WireError("the sender's shared memory is no plain file.")
+        raise WireError("the sender's shared memory is not a regular file.")
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         sealed = 0
