@@ -7,6 +7,7 @@ bisection, and it is proven where no search below it had to be cut short.
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +15,15 @@ from dataclasses import dataclass
 from zpptool.planner.cheapest import cheapest_chain
 from zpptool.planner.problem import NEVER, Chain, Problem, Value, value
 from zpptool.planner.threshold import Bound, Found, Threshold, find_chain, layer_weights
+from zpptool.planner.uniform import uniform_chain
 
-QUICK_STATES = 48
+QUICK_STATES = 24
 """How many states are kept in the first search at a period."""
-DEFAULT_STATES = 4_000
-"""How many states are kept in the second one, which is a proof unless there were more."""
-DEFAULT_EXPANSIONS = 20_000
+QUICK_STEPS = 40_000
+"""After how many steps that search is given up."""
+DEFAULT_STEPS = 200_000
+"""How many steps second searches take in all. A second search keeps every state: it ends with a chain or a proof."""
+DEFAULT_REACHED = 40_000
 """After how many states the search for the least latency is given up."""
 
 
@@ -28,12 +32,12 @@ class Effort:
     """How much is searched before an answer is given without proof.
 
     Attributes:
-        states: as `DEFAULT_STATES`.
-        expansions: as `DEFAULT_EXPANSIONS`.
+        steps: as `DEFAULT_STEPS`.
+        reached: as `DEFAULT_REACHED`.
     """
 
-    states: int = DEFAULT_STATES
-    expansions: int = DEFAULT_EXPANSIONS
+    steps: int = DEFAULT_STEPS
+    reached: int = DEFAULT_REACHED
 
 
 @dataclass(frozen=True)
@@ -70,10 +74,10 @@ class NoChain:
 def best_chain(problem: Problem, effort: Effort = Effort()) -> Solution | NoChain:
     """Find the best chain of a problem."""
     candidates = _candidates(problem)
-    weights = layer_weights(problem)
+    search = _Search(problem, layer_weights(problem), effort.steps)
     if not candidates:
         return NoChain(True)
-    widest = _find(problem, candidates[-1], weights, effort)
+    widest = search.at(candidates[-1])
     if widest.chain is None:
         return NoChain(widest.proven)
     best = widest.chain
@@ -81,14 +85,14 @@ def best_chain(problem: Problem, effort: Effort = Effort()) -> Solution | NoChai
     refuted = 0  # every period among the candidates below this index is proven too small
     while low < high:
         middle = (low + high) // 2
-        found = _find(problem, candidates[middle], weights, effort)
+        found = search.at(candidates[middle])
         if found.chain is None:
             low = middle + 1
             refuted = low if found.proven else refuted
         else:
             best = found.chain
             high = bisect_left(candidates, value(problem, best).period)
-    return _refined(problem, best, candidates[min(refuted, high)], weights, effort)
+    return _refined(problem, best, candidates[min(refuted, high)], search.weights, effort)
 
 
 def _candidates(problem: Problem) -> list[int]:
@@ -98,13 +102,26 @@ def _candidates(problem: Problem) -> list[int]:
     return sorted({time for table in tables.values() for row in table for time in row if time < NEVER})
 
 
-def _find(problem: Problem, period: int, weights: Sequence[Sequence[int]], effort: Effort) -> Found:
-    threshold = Threshold(problem, period)
-    bound = Bound(threshold, weights)
-    found = find_chain(threshold, bound, min(QUICK_STATES, effort.states))
-    if found.chain is not None or found.proven:
+class _Search:
+    """Searches for chains within a period, of which the thorough ones share a number of steps."""
+
+    def __init__(self, problem: Problem, weights: Sequence[Sequence[int]], steps: int) -> None:
+        self.weights = weights
+        self._problem = problem
+        self._steps = steps
+
+    def at(self, period: int) -> Found:
+        """Find a chain within the period."""
+        threshold = Threshold(self._problem, period)
+        counted = uniform_chain(threshold)
+        if counted is not None:
+            return counted
+        bound = Bound(threshold, self.weights)
+        found = find_chain(threshold, bound, QUICK_STATES, QUICK_STEPS)
+        if found.chain is None and not found.proven and self._steps > 0:
+            found = find_chain(threshold, bound, sys.maxsize, self._steps)
+            self._steps -= found.steps
         return found
-    return find_chain(threshold, bound, effort.states)
 
 
 def _refined(
@@ -114,12 +131,12 @@ def _refined(
     period = value(problem, chain).period
     threshold = Threshold(problem, period)
     bound = Bound(threshold, weights)
-    cheapest = cheapest_chain(threshold, bound, effort.expansions)
+    cheapest = cheapest_chain(threshold, bound, effort.reached)
     if cheapest.chain is not None:
         reached = value(problem, cheapest.chain)
         return Solution(cheapest.chain, reached, period_bound, reached.latency, True)
     for hurry in (2, 8):
-        other = cheapest_chain(threshold, bound, effort.expansions // 4, hurry=hurry).chain
+        other = cheapest_chain(threshold, bound, effort.reached // 2, hurry=hurry).chain
         if other is not None and value(problem, other) < value(problem, chain):
             chain = other
     return Solution(chain, value(problem, chain), period_bound, cheapest.latency_bound, False)

@@ -15,6 +15,9 @@ from typing import NamedTuple
 from zpptool.planner.problem import Chain, Placed, excess
 from zpptool.planner.threshold import Bound, Threshold, bits_of
 
+HURRIED_ENDS = 3
+"""How many of the longest ranges are tried in a hurry."""
+
 
 class Cheapest(NamedTuple):
     """The chain, or None if the search was given up; and a lower bound on the latency of every chain."""
@@ -36,8 +39,9 @@ def cheapest_chain(threshold: Threshold, bound: Bound, limit: int, *, hurry: int
 
     Args:
         threshold, bound: the period that no stage and link exceeds, and what the devices can hold.
-        limit: how many states are expanded before the search is given up.
-        hurry: a factor on the estimate. Above 1 a chain is found earlier, and need not be the best.
+        limit: how many states are reached before the search is given up.
+        hurry: a factor on the estimate. Above 1 only the longest ranges of each option are tried, so that a chain is
+            found earlier, and it need not be the best.
     """
     problem, period = threshold.problem, threshold.period
     rest = _estimates(threshold)
@@ -47,15 +51,14 @@ def cheapest_chain(threshold: Threshold, bound: Bound, limit: int, *, hurry: int
     heapq.heappush(queue, ((hurry * rest[0], 0, 0), 0, start, (0, 0, 0), -1))
     best = {start: (0, 0, 0)}
     trail: list[tuple[int, Placed]] = []
-    expanded = number = 0
+    number = 0
     while queue:
         estimate, _number, node, cost, trace = heapq.heappop(queue)
         if node.position == problem.num_layers and node.last < 0:
             return Cheapest(_chain(trail, trace), cost[0] if hurry == 1 else 0)
         if best[node] < cost:
             continue
-        expanded += 1
-        if expanded > limit:
+        if number > limit:
             return Cheapest(None, estimate[0] if hurry == 1 else 0)
         for place, option in enumerate(problem.options):
             group = option.group
@@ -64,8 +67,9 @@ def cheapest_chain(threshold: Threshold, bound: Bound, limit: int, *, hurry: int
             if node.last >= 0 and not threshold.onward[node.last] >> group & 1:
                 continue
             used = (*node.used[:group], node.used[group] + option.width, *node.used[group + 1 :])
-            left = [count - taken for count, taken in zip(problem.counts, used, strict=True)]
-            ends = threshold.ends[place][node.position] >> (low := bound.first_position(left)) << low
+            ends = threshold.ends[place][node.position] >> (low := bound.first_position(used)) << low
+            if hurry > 1:
+                ends = ends >> (low := max(0, ends.bit_length() - HURRIED_ENDS)) << low
             first = group if node.first < 0 else node.first
             hop = problem.hops[node.last][group] if node.last >= 0 else 0
             delay = problem.delays[node.last][group] if node.last >= 0 else 0

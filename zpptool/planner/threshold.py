@@ -16,6 +16,9 @@ from typing import NamedTuple
 
 from zpptool.planner.problem import NEVER, Chain, Placed, Problem
 
+MOST_WEIGHTS = 3
+"""How many weights of layers bound what devices can hold; each costs time in every state."""
+
 
 def bits_of(number: int) -> Iterator[int]:
     """The positions of the bits that are set, lowest first."""
@@ -46,22 +49,18 @@ class Threshold:
         self.onward = [_mask(row, limit) for row in problem.hops]
         self.closing = [_mask([row[group] for row in problem.returns], limit) for group in range(len(problem.counts))]
 
-    def bound(self, weights: Sequence[Sequence[int]]) -> Bound:
-        """What groups can hold at most, by sums of weights of layers (see `layer_weights`)."""
-        return Bound(self, weights)
-
 
 def _mask(row: Sequence[int], limit: int) -> int:
     return sum(1 << place for place, time in enumerate(row) if time <= limit)
 
 
 def layer_weights(problem: Problem) -> list[list[int]]:
-    """Running sums of several weights of layers: one each, and the time of each on the options where it is known."""
+    """Running sums of a few weights of layers: one each, and the time of each on options where it is known."""
     count = problem.num_layers
     weights = [list(range(count + 1))]
     for option in {id(option.times): option for option in problem.options}.values():
         single = [option.times[layer][layer + 1] for layer in range(count)]
-        if max(single) < NEVER and len(set(single)) > 1:
+        if len(weights) < MOST_WEIGHTS and max(single) < NEVER and len(set(single[1:-1])) > 1:
             weights.append([0, *accumulate(single)])
     return weights
 
@@ -77,36 +76,73 @@ class Bound:
     def __init__(self, threshold: Threshold, weights: Sequence[Sequence[int]]) -> None:
         problem = threshold.problem
         self._weights = weights
+        self._first: dict[tuple[int, ...], int] = {}
+        self._counts = problem.counts
         self._most = [[0] * len(problem.counts) for _ in weights]
-        done: dict[int, list[int]] = {}
-        for option, ends in zip(problem.options, threshold.ends, strict=True):
-            if id(ends) not in done:
-                done[id(ends)] = [_largest(ends, sums) for sums in weights]
-            for most, largest in zip(self._most, done[id(ends)], strict=True):
-                each = -(-largest // option.width)
-                most[option.group] = max(most[option.group], each)
+        self._loss = [[0] * len(problem.counts) for _ in weights]
+        known: dict[int, list[tuple[int, int]]] = {}
+        for ends in threshold.ends:
+            if id(ends) not in known:
+                known[id(ends)] = [_largest(ends, sums) for sums in weights]
+        largest = [known[id(ends)] for ends in threshold.ends]
+        for number, (most, loss) in enumerate(zip(self._most, self._loss, strict=True)):
+            for option, own in zip(problem.options, largest, strict=True):
+                most[option.group] = max(most[option.group], -(-own[number][0] // option.width))
+            losses: dict[int, int] = {}
+            for option, own in zip(problem.options, largest, strict=True):
+                less = option.width * most[option.group] - own[number][1]
+                losses[option.group] = min(losses.get(option.group, less), less)
+            for group, less in losses.items():
+                loss[group] = less
 
-    def first_position(self, left: Sequence[int]) -> int:
-        """The smallest number of layers after which the devices that are left may suffice; past the end if none."""
-        first = 0
-        for sums, most in zip(self._weights, self._most, strict=True):
-            missing = sums[-1] - sum(count * each for count, each in zip(left, most, strict=True))
-            if missing > 0:
-                first = max(first, bisect_left(sums, missing))
-        return first
+    def first_position(self, used: tuple[int, ...]) -> int:
+        """The smallest number of layers after which the devices that are not used may hold the others; all if none."""
+        if used not in self._first:
+            left = self._left(used)
+            first = 0
+            for sums, most, loss in zip(self._weights, self._most, self._loss, strict=True):
+                missing = sums[-1] - self._held(left, most, loss)
+                if missing > 0:
+                    first = max(first, bisect_left(sums, missing))
+            self._first[used] = min(first, len(self._weights[0]) - 1)
+        return self._first[used]
 
-    def slack(self, left: Sequence[int], position: int) -> float:
-        """How much more the devices that are left could hold than is needed, as a part of all; the tightest weight."""
+    def slack(self, used: tuple[int, ...], position: int) -> float:
+        """How much more the devices that are not used could hold than is needed, as a part of all; the least weight."""
+        left = self._left(used)
         return min(
-            (sum(count * each for count, each in zip(left, most, strict=True)) - sums[-1] + sums[position])
-            / (sums[-1] or 1)
-            for sums, most in zip(self._weights, self._most, strict=True)
+            (self._held(left, most, loss) - sums[-1] + sums[position]) / (sums[-1] or 1)
+            for sums, most, loss in zip(self._weights, self._most, self._loss, strict=True)
         )
 
+    def _left(self, used: tuple[int, ...]) -> list[int]:
+        return [count - taken for count, taken in zip(self._counts, used, strict=True)]
 
-def _largest(ends: Sequence[int], sums: Sequence[int]) -> int:
-    """The largest sum of weights of a permitted range; sums grow with the range, so its last end counts."""
-    return max((sums[mask.bit_length() - 1] - sums[start] for start, mask in enumerate(ends) if mask), default=0)
+    def _held(self, left: Sequence[int], most: Sequence[int], loss: Sequence[int]) -> int:
+        """What the devices that are left hold at most: one stage of them is the last one, with the LM head."""
+        held, least = 0, -1
+        for count, each, less in zip(left, most, loss, strict=True):
+            if count:
+                held += count * each
+                if least < 0 or less < least:
+                    least = less
+        return held - max(least, 0)
+
+
+def _largest(ends: Sequence[int], sums: Sequence[int]) -> tuple[int, int]:
+    """The largest sum of weights of a permitted range, and of one that ends with the last layer.
+
+    Sums grow with the range, so of the ends after each start the last one counts.
+    """
+    anywhere = at_the_end = 0
+    final = len(sums) - 1
+    for start, mask in enumerate(ends):
+        if mask:
+            end = mask.bit_length() - 1
+            anywhere = max(anywhere, sums[end] - sums[start])
+            if end == final:
+                at_the_end = max(at_the_end, sums[end] - sums[start])
+    return anywhere, at_the_end
 
 
 class _State(NamedTuple):
@@ -118,40 +154,47 @@ class _State(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A chain, or none; and whether its absence is proven."""
+    """A chain, or none; whether its absence is proven; and how many steps of the search it took."""
 
     chain: Chain | None
     proven: bool
+    steps: int = 0
 
 
-def find_chain(threshold: Threshold, bound: Bound, width: int) -> Found:
+def find_chain(threshold: Threshold, bound: Bound, width: int, most_steps: int) -> Found:
     """Find a chain within the threshold.
 
     Args:
         threshold, bound: the limits, and the bound by which states are left out.
         width: how many states are kept for each number of stages; those with the largest slack.
+        most_steps: after how many steps the search is given up. (Steps, not seconds: the same input gives the same
+            answer.)
     """
     problem = threshold.problem
     zero = (0,) * len(problem.counts)
-    if bound.first_position(problem.counts) > 0:
+    if bound.first_position(zero) > 0:
         return Found(None, True)
     groups = (1 << len(problem.counts)) - 1
     levels: list[dict[_State, int]] = []
     current: dict[_State, int] = {}
     pruned = False
+    steps = 0
     cache: dict[tuple[int, int], int] = {}
     for number in range(problem.max_stages):
         grown: dict[_State, int] = {}
         for state, reached in [(_State(zero, groups, -1), 1)] if number == 0 else current.items():
+            if steps > most_steps:
+                return Found(None, False, steps)
             for place, option in enumerate(problem.options):
                 if not state.onward >> option.group & 1:
                     continue
                 if state.used[option.group] + option.width > problem.counts[option.group]:
                     continue
+                steps += 1
                 closing = threshold.closing[option.group] if number == 0 else state.closing
                 extended = _extended(threshold.ends[place], place, reached, cache)
                 if extended >> problem.num_layers & 1 and closing >> option.group & 1:
-                    return Found(_traced(threshold, levels, state, place, reached), True)
+                    return Found(_traced(threshold, levels, state, place, reached), True, steps)
                 extended &= ~(1 << problem.num_layers)
                 if not extended:
                     continue
@@ -161,17 +204,16 @@ def find_chain(threshold: Threshold, bound: Bound, width: int) -> Found:
                 grown[after] = grown.get(after, 0) | extended
         current = {}
         for state, reached in grown.items():
-            left = [count - used for count, used in zip(problem.counts, state.used, strict=True)]
-            kept = reached >> (first := bound.first_position(left)) << first
+            kept = reached >> (first := bound.first_position(state.used)) << first
             if kept:
                 current[state] = kept
         if len(current) > width:
             pruned = True
-            current = _best(problem, bound, current, width)
+            current = _best(bound, current, width)
         if not current:
             break
         levels.append(current)
-    return Found(None, not pruned)
+    return Found(None, not pruned, steps)
 
 
 def _extended(ends: Sequence[int], place: int, reached: int, cache: dict[tuple[int, int], int]) -> int:
@@ -184,10 +226,9 @@ def _extended(ends: Sequence[int], place: int, reached: int, cache: dict[tuple[i
     return cache[key]
 
 
-def _best(problem: Problem, bound: Bound, states: dict[_State, int], width: int) -> dict[_State, int]:
+def _best(bound: Bound, states: dict[_State, int], width: int) -> dict[_State, int]:
     def slack(item: tuple[_State, int]) -> tuple[float, _State]:
-        left = [count - used for count, used in zip(problem.counts, item[0].used, strict=True)]
-        return -bound.slack(left, item[1].bit_length() - 1), item[0]
+        return -bound.slack(item[0].used, item[1].bit_length() - 1), item[0]
 
     return dict(sorted(states.items(), key=slack)[:width])
 
