@@ -19,6 +19,7 @@ from zpptool.config.stage_spec import StageSpec
 from zpptool.console import human_bytes
 from zpptool.errors import ZppError
 from zpptool.partition import LayerRange
+from zpptool.planner.weights import loaded_bytes
 
 CGROUP = Path("/sys/fs/cgroup")
 """The cgroup v2 directory of this container; see memory.max and memory.current in the kernel's cgroup-v2.rst."""
@@ -27,7 +28,6 @@ KV_SHARE = 0.5
 """The part of the memory beside the weights that vLLM's stages on one CPU divide among their KV caches."""
 MOST_KV_BYTES = 4 << 30
 """The most that one of those stages takes for its KV cache."""
-_STORED = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
 
 
 def stage_bytes(spec: StageSpec) -> int:
@@ -37,11 +37,7 @@ def stage_bytes(spec: StageSpec) -> int:
         ZppError: (INVALID) the checkpoint cannot be read, or not divided like that.
     """
     itemsize = ITEMSIZES.get(spec.dtype)
-    total = 0
-    for tensor in load_plan(spec.directory, spec.stage, spec.ranges):
-        stored = _STORED.get(tensor.dtype)
-        total += tensor.nbytes * itemsize // stored if itemsize and stored else tensor.nbytes
-    return total
+    return sum(loaded_bytes(tensor, itemsize) for tensor in load_plan(spec.directory, spec.stage, spec.ranges))
 
 
 def free_memory() -> int:
