@@ -36,6 +36,7 @@ EXAMPLES = {
         "zpptool plan MODEL --num-stages 2 --hosts 10.0.0.1,10.0.0.2 -o zpp.yaml",
         "zpptool plan MODEL --num-stages 2 -o zpp.yaml -- --max-model-len 4096",
         "zpptool plan org/name --num-stages 2 --hosts 10.0.0.1,10.0.0.2 --invite-dir invites",
+        "zpptool plan MODEL --devices devices.yaml -o zpp.yaml",
     ),
     "deploy": (
         "zpptool deploy kubernetes --plan zpp.yaml --model hf://org/name@main -o manifests",

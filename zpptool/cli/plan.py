@@ -27,6 +27,7 @@ from zpptool.cli.options import (
     comma_separated,
     model_and_ranges,
 )
+from zpptool.cli.plan_devices import plan_on_devices, show_report, with_limits
 from zpptool.config.endpoints import DEFAULT_API_PORT, DEFAULT_BASE_PORT
 from zpptool.config.engine_kind import Engine
 from zpptool.config.plan import PipelinePlan, make_plan
@@ -86,6 +87,16 @@ def plan(
             help="Where stages join, on stage 0's host; the base port + N + 2 by default.",
         ),
     ] = None,
+    devices: Annotated[
+        Path | None,
+        typer.Option(
+            "--devices", metavar="FILE", help="Choose hosts and layers for these devices (YAML, docs/planning.md)."
+        ),
+    ] = None,
+    in_force: Annotated[
+        Path | None,
+        typer.Option("--in-force", metavar="PLAN", help="The plan that runs now: of equal plans, move the least."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the plan here, as YAML.")
     ] = None,
@@ -97,25 +108,37 @@ def plan(
     What to run and what to open on each host is printed: run the command lines unchanged, in the file's directory.
     Sizes, devices, images and resources may differ from stage to stage (2,1,2); the dtype is the same everywhere.
     With --invite each host needs its command line only: plan and keys follow over the network.
-    What follows -- goes to the engine.
+    What follows -- goes to the engine. With --devices the hosts and the layers are chosen so that the slowest stage or
+    link is as fast as possible, --num-stages is the most stages, and the reasons are printed.
     """
     from zpptool.checkpoint.model_config import read_config
     from zpptool.sources.names import ModelName
     from zpptool.sources.opened import open_model
 
     text, range_words = model_and_ranges(ctx, model, arguments, ranges)
+    if devices is not None and (range_words or hosts):
+        raise usage_error("--devices chooses layers and hosts", "Leave out --ranges and --hosts, or --devices.")
+    if in_force is not None and devices is None:
+        raise usage_error("--in-force is for --devices", "Give --devices FILE too.")
+    engine_args = tuple(ctx.obj or ())
+    chosen = None
     with open_model(ModelName(text, revision, token)) as opened:
+        if devices is not None:
+            chosen = plan_on_devices(
+                opened.directory, devices, engine=engine, dtype=dtype, most_stages=num_stages, in_force=in_force
+            )
+            engine_args = with_limits(engine_args, chosen.limits)
         made = make_plan(
             opened.directory,
             source=opened.source,
-            num_stages=num_stages,
-            ranges=range_words or None,
+            num_stages=None if chosen else num_stages,
+            ranges=(chosen.ranges if chosen else range_words) or None,
             base_port=base_port,
             api_port=api_port,
-            hosts=comma_separated(hosts),
+            hosts=chosen.hosts if chosen else comma_separated(hosts),
             engine=engine,
             dtype=dtype,
-            engine_args=tuple(ctx.obj or ()),
+            engine_args=engine_args,
             wire_codec=wire_codec,
             wishes=_wishes(engine, tensor_parallel_size, device, image, memory_gib, cpus),
             invite_port=_port(invite or invite_dir is not None, invite_port, base_port, num_stages or len(range_words)),
@@ -130,6 +153,8 @@ def plan(
             raise ZppError(f"{output} cannot be written: {cause.strerror}", "Choose another -o FILE.") from cause
     invites = _invites(made, invite_hours, invite_dir, force)
     payload = _payload(made, config, output, invites)
+    if chosen is not None:
+        payload["planner"] = chosen.report
     Console(as_json=as_json).result(payload, lambda out: _show(out, made, payload, output))
 
 
@@ -226,6 +251,8 @@ def _show(out: Console, made: PipelinePlan, payload: dict[str, Any], output: Pat
         rows.append((place.stage, place.host, place.layers, human_bytes(place.weight_bytes), cache, ranks, place.bind))
     columns = ("stage", "host", "layers", "weights", "KV of 1024 tokens", "devices", "binds")
     out.table(f"{made.num_layers} layers of {made.model}", columns, rows, right=("stage", *columns[3:5]))
+    if "planner" in payload:
+        show_report(out, payload["planner"])
     for machine in host_commands(made, output or Path("zpp.yaml"), payload["invites"]):
         out.line(f"on {machine.host}:")
         for line in (*map(str, machine.rules), *machine.commands):

@@ -73,7 +73,7 @@ class NoChain:
 
 def best_chain(problem: Problem, effort: Effort = Effort()) -> Solution | NoChain:
     """Find the best chain of a problem."""
-    candidates = _candidates(problem)
+    candidates = possible_periods(problem)
     search = _Search(problem, layer_weights(problem), effort.steps)
     if not candidates:
         return NoChain(True)
@@ -95,7 +95,7 @@ def best_chain(problem: Problem, effort: Effort = Effort()) -> Solution | NoChai
     return _refined(problem, best, candidates[min(refuted, high)], search.weights, effort)
 
 
-def _candidates(problem: Problem) -> list[int]:
+def possible_periods(problem: Problem) -> list[int]:
     """All periods that a chain can have, in order."""
     tables = {id(option.times): option.times for option in problem.options}
     tables |= {id(table): table for table in (problem.hops, problem.returns)}

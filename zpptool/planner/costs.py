@@ -44,16 +44,21 @@ class OperatingPoint:
 
     Attributes:
         sequences: requests that are in progress at once.
-        in_flight: steps that are in progress at once: as many as stages.
+        in_flight: steps that may be in progress at once: as many as stages.
     """
 
     sequences: int
     in_flight: int
 
     @property
-    def batch(self) -> int:
-        """Sequences in one step."""
-        return -(-self.sequences // self.in_flight)
+    def steps(self) -> int:
+        """Steps that are in progress at once; each has at least one request."""
+        return min(self.in_flight, self.sequences)
+
+    @property
+    def batch(self) -> float:
+        """Requests in one step, on average."""
+        return self.sequences / self.steps
 
 
 class StageCosts:
@@ -176,7 +181,7 @@ class StageCosts:
         tokens = self._point.batch + self.prompt_share
         return with_range(self._time_by_speed(speed, size, self._point.batch * cached, tokens), speed.source)
 
-    def _time_by_speed(self, speed: Speed, size: int, cached: int, tokens: float) -> float:
+    def _time_by_speed(self, speed: Speed, size: int, cached: float, tokens: float) -> float:
         """The time of a layer of `size` bytes: that of reading it and the caches, or of the arithmetic."""
         reading = (size + cached) / speed.memory_bytes_per_second
         computing = 2 * tokens * size / self.model.itemsize / speed.flops if speed.flops else 0.0

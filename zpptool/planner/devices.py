@@ -267,6 +267,32 @@ def read_devices(path: Path) -> Inventory:
     return Inventory(devices=devices, profiles=profiles, links=(*more, *devices.links.pairs))
 
 
+def refuse_other_models(inventory: Inventory, digest: str, dtype: str) -> None:
+    """Refuse profiles of another model, or of this one in another dtype.
+
+    Args:
+        inventory: with the profiles.
+        digest, dtype: of the model that is planned; `auto` is the checkpoint's own dtype.
+
+    Raises:
+        ZppError: (INVALID) a profile is of another model; the message names both.
+    """
+    for name, profiles in inventory.profiles.items():
+        for profile in profiles.values():
+            measured = profile.model
+            if measured.digest and measured.digest != digest:
+                raise invalid_error(
+                    f"the profile of kind {name} is of {measured.name} (digest {measured.digest}), and the model to "
+                    f"plan has digest {digest}",
+                    "Profile this model.",
+                )
+            if "auto" not in (dtype, measured.dtype) and dtype != measured.dtype:
+                raise invalid_error(
+                    f"the profile of kind {name} was measured in {measured.dtype}, and {dtype} is planned",
+                    f"Profile it with --dtype {dtype}.",
+                )
+
+
 def _profiles(kind: DeviceKind, folder: Path) -> dict[int, DeviceProfile]:
     files: dict[str, Any] = {**({"1": kind.profile} if kind.profile else {}), **kind.profiles}
     return {int(width): read_profile(folder / name) for width, name in files.items()}

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from zpptool.console import human_bytes
 from zpptool.errors import ZppError
 from zpptool.planner.chain import Effort
 from zpptool.planner.costs import Model
@@ -23,6 +24,8 @@ PRICED_EFFORT = Effort(steps=20_000, reached=4_000)
 """How much is searched for each price."""
 MOST_PRICES = 8
 """How many prices are computed at most; each costs as much as a small plan."""
+LEAST_SHARE = 0.01
+"""What takes less of the period limits nothing."""
 
 
 class Limit(NamedTuple):
@@ -51,7 +54,8 @@ def limits(plan: Planned) -> list[Limit]:
         *((f"stage {number} on {stage.host}", stage.seconds.nominal) for number, stage in enumerate(plan.stages)),
         *((f"the link from {link.origin} to {link.target}", link.busy.nominal) for link in plan.links),
     ]
-    return sorted((Limit(name, time / period) for name, time in named), key=lambda limit: -limit.share)
+    shares = (Limit(name, time / period) for name, time in named)
+    return sorted((limit for limit in shares if limit.share >= LEAST_SHARE), key=lambda limit: -limit.share)
 
 
 def cache_limit(plan: Planned) -> PlannedStage | None:
@@ -82,7 +86,7 @@ def _changes(plan: Planned, inventory: Inventory, model: Model) -> Iterator[tupl
     for stage in sorted(plan.stages, key=lambda stage: -stage.seconds.nominal):
         needed = _next_layer(stage, model) - stage.free
         if needed > 0:
-            yield f"+{needed / (1 << 30):.2g} GiB on {stage.host}", _with_memory(inventory, stage.host, needed)
+            yield f"+{human_bytes(needed)} on {stage.host}", _with_memory(inventory, stage.host, needed)
     host = next(host for host in inventory.devices.hosts if host.name == slowest.host)
     yield f"one more device like {host.name}'s", _with_device(inventory, host)
     yield "links of twice the bandwidth", _with_links(inventory, 2.0)

@@ -101,9 +101,8 @@ class Planned:
     @property
     def token_seconds(self) -> Seconds:
         """The time between two tokens of one answer: that of a step, or of one step for every other one in progress."""
-        steps = min(self.point.in_flight, self.point.sequences)
         both = zip(self.period, self.latency, strict=True)
-        return Seconds(*(max(steps * period, latency) for period, latency in both))
+        return Seconds(*(max(self.point.steps * period, latency) for period, latency in both))
 
     @property
     def tokens_per_second(self) -> Seconds:

@@ -17,10 +17,13 @@ from zpptool.planner.costs import Model, OperatingPoint
 from zpptool.planner.devices import Inventory
 from zpptool.planner.places import NANO, InForce, Places, group_hosts, hosts_of_stages
 from zpptool.planner.planned import Planned, planned
+from zpptool.planner.round import best_round
 from zpptool.planner.tables import Tables, make_tables
 
 ALL_STAGE_COUNTS = 8
 """Up to how many devices every number of stages is tried; of more, ever larger steps."""
+ROUNDING = 1e-6
+"""Times are planned in whole nanoseconds, so a smaller gap is none."""
 LARGE = 20_000
 """From how many possible stages on a problem is large, and fewer numbers of requests are tried."""
 
@@ -42,7 +45,8 @@ class Answer:
     @property
     def gap(self) -> float:
         """By which part the rate might be higher at most; 0 where it is proven to be the highest."""
-        return max(0.0, self.rate_bound / self.best.tokens_per_second.nominal - 1)
+        gap = self.rate_bound / self.best.tokens_per_second.nominal - 1
+        return gap if gap > ROUNDING else 0.0
 
 
 def make_answer(
@@ -80,15 +84,15 @@ def make_answer(
                 continue
             tried.append(point)
             tables = make_tables(inventory, places, model, point, held)
-            solution = best_chain(tables.problem, effort)
-            if isinstance(solution, NoChain):
+            around = best_round(tables.problem, point.steps, effort)
+            if isinstance(around, NoChain):
                 continue
-            if len(solution.chain) < point.in_flight:
-                waiting.append(len(solution.chain))
+            stages = len(around.solution.chain)
+            if stages < point.in_flight:
+                waiting.append(stages)
                 continue
-            found.append(_described(tables, solution, point, held))
-            steps = min(point.in_flight, sequences)
-            bound = max(bound, sequences * NANO / max(1, steps * solution.period_bound))
+            found.append(_described(tables, around.solution, point, held))
+            bound = max(bound, sequences * NANO / max(1, around.bound))
     if not found:
         raise _lacking(inventory, model, places, held, limit)
     return Answer(min(_within_limits(found), key=_rank), bound, tuple(tried))
