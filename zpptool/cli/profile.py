@@ -107,7 +107,7 @@ def profile(
         _profile_links(console, listen, peer, keys, wire_codec, output, respond=respond, insecure=insecure)
         return
     from zpptool.config.engine_flags import check_engine_args
-    from zpptool.config.local_pipeline import tensor_parallel_sizes
+    from zpptool.config.tensor_parallel import tensor_parallel_sizes
     from zpptool.engines.registry import check_engine
     from zpptool.profiling.device import ProfileOptions, profile_device
     from zpptool.profiling.output import refuse_unwritable, write_whole
