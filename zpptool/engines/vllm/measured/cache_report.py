@@ -125,7 +125,7 @@ def _sequence_blocks(config: VllmConfig, spec: KVCacheSpec) -> tuple[SequenceBlo
 
 def _rank_factors(config: VllmConfig, specs: Mapping[str, KVCacheSpec], ranks: Sequence[int]) -> dict[int, int]:
     """The factors of the sizes that are known. Only where all layers have keys and values by heads, or all have latent
-    attention, does the size of a rank's cache follow from that of the whole."""
+    attention, does the size of a rank's cache follow from that of the whole; and only heads that can be divided so are."""
     kinds = {(isinstance(spec, AttentionSpec), isinstance(spec, MLAAttentionSpec)) for spec in specs.values()}
     factors = {1: 1}
     for size in ranks:
@@ -133,7 +133,9 @@ def _rank_factors(config: VllmConfig, specs: Mapping[str, KVCacheSpec], ranks: S
             divided = copy.copy(config)
             divided.parallel_config = copy.copy(config.parallel_config)
             divided.parallel_config.tensor_parallel_size = size
-            factors[size] = heads_factor(specs, *kv_heads(divided))
+            total, of_rank = kv_heads(divided)
+            if total % size == 0 or size % total == 0:
+                factors[size] = heads_factor(specs, total, of_rank)
     return factors
 
 
