@@ -6,6 +6,7 @@ tests/cache_forks.py asks the models.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -20,7 +21,10 @@ from cache_model_names import MEMORY
 from zpptool.partition import LayerRange
 from zpptool.planner.device_profile import CacheCosts
 
-pytestmark = [pytest.mark.vllm]
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
+]
 ROOT = Path(__file__).resolve().parents[2]
 
 FEW = ("LlamaForCausalLM:--kv-cache-dtype,fp8", "DeepseekV3ForCausalLM", "Gemma3ForCausalLM", "FalconH1ForCausalLM")
@@ -36,7 +40,6 @@ MANY = (
 
 def asked(models: list[str], output: Path, guard_s: float) -> dict[str, Any]:
     """What was predicted for each model, and what its pipeline has."""
-    pytest.importorskip("vllm")
     paths = [str(ROOT / "scripts"), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
     log = output.with_suffix(".log")
     with log.open("wb") as out:
