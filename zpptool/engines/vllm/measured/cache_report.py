@@ -125,7 +125,7 @@ def _sequence_blocks(config: VllmConfig, spec: KVCacheSpec) -> tuple[SequenceBlo
 
 def _rank_factors(config: VllmConfig, specs: Mapping[str, KVCacheSpec], ranks: Sequence[int]) -> dict[int, int]:
     """The factors of the sizes that are known. Only where all layers have keys and values by heads, or all have latent
-    attention, does the size of a rank's cache follow from that of the whole, and only if the heads can be divided so."""
+    attention, does the size of a rank's cache follow from that of the whole, and only if the heads divide evenly."""
     kinds = {(isinstance(spec, AttentionSpec), isinstance(spec, MLAAttentionSpec)) for spec in specs.values()}
     factors = {1: 1}
     for size in ranks:
