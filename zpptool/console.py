@@ -214,6 +214,20 @@ class Console:
         else:
             yield from _lines(label, total_bytes)
 
+    @contextmanager
+    def ticker(self) -> Iterator[Callable[[str], None]]:
+        """Show a line on stderr that changes: redrawn on a terminal, now and then printed in a pipe.
+
+        Yields:
+            a function that takes the line as it is now.
+        """
+        if self.quiet:
+            yield lambda _text: None
+        elif sys.stderr.isatty():
+            yield from _redrawn_line()
+        else:
+            yield from _occasional_line()
+
 
 def _draw(columns: Sequence[str], cells: Sequence[Sequence[str]], right: Sequence[str]) -> None:
     """Draw a table on the terminal; long cells are folded."""
@@ -293,6 +307,29 @@ def _lines(label: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
             print(f"{label}: {completed}, {human_bytes(round(rate))}/s, {left:.0f} s left", file=sys.stderr, flush=True)
 
     yield advance
+
+
+def _redrawn_line() -> Iterator[Callable[[str], None]]:
+    import rich.console
+    import rich.status
+    import rich.text
+
+    with rich.status.Status("", console=rich.console.Console(stderr=True)) as status:
+        yield lambda text: status.update(rich.text.Text(plain(text)))
+
+
+def _occasional_line() -> Iterator[Callable[[str], None]]:
+    shown = -PLAIN_PROGRESS_INTERVAL_S
+    last = ""
+
+    def show(text: str) -> None:
+        nonlocal shown, last
+        now = time.monotonic()
+        if now - shown >= PLAIN_PROGRESS_INTERVAL_S and text != last:
+            shown, last = now, text
+            print(plain(text), file=sys.stderr, flush=True)
+
+    yield show
 
 
 def human_bytes(count: int) -> str:

@@ -36,6 +36,7 @@ from zpptool.cli.plan import plan
 from zpptool.cli.plan_ports import plan_ports
 from zpptool.cli.profile import profile
 from zpptool.cli.refusals import asks_for_json, refusal_of
+from zpptool.cli.run_batch import run_batch
 from zpptool.cli.run_stage import run_stage
 from zpptool.cli.serve import serve
 from zpptool.cli.settings import Settings, engine_arguments, install, read_settings, root_value
@@ -160,6 +161,7 @@ app.command("profile", epilog=epilog("profile"))(profile)
 app.command("doctor", epilog=epilog("doctor"))(doctor)
 app.command("run-stage", epilog=epilog("run-stage"))(run_stage)
 app.command("serve", epilog=epilog("serve"))(serve)
+app.command("run-batch", epilog=epilog("run-batch"))(run_batch)
 app.command("status", epilog=epilog("status"))(status)
 app.command("top", epilog=epilog("top"))(top)
 app.command("rollout", epilog=epilog("rollout"))(rollout)
@@ -170,7 +172,7 @@ app.add_typer(keys_app, name="keys")
 app.add_typer(stage_app, name="stage")
 app.add_typer(config_app, name="config")
 
-TAKES_ENGINE_ARGUMENTS = frozenset({"plan", "profile", "run-stage", "serve", "test-pipeline"})
+TAKES_ENGINE_ARGUMENTS = frozenset({"plan", "profile", "run-batch", "run-stage", "serve", "test-pipeline"})
 """The verbs that pass what follows `--` to the engine."""
 
 

@@ -67,6 +67,11 @@ EXAMPLES = {
         "zpptool serve --pipeline-dir stages --replicas 2 -- --max-model-len 4096",
         "zpptool serve --upstream http://10.0.0.1:8000 --upstream http://10.0.0.2:8000 --port 8080",
     ),
+    "run-batch": (
+        "zpptool run-batch MODEL --num-stages 4 -i requests.jsonl -o results.jsonl",
+        "zpptool run-batch --url http://10.0.0.1:8000 -i requests.jsonl.gz -o results.jsonl --ordered",
+        "zpptool run-batch --pipeline-dir stages --invariant -i 'requests-*.jsonl' -o results.jsonl",
+    ),
     "status": (
         "zpptool status",
         "zpptool status --url http://10.0.0.1:8000 --json",
