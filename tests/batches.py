@@ -150,6 +150,11 @@ class AnsweringServer(ToyServer):
         self.most = self._now = 0
         super().__init__(self._respond)
 
+    def close(self) -> None:
+        """Stop the server; a second call does nothing."""
+        if not self._loop.is_closed():
+            super().close()
+
     async def _respond(self, received: ReceivedRequest, writer: asyncio.StreamWriter) -> None:
         if received.path == "/v1/models":
             card = {"id": "toy", "object": "model", "owned_by": "zpptool", "root": "/toy", "max_model_len": 64}

@@ -16,6 +16,7 @@ from typing import Any
 from zpptool.net.connection_limits import ConnectionLimits
 from zpptool.net.http_server import HttpServer
 from zpptool.ring.status import RingStatus
+from zpptool.serve.extension import FrontExtension
 from zpptool.serve.front_access import FrontAccess
 from zpptool.serve.gateway import Gateway, GatewayParts
 from zpptool.serve.load_balancing import BackendState
@@ -177,6 +178,7 @@ def gateway_of(
     access: FrontAccess | None = None,
     connections: ConnectionLimits | None = None,
     buffered_bytes: int = 1 << 30,
+    extension: FrontExtension | None = None,
 ) -> Iterator[RunningGateway]:
     """A gateway before these servers.
 
@@ -193,6 +195,7 @@ def gateway_of(
         access: further access rules; its keys are those of `keys`.
         connections: the limits of connections; None for the defaults.
         buffered_bytes: the limit of the bodies of all requests in progress.
+        extension: what the gateway has beside.
     """
     with HttpServer("127.0.0.1", 0, *(tls or ()), limits=connections or ConnectionLimits()) as server:
         pool = Pool([f"pipeline {number}" for number in range(len(upstreams))], deadline_s)
@@ -214,6 +217,7 @@ def gateway_of(
                 keys=tuple(ApiKey(f"key {number}", key) for number, key in enumerate(keys, 1)),
             ),
             rings=lambda: rings or {},
+            extension=extension,
         )
         server.start(lambda: Gateway(parts).app())
         gateway = RunningGateway(server, pool)

@@ -7,7 +7,7 @@ import asyncio
 import queue
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from zpptool.batch.file_operations import FileOperations
@@ -16,6 +16,7 @@ from zpptool.batch.model_files import pipeline_identity
 from zpptool.batch.own_pipeline import OwnPipeline, own_pipeline
 from zpptool.batch.progress import Progress
 from zpptool.batch.run import Outcome, Prepared, RunSettings, compute, model_identity, prepare
+from zpptool.batch.run_status import RunStatus
 from zpptool.batch.server import BatchServer, open_client
 from zpptool.batch.workplace import Workplace, occupied
 from zpptool.console import Console
@@ -89,10 +90,15 @@ def run_command(command: BatchCommand, console: Console) -> Outcome:
     """
     files = FileOperations()
     with stop_requests() as received, console.ticker() as show, occupied(command.place, restart=command.restart):
-        stops = StopRequests(received, console)
+        stops, status = StopRequests(received, console), RunStatus(command.place.output.name)
+
+        def on_progress(progress: Progress) -> None:
+            status.progress = progress
+            show(progress.shown())
+
         prepared, settings = _prepared(command, files, show)
-        with _pipeline_of(command, console, stops) as (url, check):
-            outcome = asyncio.run(_compute(command, prepared, settings, files, url, stops, check, show))
+        with _pipeline_of(command, console, stops, status) as (url, check):
+            outcome = asyncio.run(_compute(command, prepared, settings, files, url, stops, check, on_progress))
     if not outcome.complete:
         finished = outcome.totals.done + outcome.totals.failed
         raise ZppError(
@@ -144,7 +150,7 @@ async def _identity_at(command: BatchCommand) -> dict[str, str]:
 
 @contextmanager
 def _pipeline_of(
-    command: BatchCommand, console: Console, stops: StopRequests
+    command: BatchCommand, console: Console, stops: StopRequests, status: RunStatus
 ) -> Iterator[tuple[str, Callable[[], None]]]:
     """The URL of the pipeline, and a function that raises when it has ended."""
     if command.pipeline is None:
@@ -152,7 +158,7 @@ def _pipeline_of(
         yield command.url, lambda: None
         return
     with ExitStack() as stack:
-        own: OwnPipeline = stack.enter_context(own_pipeline(command.pipeline, console))
+        own: OwnPipeline = stack.enter_context(own_pipeline(replace(command.pipeline, extension=status), console))
         own.wait_until_ready(lambda: stops.count() > 0)
         yield own.url, own.check
 
@@ -165,11 +171,8 @@ async def _compute(
     url: str,
     stops: StopRequests,
     check: Callable[[], None],
-    show: Callable[[str], None],
+    on_progress: Callable[[Progress], None],
 ) -> Outcome:
-    def on_progress(progress: Progress) -> None:
-        show(progress.shown())
-
     async with open_client(url, command.api_key) as client:
         server = BatchServer(client, command.retry_for_s)
         before = await server.load() if command.invariant else None

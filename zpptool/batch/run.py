@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
@@ -146,7 +147,8 @@ async def compute(
     Raises:
         ZppError: the server answers no more, or a file cannot be written.
     """
-    with closing(Journal(place.journal, place.output, place.errors, files)) as journal:
+    opened = await asyncio.to_thread(Journal, place.journal, place.output, place.errors, files)
+    with closing(opened) as journal:
         began, tokens_before = time.monotonic(), journal.totals.answer_tokens
         meter = ProgressMeter(prepared.header.lines, journal.totals)
         priority = 1 if settings.seek_priority and await _has_priorities(server) else None

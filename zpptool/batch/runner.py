@@ -101,15 +101,16 @@ class Runner:
         Raises:
             ZppError: the server answers no more, or a file cannot be written.
         """
-        watch = None if self._rules.fixed else asyncio.ensure_future(self._watch_load())
+        watch = asyncio.ensure_future(self._watch_load())
         try:
             while await self._step():
-                pass
+                if watch.done():
+                    watch.result()
             return self._windows.exhausted and not self._queue and not self._suspects
         finally:
-            for task in [*self._in_flight, *([watch] if watch else [])]:
+            for task in (*self._in_flight, watch):
                 task.cancel()
-            await asyncio.gather(*self._in_flight, *([watch] if watch else []), return_exceptions=True)
+            await asyncio.gather(*self._in_flight, watch, return_exceptions=True)
             await self._commit_all()
 
     async def _step(self) -> bool:
@@ -201,5 +202,5 @@ class Runner:
         while True:
             await asyncio.sleep(LOAD_S)
             load = await self._server.load()
-            if load is not None:
+            if load is not None and not self._rules.fixed:
                 self._target = next_target(self._target, len(self._in_flight), load, self._rules.limit)

@@ -112,7 +112,7 @@ class BatchServer:
 
     def __init__(self, client: httpx.AsyncClient, retry_for_s: float) -> None:
         self._client = client
-        self._outage = Outage(retry_for_s)
+        self._outage, self._silence = Outage(retry_for_s), Outage(retry_for_s)
         self.url = without_credentials(str(client.base_url))
 
     async def answer(self, path: str, body: Mapping[str, Any]) -> Answer:
@@ -152,11 +152,18 @@ class BatchServer:
             await asyncio.sleep(BACKOFF.delay_s(failures))
 
     async def load(self) -> EngineLoad | None:
-        """What the engine reports about its load; None where it reports none, or does not answer."""
+        """What the engine reports about its load; None where it reports none, or does not answer.
+
+        Raises:
+            ZppError: (STAGE) the server has not answered this for too long. A server that hangs keeps its connections,
+                and nothing else shows that no answer will come.
+        """
         try:
             response = await self._client.get("/metrics", timeout=METRICS_S)
-        except httpx.TransportError:
+        except httpx.TransportError as cause:
+            self._silence.failed(self.url, f"{type(cause).__name__}: {cause}")
             return None
+        self._silence.over()
         return load_in(response.text) if response.status_code == httpx.codes.OK else None
 
     async def models(self) -> list[dict[str, Any]]:

@@ -56,6 +56,7 @@ from zpptool.errors import usage_error
 from zpptool.net.addresses import DEFAULT_HOST
 
 if TYPE_CHECKING:
+    from zpptool.serve.extension import FrontExtension
     from zpptool.serve.named_keys import ApiKey
     from zpptool.serve.remote_address import RemoteAddress
 GIVEN_BY_PLAN = ("num_stages", "ranges", "base_port", "api_port", "engine", "dtype")
@@ -149,6 +150,10 @@ def serve(
             help="Restart a pipeline N times in a row; after another failure, give up.",
         ),
     ] = 5,
+    batch_dir: Annotated[
+        Path | None,
+        typer.Option("--batch-dir", metavar="DIR", help="Offer the Batch API, and keep its files and batches here."),
+    ] = None,
     log_dir: LogDirOption = None,
     start_timeout: StartTimeoutOption = 600.0,
     step_timeout: StepTimeoutOption = 300.0,
@@ -228,8 +233,22 @@ def serve(
         max_restarts=max_restarts,
         log_dir=log_dir,
         spares=standby,
+        extension=_batch_api(batch_dir),
     )
-    run(serving, console)
+    try:
+        run(serving, console)
+    finally:
+        if serving.extension is not None:
+            serving.extension.close()
+
+
+def _batch_api(directory: Path | None) -> FrontExtension | None:
+    """The Batch API that keeps its files in a directory; None for none."""
+    if directory is None:
+        return None
+    from zpptool.batch.api.extension import BatchApi
+
+    return BatchApi(directory)
 
 
 def _api_keys(ctx: typer.Context, given: list[str] | None, file: Path | None, console: Console) -> tuple[ApiKey, ...]:

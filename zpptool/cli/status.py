@@ -168,6 +168,7 @@ def _show_front(out: Console, report: dict[str, Any]) -> None:
         LINK_COLUMNS,
         RIGHT,
         STAGE_COLUMNS,
+        batch_lines,
         link_rows,
         reasons,
         stage_rows,
@@ -177,8 +178,8 @@ def _show_front(out: Console, report: dict[str, Any]) -> None:
     out.table(summary(report), STAGE_COLUMNS, stage_rows(report), right=RIGHT)
     if links := link_rows(report):
         out.table("", LINK_COLUMNS, links, right=RIGHT)
-    for reason in reasons(report):
-        out.line(reason)
+    for line in (*reasons(report), *batch_lines(report)):
+        out.line(line)
 
 
 def _drawn(report: dict[str, Any]) -> Group:
@@ -186,13 +187,21 @@ def _drawn(report: dict[str, Any]) -> Group:
     import rich.console
     import rich.text
 
-    from zpptool.serve.status_view import LINK_COLUMNS, STAGE_COLUMNS, link_rows, reasons, stage_rows, summary
+    from zpptool.serve.status_view import (
+        LINK_COLUMNS,
+        STAGE_COLUMNS,
+        batch_lines,
+        link_rows,
+        reasons,
+        stage_rows,
+        summary,
+    )
 
     return rich.console.Group(
         rich.text.Text(summary(report), style="bold"),
         _table(STAGE_COLUMNS, stage_rows(report)),
         *([_table(LINK_COLUMNS, links)] if (links := link_rows(report)) else []),
-        *(rich.text.Text(line) for line in reasons(report)),
+        *(rich.text.Text(line) for line in (*reasons(report), *batch_lines(report))),
     )
 
 

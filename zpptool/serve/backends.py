@@ -78,6 +78,7 @@ class Backends:
             access=self._settings.access,
             rings=self._rings,
             changes=self._change_sockets,
+            extension=self._settings.extension,
         )
         return Gateway(parts).app()
 

@@ -32,6 +32,7 @@ from zpptool.serve.canonical_path import CanonicalPath
 from zpptool.serve.changes_api import PlannedChanges
 from zpptool.serve.cross_origin import CrossOrigin
 from zpptool.serve.engine_routes import engine_routes
+from zpptool.serve.extension import FrontExtension
 from zpptool.serve.front_access import FrontAccess
 from zpptool.serve.host_guard import HostGuard
 from zpptool.serve.http_errors import method_not_allowed, no_such_route
@@ -67,6 +68,7 @@ class GatewayParts:
         access: who may use the gateway.
         rings: returns the ring statuses that the local heads report, by pipeline name.
         changes: returns the sockets on which the local heads accept planned changes, by pipeline name.
+        extension: what the gateway has beside; None for nothing.
     """
 
     pool: Pool
@@ -77,6 +79,7 @@ class GatewayParts:
     access: FrontAccess
     rings: Callable[[], Mapping[str, RingStatus]]
     changes: Callable[[], Mapping[str, Path]] = dict
+    extension: FrontExtension | None = None
 
 
 class Gateway:
@@ -98,6 +101,7 @@ class Gateway:
         parts = self._parts
         planned = PlannedChanges(parts.changes)
         models = ModelLookup(parts.pool, parts.client, keep_key=parts.limits.keep_key)
+        proxy = Proxy(parts.pool, parts.client, parts.limits, self._metrics)
         return Starlette(
             routes=[
                 Route("/", self.page),
@@ -109,7 +113,8 @@ class Gateway:
                 Route("/pipeline/rollout", planned.rollout, methods=["POST"]),
                 Route("/pipeline/rebalance", planned.rebalance, methods=["POST"]),
                 Route("/v1/models/{model_id:path}", models.model),
-                *engine_routes(Proxy(parts.pool, parts.client, parts.limits, self._metrics)),
+                *(parts.extension.routes(proxy) if parts.extension is not None else ()),
+                *engine_routes(proxy),
             ],
             exception_handlers={HTTPException: _refuse_route},
             middleware=_guards(parts.access),
@@ -161,7 +166,8 @@ class Gateway:
 
     async def _status(self) -> dict[str, Any]:
         described = await asyncio.gather(*(describe() for describe in self._parts.describe))
-        return whole_status(self._pool, self._metrics, described, self._rates.tokens_per_s())
+        batches = self._parts.extension.status() if self._parts.extension is not None else []
+        return {**whole_status(self._pool, self._metrics, described, self._rates.tokens_per_s()), "batches": batches}
 
     async def _scrape(self, url: str) -> str:
         if not url:
@@ -174,7 +180,8 @@ class Gateway:
 
     @asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
-        tasks = [asyncio.ensure_future(watch()) for watch in (*self._parts.watch, self._rates.watch)]
+        extension = [self._parts.extension.watch] if self._parts.extension is not None else []
+        tasks = [asyncio.ensure_future(watch()) for watch in (*self._parts.watch, self._rates.watch, *extension)]
         try:
             yield
         finally:

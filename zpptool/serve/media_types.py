@@ -6,7 +6,7 @@ from __future__ import annotations
 from zpptool.serve.hop_headers import Headers
 from zpptool.serve.http_errors import Refusal, unsupported_media_type
 
-MULTIPART = frozenset({"/v1/audio/transcriptions", "/v1/audio/translations"})
+MULTIPART = frozenset({"/v1/audio/transcriptions", "/v1/audio/translations", "/v1/files"})
 """Paths that take a file as form data."""
 
 

@@ -94,7 +94,10 @@ def status_metrics(status: Mapping[str, Any], pool: Pool) -> bytes:
     for stage in status["stages"]:
         up.add_metric([stage["replica"], str(stage["stage"])], float(stage["pid"] is not None))
     registry = CollectorRegistry()
-    registry.register(_FixedMetrics([ready, restarts, in_flight, waiting, up]))
+    lines = GaugeMetricFamily("zpp:batch_lines", "Lines of the batches that are not over.", labels=["state"])
+    for state in ("total", "done", "failed"):
+        lines.add_metric([state], float(sum(batch[state] for batch in status.get("batches", ()))))
+    registry.register(_FixedMetrics([ready, restarts, in_flight, waiting, up, lines]))
     return generate_latest(registry)
 
 

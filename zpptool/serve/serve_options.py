@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zpptool.net.connection_limits import ConnectionLimits
+from zpptool.serve.extension import FrontExtension
 from zpptool.serve.front_access import FrontAccess
 from zpptool.serve.launch_plan import PipelineLaunchPlan
 from zpptool.serve.proxy import ProxyLimits
@@ -32,6 +33,7 @@ class ServeSettings:
         max_restarts: how many starts in a row may fail after the first.
         log_dir: the directory of the processes' logs; with None they are kept only if something failed.
         spares: how many spare processes each pipeline keeps ready to replace a lost one.
+        extension: what the front has beside its own routes; None for nothing.
     """
 
     launch_plans: tuple[PipelineLaunchPlan, ...]
@@ -48,3 +50,4 @@ class ServeSettings:
     max_restarts: int
     log_dir: Path | None
     spares: int = 0
+    extension: FrontExtension | None = None

@@ -121,6 +121,14 @@ def reasons(status: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def batch_lines(status: Mapping[str, Any]) -> list[str]:
+    """One line a batch that is not over."""
+    return [
+        f"{batch['id']}: {batch['status']}, {batch['done']} of {batch['total']} lines done, {batch['failed']} failed"
+        for batch in status.get("batches", ())  # a front of an earlier version has none
+    ]
+
+
 def _milliseconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f} ms"
 
