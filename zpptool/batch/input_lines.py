@@ -151,7 +151,7 @@ class _Zstd(io.RawIOBase):
         source: the compressed file.
     """
 
-    def __init__(self, source: io.BufferedReader) -> None:
+    def __init__(self, source: io.BufferedIOBase) -> None:
         self._source = source
         self._frame = zstandard.ZstdDecompressor().decompressobj()
         self._is_begun = False

@@ -199,9 +199,9 @@ def _refusing(handler: Handler) -> Handler:
     """A handler whose refusals, and those of the disk, are responses; it gets bodies of its path's media type only."""
 
     async def answer(request: Request) -> Response:
-        refusal = media_type_refusal(request.url.path, request.scope["headers"])
-        if refusal is not None:
-            return refusal.response()
+        wrong_type = media_type_refusal(request.url.path, request.scope["headers"])
+        if wrong_type is not None:
+            return wrong_type.response()
         try:
             return await handler(request)
         except Refusal as refusal:
@@ -260,13 +260,15 @@ def _is_metadata(value: object) -> bool:
     )
 
 
-def _page(request: Request, found: Sequence[FileObject] | Sequence[BatchObject], default: int, most: int) -> Response:
+def _page(request: Request, found: Sequence[FileObject | BatchObject], default: int, most: int) -> Response:
     """A page of a list, from the object after `after` on."""
     query = request.query_params
     limit = query.get("limit", str(default))
     if not limit.isdecimal() or not 1 <= int(limit[:9]) <= most:
         raise bad_request(f"limit: a number from 1 to {most}", "limit")
-    rows = list(found) if query.get("order", "desc") == "desc" else list(reversed(found))
+    rows: list[FileObject | BatchObject] = (
+        list(found) if query.get("order", "desc") == "desc" else list(reversed(found))
+    )
     after = query.get("after")
     if after is not None:
         places = [place for place, row in enumerate(rows) if row.id == after]
