@@ -138,6 +138,8 @@ class AnsweringServer(ToyServer):
         fatal: prompts at which the connection is closed without an answer.
         failing: how many further requests are answered with 500.
         most: the most requests that were in progress at once.
+        room: how many requests it computes at once, by its metrics; None to have no such metrics.
+        has_priorities: whether a request may have a priority.
     """
 
     def __init__(self) -> None:
@@ -148,6 +150,8 @@ class AnsweringServer(ToyServer):
         self.fatal: set[str] = set()
         self.failing = 0
         self.most = self._now = 0
+        self.room: int | None = None
+        self.has_priorities = False
         super().__init__(self._respond)
 
     def close(self) -> None:
@@ -160,7 +164,7 @@ class AnsweringServer(ToyServer):
             card = {"id": "toy", "object": "model", "owned_by": "zpptool", "root": "/toy", "max_model_len": 64}
             return reply(writer, 200, {"object": "list", "data": [card]})
         if received.path == "/metrics":
-            return reply(writer, 200, {})
+            return reply_text(writer, "" if self.room is None else load_metrics(self._now, self.room))
         body = json.loads(received.body)
         prompt = body["prompt"]
         self._now += 1
@@ -171,6 +175,8 @@ class AnsweringServer(ToyServer):
             await asyncio.sleep(self.delay_s)
         finally:
             self._now -= 1
+        if body.get("priority") and not self.has_priorities:
+            return reply(writer, 400, {"error": {"message": "priority: the server has none"}})
         if prompt in self.fatal:
             writer.close()
             return None
@@ -192,6 +198,20 @@ def reply(writer: asyncio.StreamWriter, status: int, body: object) -> None:
     content = json.dumps(body).encode()
     head = f"HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
     writer.write(head.encode() + content)
+
+
+def reply_text(writer: asyncio.StreamWriter, text: str) -> None:
+    """Answer with a text."""
+    writer.write(f"HTTP/1.1 200 OK\r\ncontent-length: {len(text)}\r\n\r\n{text}".encode())
+
+
+def load_metrics(requests: int, room: int) -> str:
+    """The metrics of a vLLM that has so many requests, and computes as many of them as it has room for."""
+    running = min(requests, room)
+    return (
+        f'vllm:num_requests_running{{engine="0"}} {running}\nvllm:num_requests_waiting{{engine="0"}} '
+        f'{requests - running}\nvllm:kv_cache_usage_perc{{engine="0"}} {running / room}\n'
+    )
 
 
 @contextmanager

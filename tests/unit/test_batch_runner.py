@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 from batches import AnsweringServer, FaultyFiles, answering_server, entries, raw_lines, request
+from commands import typed_here
+from conftest import Ran
 
 from zpptool.batch.file_operations import FileOperations
 from zpptool.batch.journal import Journal
@@ -34,6 +36,13 @@ def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
 def answering() -> Iterator[AnsweringServer]:
     with answering_server() as server:
         yield server
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Ran]:
+    """Run `zpptool` in this process, in a directory of its own."""
+    monkeypatch.chdir(tmp_path)
+    return typed_here(monkeypatch, capsys)
 
 
 @dataclass
@@ -234,3 +243,31 @@ def test_the_sorted_output_is_the_same_bytes_for_every_order_and_division(tmp_pa
         outputs.add(b"".join(sorted((folder / "out").read_bytes().splitlines(keepends=True))))
     assert len(outputs) == 1
     assert json.loads(outputs.pop().splitlines()[0])["response"]["body"]["created"] == STARTED
+
+
+@pytest.mark.parametrize(("room", "fewest", "most"), [(1000, 30, 200), (4, 4, 8)])
+def test_as_many_lines_are_in_flight_as_the_engine_admits(
+    place: Place, answering: AnsweringServer, monkeypatch: pytest.MonkeyPatch, room: int, fewest: int, most: int
+) -> None:
+    monkeypatch.setattr("zpptool.batch.runner.LOAD_S", 0.05)
+    answering.room, answering.delay_s = room, 0.2
+    seen: list[int] = []
+
+    def look(runner: Runner, in_flight: int) -> None:
+        seen.append(in_flight)
+        runner.stopping = len(answering.seen) > 100
+
+    place.start([request(n) for n in range(200)], replace(RULES, fixed=False, limit=200), look)
+    steady = seen[len(seen) // 2 : -2]
+    assert max(steady) >= fewest
+    assert min(steady) <= most
+
+
+@pytest.mark.parametrize("has_priorities", [False, True])
+def test_lines_have_a_low_priority_where_the_engine_has_priorities(
+    here: Callable[..., Ran], answering: AnsweringServer, tmp_path: Path, has_priorities: bool
+) -> None:
+    answering.has_priorities = has_priorities
+    (tmp_path / "in.jsonl").write_text(json.dumps(request(1)) + "\n")
+    assert here("run-batch", "--url", answering.url, "-i", "in.jsonl", "-o", "out.jsonl").code == 0
+    assert answering.bodies["prompt 1"].get("priority") == (1 if has_priorities else None)

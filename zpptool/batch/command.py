@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from zpptool.batch.file_operations import FileOperations
+from zpptool.batch.flow import FIRST
 from zpptool.batch.invariance import IN_FLIGHT_A_STAGE, preemption_error, refuse_other_server
 from zpptool.batch.model_files import pipeline_identity
 from zpptool.batch.own_pipeline import OwnPipeline, own_pipeline
 from zpptool.batch.progress import Progress
-from zpptool.batch.run import Outcome, Prepared, RunSettings, compute, model_identity, prepare
+from zpptool.batch.run import Outcome, Prepared, RunSettings, compute, model_identity, outcome_so_far, prepare
 from zpptool.batch.run_status import RunStatus
 from zpptool.batch.server import BatchServer, open_client
 from zpptool.batch.workplace import Workplace, occupied
@@ -89,16 +90,11 @@ def run_command(command: BatchCommand, console: Console) -> Outcome:
             request.
     """
     files = FileOperations()
-    with stop_requests() as received, console.ticker() as show, occupied(command.place, restart=command.restart):
-        stops, status = StopRequests(received, console), RunStatus(command.place.output.name)
-
-        def on_progress(progress: Progress) -> None:
-            status.progress = progress
-            show(progress.shown())
-
+    with console.ticker() as show, occupied(command.place, restart=command.restart):
         prepared, settings = _prepared(command, files, show)
-        with _pipeline_of(command, console, stops, status) as (url, check):
-            outcome = asyncio.run(_compute(command, prepared, settings, files, url, stops, check, on_progress))
+        outcome = outcome_so_far(prepared, command.place, files)
+        if not outcome.complete:
+            outcome = _continued(command, prepared, settings, files, console, show)
     if not outcome.complete:
         finished = outcome.totals.done + outcome.totals.failed
         raise ZppError(
@@ -107,6 +103,27 @@ def run_command(command: BatchCommand, console: Console) -> Outcome:
             ExitCode.INTERRUPTED,
         )
     return outcome
+
+
+def _continued(
+    command: BatchCommand,
+    prepared: Prepared,
+    settings: RunSettings,
+    files: FileOperations,
+    console: Console,
+    show: Callable[[str], None],
+) -> Outcome:
+    """Compute the lines that have no result. From here on, a signal is a request to stop in good order."""
+    status = RunStatus(command.place.output.name)
+
+    def on_progress(progress: Progress) -> None:
+        status.progress = progress
+        show(progress.shown())
+
+    with stop_requests() as received:
+        stops = StopRequests(received, console)
+        with _pipeline_of(command, console, stops, status) as (url, check):
+            return asyncio.run(_compute(command, prepared, settings, files, url, stops, check, on_progress))
 
 
 def _prepared(
@@ -120,8 +137,9 @@ def _prepared(
         "errors file": str(command.place.errors.absolute()),
     }
     limit = command.limit
-    if command.invariant and command.pipeline is not None:
-        limit = min(limit, IN_FLIGHT_A_STAGE * len(command.pipeline.launch_plans[0].specs))
+    if command.invariant:
+        fixed = IN_FLIGHT_A_STAGE * len(command.pipeline.launch_plans[0].specs) if command.pipeline else FIRST
+        limit = min(limit, fixed)
     settings = RunSettings(
         input=command.input,
         identity=identity,

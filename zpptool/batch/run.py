@@ -121,6 +121,22 @@ def prepare(
     return Prepared(header, lines)
 
 
+def outcome_so_far(prepared: Prepared, place: Workplace, files: FileOperations) -> Outcome:
+    """What has come of a run before anything more is computed.
+
+    Args:
+        prepared: the run.
+        place: its files.
+        files: the file operations.
+
+    Raises:
+        ZppError: (INVALID) the output is not what the journal proves; (FAILURE) a file cannot be written.
+    """
+    with closing(Journal(place.journal, place.output, place.errors, files)) as journal:
+        lines = prepared.header.lines
+        return Outcome(journal.done.count == lines, lines, journal.totals, 0.0, 0)
+
+
 async def compute(
     prepared: Prepared,
     settings: RunSettings,
@@ -164,6 +180,7 @@ async def compute(
                 raise StoppedAtOnce
 
         runner = Runner(prepared.lines, journal, server, rules, tick)
+        runner.stopping = stops() > 0
         complete = False
         with suppress(StoppedAtOnce):
             complete = await runner.run()

@@ -79,6 +79,10 @@ class BatchWorker:
             except (ZppError, OSError) as fault:
                 _logger.warning("the batch %s waits: %s", batch.id, fault)
                 await asyncio.sleep(REST_S)
+            except Exception:  # one batch must not end the computation of all others
+                _logger.exception("the batch %s failed by a fault of zpptool", batch.id)
+                error = {"code": "internal_error", "message": "a fault of the server", "line": None, "param": None}
+                self._change(batch, "failed", errors=[error])
             finally:
                 self.progress.pop(batch.id, None)
 
