@@ -28,6 +28,7 @@ OTHER_HELP = {
     ("--output-dir", "keys generate"): "what is written differs",
     ("--output", "profile"): "what is written differs",
     ("--force", "profile"): "what is replaced differs",
+    ("--plan", "run-batch"): "its stages are all on this machine",
     ("--force", "split"): "what is replaced differs",
     ("--force", "plan"): "what is replaced differs",
     ("--force", "deploy"): "what is replaced differs",

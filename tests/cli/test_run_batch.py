@@ -130,7 +130,7 @@ def test_duplicates_and_an_empty_input_are_refused(
         (["MODEL"], "a model and --url are both named"),
         (["--num-stages", "2"], "--num-stages is for a pipeline that is started here"),
         (["--", "--max-model-len", "64"], "engine arguments are for a pipeline that run-batch starts"),
-        (["--errors", "out.jsonl"], "--output and --errors are the same file"),
+        (["--errors", "out.jsonl"], "--output-file and --errors are the same file"),
         (["--default", "temperature"], "is no NAME=VALUE"),
         (["-i", "absent.jsonl"], "absent.jsonl: no such file"),
         (["-o", "absent/out.jsonl"], "absent is no directory"),

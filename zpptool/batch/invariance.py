@@ -73,5 +73,5 @@ def preemption_error(output: str, count: int) -> ZppError:
     """
     return ZppError(
         f"{output}: the KV cache was too small {count} times, so --invariant does not hold for every line",
-        "Give the engine more cache (--kv-cache-memory-bytes) or fewer lines at once (--max-in-flight), and --restart.",
+        "Give the engine more cache or fewer lines at once (--max-in-flight), and --restart.",
     )

@@ -41,7 +41,7 @@ def workplace_of(output: Path, errors: Path | None) -> Workplace:
     beside = output.with_name(output.name.removesuffix(".jsonl") + ERRORS_SUFFIX)
     place = Workplace(output, errors or beside, journal_directory(output))
     if place.errors.absolute() == output.absolute():
-        raise usage_error("--output and --errors are the same file", "Name two.")
+        raise usage_error("--output-file and --errors are the same file", "Name two.")
     for path in (place.output, place.errors):
         if not path.absolute().parent.is_dir():
             raise usage_error(f"{path.parent} is no directory, so {path.name} cannot be written there")
@@ -68,7 +68,7 @@ def occupied(place: Workplace, *, restart: bool) -> Iterator[None]:
             yield
     except Held as cause:
         raise ZppError(
-            f"another run-batch is writing {place.output}", "Wait for it, or name another --output."
+            f"another run-batch is writing {place.output}", "Wait for it, or name another --output-file."
         ) from cause
     except OSError as cause:
         raise write_error(Path(cause.filename or place.journal), cause) from cause

@@ -103,6 +103,9 @@ TotalLayersOption = Annotated[
 _plan = typer.Option("--plan", metavar="FILE", help="The plan that zpptool plan wrote.", show_default=False)
 PlanOption = Annotated[Path | None, _plan]
 RequiredPlanOption = Annotated[Path, _plan]
+LocalPlanOption = Annotated[
+    Path | None, typer.Option("--plan", metavar="FILE", help="A plan of which every stage is on this machine.")
+]
 _rewritten_plan = typer.Option(
     "--plan", metavar="FILE", help="The plan that the stages were started from; it is rewritten."
 )

@@ -17,6 +17,7 @@ from zpptool.cli.options import (
     EngineOption,
     GpuIdsOption,
     JsonOption,
+    LocalPlanOption,
     LogDirOption,
     ModelOption,
     NumStagesOption,
@@ -64,10 +65,10 @@ def run_batch(
         typer.Argument(metavar="MODEL", help="A full checkpoint: its path, or org/name; or stages that split wrote."),
     ] = None,
     input_file: Annotated[
-        str, typer.Option("--input", "--input-file", "-i", metavar="IN", help="A file, a pattern, - or a URL.")
+        str, typer.Option("--input-file", "-i", metavar="IN", help="A file, a pattern, - or a URL.")
     ] = "",
     output_file: Annotated[
-        Path | None, typer.Option("--output", "--output-file", "-o", metavar="OUT", help="Where results go.")
+        Path | None, typer.Option("--output-file", "-o", metavar="OUT", help="Where results go.")
     ] = None,
     errors_file: Annotated[
         Path | None,
@@ -76,9 +77,7 @@ def run_batch(
     url: UrlOption = None,
     api_key: ApiKeyOption = None,
     pipeline_dir: PipelineDirOption = None,
-    plan_file: Annotated[
-        Path | None, typer.Option("--plan", metavar="FILE", help="A plan of which every stage is on this machine.")
-    ] = None,
+    plan_file: LocalPlanOption = None,
     model: ModelOption = None,
     revision: RevisionOption = None,
     token: TokenOption = None,

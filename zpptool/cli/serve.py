@@ -31,6 +31,7 @@ from zpptool.cli.options import (
     GpuIdsOption,
     LocalApiPortOption,
     LocalBasePortOption,
+    LocalPlanOption,
     LogDirOption,
     ModelOption,
     NumStagesOption,
@@ -70,9 +71,7 @@ def serve(
         typer.Argument(metavar="MODEL", help="A full checkpoint: its path, or org/name; or stages that split wrote."),
     ] = None,
     pipeline_dir: PipelineDirOption = None,
-    plan_file: Annotated[
-        Path | None, typer.Option("--plan", metavar="FILE", help="A plan of which every stage is on this machine.")
-    ] = None,
+    plan_file: LocalPlanOption = None,
     model: ModelOption = None,
     revision: RevisionOption = None,
     token: TokenOption = None,
