@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What identifies a pipeline that a batch starts itself: its model, its plan, and how it computes."""
+"""What identifies a pipeline that a batch starts itself: its model, its plan, and how it computes.
+
+The size of the KV cache is left out: it follows from the memory that is free at a start, and changes no answer.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from blake3 import blake3
 
+from zpptool.config.engine_arguments import has_option
+from zpptool.config.gpu_sharing import KV_BYTES
 from zpptool.config.stage_spec import StageSpec
 
 _READ_WHOLE = (".json", ".jinja", ".model", ".txt")
@@ -22,15 +28,27 @@ def pipeline_identity(specs: tuple[StageSpec, ...]) -> dict[str, str]:
     first = specs[0]
     directories = sorted({spec.model for spec in specs})
     return {
-        "model": first.served_name or first.model,
+        "model": first.served_name or str(Path(first.model).resolve()),
         "revision": first.source,
         "model files": files_digest([Path(directory) for directory in directories]),
         "plan": " ".join(f"{start}-{end}" for start, end in first.partition),
         "engine": str(first.engine),
         "dtype": first.dtype,
         "device": first.runtime.device,
-        "engine arguments": " ".join(first.engine_args),
+        "engine arguments": " ".join(without_cache_size(first.engine_args)),
     }
+
+
+def without_cache_size(arguments: Sequence[str]) -> list[str]:
+    """Engine arguments without the option that sets the size of the KV cache, and without its value."""
+    kept: list[str] = []
+    is_value = False
+    for argument in arguments:
+        if is_value or has_option([argument], KV_BYTES):
+            is_value = not is_value and "=" not in argument
+        else:
+            kept.append(argument)
+    return kept
 
 
 def files_digest(directories: list[Path]) -> str:

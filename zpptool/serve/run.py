@@ -168,8 +168,8 @@ class ServeApp:
         if at_once:
             _logger.info("ending at once")
         else:
-            in_flight = self._backends.in_flight
-            _logger.info("stopping, %d requests under way; Ctrl-C again ends at once", in_flight)
+            again = "; Ctrl-C again ends at once" if self._settings.drain_timeout_s else ""
+            _logger.info("stopping, %d requests under way%s", self._backends.in_flight, again)
         for supervisor in self._supervisors:
             supervisor.stop()
 
