@@ -16,7 +16,7 @@ from zpptool.batch.file_operations import FileOperations
 from zpptool.batch.identity import refuse_other
 from zpptool.batch.input_files import BatchInput, files_of, is_spooled, shown_input, spooled
 from zpptool.batch.input_lines import InputLines
-from zpptool.batch.journal import FORMAT, Header, Journal, Totals, read_header, write_header
+from zpptool.batch.journal import FORMAT, INPUT_NAME, Header, Journal, Totals, read_header, write_header
 from zpptool.batch.progress import Progress, ProgressMeter
 from zpptool.batch.runner import Runner, RunRules
 from zpptool.batch.server import BatchServer
@@ -104,15 +104,19 @@ def prepare(
             (FAILURE) a file cannot be read or written.
     """
     header = read_header(place.journal)
+    source = shown_input(settings.input) if is_spooled(settings.input) else ""
+    identity = {**settings.identity, "input source": source}
     if header is not None:
-        refuse_other(str(place.output), {**header.identity, "input": ""}, {**settings.identity, "input": ""})
+        refuse_other(str(place.output), {**header.identity, "input": ""}, {**identity, "input": ""})
+    else:  # a copy that there is belongs to a run that was never begun
+        (place.journal / INPUT_NAME).unlink(missing_ok=True)
     found = _input(settings.input, place, files, stdin)
     lines = InputLines(found.paths, found.names)
     facts = lines.check(place.journal, lambda count: show(f"reading the input: {count} lines"))
     if facts.lines == 0:
         raise invalid_error(f"{shown_input(settings.input)} has no lines", "Name an input with a request a line.")
     described = f"{facts.lines} lines, digest {facts.digest[:16]}"
-    identity = {**settings.identity, "input": described}
+    identity = {**identity, "input": described}
     if header is not None:
         refuse_other(str(place.output), header.identity, identity)
         return Prepared(header, lines)
