@@ -14,13 +14,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from batch_forks import Forks, forks
 from batches import AnsweringServer, answering_server, entries, request, write_input
 from commands import typed_here
 from conftest import Ran
 
 from zpptool.batch.workplace import occupied, workplace_of
 
-KILLS = 4
+LINES = 400
+MANY_KILLS = int(os.environ.get("ZPP_BATCH_KILLS", "600"))
 PROBE = "a"
 """The prompt by which a run finds out whether the engine has priorities."""
 
@@ -178,29 +180,56 @@ def test_ctrl_c_ends_in_good_order_and_says_how_to_go_on(answering: AnsweringSer
     assert safe == len([prompt for prompt in answering.seen if prompt != PROBE])
 
 
+def killed_runs(folder: Path, server: AnsweringServer, starts: Forks, kills: int, chance: random.Random) -> int:
+    """Kill runners at random moments, at most so many; run to the end; return how many were killed before theirs."""
+    folder.mkdir()
+    write_input(folder / "in.jsonl", LINES)
+    command = ["run-batch", "--url", server.url, "-i", folder / "in.jsonl", "-o", folder / "out.jsonl", "--quiet"]
+    server.delay_s = 0.15
+    killed = 0
+    for _ in range(kills):
+        if starts.run(chance.uniform(0.05, 1.2), *command) == 0:
+            break
+        killed += 1
+    server.delay_s = 0.0
+    assert starts.run(120, *command) == 0
+    found = entries(folder / "out.jsonl")
+    assert sorted(entry["custom_id"] for entry in found) == sorted(f"request-{n}" for n in range(LINES))
+    assert entries(folder / "out.errors.jsonl") == []
+    assert len({entry["id"] for entry in found}) == LINES
+    assert len({entry["response"]["body"]["created"] for entry in found}) == 1
+    return killed
+
+
+def answers(folder: Path) -> list[str]:
+    """The sorted answers of a run, without what follows from the moment of its first start."""
+    return sorted(entry["response"]["body"]["choices"][0]["text"] for entry in entries(folder / "out.jsonl"))
+
+
 @pytest.mark.timeout(240)
 def test_a_runner_that_is_killed_again_and_again_has_every_result_once(
     answering: AnsweringServer, tmp_path: Path
 ) -> None:
-    write_input(tmp_path / "in.jsonl", 400)
-    answering.delay_s, chance = 0.15, random.Random(1)
-    kills = 0
-    for _ in range(KILLS):
-        before = len(answering.seen)
-        run = start(tmp_path, answering)
-        until(lambda before=before, run=run: len(answering.seen) > before + 5 or run.poll() is not None)
-        time.sleep(chance.uniform(0, 0.9))
-        run.kill()
-        kills += run.wait() == -signal.SIGKILL
-    assert kills == KILLS
-    answering.delay_s = 0.0
-    assert start(tmp_path, answering).wait(120) == 0
-    found = entries(tmp_path / "out.jsonl")
-    assert sorted(entry["custom_id"] for entry in found) == sorted(f"request-{n}" for n in range(400))
-    assert entries(tmp_path / "out.errors.jsonl") == []
-    ids = {entry["id"] for entry in found}
-    assert len(ids) == 400
-    assert len({entry["response"]["body"]["created"] for entry in found}) == 1
+    with forks(tmp_path / "log") as starts:
+        assert killed_runs(tmp_path / "killed", answering, starts, 6, random.Random(1)) >= 3
+        assert killed_runs(tmp_path / "quiet", answering, starts, 0, random.Random(1)) == 0
+    assert answers(tmp_path / "killed") == answers(tmp_path / "quiet")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(2 * 3600)
+def test_a_runner_that_is_killed_600_times_has_every_result_once(
+    answering: AnsweringServer, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    chance, killed, runs = random.Random(2), 0, 0
+    with forks(tmp_path / "log") as starts:
+        killed_runs(tmp_path / "quiet", answering, starts, 0, chance)
+        while killed < MANY_KILLS:
+            killed += killed_runs(tmp_path / str(runs), answering, starts, MANY_KILLS - killed, chance)
+            assert answers(tmp_path / str(runs)) == answers(tmp_path / "quiet")
+            runs += 1
+            print(f"{killed} kills in {runs} runs", file=sys.stderr, flush=True)
+    record_property("kills of the runner", killed)
 
 
 def test_standard_input_is_a_batch_too(answering: AnsweringServer, tmp_path: Path) -> None:
