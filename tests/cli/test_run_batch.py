@@ -48,7 +48,7 @@ def test_a_batch_is_computed_and_summarised(
     here: Callable[..., Ran], answering: AnsweringServer, tmp_path: Path
 ) -> None:
     write_input(tmp_path / "in.jsonl", 30)
-    ran = here(*words(answering, "--json"))
+    ran = here(*words(answering, "--json", "--url", f"{answering.url}/v1/"))
     assert ran.code == 0, ran.err
     assert {**ran.json, "seconds": 0, "schema_version": 0} == {
         "schema_version": 0, "done": 30, "failed": 0, "total": 30, "prompt_tokens": 90, "completion_tokens": 120,
@@ -135,6 +135,8 @@ def test_duplicates_and_an_empty_input_are_refused(
         (["--errors", "out.jsonl"], "--output-file and --errors are the same file"),
         (["--default", "temperature"], "is no NAME=VALUE"),
         (["-i", "absent.jsonl"], "absent.jsonl: no such file"),
+        (["--url", "10.0.0.1:8000"], "--url 10.0.0.1:8000 is no URL of a server"),
+        (["--url", "http://user:secret@"], "--url http://***@ is no URL of a server"),
         (["-o", "absent/out.jsonl"], "absent is no directory"),
     ],
 )

@@ -22,6 +22,7 @@ from zpptool.batch.server import BatchServer, open_client
 from zpptool.batch.workplace import Workplace, occupied
 from zpptool.console import Console
 from zpptool.errors import ExitCode, ZppError
+from zpptool.net.addresses import without_credentials
 from zpptool.process.signals import stop_requests
 from zpptool.serve.serve_options import ServeSettings
 
@@ -130,6 +131,8 @@ def _prepared(
     command: BatchCommand, files: FileOperations, show: Callable[[str], None]
 ) -> tuple[Prepared, RunSettings]:
     """Read the input, and begin the run or check that it is continued with the same."""
+    if command.url is not None:
+        show(f"asking {without_credentials(command.url)} for its model")
     identity = {
         **(asyncio.run(_identity_at(command)) if command.pipeline is None else _own_identity(command.pipeline)),
         "--default": " ".join(f"{name}={value!r}" for name, value in sorted(command.defaults.items())),

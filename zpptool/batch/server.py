@@ -14,13 +14,14 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import msgspec
 
 from zpptool.batch.flow import EngineLoad, load_in
 from zpptool.batch.result_line import Answer
-from zpptool.errors import ZppError, stage_error
+from zpptool.errors import ZppError, stage_error, usage_error
 from zpptool.net.addresses import without_credentials
 from zpptool.supervisor.backoff import Backoff
 
@@ -82,6 +83,22 @@ class Outage:
                 f"{url} has answered no request for {self.limit_s:g} s: {reason}",
                 "When it answers again, run the same command: it continues.",
             )
+
+
+def server_url(text: str) -> str:
+    """The base URL of a server, without the `/v1` that OpenAI's clients have in it.
+
+    Raises:
+        ZppError: (USAGE) it is no URL of HTTP.
+    """
+    try:
+        parts = urlsplit(text)
+        is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_valid = False
+    if not is_valid or parts.query or parts.fragment:
+        raise usage_error(f"--url {without_credentials(text)} is no URL of a server", "For example http://host:8000.")
+    return text.rstrip("/").removesuffix("/v1")
 
 
 def open_client(url: str, api_key: str | None, transport: httpx.AsyncBaseTransport | None = None) -> httpx.AsyncClient:

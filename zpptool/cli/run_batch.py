@@ -129,6 +129,7 @@ def run_batch(
     """
     from zpptool.batch.command import BatchCommand, run_command
     from zpptool.batch.run import parse_defaults
+    from zpptool.batch.server import server_url
     from zpptool.batch.workplace import workplace_of
 
     console = Console(as_json=as_json, quiet=quiet)
@@ -158,7 +159,7 @@ def run_batch(
         invariant=invariant,
         restart=restart,
         retry_for_s=retry_for,
-        url=url,
+        url=server_url(url) if url is not None else None,
         api_key=api_key,
         pipeline=_pipeline(ctx, console) if named else None,
     )
