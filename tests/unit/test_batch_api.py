@@ -120,6 +120,17 @@ def test_a_batch_is_cancelled_and_keeps_its_results(client: openai.OpenAI, answe
         client.batches.cancel(batch_id)
 
 
+def test_a_batch_that_waits_for_another_is_cancelled_at_once(client: openai.OpenAI, answering: AnsweringServer) -> None:
+    answering.delay_s = 1.0
+    first, second = (create(client, upload(client, *(request(n) for n in range(100)))) for _ in range(2))
+    until(client, first, "in_progress")
+    assert client.batches.cancel(second).status == "cancelled"
+    client.batches.cancel(first)
+    until(client, first, "cancelled")
+    until(client, create(client, upload(client, request(1))), "completed")
+    assert client.batches.retrieve(second).request_counts.total == 0  # type: ignore[union-attr]
+
+
 def test_batches_are_computed_in_their_order_and_listed(client: openai.OpenAI) -> None:
     ids = [create(client, upload(client, request(n))) for n in range(3)]
     for batch_id in ids:

@@ -175,8 +175,11 @@ class BatchRoutes:
         now = int(self._now())
 
         def cancelling(current: BatchObject) -> BatchObject:
-            is_running = current.status in ("validating", "in_progress")
-            return with_status(current, "cancelling", now) if is_running else current
+            if current.status not in ("validating", "in_progress"):
+                return current
+            is_waiting = current.status == "validating" and self._worker.current != current.id
+            stopped = with_status(current, "cancelling", now)
+            return with_status(stopped, "cancelled", now) if is_waiting else stopped
 
         return JSONResponse((await asyncio.to_thread(self._store.change_batch, batch.id, cancelling)).shown())
 

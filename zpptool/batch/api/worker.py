@@ -41,6 +41,10 @@ _logger = logging.getLogger(__name__)
 class BatchWorker:
     """The one worker of a front.
 
+    Attributes:
+        progress: how far the batch that is being computed has come, by its id.
+        current: the id of that batch; None for none.
+
     Args:
         store: of files and batches.
         server: the pipelines.
@@ -58,6 +62,7 @@ class BatchWorker:
         self._store, self._server, self._files, self._now = store, server, files, now
         self._wake = asyncio.Event()
         self.progress: dict[str, Progress] = {}
+        self.current: str | None = None
 
     def wake(self) -> None:
         """There is a new batch."""
@@ -74,6 +79,7 @@ class BatchWorker:
                     await asyncio.wait_for(self._wake.wait(), EXPIRE_EVERY_S)
                 continue
             batch = waiting[-1]
+            self.current = batch.id
             try:
                 await self._run(batch)
             except (ZppError, OSError) as fault:
@@ -85,6 +91,7 @@ class BatchWorker:
                 self._change(batch, "failed", errors=[error])
             finally:
                 self.progress.pop(batch.id, None)
+                self.current = None
 
     async def _run(self, batch: BatchObject) -> None:
         """Compute one batch, or what of it is left.
@@ -103,11 +110,12 @@ class BatchWorker:
             error = {"code": "invalid_input", "message": fault.message, "line": None, "param": None}
             self._change(batch, "failed", errors=[error])
             return
-        if batch.status == "validating":
-            self._store.change_batch(
-                batch.id,
-                lambda now: now if now.status == "cancelling" else self._in_progress(now, prepared.header.lines),
-            )
+        lines = prepared.header.lines
+        batch = self._store.change_batch(
+            batch.id, lambda now: self._in_progress(now, lines) if now.status == "validating" else now
+        )
+        if not batch.is_open:
+            return
 
         def on_progress(progress: Progress) -> None:
             self.progress[batch.id] = progress
