@@ -81,7 +81,7 @@ class BatchStore:
         return found if found is not None and found.owner == owner else None
 
     def batch(self, batch_id: str, owner: str | None = None) -> BatchObject | None:
-        """An owner's batch, or with None anybody's; None if there is none with that id."""
+        """The batch with that id of an owner, or with None of any owner; None if there is none."""
         found = self._batches.get(batch_id)
         return found if found is not None and owner in (None, found.owner) else None
 
@@ -91,7 +91,7 @@ class BatchStore:
             return _newest_first([each for each in self._files.values() if each.owner == owner])
 
     def batches_of(self, owner: str | None) -> list[BatchObject]:
-        """An owner's batches, or with None everybody's, the newest first."""
+        """The batches of an owner, or with None of all owners, the newest first."""
         with self._lock:
             return _newest_first([each for each in self._batches.values() if owner in (None, each.owner)])
 
@@ -184,7 +184,7 @@ class BatchStore:
 
 
 def _read(directory: Path, kind: type[Stored]) -> dict[str, Stored]:
-    """The objects in a directory; one that is not whole was never promised to anybody, and is left out."""
+    """The objects in a directory; one that is not whole was never confirmed to a client, and is left out."""
     found = {}
     for path in directory.iterdir():
         try:
