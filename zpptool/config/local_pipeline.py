@@ -47,6 +47,8 @@ def dynamic_partition(model: Path, num_stages: int | None, ranges: Sequence[str]
     Raises:
         ZppError: (USAGE) neither ranges nor a number of stages is given; (INVALID) they do not fit the model.
     """
+    if not model.is_dir():
+        raise invalid_error(f"{model} is not a directory", "Give a checkpoint, or --pipeline-dir with split stages.")
     if num_stages is None and not ranges:
         raise usage_error("into how many stages?", "Give --num-stages N or --ranges START-END ...")
     return resolve_partition(count_layers(model), num_stages, list(ranges) or None)

@@ -9,6 +9,7 @@ the actual ones in the roll call.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,16 @@ def resolve_place(
 
 
 def which_stage(stage: int | None, model: str) -> int:
-    """The index of a stage of a full checkpoint; raises ZppError (USAGE) if it is not given."""
+    """The index of a stage of a full checkpoint; raises ZppError (USAGE) if it is not given.
+
+    `stages/stage_3` may be the path of a stage or the name of a model on the Hub; where nothing has that path, both
+    are said.
+    """
+    if stage is None and not os.path.exists(model):
+        raise usage_error(
+            f"{model} is not a directory, and for a model of that name on the Hub the stage is not given",
+            "Give a stage directory that exists, or --stage-idx.",
+        )
     if stage is None:
         raise usage_error(f"{model} is a full checkpoint: which stage is this to be?", "Give --stage-idx.")
     return stage
@@ -216,7 +226,10 @@ def _refuse_contradictions(
     ]
     for what, given, actual in facts:
         if given is not None and given != actual:
-            raise invalid_error(f"the {what} is given as {given}, but {place.directory} has {actual}")
+            raise invalid_error(
+                f"the {what} is given as {given}, but {place.directory} has {actual}",
+                "Leave it out: a stage directory holds it. For another partition, split the model again.",
+            )
 
 
 def _as_text(ranges: Sequence[LayerRange]) -> str:

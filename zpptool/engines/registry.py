@@ -25,7 +25,7 @@ def check_engine(engine: Engine) -> None:
         instead = f"Use --engine {other}, which is installed, or: " if other else ""
         raise usage_error(
             f"the engine {engine} needs {modules.requires}, which is not installed",
-            f"{instead}pip install 'zpptool[{modules.extra}]'",
+            f"{instead}{modules.install}",
         )
     if engine is Engine.VLLM:
         check_runner_choice(os.environ)

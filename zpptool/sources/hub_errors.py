@@ -59,6 +59,6 @@ def _zpp_error_for(model: HubId, token: str | None, cause: Exception) -> ZppErro
         first = str(cause).strip().splitlines() or [type(cause).__name__]
         return ZppError(
             f"{model.repo} is not a local directory, and fetching it from the Hub failed: {first[0]}",
-            "name a local directory, or run the same command again to resume",
+            "name a local directory, or run the same command again: what was fetched before is kept",
         )
     return None
