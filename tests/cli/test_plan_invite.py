@@ -34,7 +34,8 @@ def test_one_token_a_stage_is_printed_with_its_command(model: Path, zpptool: Run
     assert {invite.source for invite in invites} == {made["model"]}
     assert made["hosts"][1]["commands"] == [f"zpptool run-stage --invite {made['invites'][1]}"]
     assert [rule["peer"] for rule in made["hosts"][0]["open"] if rule["port"] == 15555] == ["b", "c"]
-    shown = zpptool("plan", model, "--num-stages", 2, "--hosts", "a,b", "--invite").out
+    token = {"ZPP_INVITE": made["invites"][1]}  # of a shell in which a stage was started
+    shown = zpptool("plan", model, "--num-stages", 2, "--hosts", "a,b", "--invite", env=token).out
     assert shown.count("zpptool run-stage --invite zpp1-") == 2
     assert max(map(len, shown.splitlines())) > 400, "a token is one word, unwrapped"
 

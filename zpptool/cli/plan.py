@@ -70,7 +70,13 @@ def plan(
         str | None, typer.Option("--cpus", metavar="N", help="Processors of a deployed stage, or one a stage.")
     ] = None,
     invite: Annotated[
-        bool, typer.Option("--invite", help="Print one token a stage, with which it joins: run-stage --invite.")
+        bool,
+        typer.Option(
+            "--invite",
+            envvar="ZPP_PLAN_INVITE",  # ZPP_INVITE is a token, for run-stage
+            show_envvar=False,
+            help="Print one token a stage, with which it joins: run-stage --invite.",
+        ),
     ] = False,
     invite_dir: Annotated[
         Path | None,
