@@ -290,7 +290,7 @@ def _join(ctx: typer.Context, invite: str, console: Console) -> Joined:
     given = [
         item.opts[0]
         for item in ctx.command.params
-        if item.name in GIVEN_BY_INVITE and ctx.params[item.name] not in (None, False)
+        if item.name in GIVEN_BY_INVITE and ctx.params[item.name] is not None and ctx.params[item.name] is not False
     ]
     if given:
         raise usage_error(f"the invite gives these already: leave out {', '.join(given)}", "Or leave out --invite.")
