@@ -21,7 +21,8 @@ from zpptool.sources.ranges import RangeFetcher
 from zpptool.sources.source import RemoteSource
 from zpptool.sources.store import KnownModel, recall, remember, store_directory
 
-_COMMIT = re.compile("[0-9a-f]{40}")
+_COMMIT = re.compile("[0-9a-f]{7,40}")
+"""A commit, or its beginning, as git abbreviates it."""
 
 
 @dataclass(frozen=True)
