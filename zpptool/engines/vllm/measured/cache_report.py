@@ -146,13 +146,16 @@ def _check(
     made: CacheLayout,
     num_layers: int,
 ) -> None:
-    """Compare with vLLM's own layout of even partitions."""
+    """Compare with vLLM's own layout of even partitions. vLLM 0.32 does not lay out a stage without a cached layer (it
+    divides by the bytes of its blocks), so such a partition is left out."""
     for stages in range(1, min(num_layers, 4) + 1):
         partition = even_partition(num_layers, stages)
         own = [
             {name: spec for name, spec in specs.items() if owned.start <= layer_of[name] < owned.end}
             for owned in partition
         ]
+        if not all(own):
+            continue
         real = [cache_bytes(one) // one.num_blocks for one in kv_cache.kv_cache_configs(config, own, _BLOCKS)]
         ours = [made.block_bytes(own) for own in partition]
         if real != ours:
