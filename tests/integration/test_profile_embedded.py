@@ -94,6 +94,7 @@ def test_what_cannot_be_measured_is_refused(zpptool: Callable, tiny_model: Calla
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["MODEL", "--links"], "links are measured without a model"),
         (["--links"], "needs --listen and --peer"),
         (["--links", "--engine", "vllm"], "does not apply with --links"),
         (["MODEL", "--respond"], "applies with --links only"),

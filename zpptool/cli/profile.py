@@ -103,6 +103,8 @@ def profile(
     if misplaced:
         flag = misplaced[0].replace("_", "-")
         raise usage_error(f"--{flag} {'does not apply' if links else 'applies'} with --links{'' if links else ' only'}")
+    if links and (model or arguments):
+        raise usage_error("links are measured without a model", "Leave MODEL out, or --links.")
     if links:
         _profile_links(console, listen, peer, keys, wire_codec, output, respond=respond, insecure=insecure)
         return

@@ -107,7 +107,7 @@ def profile_device(options: ProfileOptions, report: Callable[[str], None]) -> De
         model=ProfiledModel(name=options.name, digest=index_digest(index), dtype=options.dtype),
         workspace=workspace,
         load=load,
-        cache=cache,
+        cache=msgspec.structs.replace(cache, at=at),
         at=now(),
     )
 
@@ -137,13 +137,13 @@ def _cache(
 ) -> CacheCosts:
     """What the engine says of its cache: vLLM for the whole model, the embedded engine part by part."""
     if options.engine is Engine.VLLM:
-        costs = _cache_of([len(plan.parts)], plan, processes)
         ranks = options.tensor_parallel_size
+        costs = _cache_of([len(plan.parts)], plan, processes, ranks)
         if costs.layout is None or ranks == 1 or ranks in costs.layout.rank_factors:
             return costs
         report(f"starting {ranks} ranks, whose cache does not follow from that of the whole")
         numbers = processes.start(whole_spec(options, len(plan.types), ranks), f"the cache on {ranks} devices")
-        of_ranks = _cache_of(numbers, plan, processes).layout
+        of_ranks = _cache_of(numbers, plan, processes, ranks).layout
         assert of_ranks is not None
         layout = msgspec.structs.replace(costs.layout, of_ranks={ranks: of_ranks})
         return msgspec.structs.replace(costs, layout=layout)
@@ -151,11 +151,12 @@ def _cache(
     return merged_costs([answer.costs for answer in processes.all_asked(questions, CacheReport)])
 
 
-def _cache_of(numbers: Sequence[int], plan: PartsPlan, processes: MeasuringProcesses) -> CacheCosts:
-    """What the ranks of the whole model say of their cache; all say the same."""
+def _cache_of(numbers: Sequence[int], plan: PartsPlan, processes: MeasuringProcesses, wanted: int) -> CacheCosts:
+    """What the ranks of the whole model say of their cache, and of that of `wanted` ranks; all say the same."""
     for number in numbers:
         processes.limits(number)
-    answers = processes.all_asked([(number, Cache(plan.types, RANKS)) for number in numbers], CacheReport)
+    question = Cache(plan.types, tuple(sorted({*RANKS, wanted})))
+    answers = processes.all_asked([(number, question) for number in numbers], CacheReport)
     processes.end(numbers)
     return answers[0].costs
 
