@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zpptool.errors import ZppError
+from zpptool.errors import ExitCode, ZppError
 from zpptool.partition import LayerRange, even_partition
 from zpptool.planner.cache_layout import CachedLayer, CacheGroup, CacheLayout, SequenceBlocks
 
@@ -36,6 +36,21 @@ def test_a_rank_with_half_of_the_heads_has_twice_the_blocks() -> None:
 def test_a_number_of_ranks_that_was_not_asked_for_is_refused() -> None:
     with pytest.raises(ZppError, match=r"on 4 devices is not known \(sizes that are: 1, 2\)"):
         PLAIN.blocks((LayerRange(0, 4),), [1000], [4])
+
+
+def test_a_stage_without_a_cache_is_refused() -> None:
+    layout = CacheLayout(groups=(group(range(2), 100),))
+    with pytest.raises(ZppError, match="stage 1 with layers 2-4 has no layer with a cache") as refused:
+        layout.blocks((LayerRange(0, 2), LayerRange(2, 4)), [1000, 1000])
+    assert refused.value.exit_code is ExitCode.INVALID
+
+
+def test_ranks_that_do_not_follow_from_the_whole_have_a_layout_of_their_own() -> None:
+    layout = CacheLayout(groups=(group(range(2), 100),), of_ranks={2: CacheLayout(groups=(group(range(2), 80),))})
+    partition = (LayerRange(0, 1), LayerRange(1, 2))
+    assert layout.blocks(partition, [800, 800], [2, 2]) == 10
+    with pytest.raises(ZppError, match="on 2 devices is not known"):
+        layout.blocks(partition, [800, 800], [1, 2])
 
 
 def test_groups_share_blocks() -> None:

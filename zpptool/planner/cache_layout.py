@@ -14,7 +14,7 @@ from typing import Annotated
 import msgspec
 
 from zpptool.document import Count
-from zpptool.errors import ZppError
+from zpptool.errors import ZppError, invalid_error
 from zpptool.partition import LayerRange, Partition
 
 Positive = Annotated[int, msgspec.Meta(gt=0, le=(1 << 63) - 1)]
@@ -127,18 +127,26 @@ class CacheLayout(_Record, frozen=True, kw_only=True):
             ranks: for each stage, its tensor-parallel size; 1 for all if None.
 
         Raises:
-            ZppError: (FAILURE) the layout does not know one of these sizes.
+            ZppError: (FAILURE) the layout does not know one of these sizes; (INVALID) a stage has no layer with a
+                cache, though the model has, which vLLM 0.32 and 0.33 do not start.
         """
         sizes = [1] * len(partition) if ranks is None else ranks
         own = self.of_ranks.get(sizes[0]) if len(set(sizes)) == 1 else None
         if own is not None:
             return own.blocks(partition, available)
-        counts = [
-            memory * self.factor(size) // per_block
-            for layers, memory, size in zip(partition, available, sizes, strict=True)
-            if (per_block := self.block_bytes(layers))
-        ]
-        return min(counts, default=1)  # a model without a cache gets the one block that the scheduler needs
+        if not self.groups:
+            return 1  # the one that the scheduler needs
+        counts = []
+        for stage, (layers, memory, size) in enumerate(zip(partition, available, sizes, strict=True)):
+            per_block = self.block_bytes(layers)
+            if not per_block:
+                raise invalid_error(
+                    f"stage {stage} with layers {layers} has no layer with a cache, and other stages have: vLLM does not"
+                    " start such a pipeline",
+                    "Choose ranges that give every stage a layer with a cache.",
+                )
+            counts.append(memory * self.factor(size) // per_block)
+        return min(counts)
 
     def blocks_of_sequence(self, tokens: int) -> int:
         """The blocks that one sequence of so many tokens takes, of all groups together."""
