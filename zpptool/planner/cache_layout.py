@@ -141,8 +141,8 @@ class CacheLayout(_Record, frozen=True, kw_only=True):
             per_block = self.block_bytes(layers)
             if not per_block:
                 raise invalid_error(
-                    f"stage {stage} with layers {layers} has no layer with a cache, and other stages have: vLLM does not"
-                    " start such a pipeline",
+                    f"stage {stage} with layers {layers} has no layer with a cache, and other stages have: vLLM does"
+                    " not start such a pipeline",
                     "Choose ranges that give every stage a layer with a cache.",
                 )
             counts.append(memory * self.factor(size) // per_block)
