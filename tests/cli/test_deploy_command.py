@@ -25,13 +25,13 @@ def plan(tmp_path: Path, run: Callable[..., Ran]) -> Path:
     return tmp_path / "zpp.yaml"
 
 
-@pytest.mark.parametrize("target", ["kubernetes", "compose", "systemd"])
+@pytest.mark.parametrize("target", ["kubernetes", "lws", "helm", "compose", "systemd"])
 def test_files_are_written_once_and_replaced_with_force(
     target: str, plan: Path, tmp_path: Path, run: Callable[..., Ran]
 ) -> None:
     out = tmp_path / "out"
     words = ["deploy", target, "--plan", plan, "-o", out, "--json"]
-    words += ["--model", f"hf://org/name@{'0123' * 10}"] if target == "kubernetes" else []
+    words += ["--model", f"hf://org/name@{'0123' * 10}"] if target in ("kubernetes", "lws", "helm") else []
     first = run(*words)
     assert first.code == 0, first.err
     before = {name: (out / name).read_bytes() for name in first.json["files"]}
@@ -54,3 +54,27 @@ def test_a_plan_that_cannot_work_is_not_deployed(plan: Path, tmp_path: Path, run
     plan.write_text(plan.read_text().replace("layers: 2-4", "layers: 3-4"))
     assert run("deploy", "compose", "--plan", plan, "-o", tmp_path / "out").code == 3
     assert not (tmp_path / "out").exists()
+
+
+def test_settings_of_the_command_line_go_before_those_of_the_file(
+    plan: Path, tmp_path: Path, run: Callable[..., Ran]
+) -> None:
+    (tmp_path / "values.yaml").write_text("nodeSelector: {pool: a, zone: z}\nstorageClassName: slow\n")
+    words = ["deploy", "kubernetes", "--plan", plan, "--model", "hf://org/name@0123", "-o", tmp_path / "out"]
+    words += ["--values", tmp_path / "values.yaml", "--node-selector", "pool=b", "--storage-class", "fast"]
+    assert run(*words).code == 0
+    text = (tmp_path / "out/stage-1.yaml").read_text()
+    assert "pool: b" in text
+    assert "zone: z" in text
+    assert "storageClassName: fast" in text
+
+
+def test_settings_of_a_cluster_are_refused_where_there_is_none(
+    plan: Path, tmp_path: Path, run: Callable[..., Ran]
+) -> None:
+    refused = run("deploy", "compose", "--plan", plan, "-o", tmp_path / "out", "--storage-class", "fast")
+    assert refused.code == 2
+    assert "--storage-class is for Kubernetes" in refused.err
+    unknown = run("deploy", "helm", "--plan", plan, "-o", tmp_path / "out", "--node-selector", "pool")
+    assert unknown.code == 2
+    assert "not KEY=VALUE" in unknown.err

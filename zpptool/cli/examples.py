@@ -40,6 +40,7 @@ EXAMPLES = {
     ),
     "deploy": (
         "zpptool deploy kubernetes --plan zpp.yaml --model hf://org/name@main -o manifests",
+        "zpptool deploy helm --plan zpp.yaml --model hf://org/name@main --values values.yaml -o chart",
         "zpptool deploy compose --plan zpp.yaml --model /models/name --device cpu -o compose",
         "zpptool deploy systemd --plan zpp.yaml -o units",
     ),

@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from zpptool.config.plan import PipelinePlan, PlannedStage, plan_faults
 from zpptool.config.runs_on import AUTO
+from zpptool.deploy.cluster_settings import DEFAULTS, ClusterSettings, settings_faults
 from zpptool.deploy.quoting import check_image, check_program, check_source
 from zpptool.errors import invalid_error, usage_error
 
@@ -37,6 +38,7 @@ class Deployment:
         device: what a stage computes on, where the plan leaves it open.
         insecure: whether links have no keys.
         program: absolute path of zpptool on the hosts, for systemd.
+        settings: of the Kubernetes cluster.
     """
 
     plan: PipelinePlan
@@ -46,6 +48,7 @@ class Deployment:
     device: Device = Device.CUDA
     insecure: bool = False
     program: str = "/opt/zpptool/bin/zpptool"
+    settings: ClusterSettings = DEFAULTS
 
     @property
     def is_hub(self) -> bool:
@@ -77,7 +80,7 @@ def check_deployment(deployment: Deployment) -> Deployment:
     """Check a deployment and return it.
 
     Raises:
-        ZppError: (USAGE) the name, image, source or program is not valid; (INVALID) the plan is not.
+        ZppError: (USAGE) the name, image, source, program or a setting is not valid; (INVALID) the plan is not.
     """
     if not _NAME.fullmatch(deployment.name) or len(deployment.name) > LONGEST_NAME:
         raise usage_error(
@@ -95,4 +98,7 @@ def check_deployment(deployment: Deployment) -> Deployment:
         )
     for place in deployment.plan.stages:
         deployment.device_of(place)
+    wrong = settings_faults(deployment.settings, len(deployment.plan.stages))
+    if wrong:
+        raise usage_error("the values are not valid: " + "; ".join(wrong), "Correct the file of --values.")
     return deployment

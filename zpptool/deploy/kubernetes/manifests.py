@@ -7,16 +7,21 @@ No secret is written: the kustomization refers to key files, which the user puts
 from __future__ import annotations
 
 from zpptool.deploy.deployment import Deployment
+from zpptool.deploy.kubernetes.front import front_objects
 from zpptool.deploy.kubernetes.labels import Object, keys_secret
-from zpptool.deploy.kubernetes.network import api_service, link_service, network_policy
-from zpptool.deploy.kubernetes.operations import disruption_budget, service_monitor
+from zpptool.deploy.kubernetes.network import api_service, front_policy, link_service, network_policy
+from zpptool.deploy.kubernetes.operations import disruption_budget, inference_pool, monitor
+from zpptool.deploy.kubernetes.placement import placed
 from zpptool.deploy.kubernetes.source import split_source
 from zpptool.deploy.kubernetes.workload import stateful_set
 from zpptool.deploy.output import documents
 from zpptool.deploy.stageunit import StageUnit, key_file, stage_units
 
 MONITOR_FILE = "monitoring/servicemonitor.yaml"
-"""Not part of the kustomization, because it requires the Prometheus operator."""
+MONITOR_FILES = {"ServiceMonitor": MONITOR_FILE, "PodMonitor": "monitoring/podmonitor.yaml"}
+"""Not part of the kustomization, because they require the Prometheus operator."""
+POOL_FILE = "gateway/inferencepool.yaml"
+"""Not part of the kustomization, because it requires the Gateway API inference extension."""
 
 
 def kubernetes_files(deployment: Deployment) -> dict[str, str]:
@@ -26,17 +31,31 @@ def kubernetes_files(deployment: Deployment) -> dict[str, str]:
         ZppError: (USAGE) a pod cannot read the source; (INVALID) a link does not use tcp.
     """
     units = stage_units(deployment, split_source(deployment))
-    files = {
-        f"stage-{unit.stage}.yaml": documents(
-            [link_service(deployment, unit), stateful_set(deployment, unit), network_policy(deployment, unit)]
-        )
-        for unit in units
-    }
-    files["pipeline.yaml"] = documents([api_service(deployment, units[0]), disruption_budget(deployment)])
-    resources = sorted(files)
-    files[MONITOR_FILE] = documents([service_monitor(deployment, units[0])])
-    files["kustomization.yaml"] = documents([_kustomization(deployment, units, resources)])
+    applied, separate = manifest_objects(deployment, units)
+    files = {name: documents(items) for name, items in {**applied, **separate}.items()}
+    files["kustomization.yaml"] = documents([_kustomization(deployment, units, sorted(applied))])
     return files
+
+
+def manifest_objects(
+    deployment: Deployment, units: tuple[StageUnit, ...]
+) -> tuple[dict[str, list[Object]], dict[str, list[Object]]]:
+    """Return the objects by file name: those of the kustomization, and those that need a custom resource."""
+    settings = deployment.settings
+    applied: dict[str, list[Object]] = {}
+    for unit in units:
+        workload = placed(deployment, stateful_set(deployment, unit), unit.stage)
+        applied[f"stage-{unit.stage}.yaml"] = [
+            link_service(deployment, unit), workload, network_policy(deployment, unit)
+        ]  # fmt: skip
+    applied["pipeline.yaml"] = [api_service(deployment, units[0]), disruption_budget(deployment)]
+    if settings.front is not None:
+        front = front_objects(deployment, settings.front, units[0], deployment.name)
+        applied["front.yaml"] = [*front, front_policy(deployment, settings.front)]
+    separate = {MONITOR_FILES[settings.monitor.kind]: [monitor(deployment, units[0])]}
+    if settings.inference_pool is not None:
+        separate[POOL_FILE] = [inference_pool(deployment, settings.inference_pool, units[0])]
+    return applied, separate
 
 
 def _kustomization(deployment: Deployment, units: tuple[StageUnit, ...], resources: list[str]) -> Object:
