@@ -27,6 +27,8 @@ def strict(schema: dict[str, Any]) -> dict[str, Any]:
     if "containers" in schema.get("properties", {}):
         return {"type": "object"}
     found: dict[str, Any] = {key: schema[key] for key in KEPT if key in schema}
+    if found.get("pattern", "").startswith("^(?i)"):  # Go has flags anywhere, Python only at the beginning
+        found["pattern"] = "(?i)^" + found["pattern"].removeprefix("^(?i)")
     if schema.get("x-kubernetes-int-or-string"):
         found["type"] = ["integer", "string"]
         found.pop("anyOf", None)

@@ -18,7 +18,6 @@ def test_the_rules_of_the_command_line() -> None:
     assert access.keys == ("k",)
     assert {"front.example", "llm.example.com"} <= set(access.hosts)
     assert access.origins == ("*",)
-    assert not access.request_ids
     own = access_rules([], "0.0.0.0", [], ["http://a.example"], ["--allowed-origins", '["*"]'])
     assert own.origins == ("http://a.example",)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 
 import pytest
 
@@ -14,7 +15,6 @@ pytest.importorskip("httpx")
 import httpx
 
 from tests.fronts import EVENTS, ONE_EVENT, ReceivedRequest, ToyServer, answering, chunk, gateway_of
-from zpptool.serve.front_access import FrontAccess
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -131,15 +131,21 @@ def test_hop_by_hop_headers_are_not_forwarded(server: ToyServer) -> None:
     assert not names & {"x-mine", "te"}
 
 
-def test_every_response_has_a_request_id_where_the_engine_was_asked_for_them(server: ToyServer) -> None:
-    with gateway_of([server], access=FrontAccess(request_ids=True), keys=["k"]) as gateway:
+def test_every_response_has_a_request_id_and_the_engine_gets_it(server: ToyServer) -> None:
+    with gateway_of([server], keys=["k"]) as gateway:
         own = ask("GET", f"{gateway.url}/health", headers={"x-request-id": "mine"})
         new = {ask("GET", f"{gateway.url}{path}").headers["x-request-id"] for path in ("/readyz", "/nothing")}
         server.behave = answering("200 OK\r\nx-request-id: engine")
         authorization = {"authorization": "Bearer k"}
         forwarded = ask("POST", f"{gateway.url}/v1/completions", json={}, headers=authorization)
+        named = {**authorization, "x-request-id": "mine-2"}
+        ask("POST", f"{gateway.url}/v1/completions", json={}, headers=named)
+        ask("POST", f"{gateway.url}/v1/completions", json={}, headers={**authorization, "x-request-id": "a b"})
     assert own.headers["x-request-id"] == "mine"
     assert len(new) == 2
     assert forwarded.headers.get_list("x-request-id") == ["engine"]
-    with gateway_of([server]) as gateway:
-        assert "x-request-id" not in ask("GET", f"{gateway.url}/health").headers
+    lines = [line for one in server.received for line in one.headers if line.lower().startswith("x-request-id")]
+    given = [line.partition(": ")[2] for line in lines]
+    assert given[1] == "mine-2"
+    assert re.fullmatch("[0-9a-f]{32}", given[0])
+    assert re.fullmatch("[0-9a-f]{32}", given[2]), "an id with a blank is replaced"

@@ -12,6 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import NoReturn, Protocol
 
@@ -22,7 +23,9 @@ from zpptool.checkpoint.structure import assign, infer_structure
 from zpptool.config.stage_spec import StageSpec, spec_from_argv
 from zpptool.errors import ExitCode, ZppError, in_words
 from zpptool.log import place_logger
+from zpptool.net.tracing import NoSpan, Span, tracer_at
 from zpptool.partition import Partition
+from zpptool.places import place_name
 from zpptool.process import progress as phases
 from zpptool.process.child import end_before_long, end_on_sigterm, run_child
 from zpptool.process.respawn import leave_spec
@@ -165,7 +168,7 @@ def serve_calls(spec: StageSpec, node: StageNode, do: Callable[[Call, bytes], by
 
 def _serve_call(spec: StageSpec, node: StageNode, call: Call, do: Callable[[], bytes | None]) -> None:
     try:
-        with node.pulse.at_work(phase_of_call(call)):
+        with node.pulse.at_work(phase_of_call(call)), span_of_call(spec, call):
             answer = do()
     except (RingOver, StaleEpoch):
         raise
@@ -181,6 +184,17 @@ def _serve_call(spec: StageSpec, node: StageNode, call: Call, do: Callable[[], b
             phases.report_phase(phases.LOADED)
         if answer is not None:
             node.reply(call, answer)
+
+
+def span_of_call(spec: StageSpec, call: Call) -> AbstractContextManager[Span]:
+    """The span of a stage's part of a step, for a step of one request that is traced; else one that records nothing."""
+    if call.request:
+        step, request = call.number, call.request
+        place_logger(__name__, spec.stage).debug("step %d of request %s", step, request, extra={"request_id": request})
+    if not call.trace:
+        return nullcontext(NoSpan())
+    about: dict[str, str | int | float] = {"zpptool.step": call.number, "zpptool.request_id": call.request}
+    return tracer_at(spec.stage).span(f"{place_name(spec.stage)} {call.method}", call.trace, **about)
 
 
 def phase_of_call(call: Call) -> str:

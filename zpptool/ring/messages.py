@@ -81,6 +81,8 @@ class Call(msgspec.Struct, tag="call", frozen=True, forbid_unknown_fields=True):
         from_all: every stage replies; otherwise only the last one does, and any stage that fails.
         long: it may take minutes, as loading does; otherwise it is a step, and a stage without progress at it hangs.
         setup: its index among the set-up calls, which are repeated in every epoch; None for any other call.
+        request: the id of the one request that it is a step of; empty for several or none.
+        trace: what spans of that request name as their parent, a W3C `traceparent`; empty where none are recorded.
     """
 
     number: Count
@@ -88,6 +90,8 @@ class Call(msgspec.Struct, tag="call", frozen=True, forbid_unknown_fields=True):
     from_all: bool
     long: bool = False
     setup: Count | None = None
+    request: str = ""
+    trace: str = ""
 
 
 class Reply(msgspec.Struct, tag="reply", frozen=True, forbid_unknown_fields=True):

@@ -14,10 +14,10 @@ from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from zpptool.net.request_middleware import REQUEST_ID
 from zpptool.serve.front_access import ANY
 from zpptool.serve.http_errors import origin_refused
 from zpptool.serve.probe_paths import READING
-from zpptool.serve.request_ids import REQUEST_ID
 
 PREFLIGHT = "access-control-request-method"
 

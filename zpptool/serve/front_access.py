@@ -8,7 +8,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from zpptool.config.engine_arguments import REQUEST_IDS, allowed_origins, has_flag, origins_in_json
+from zpptool.config.engine_arguments import allowed_origins, origins_in_json
 from zpptool.errors import usage_error
 from zpptool.serve.named_keys import ApiKey
 
@@ -25,13 +25,11 @@ class FrontAccess:
         keys: the valid API keys; empty to require none.
         hosts: names that a `Host` header may hold besides IP addresses and `localhost`; `*` for any name.
         origins: the origins whose pages may call the API from a browser; `*` for any.
-        request_ids: whether every response has an `X-Request-Id` header.
     """
 
     keys: tuple[ApiKey, ...] = ()
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
-    request_ids: bool = False
 
 
 def access_rules(
@@ -58,7 +56,6 @@ def access_rules(
         keys=tuple(keys),
         hosts=tuple(dict.fromkeys([*own, *(checked_host(host) for host in hosts)])),
         origins=checked_origins(origins or allowed_origins(engine_args)),
-        request_ids=has_flag(engine_args, REQUEST_IDS),
     )
 
 

@@ -24,6 +24,8 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from zpptool.admin.prometheus import metrics_text
+from zpptool.net.request_middleware import RequestContexts
+from zpptool.net.tracing import tracer_of
 from zpptool.ring.status import RingStatus
 from zpptool.serve.admin_guard import AdminGuard
 from zpptool.serve.api_keys import KeyGuard
@@ -41,11 +43,11 @@ from zpptool.serve.model_lookup import ModelLookup
 from zpptool.serve.pipeline_status import whole_status
 from zpptool.serve.pool import Pool
 from zpptool.serve.proxy import Proxy, ProxyLimits
-from zpptool.serve.request_ids import RequestIds
 from zpptool.serve.throughput import Rates
 
 SCRAPE_S = 5.0
 PAGE = "page.html"
+FRONT = "front"
 CONTENT_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self';"
     " img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -195,7 +197,7 @@ class Gateway:
 def _guards(access: FrontAccess) -> list[Middleware]:
     """What a request passes before it reaches a route, in this order."""
     return [
-        *([Middleware(RequestIds)] if access.request_ids else []),
+        Middleware(RequestContexts, tracer=tracer_of(FRONT), place=FRONT),
         Middleware(CanonicalPath),
         Middleware(HostGuard, names=access.hosts),
         Middleware(CrossOrigin, origins=access.origins),

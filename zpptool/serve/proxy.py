@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import httpx
 
+from zpptool.net.request_context import current_request
+from zpptool.net.tracing import tracer_of
 from zpptool.serve.body_budget import BodyBudget
 from zpptool.serve.bounded_fetch import FetchError, fetch
 from zpptool.serve.hop_headers import response_headers
@@ -146,7 +148,8 @@ class Proxy:
         losses: set[tuple[str, int]] = set()
         deadline = time.monotonic() + self._pool.deadline_s
         while True:
-            upstream = await self._pool.take(failures, deadline)
+            with tracer_of("front").span("wait for a pipeline", current_request().span.parent):
+                upstream = await self._pool.take(failures, deadline)
             generation = upstream.state.generation
             try:
                 with self._pool.answering(upstream):
@@ -166,6 +169,7 @@ class Proxy:
                     message = f"asked {failures.total()} times without an answer; last: {reason}"
                     raise pipeline_lost(message) from broken
                 self._metrics.record_retry()
+                current_request().span.event("retry", reason=reason)
 
     async def _forward(self, upstream: Upstream, request: ProxiedRequest, response: ClientResponse) -> None:
         """Send a request to one pipeline and its response to the client.

@@ -22,7 +22,9 @@ from zpptool.engines.transformers.ring_model import RingModel
 from zpptool.log import place_logger
 from zpptool.net.admission import Admission
 from zpptool.net.http_server import HttpServer
-from zpptool.places import HEAD
+from zpptool.net.request_middleware import RequestContexts
+from zpptool.net.tracing import tracer_at
+from zpptool.places import HEAD, place_name
 from zpptool.process import progress as phases
 from zpptool.process.child import end_on_sigterm, run_child
 from zpptool.process.signals import end_this_process, on_end_of_requests
@@ -61,7 +63,8 @@ def serve(spec: StageSpec, node: HeadNode, server: HttpServer) -> None:
         node.set_up(LOAD_MODEL, b"", timeout_s=spec.start_timeout_s).result()
         phases.report_phase(phases.LOADED)
         _log.info("all stages have loaded their layers; the API is at http://%s:%d", spec.api_host, spec.api_port)
-        admission = Admission(Front(served).app())
+        app = RequestContexts(Front(served).app(), tracer_at(HEAD), place_name(HEAD))
+        admission = Admission(app)
         server.start(lambda: admission)
         on_end_of_requests(
             drain=lambda: server.loop.call_soon_threadsafe(admission.close, end_this_process),

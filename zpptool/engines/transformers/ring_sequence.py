@@ -14,6 +14,7 @@ from typing import Self
 from zpptool.engines.transformers.calls import STEP, Step, decode_choice, encode_step
 from zpptool.engines.transformers.release_queue import ReleaseQueue, SequenceNumber
 from zpptool.engines.transformers.sampling import Choice, SamplingParams
+from zpptool.net.request_context import current_request
 from zpptool.ring.head.node import HeadNode
 from zpptool.wire.link_errors import StaleEpoch
 
@@ -48,6 +49,7 @@ class RingSequence:
         self._max_new_tokens = max_new_tokens
         self._stop_ids = stop_ids
         self._sampling = sampling
+        self._request = current_request()
         self._tokens: list[int] = []
         self._known_as: SequenceNumber | None = None
         self._lock = threading.Lock()  # of the two fields below; not held during a step
@@ -92,7 +94,9 @@ class RingSequence:
                 return self._step([self._tokens[-1]]) if self._known_as is not None else self._begin()
             except StaleEpoch:
                 self._known_as = None
-                self._node.count_recomputed(len(self._prompt) + len(self._tokens))
+                recomputed = len(self._prompt) + len(self._tokens)
+                self._node.count_recomputed(recomputed)
+                self._request.span.event("recovery", recomputed_tokens=recomputed)
 
     def _begin(self) -> Choice:
         """Compute the prompt and the tokens so far in the current epoch, and return the token after these."""
@@ -107,7 +111,8 @@ class RingSequence:
     def _step(self, token_ids: list[int], sampling: SamplingParams | None = None) -> Choice:
         assert self._known_as is not None
         step = encode_step(Step(self._known_as.number, token_ids, sampling))
-        answer = self._node.call(STEP, step, from_all=False, epoch=self._known_as.epoch).result()
+        epoch = self._known_as.epoch
+        answer = self._node.call(STEP, step, from_all=False, epoch=epoch, request=self._request).result()
         return decode_choice(answer[0])
 
     def _release_if_over(self) -> None:

@@ -66,7 +66,10 @@ class CallSender:
         except ZppError as fault:
             call.future.set_exception(fault)
             return call.future
-        message = Call(number=number, method=call.method, from_all=call.num_answers > 1, long=call.long, setup=setup)
+        message = Call(
+            number=number, method=call.method, from_all=call.num_answers > 1, long=call.long, setup=setup,
+            request=call.request.id, trace=call.request.span.parent,
+        )  # fmt: skip
         try:
             self.send(message, payload, epoch=epoch)
         except StaleEpoch as over:

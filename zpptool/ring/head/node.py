@@ -15,6 +15,7 @@ from contextlib import suppress
 
 from zpptool.errors import ZppError, stage_error
 from zpptool.log import place_logger
+from zpptool.net.request_context import NO_REQUEST, RequestContext
 from zpptool.partition import Partition
 from zpptool.places import HEAD
 from zpptool.ring.delivery import POLL_S
@@ -187,7 +188,14 @@ class HeadNode:
         return stages
 
     def call(
-        self, method: str, payload: bytes, *, from_all: bool, timeout_s: float | None = None, epoch: int | None = None
+        self,
+        method: str,
+        payload: bytes,
+        *,
+        from_all: bool,
+        timeout_s: float | None = None,
+        epoch: int | None = None,
+        request: RequestContext = NO_REQUEST,
     ) -> Future[list[bytes]]:
         """Ask every stage to do something.
 
@@ -198,6 +206,7 @@ class HeadNode:
             timeout_s: how long it may take. None for a step: it has the step timeout, and a stage without progress
                 during it is taken to hang.
             epoch: the one epoch that the call is for; by default the present one.
+            request: the one request that it is a step of, for logs and spans of the stages.
 
         Returns:
             the payloads of the answers, in the order of the stages (one, if only the last one answers). It fails with
@@ -209,6 +218,7 @@ class HeadNode:
             num_answers=self._roster.num_stages if from_all else 1,
             allowed_s=self._timeouts.step_s if timeout_s is None else timeout_s,
             long=timeout_s is not None,
+            request=request,
         )
         return self._sender.ask(call, payload, only_in=epoch)
 

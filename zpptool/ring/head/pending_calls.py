@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from zpptool.errors import ZppError
+from zpptool.net.request_context import NO_REQUEST, RequestContext
 from zpptool.places import HEAD
 from zpptool.wire.link_errors import StaleEpoch
 
@@ -27,6 +28,7 @@ class PendingCall:
         num_answers: how many answers it needs.
         allowed_s: how long it may take, in seconds.
         long: whether it may take minutes; a step may not.
+        request: the request that it is a step of.
         future: what the caller waits for.
         number: assigned when the call is admitted.
         deadline: when it is late, on the clock of `time.monotonic`.
@@ -37,6 +39,7 @@ class PendingCall:
     num_answers: int
     allowed_s: float
     long: bool
+    request: RequestContext = NO_REQUEST
     future: Future[list[bytes]] = field(default_factory=Future)
     number: int = -1
     deadline: float = 0.0
