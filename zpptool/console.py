@@ -101,14 +101,14 @@ def _interrupts_postponed() -> Iterator[None]:
             signal.raise_signal(postponed[0])
 
 
-def _print(text: str) -> None:
-    """Print a line on stdout.
+def _print(text: str, end: str = "\n") -> None:
+    """Print a text on stdout, with its end.
 
     Raises:
         ZppError: (FAILURE) the disk is full, or the device failed. BrokenPipeError: the pipe has no reader.
     """
     try:
-        _write(f"{text}\n")
+        _write(f"{text}{end}")
     except BrokenPipeError:
         raise
     except OSError as cause:
@@ -162,6 +162,11 @@ class Console:
     def line(self, text: str = "") -> None:
         """Print one line of a result on stdout."""
         _print(plain(text))
+
+    def piece(self, text: str) -> None:
+        """Print a piece of a result on stdout that may hold line breaks, as a model's answer; nothing with --json."""
+        if not self.as_json and text:
+            _print("\n".join(map(plain, text.split("\n"))), end="")
 
     def table(
         self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, right: Sequence[str] = ()

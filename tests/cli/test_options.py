@@ -44,6 +44,7 @@ OTHER_HELP = {
     ("--insecure", "serve"): "it is about the front's clients, not about links",
     ("--plan", "serve"): "every stage of the plan has to be on this machine",
     ("--plan", "rebalance"): "the plan is rewritten",
+    ("--served-model-name", "serve"): "it gives the model its name, and chooses none",
     ("--plan", "stage replace"): "the plan is rewritten",
 }
 """Flags whose help alone differs, with the reason."""

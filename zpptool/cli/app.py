@@ -22,6 +22,8 @@ import typer
 from typer.core import TyperGroup
 
 import zpptool
+from zpptool.cli.ask import chat, complete
+from zpptool.cli.bench import bench
 from zpptool.cli.cache import cache_app
 from zpptool.cli.changes import rebalance, rollout, stage_app
 from zpptool.cli.closed_streams import escape_unprintable, open_closed_streams
@@ -164,6 +166,9 @@ app.command("serve", epilog=epilog("serve"))(serve)
 app.command("run-batch", epilog=epilog("run-batch"))(run_batch)
 app.command("status", epilog=epilog("status"))(status)
 app.command("top", epilog=epilog("top"))(top)
+app.command("chat", epilog=epilog("chat"))(chat)
+app.command("complete", epilog=epilog("complete"))(complete)
+app.command("bench", epilog=epilog("bench"))(bench)
 app.command("rollout", epilog=epilog("rollout"))(rollout)
 app.command("test-pipeline", epilog=epilog("test-pipeline"))(test_pipeline)
 app.command("rebalance", epilog=epilog("rebalance"))(rebalance)

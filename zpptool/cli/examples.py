@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 EXAMPLES = {
+    "chat": ("zpptool chat 'What is a pipeline?'", "zpptool chat --url http://10.0.0.1:8000 --system 'Be brief.'"),
+    "complete": ("zpptool complete 'The capital of France is' --max-tokens 16",),
+    "bench": ("zpptool bench --num-prompts 200 --input-len 512 --output-len 128 --max-concurrency 32 --json",),
     "split": (
         "zpptool split MODEL --num-stages 4 --output-dir stages",
         "zpptool split MODEL --ranges 0-7 7-19 19-30 --dry-run --explain",

@@ -257,6 +257,14 @@ def _checked_key(ctx: typer.Context, key: str | None) -> str | None:
 ApiKeyOption = Annotated[
     str | None, typer.Option("--api-key", metavar="KEY", help="The front's API key.", callback=_checked_key)
 ]
+ServedModelOption = Annotated[
+    str,
+    typer.Option("--served-model-name", metavar="NAME", help="The model to ask; the first one if not given."),
+]
+SilenceOption = Annotated[
+    float,
+    typer.Option("--answer-timeout", metavar="S", min=0.1, help="The longest silence within an answer, in seconds."),
+]
 RunDirOption = Annotated[
     Path | None,
     typer.Option(
