@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""examples/slurm runs as a job of three tasks on this machine: `srun` and `scontrol` are stand-ins, the rest is real."""
+"""examples/slurm runs as a job of three tasks on one machine; `srun` and `scontrol` are stand-ins, all else is real."""
 
 from __future__ import annotations
 

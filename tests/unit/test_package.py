@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import ast
 import email
+import importlib.metadata
 import os
 import re
 import shutil
@@ -62,6 +64,24 @@ def test_the_versions_and_the_release_notes_agree() -> None:
     assert PROJECT["version"] == zpptool.__version__
     headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert headings[:2] == ["Unreleased", zpptool.__version__]
+
+
+def test_what_is_imported_without_an_engine_is_required() -> None:
+    """At the top of a module outside the packages that need an extra (engines, and what serves or speaks HTTP)."""
+    distributions = importlib.metadata.packages_distributions()
+    required = {re.split(r"[>=<\[;]", each)[0].lower() for each in PROJECT["dependencies"]}
+    missing = set()
+    for path in (ROOT / "zpptool").rglob("*.py"):
+        if path.relative_to(ROOT / "zpptool").parts[0] in ("engines", "serve", "parity", "net"):
+            continue
+        for node in ast.parse(path.read_text()).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            for name in {each.partition(".")[0] for each in names} - {"zpptool", *sys.stdlib_module_names}:
+                packages = {each.lower().replace("_", "-") for each in distributions.get(name, [name])}
+                if not packages & required:
+                    missing.add(name)
+    assert not missing, "name them in dependencies of pyproject.toml"
 
 
 def test_the_supported_pythons_are_the_ones_that_the_workflow_tries() -> None:
