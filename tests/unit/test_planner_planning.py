@@ -19,6 +19,7 @@ from zpptool.planner.devices import DevicesFile, Inventory
 from zpptool.planner.explain import limits, prices
 from zpptool.planner.planning import Answer, make_answer
 from zpptool.planner.report import report
+from zpptool.planner.side_by_side import make_answers
 from zpptool.planner.weights import stage_weights
 
 
@@ -205,3 +206,30 @@ def test_without_any_speed_it_plans_from_bytes_and_says_so() -> None:
     made = report(make_answer(inventory(content(kinds={"x": {"memory": 3000}})), model()), [])
     assert made["planned_from"] == "bytes"
     assert made["predicted"] is None
+
+
+def test_two_pipelines_are_planned_where_they_serve_more_than_one() -> None:
+    pytest.importorskip("highspy")
+    hosts = [{"name": name, "kind": "x"} for name in ("east1", "east2", "west1", "west2")]
+    fast, slow = {"round_trip_seconds": 1e-4, "bytes_per_second": 1e8}, {"round_trip_seconds": 0.5}
+    pairs = [
+        {
+            "from": f"east{a}",
+            "to": f"west{b}",
+            "rates": [{"bytes": 1, "bytes_per_second": 1e4}],
+            "source": "given",
+            **slow,
+        }
+        for a in (1, 2)
+        for b in (1, 2)
+    ]
+    given = content(memory=6000, hosts=hosts, links={"default": fast, "pairs": pairs})
+    given["kinds"]["x"]["speed"] = {"memory_bytes_per_second": 1e9, "flops": 1e5}
+    one = make_answers(inventory(given), model())
+    two = make_answers(inventory({**given, "most_pipelines": 2}), model())
+    assert len(two.pipelines) == 2
+    assert two.rate > 1.3 * one.rate
+    used = [[stage.host[:4] for stage in plan.stages] for plan in two.pipelines]
+    assert sorted(set(map(tuple, used))) == [("east", "east"), ("west", "west")]
+    hosts_used = [stage.host for plan in two.pipelines for stage in plan.stages]
+    assert len(set(hosts_used)) == len(hosts_used)

@@ -103,6 +103,10 @@ def plan(
         Path | None,
         typer.Option("--in-force", metavar="PLAN", help="The plan that runs now: of equal plans, move the least."),
     ] = None,
+    pipeline: Annotated[
+        int,
+        typer.Option("--pipeline", metavar="K", min=1, help="Which one, where --devices leads to several pipelines."),
+    ] = 1,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the plan here, as YAML.")
     ] = None,
@@ -131,7 +135,13 @@ def plan(
     with open_model(ModelName(text, revision, token)) as opened:
         if devices is not None:
             chosen = plan_on_devices(
-                opened.directory, devices, engine=engine, dtype=dtype, most_stages=num_stages, in_force=in_force
+                opened.directory,
+                devices,
+                engine=engine,
+                dtype=dtype,
+                most_stages=num_stages,
+                in_force=in_force,
+                number=pipeline,
             )
             engine_args = with_limits(engine_args, chosen.limits)
         made = make_plan(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from zpptool.config.engine_arguments import has_option
 from zpptool.config.engine_kind import Engine
 from zpptool.console import Console, human_bytes
+from zpptool.errors import usage_error
 
 if TYPE_CHECKING:
     from zpptool.checkpoint.index import CheckpointIndex
@@ -44,6 +45,7 @@ def plan_on_devices(
     dtype: str,
     most_stages: int | None,
     in_force: Path | None,
+    number: int,
 ) -> OnDevices:
     """Choose hosts and layers for a model.
 
@@ -53,25 +55,31 @@ def plan_on_devices(
         engine, dtype: what computes.
         most_stages: the most stages that the pipeline may have.
         in_force: the plan that runs now, of which as little as possible is moved.
+        number: which of several pipelines, from 1.
 
     Raises:
         ZppError: (FAILURE) the model does not fit, or no plan keeps the limits; (INVALID) a file is not what it should
-            be.
+            be; (USAGE) there are not as many pipelines.
     """
     from zpptool.checkpoint.index import read_index
     from zpptool.checkpoint.stage_tensors import index_digest
     from zpptool.planner.devices import read_devices, refuse_other_models
     from zpptool.planner.explain import prices
-    from zpptool.planner.planning import make_answer
     from zpptool.planner.report import report
+    from zpptool.planner.side_by_side import make_answers
 
     inventory = read_devices(devices)
     index = read_index(directory)
     refuse_other_models(inventory, index_digest(index), dtype)
     model = _model(index, engine, dtype)
     held = _held(in_force)
-    answer = make_answer(inventory, model, in_force=held, most_stages=most_stages)
-    best = answer.best
+    answer = make_answers(inventory, model, in_force=held, most_stages=most_stages)
+    if number > len(answer.pipelines):
+        raise usage_error(
+            f"--pipeline {number} is asked for, and {len(answer.pipelines)} is the best number of pipelines",
+            "most_pipelines in devices.yaml says how many there may be.",
+        )
+    best = answer.pipelines[number - 1]
     limits = {
         "--max-num-seqs": best.point.sequences,
         "--max-num-batched-tokens": max(best.workload.max_num_batched_tokens, best.point.sequences),
@@ -81,7 +89,7 @@ def plan_on_devices(
         [str(stage.layers) for stage in best.stages],
         [stage.host for stage in best.stages],
         limits if engine is Engine.VLLM else {},
-        report(answer, prices(answer, inventory, model, in_force=held)),
+        report(answer, prices(answer, inventory, model, in_force=held), number),
     )
 
 
@@ -152,6 +160,10 @@ def show_report(out: Console, report: dict[str, Any]) -> None:
     columns = ("stage", "host", "layers", "weights", "KV", "workspace", "free", "step", "share")
     out.table("", columns, rows, right=("stage", *columns[3:]))
     requests = report["requests"]
+    for number, own in enumerate(report["pipelines"], start=1):
+        if len(report["pipelines"]) > 1:
+            here = " (this plan)" if number == report["pipeline"] else f" (--pipeline {number})"
+            out.line(f"pipeline {number}: {', '.join(own['hosts'])}{here}")
     out.line(f"requests at once: {requests['planned']} of {requests['wanted']} wanted")
     if known:
         _show_speed(out, report["predicted"])

@@ -67,15 +67,17 @@ def cache_limit(plan: Planned) -> PlannedStage | None:
 
 
 def prices(answer: Answer, inventory: Inventory, model: Model, *, in_force: InForce | None = None) -> list[Price]:
-    """What more memory, speed or bandwidth would bring, where it brings anything; the most first."""
-    before = answer.best.tokens_per_second.nominal
+    """What more memory, devices or bandwidth would bring to one pipeline, where it brings anything; the most first."""
+    if len(answer.pipelines) > 1:
+        return []
+    before = answer.rate
     found = []
     for change, changed in list(_changes(answer.best, inventory, model))[:MOST_PRICES]:
         try:
-            after = make_answer(changed, model, in_force=in_force, effort=PRICED_EFFORT).best
+            after = make_answer(changed, model, in_force=in_force, effort=PRICED_EFFORT)
         except ZppError:
             continue
-        gain = after.tokens_per_second.nominal / before - 1
+        gain = after.rate / before - 1
         if gain > 0.0005:
             found.append(Price(change, gain))
     return sorted(found, key=lambda price: -price.gain)

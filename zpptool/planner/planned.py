@@ -111,6 +111,13 @@ class Planned:
         return Seconds(*(self.point.sequences / max(each, 1 / NANO) for each in (time.nominal, time.high, time.low)))
 
     @property
+    def keeps_limits(self) -> bool:
+        """Whether the times to the first token and between tokens are within the limits of the workload."""
+        own = self.workload
+        token = own.tpot_seconds is None or self.token_seconds.nominal <= own.tpot_seconds
+        return token and (own.ttft_seconds is None or self.prompt_seconds <= own.ttft_seconds)
+
+    @property
     def most_sequences(self) -> int | None:
         """How many typical requests fit into the caches of every stage; None where they take nothing."""
         return min((most for stage in self.stages if (most := stage.most_sequences) is not None), default=None)

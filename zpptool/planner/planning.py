@@ -33,19 +33,29 @@ class Answer:
     """The best plan that was found.
 
     Attributes:
-        best: the plan.
-        rate_bound: tokens per second that no plan with a number of stages and requests that was tried exceeds.
+        pipelines: the plan: one pipeline, or several.
         tried: the numbers of stages and of requests that were tried.
+        rate_bound: tokens per second that no plan with a number of stages and requests that was tried exceeds.
     """
 
-    best: Planned
-    rate_bound: float
+    pipelines: tuple[Planned, ...]
     tried: tuple[OperatingPoint, ...]
+    rate_bound: float
+
+    @property
+    def best(self) -> Planned:
+        """The pipeline, or the first of several."""
+        return self.pipelines[0]
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second of all pipelines together."""
+        return sum(plan.tokens_per_second.nominal for plan in self.pipelines)
 
     @property
     def gap(self) -> float:
         """By which part the rate might be higher at most; 0 where it is proven to be the highest."""
-        gap = self.rate_bound / self.best.tokens_per_second.nominal - 1
+        gap = self.rate_bound / self.rate - 1
         return gap if gap > ROUNDING else 0.0
 
 
@@ -77,7 +87,7 @@ def make_answer(
     bound = 0.0
     limit = min(most_stages or sum(places.counts), sum(places.counts), len(model.weights.cuts) - 1)
     for sequences in _request_counts(inventory, model, places):
-        waiting = _stage_counts(limit)
+        waiting = stage_counts(limit)
         while waiting:
             point = OperatingPoint(sequences, waiting.pop())
             if point in tried:
@@ -95,7 +105,7 @@ def make_answer(
             bound = max(bound, sequences * NANO / max(1, around.bound))
     if not found:
         raise _lacking(inventory, model, places, held, limit)
-    return Answer(min(_within_limits(found), key=_rank), bound, tuple(tried))
+    return Answer((min(_within_limits(found), key=_rank),), tuple(tried), bound)
 
 
 def _described(tables: Tables, solution: Solution, point: OperatingPoint, held: InForce) -> Planned:
@@ -121,8 +131,9 @@ def _request_counts(inventory: Inventory, model: Model, places: Places) -> Itera
         count = 1 if large else count // 2
 
 
-def _stage_counts(limit: int) -> list[int]:
-    counts = list(range(1, min(limit, ALL_STAGE_COUNTS) + 1))
+def stage_counts(limit: int) -> list[int]:
+    """The numbers of stages to try, up to a limit."""
+    counts = list(range(1, max(1, min(limit, ALL_STAGE_COUNTS)) + 1))
     while counts[-1] < limit:
         counts.append(min(limit, counts[-1] * 3 // 2))
     return counts

@@ -13,9 +13,17 @@ from zpptool.planner.planned import Planned, PlannedStage
 from zpptool.planner.planning import Answer
 
 
-def report(answer: Answer, prices: Sequence[Price]) -> dict[str, Any]:
-    """The plan as a JSON object. Predicted times are left out where nothing is known of the devices' speed."""
-    plan = answer.best
+def report(answer: Answer, prices: Sequence[Price], number: int = 1) -> dict[str, Any]:
+    """The plan of one pipeline as a JSON object.
+
+    Predicted times are left out where nothing is known of the devices' speed.
+
+    Args:
+        answer: the plan.
+        prices: what more of something would bring.
+        number: which pipeline, from 1.
+    """
+    plan = answer.pipelines[number - 1]
     known = plan.has_times
     first, *others = limits(plan)
     full = cache_limit(plan)
@@ -50,6 +58,14 @@ def report(answer: Answer, prices: Sequence[Price]) -> dict[str, Any]:
         "next": [{"name": limit.name, "share": limit.share} for limit in ([first, *others] if full else others)[:3]],
         "prices": [{"change": price.change, "gain": price.gain} for price in prices],
         "gap": answer.gap,
+        "pipeline": number,
+        "pipelines": [
+            {
+                "hosts": [stage.host for stage in own.stages],
+                "tokens_per_second": own.tokens_per_second.nominal if known else None,
+            }
+            for own in answer.pipelines
+        ],
         "unmeasured": _unmeasured(plan),
         "tried": [{"requests": point.sequences, "stages": point.in_flight} for point in answer.tried],
     }
