@@ -17,6 +17,7 @@ from typing import NamedTuple
 from zpptool.planner.chain import Effort, NoChain, best_chain, possible_periods
 from zpptool.planner.master import maximised
 from zpptool.planner.problem import NEVER, Chain, Placed, Problem, devices_used, is_possible, value
+from zpptool.planner.round import best_round, round_time
 from zpptool.planner.threshold import Threshold, bits_of
 
 MOST_DIVISIONS = 256
@@ -25,6 +26,8 @@ BUCKETS = 24
 """How many periods are priced in a round; those between two of them are bounded together."""
 MOST_ROUNDS = 20
 """After how many rounds no further chain is looked for."""
+EVERY_STEP = 1 << 40
+"""More steps in progress than any latency has room for: the period alone is the rate."""
 
 
 class Column(NamedTuple):
@@ -64,21 +67,29 @@ class _Choice(NamedTuple):
     of_one_more: float
 
 
-def best_pipelines(problem: Problem, most: int, effort: Effort = Effort()) -> Pipelines | NoChain:
+def best_pipelines(
+    problem: Problem, most: int, effort: Effort = Effort(), steps: int = EVERY_STEP
+) -> Pipelines | NoChain:
     """Choose up to `most` pipelines.
+
+    Args:
+        problem: the devices and the layers.
+        most: how many pipelines there may be.
+        effort: how much is searched for each.
+        steps: how many steps are in progress at once, so that a slow link makes stages wait; by default they never do.
 
     Raises:
         ZppError: (USAGE) highspy is not installed.
     """
     if math.prod(count + 1 for count in problem.counts) <= MOST_DIVISIONS:
-        columns, exact = _every_division(problem, effort)
+        columns, exact = _every_division(problem, steps, effort)
         bound = math.inf
     else:
         alone = best_chain(problem, effort)
         if isinstance(alone, NoChain):
             return alone
-        columns, exact = _seeds(problem, effort), False
-        bound = _generate(problem, columns, most, alone.period_bound)
+        columns, exact = _seeds(problem, steps, effort), False
+        bound = _generate(problem, columns, most, alone.period_bound, steps)
     if not columns:
         return NoChain(exact)
     chosen = _choose(columns, problem.counts, most, whole=True)
@@ -87,27 +98,28 @@ def best_pipelines(problem: Problem, most: int, effort: Effort = Effort()) -> Pi
     return Pipelines(tuple(column.chain for column in taken), rate, rate if exact else max(rate, bound))
 
 
-def _every_division(problem: Problem, effort: Effort) -> tuple[list[Column], bool]:
+def _every_division(problem: Problem, steps: int, effort: Effort) -> tuple[list[Column], bool]:
     """The best chain of every number of devices of each group, and whether each is proven to be the best."""
     columns: dict[Chain, Column] = {}
     exact = True
     for counts in product(*(range(count + 1) for count in problem.counts)):
         if not any(counts):
             continue
-        found = best_chain(replace(problem, counts=counts), effort)
+        found = best_round(replace(problem, counts=counts), steps, effort)
         if isinstance(found, NoChain):
             exact &= found.proven
             continue
-        exact &= found.gap == 0
-        columns[found.chain] = _column(problem, found.chain)
+        exact &= found.time == found.bound
+        columns[found.solution.chain] = _column(problem, found.solution.chain, steps)
     return list(columns.values()), exact
 
 
-def _column(problem: Problem, chain: Chain) -> Column:
-    return Column(chain, devices_used(problem, chain), 1 / max(1, value(problem, chain).period))
+def _column(problem: Problem, chain: Chain, steps: int) -> Column:
+    time = round_time(value(problem, chain), steps)
+    return Column(chain, devices_used(problem, chain), steps / max(steps, time))
 
 
-def _seeds(problem: Problem, effort: Effort) -> list[Column]:
+def _seeds(problem: Problem, steps: int, effort: Effort) -> list[Column]:
     """Chains to begin with: of all devices, of parts of them, of groups with fast links, and of what each leaves."""
     divided = [tuple(-(-count // part) for count in problem.counts) for part in (1, 2, 3, 4)]
     for limit in sorted({hop for row in problem.hops for hop in row if hop < NEVER})[:8]:
@@ -116,11 +128,12 @@ def _seeds(problem: Problem, effort: Effort) -> list[Column]:
     for counts in dict.fromkeys(divided):
         left = counts
         while any(left):
-            found = best_chain(replace(problem, counts=left), effort)
+            found = best_round(replace(problem, counts=left), steps, effort)
             if isinstance(found, NoChain):
                 break
-            columns[found.chain] = _column(problem, found.chain)
-            used = columns[found.chain].used
+            chain = found.solution.chain
+            columns[chain] = _column(problem, chain, steps)
+            used = columns[chain].used
             left = tuple(count - taken for count, taken in zip(left, used, strict=True))
     return list(columns.values())
 
@@ -139,19 +152,20 @@ def _clusters(problem: Problem, limit: int) -> list[tuple[int, ...]]:
     ]
 
 
-def _generate(problem: Problem, columns: list[Column], most: int, least_period: int) -> float:
+def _generate(problem: Problem, columns: list[Column], most: int, least_period: int, steps: int) -> float:
     """Add chains that the prices of devices call for.
 
     Args:
         problem, columns, most: what is chosen from; columns are added.
         least_period: no chain has a shorter one.
+        steps: in progress at once.
 
     Returns:
         the least bound on the rate that was seen.
     """
     periods = [period for period in possible_periods(problem) if period >= least_period]
-    steps = sorted({round(number * (len(periods) - 1) / BUCKETS) for number in range(BUCKETS + 1)})
-    thresholds = [(periods[before + 1], Threshold(problem, periods[step])) for before, step in pairwise([-1, *steps])]
+    places = sorted({round(number * (len(periods) - 1) / BUCKETS) for number in range(BUCKETS + 1)})
+    thresholds = [(periods[before + 1], Threshold(problem, periods[step])) for before, step in pairwise([-1, *places])]
     known = {column.chain for column in columns}
     bound = most / max(1, least_period)
     for _ in range(MOST_ROUNDS):
@@ -162,10 +176,10 @@ def _generate(problem: Problem, columns: list[Column], most: int, least_period: 
             if chain is None:
                 continue
             promise = max(promise, 1 / max(1, least) - cost - choice.of_one_more)
-            gain = 1 / max(1, value(problem, chain).period) - cost - choice.of_one_more
+            gain = _column(problem, chain, steps).rate - cost - choice.of_one_more
             if gain > 1e-9 * choice.rate and chain not in known and is_possible(problem, chain):
                 known.add(chain)
-                columns.append(_column(problem, chain))
+                columns.append(_column(problem, chain, steps))
                 added = True
         bound = min(bound, choice.rate + most * promise)
         if not added:

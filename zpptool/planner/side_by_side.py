@@ -44,7 +44,7 @@ def make_answers(
         for in_flight in stage_counts(min(most_stages or devices, devices - 1, len(model.weights.cuts) - 1)):
             point = OperatingPoint(sequences, in_flight)
             tables = make_tables(inventory, places, model, point, held)
-            found = best_pipelines(tables.problem, number, SIDE_BY_SIDE_EFFORT)
+            found = best_pipelines(tables.problem, number, SIDE_BY_SIDE_EFFORT, point.steps)
             if isinstance(found, NoChain) or len(found.chains) < 2:
                 continue
             plans = _described(tables, found, point, held)
