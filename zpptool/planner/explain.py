@@ -60,7 +60,7 @@ def limits(plan: Planned) -> list[Limit]:
 
 def cache_limit(plan: Planned) -> PlannedStage | None:
     """The stage whose caches keep the pipeline from serving all requests that are wanted; None if all are planned."""
-    if plan.point.sequences >= plan.workload.concurrency:
+    if plan.most_sequences is None or plan.most_sequences >= plan.workload.concurrency:
         return None
     full = [stage for stage in plan.stages if stage.most_sequences is not None]
     return min(full, key=lambda stage: stage.most_sequences or 0, default=None)

@@ -24,6 +24,8 @@ ALL_STAGE_COUNTS = 8
 """Up to how many devices every number of stages is tried; of more, ever larger steps."""
 ROUNDING = 1e-6
 """Times are planned in whole nanoseconds, so a smaller gap is none."""
+AS_FAST = 0.005
+"""A part of the rate that is less than any measurement is exact."""
 LARGE = 20_000
 """From how many possible stages on a problem is large, and fewer numbers of requests are tried."""
 
@@ -105,7 +107,7 @@ def make_answer(
             bound = max(bound, sequences * NANO / max(1, around.bound))
     if not found:
         raise _lacking(inventory, model, places, held, limit)
-    return Answer((min(_within_limits(found), key=_rank),), tuple(tried), bound)
+    return Answer((_chosen(_within_limits(found)),), tuple(tried), bound)
 
 
 def _described(tables: Tables, solution: Solution, point: OperatingPoint, held: InForce) -> Planned:
@@ -115,9 +117,17 @@ def _described(tables: Tables, solution: Solution, point: OperatingPoint, held: 
     return planned(tables, solution, hosts, point)
 
 
+def _chosen(found: list[Planned]) -> Planned:
+    """The fastest plan; of those that are as fast as makes no difference, one that serves the most requests at once."""
+    fastest = max(plan.tokens_per_second.nominal for plan in found)
+    close = [plan for plan in found if plan.tokens_per_second.nominal >= fastest * (1 - AS_FAST)]
+    most = max(plan.point.sequences for plan in close)
+    return min((plan for plan in close if plan.point.sequences == most), key=_rank)
+
+
 def _rank(plan: Planned) -> tuple[float, float, int, int]:
-    value = plan.solution.value
-    return -plan.tokens_per_second.nominal, plan.latency.nominal, len(plan.stages), value.moved
+    moved = plan.solution.value.moved
+    return -plan.tokens_per_second.nominal, plan.latency.nominal, len(plan.stages), moved
 
 
 def _request_counts(inventory: Inventory, model: Model, places: Places) -> Iterator[int]:
