@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draw a plan: each stage's memory and time as bars. `zpptool plan ... --json | python scripts/plan_picture.py FILE.svg`.
+"""Draw a plan, memory and time of each stage as bars: `zpptool plan ... --json | scripts/plan_picture.py FILE.svg`.
 
 docs/images/plan.svg is the picture of examples/devices.yaml and the 135M model of `make model`.
 """

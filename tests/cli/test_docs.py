@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -133,8 +134,10 @@ def test_a_line_that_is_wrong_is_not_taken() -> None:
 def test_the_commands_of_a_page_do_what_it_says(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_checkpoint(tmp_path / "MODEL", llama(), llama_config())
+    write_checkpoint(tmp_path / "MODEL", llama(), llama_config(num_attention_heads=2))
     monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    shutil.copy(ROOT / "examples/devices.yaml", tmp_path)
     for text in blocks(page, "yaml"):
         if named := re.match(r"# (\S+\.yaml)\n", text):
             (tmp_path / named[1]).write_text(text)
