@@ -37,7 +37,7 @@ class Mutant:
     layers: tuple[int, int] = (1, 3)
 
 
-RUN, STEP = "cut.CutModel._run", "model.PartialModel.step"
+RUN, COUNT, STEP = "cut.CutModel._run", "cut.CutModel._step", "model.PartialModel.step"
 FIRST, LAST = (0, 2), (2, 4)
 MUTANTS = [
     Mutant(
@@ -55,11 +55,11 @@ MUTANTS = [
         FIRST,
     ),
     Mutant("positions reversed", RUN, "device=self.model.device)[None]", "device=self.model.device).flip(0)[None]"),
-    Mutant("the sequence's length is not kept", RUN, "sequence.num_tokens = end", "pass"),
+    Mutant("the sequence's length is not kept", COUNT, "sequence.num_tokens += num_tokens", "pass"),
     Mutant("the cache goes to no parameter of the model", RUN, "self._cache_name:", "'forgotten':"),
     Mutant("the cache of Mamba goes to another parameter", RUN, "self._cache_name:", "'past_keys':", "mamba"),
     Mutant(
-        "later layers are not counted", RUN, "range(self.layers.end, self.num_layers)", "range(0)", "hybrid", (0, 1)
+        "later layers are not counted", COUNT, "range(self.layers.end, self.num_layers)", "range(0)", "hybrid", (0, 1)
     ),
     Mutant("the logits of another token", RUN, "output.logits[0, -1]", "output.logits[0, -2]", layers=LAST),
     Mutant(
@@ -150,7 +150,9 @@ MUTANTS = [
         "self.layers = layers",
         "self.layers = layers; own = decoder_layers(model)[1]; own[1], own[2] = own[2], own[1]",
     ),
-    Mutant("the number of tokens is taken for one", RUN, "sequence.cache, num_tokens)", "sequence.cache, 1)", "alibi"),
+    Mutant(
+        "the number of tokens is taken for one", COUNT, "sequence.cache, num_tokens)", "sequence.cache, 1)", "alibi"
+    ),
     Mutant("earlier layers do not count", "surgery.PassedLayer.forward", "pass_layer(", "(lambda *_: None)(", "alibi"),
     Mutant(
         "earlier layers count one token too few",
@@ -167,6 +169,22 @@ MUTANTS = [
     ),
     Mutant("dropout is on", "loading.load_cut_model", "return model", "return model.train()", "gpt2"),
     Mutant("another dtype", "loading.load_cut_model", "dtype=dtype", "dtype=torch.bfloat16"),
+    Mutant(
+        "the arguments of the language model are not sent",
+        "cut.CutModel.message",
+        "to_entries(DECODER_CALL, self._decoder_call.recorded)",
+        "{}",
+        "vision",
+        FIRST,
+    ),
+    Mutant("positions do not continue", RUN, "known + 1", "known", "vision", FIRST),
+    Mutant(
+        "the arguments of the language model are not taken",
+        "decoder_call.DecoderCall._before_call",
+        "**self.given}",
+        "}",
+        "vision",
+    ),
     Mutant("a tied head is lost", "loading._replace_missing", "not present.isdisjoint(pair)", "False", layers=LAST),
 ]
 

@@ -15,7 +15,7 @@ transformers = pytest.importorskip("transformers")
 from mutants import MUTANTS, Mutant, apply  # noqa: E402
 
 from zpptool.engines.transformers import model as engine  # noqa: E402
-from zpptool.engines.transformers.loading import causal_model  # noqa: E402
+from zpptool.engines.transformers.model_class import model_class as class_of  # noqa: E402
 from zpptool.engines.transformers.proof import proof, verdicts  # noqa: E402
 from zpptool.engines.transformers.proof.sensitivity import check_sensitivity  # noqa: E402
 from zpptool.engines.transformers.proof.small_model import MOST_PARAMETERS, random_model, small_config  # noqa: E402
@@ -33,6 +33,8 @@ LINEAR = {
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
     "layer_types": ["linear_attention", "full_attention"] * 2, "head_dim": 8,
 }  # fmt: skip
+ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+TOWER = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {"tie_word_embeddings": True}),
     "gpt2": ("gpt2", {}),
@@ -40,12 +42,14 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "window": ("mistral", {"sliding_window": 8, "head_dim": 8}),
     "alibi": ("bloom", {}),
     "hybrid": ("olmo_hybrid", LINEAR),
+    "vision": ("qwen2_5_vl", {"text_config": {**SIZES, "rope_parameters": ROPE}, "vision_config": TOWER}),
 }
 
 
 def config_of(name: str) -> Any:
     model_type, changes = MODELS[name]
-    return transformers.AutoConfig.for_model(model_type, **SIZES, **changes)
+    sizes = {} if "text_config" in changes else SIZES
+    return transformers.AutoConfig.for_model(model_type, **sizes, **changes)
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +82,7 @@ def test_there_are_enough_faults_of_different_kinds() -> None:
 
 
 def small_model(name: str) -> Any:
-    model_class, config = causal_model(config_of(name))
+    model_class, config = class_of(config_of(name))
     return random_model(model_class, small_config(model_class, config))
 
 
@@ -134,7 +138,7 @@ LARGE = ("llama", "gemma2", "qwen3", "mixtral", "falcon", "phi3")
 
 @pytest.mark.parametrize("model_type", LARGE)
 def test_a_large_config_becomes_small_and_keeps_its_layers(model_type: str) -> None:
-    model_class, config = causal_model(transformers.AutoConfig.for_model(model_type))
+    model_class, config = class_of(transformers.AutoConfig.for_model(model_type))
     small = small_config(model_class, config)
     assert small.num_hidden_layers == config.num_hidden_layers
     assert getattr(small, "layer_types", None) == getattr(config, "layer_types", None)

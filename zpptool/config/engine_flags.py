@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from zpptool.config.embedded_flags import allowed_media_domains
 from zpptool.config.engine_arguments import expanded_arguments
 from zpptool.config.engine_kind import Engine
 from zpptool.config.unsupported_flags import UNSUPPORTED, Unsupported
@@ -133,11 +134,7 @@ def check_engine_args(engine: Engine, words: Sequence[str]) -> None:
         ZppError: (USAGE) the message names the flag and the reason.
     """
     if engine is not Engine.VLLM:
-        if words:
-            raise usage_error(
-                f"the {engine} engine takes no arguments of its own: {' '.join(words)}",
-                "Leave them out, or --engine vllm.",
-            )
+        allowed_media_domains(words)
         return
     release = release_here()
     flags = recorded_flags(release)

@@ -11,6 +11,7 @@ import msgspec
 import torch
 import transformers
 
+from zpptool.config.embedded_flags import allowed_media_domains
 from zpptool.config.stage_spec import StageSpec
 from zpptool.engines.base import common_facts
 from zpptool.engines.transformers.loading import load_config
@@ -27,11 +28,13 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         sequence: the sequence's number, assigned by the head.
         token_ids: the whole prompt in the first step, then the token that was chosen last.
         sampling: how the sequence's tokens are chosen; in the first step only.
+        media: what the processor made of the prompt's images, as `encode_media` has it; in the first step only.
     """
 
     sequence: int
     token_ids: list[int]
     sampling: SamplingParams | None
+    media: list[bytes] = []
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -86,10 +89,10 @@ def check_arguments(spec: StageSpec) -> None:
     """Refuse arguments that this engine does not support.
 
     Raises:
-        ZppError: (USAGE) there are engine arguments, or torch cannot compute in the dtype or on the device.
+        ZppError: (USAGE) there are engine arguments that are not known, or torch cannot compute in the dtype or on
+            the device.
     """
-    if spec.engine_args:
-        raise usage_error(f"the transformers engine takes no arguments after --: {' '.join(spec.engine_args)}")
+    allowed_media_domains(spec.engine_args)
     named = getattr(torch, spec.dtype, None)
     if spec.dtype != "auto" and not (isinstance(named, torch.dtype) and named.is_floating_point):
         raise usage_error(f"{spec.dtype} is not a dtype to compute in", "Use bfloat16, float16, float32 or auto.")

@@ -8,18 +8,29 @@ padding.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import Cache, PreTrainedModel
+from torch import Tensor, nn
+from transformers import Cache, GenerationConfig, PreTrainedModel
 
 from zpptool.engines.transformers.cache import new_cache, pass_layer
+from zpptool.engines.transformers.decoder_call import DECODER_CALL, DecoderCall
+from zpptool.engines.transformers.media import Media, on_device
+from zpptool.engines.transformers.model_class import is_composite
 from zpptool.engines.transformers.surgery import LeftStage, Passage, decoder_layers
+from zpptool.engines.transformers.tensor_tree import from_entries, to_entries
 from zpptool.errors import invalid_error
 from zpptool.partition import LayerRange
 
+HIDDEN_STATES = "hidden_states"
+"""The name of a stage's output in the message to the next stage."""
+_ONE_TOKEN = GenerationConfig(
+    do_sample=False, max_new_tokens=1, pad_token_id=0, return_dict_in_generate=True, output_logits=True
+)
 _CACHE_PARAMETERS = ("cache", "past_key_values", "cache_params")
 """The names of the parameter that takes the cache: of every model in transformers 5.24, of most models in 5.19, and of
 Mamba there."""
@@ -27,10 +38,17 @@ Mamba there."""
 
 @dataclass
 class CachedSequence:
-    """One sequence in flight: the stage's cache of it, and the number of tokens in that cache."""
+    """One sequence in flight.
+
+    Attributes:
+        cache: the stage's cache of it.
+        num_tokens: the number of tokens in that cache.
+        positions: of the last token, where the model numbers tokens otherwise than in a row, as `generate` has them.
+    """
 
     cache: Cache
     num_tokens: int = 0
+    positions: Tensor | None = None
 
 
 class CutModel:
@@ -55,6 +73,8 @@ class CutModel:
         self.is_last = layers.end == self.num_layers
         self._accepted = inspect.signature(model.forward).parameters.keys()
         self._cache_name = _cache_parameter(model, self._accepted)
+        self._decoder_call = DecoderCall(model) if is_composite(model) else None
+        model.generation_config = GenerationConfig()
 
     def new_sequence(self) -> CachedSequence:
         """A sequence without tokens.
@@ -64,9 +84,33 @@ class CutModel:
         """
         return CachedSequence(new_cache(self.model.config))
 
-    def run_tokens(self, sequence: CachedSequence, token_ids: Tensor) -> Tensor:
-        """Run the first stage over the next tokens, [tokens]; the result is as of `run_hidden_states`."""
-        return self._run(sequence, len(token_ids), input_ids=token_ids.to(self.model.device)[None])
+    def message(self, hidden_states: Tensor) -> dict[str, Any]:
+        """What the next stage takes, after a run that returned these hidden states."""
+        passed = to_entries(DECODER_CALL, self._decoder_call.recorded) if self._decoder_call is not None else {}
+        return {HIDDEN_STATES: hidden_states, **passed}
+
+    def run_message(self, sequence: CachedSequence, message: Mapping[str, Any]) -> Tensor:
+        """Run a later stage over the next tokens, with what the stage before has sent; the result is as of
+        `run_hidden_states`."""
+        if self._decoder_call is None:
+            return self.run_hidden_states(sequence, message[HIDDEN_STATES])
+        self._decoder_call.given = from_entries(DECODER_CALL, message)
+        try:
+            return self.run_hidden_states(sequence, message[HIDDEN_STATES])
+        finally:
+            self._decoder_call.given = None
+
+    def run_tokens(self, sequence: CachedSequence, token_ids: Tensor, media: Media | None = None) -> Tensor:
+        """Run the first stage over the next tokens; the result is as of `run_hidden_states`.
+
+        Args:
+            token_ids: [tokens]; the whole prompt first.
+            media: what the model's processor made of the prompt's images, by parameter of the model.
+        """
+        token_ids = token_ids.to(self.model.device)[None]
+        if self._decoder_call is None or sequence.num_tokens:
+            return self._run(sequence, token_ids.shape[1], input_ids=token_ids)
+        return self._run_prompt(sequence, token_ids, on_device(media or {}, self.model.device, self.model.dtype))
 
     def run_hidden_states(self, sequence: CachedSequence, hidden_states: Tensor) -> Tensor:
         """Run a later stage over the next tokens.
@@ -92,17 +136,63 @@ class CutModel:
     def _run(self, sequence: CachedSequence, num_tokens: int, **inputs: Tensor) -> Tensor:
         start, end = sequence.num_tokens, sequence.num_tokens + num_tokens
         if "position_ids" in self._accepted:
+            known = sequence.positions
             inputs["position_ids"] = torch.arange(start, end, device=self.model.device)[None]
+            if known is not None:
+                inputs["position_ids"] = sequence.positions = known + 1
         keep = {"logits_to_keep": 1} if "logits_to_keep" in self._accepted else {}
-        self.passage.begin_step(sequence.cache, num_tokens)
-        sequence.num_tokens = end
-        try:
+        with self._step(sequence, num_tokens) as left:
             output = self.model(**inputs, **{self._cache_name: sequence.cache}, use_cache=True, **keep)
-        except LeftStage as left:
+        return output.logits[0, -1] if left.hidden_states is None else left.hidden_states
+
+    @torch.inference_mode()
+    def _run_prompt(self, sequence: CachedSequence, token_ids: Tensor, media: Media) -> Tensor:
+        """Run a prompt of a composite model as `generate` does, which prepares positions and masks by the model's own
+        rules. The positions that it has chosen are continued in later steps as `generate` continues them."""
+        assert self._decoder_call is not None
+        self._decoder_call.withheld = [
+            name for name, value in media.items() if isinstance(value, Tensor) and value.is_floating_point()
+        ]
+
+        def keep_positions(_model: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+            positions = kwargs.get("position_ids")
+            sequence.positions = positions[..., -1:] if isinstance(positions, Tensor) else None
+
+        hook = self.model.register_forward_pre_hook(keep_positions, with_kwargs=True)
+        output: Any = None
+        try:
+            with self._step(sequence, token_ids.shape[1]) as left:
+                output = self.model.generate(
+                    token_ids,
+                    attention_mask=torch.ones_like(token_ids),
+                    generation_config=_ONE_TOKEN,
+                    **{self._cache_name: sequence.cache},
+                    **media,
+                )
+        finally:
+            hook.remove()
+        return output.logits[0][0] if left.hidden_states is None else left.hidden_states
+
+    @contextmanager
+    def _step(self, sequence: CachedSequence, num_tokens: int) -> Iterator[_Left]:
+        """Count a step of `num_tokens` tokens, during which the forward pass may leave the stage after its last
+        layer."""
+        left = _Left()
+        self.passage.begin_step(sequence.cache, num_tokens)
+        sequence.num_tokens += num_tokens
+        try:
+            yield left
+        except LeftStage as leaving:
             for index in range(self.layers.end, self.num_layers):
                 pass_layer(sequence.cache, index, num_tokens)
-            return left.hidden_states
-        return output.logits[0, -1]
+            left.hidden_states = leaving.hidden_states
+
+
+@dataclass
+class _Left:
+    """The hidden states with which a forward pass left the stage; None where it went to the model's end."""
+
+    hidden_states: Tensor | None = None
 
 
 def _cache_parameter(model: PreTrainedModel, accepted: Collection[str]) -> str:

@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from zpptool.checkpoint.index import TensorInfo
+from zpptool.engines.transformers.model_class import model_class
 from zpptool.engines.transformers.surgery import Passage, cut_layers, stand_in_for
 from zpptool.engines.weights import DTYPES, read_tensor
 from zpptool.errors import invalid_error
@@ -92,11 +93,11 @@ def load_cut_model(
     """Build the model on the meta device, cut it to the layers `owned`, and load `tensors` into what remains.
 
     Raises:
-        ZppError: (INVALID) there is no causal language model for the config, a tensor that the stage's layers need is
-            not among `tensors`, or one does not fit.
+        ZppError: (INVALID) transformers has no class for the config that generates text, a tensor that the stage's
+            layers need is not among `tensors`, or one does not fit.
     """
-    model_class, config = causal_model(config)
-    part = _part_of(model_class, owned, passage)
+    whole_class, config = model_class(config)
+    part = _part_of(whole_class, owned, passage)
     stored = list(tensors)
     report_read = loading_progress(sum(info.nbytes for info in stored))
     state = {info.name: StoredTensor(info, report_read) for info in stored}
@@ -114,43 +115,28 @@ def load_cut_model(
     return model
 
 
-def causal_model(config: PreTrainedConfig) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
-    """The class that `AutoModelForCausalLM` uses for `config`, and the config that it passes to that class.
-
-    Raises:
-        ZppError: (INVALID) there is none.
-    """
-    try:
-        model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    except KeyError:
-        raise invalid_error(f"transformers has no causal language model for {config.model_type}") from None
-    if model_class.config_class is config.sub_configs.get("text_config"):
-        config = config.get_text_config()
-    return model_class, config
-
-
-def _part_of(model_class: type[PreTrainedModel], owned: LayerRange, passage: Passage) -> type[PreTrainedModel]:
-    """A subclass of `model_class` that is cut to the layers `owned` when it is built, and to the present weights when
+def _part_of(whole_class: type[PreTrainedModel], owned: LayerRange, passage: Passage) -> type[PreTrainedModel]:
+    """A subclass of `whole_class` that is cut to the layers `owned` when it is built, and to the present weights when
     it is loaded.
 
     The class keeps its name and module: transformers looks conversions up by them.
     """
 
     def __init__(self: PreTrainedModel, config: PreTrainedConfig) -> None:
-        model_class.__init__(self, config)
+        whole_class.__init__(self, config)
         cut_layers(self, owned, passage)
 
     def _finalize_model_loading(model: PreTrainedModel, load_config: Any, loading_info: Any) -> Any:
         _replace_missing(model, loading_info, passage)
-        return model_class._finalize_model_loading(model, load_config, loading_info)
+        return whole_class._finalize_model_loading(model, load_config, loading_info)
 
     body = {
         "__init__": __init__,
         "_finalize_model_loading": staticmethod(_finalize_model_loading),
-        "__module__": model_class.__module__,
-        "__doc__": model_class.__doc__,
+        "__module__": whole_class.__module__,
+        "__doc__": whole_class.__doc__,
     }
-    return type(model_class.__name__, (model_class,), body)
+    return type(whole_class.__name__, (whole_class,), body)
 
 
 def _replace_missing(model: PreTrainedModel, loading_info: Any, passage: Passage) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,16 +19,14 @@ from transformers import Cache, PreTrainedConfig
 
 from zpptool.checkpoint.index import TensorInfo
 from zpptool.checkpoint.stage_tensors import load_plan
-from zpptool.engines.transformers.cut import CachedSequence, CutModel
+from zpptool.engines.transformers.cut import HIDDEN_STATES, CachedSequence, CutModel
 from zpptool.engines.transformers.loading import load_config, load_cut_model
+from zpptool.engines.transformers.media import Media
 from zpptool.engines.transformers.probe import UNCUT_HINT, observe_layer_output, probe
 from zpptool.engines.transformers.proof.proof import prove_part
 from zpptool.engines.transformers.surgery import Passage, decoder_layers
 from zpptool.errors import ZppError, invalid_error
 from zpptool.partition import LayerRange, Partition
-
-HIDDEN_STATES = "hidden_states"
-"""The name of a stage's output in the message to the next stage."""
 
 
 class PartialModel:
@@ -56,33 +55,38 @@ class PartialModel:
         return self._cut.is_last
 
     def step(
-        self, sequence_id: Hashable, inputs: Sequence[int] | Tensor | Mapping[str, Tensor]
-    ) -> Tensor | dict[str, Tensor]:
+        self,
+        sequence_id: Hashable,
+        inputs: Sequence[int] | Tensor | Mapping[str, Any],
+        media: Media | None = None,
+    ) -> Tensor | dict[str, Any]:
         """Run the next tokens of one sequence: the whole prompt first, then one token in each step. A new id begins a
         new sequence.
 
         Args:
             sequence_id: identifies the sequence and its cache.
             inputs: on the first stage the token ids, [tokens]; on a later one what the stage before returned.
+            media: on the first stage, with a prompt that has images: what the processor made of them.
 
         Returns:
             on the last stage the logits after the last token, [vocabulary]; on any other what the next stage takes,
-            `{"hidden_states": [1, tokens, ...]}`.
+            `{"hidden_states": [1, tokens, ...]}`, and for a model that takes images the other arguments of its
+            language model.
 
         Raises:
             ZppError: (INVALID) `inputs` are not what this stage takes.
         """
-        received = inputs.get(HIDDEN_STATES) if isinstance(inputs, Mapping) else None
-        if self.is_first == isinstance(inputs, Mapping) or (received is None and not self.is_first):
+        received = inputs if isinstance(inputs, Mapping) else None
+        if self.is_first != (received is None) or (received is not None and HIDDEN_STATES not in received):
             raise invalid_error(f"layers {self.layers} take {'token ids' if self.is_first else HIDDEN_STATES}")
         sequence = self._sequences.get(sequence_id)
         if sequence is None:
             sequence = self._sequences[sequence_id] = self._cut.new_sequence()
         if received is None:
-            output = self._cut.run_tokens(sequence, torch.as_tensor(inputs, dtype=torch.long))
+            output = self._cut.run_tokens(sequence, torch.as_tensor(inputs, dtype=torch.long), media)
         else:
-            output = self._cut.run_hidden_states(sequence, received)
-        return output if self.is_last else {HIDDEN_STATES: output}
+            output = self._cut.run_message(sequence, received)
+        return output if self.is_last else self._cut.message(output)
 
     def on_layer(self, callback: Callable[[], None]) -> None:
         """Have `callback` called before each decoder layer that is computed."""

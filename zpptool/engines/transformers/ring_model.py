@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Sequence
 
+from zpptool.engines.transformers.media import Media
 from zpptool.engines.transformers.release_queue import ReleaseQueue
 from zpptool.engines.transformers.ring_sequence import RingSequence
 from zpptool.engines.transformers.sampling import SamplingParams
@@ -25,11 +26,16 @@ class RingModel:
         self._numbers = itertools.count()
 
     def generate(
-        self, prompt_ids: Sequence[int], max_new_tokens: int, stop_ids: Collection[int], sampling: SamplingParams
+        self,
+        prompt_ids: Sequence[int],
+        max_new_tokens: int,
+        stop_ids: Collection[int],
+        sampling: SamplingParams,
+        media: Media | None = None,
     ) -> RingSequence:
         """A sequence, of which nothing is computed before its first token is requested."""
         return RingSequence(
-            self._node, self._releases, self._numbers.__next__, prompt_ids, max_new_tokens, stop_ids, sampling
+            self._node, self._releases, self._numbers.__next__, prompt_ids, max_new_tokens, stop_ids, sampling, media
         )
 
     def is_healthy(self) -> bool:

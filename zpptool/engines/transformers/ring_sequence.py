@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Self
 
 from zpptool.engines.transformers.calls import STEP, Step, decode_choice, encode_step
+from zpptool.engines.transformers.media import Media, encode_media
 from zpptool.engines.transformers.release_queue import ReleaseQueue, SequenceNumber
 from zpptool.engines.transformers.sampling import Choice, SamplingParams
 from zpptool.net.request_context import current_request
@@ -29,7 +30,8 @@ class RingSequence:
         node: the head's place in the ring.
         releases: takes the sequence's number when it has ended.
         new_number: returns a number that no sequence has had.
-        prompt_ids, max_new_tokens, stop_ids, sampling: as for `zpptool.engines.transformers.api.served.Generate`.
+        prompt_ids, max_new_tokens, stop_ids, sampling, media: as for
+            `zpptool.engines.transformers.api.served.Generate`.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class RingSequence:
         max_new_tokens: int,
         stop_ids: Collection[int],
         sampling: SamplingParams,
+        media: Media | None = None,
     ) -> None:
         self._node = node
         self._releases = releases
@@ -50,6 +53,7 @@ class RingSequence:
         self._stop_ids = stop_ids
         self._sampling = sampling
         self._request = current_request()
+        self._media = media
         self._tokens: list[int] = []
         self._known_as: SequenceNumber | None = None
         self._lock = threading.Lock()  # of the two fields below; not held during a step
@@ -101,16 +105,16 @@ class RingSequence:
     def _begin(self) -> Choice:
         """Compute the prompt and the tokens so far in the current epoch, and return the token after these."""
         self._known_as = SequenceNumber(self._node.wait_until_whole(), self._new_number())
-        choice = self._step(self._prompt, self._sampling)
+        choice = self._step(self._prompt, self._sampling, self._media)
         for token in self._tokens:
             if self._ended:
                 break
             choice = self._step([token])
         return choice
 
-    def _step(self, token_ids: list[int], sampling: SamplingParams | None = None) -> Choice:
+    def _step(self, token_ids: list[int], sampling: SamplingParams | None = None, media: Media | None = None) -> Choice:
         assert self._known_as is not None
-        step = encode_step(Step(self._known_as.number, token_ids, sampling))
+        step = encode_step(Step(self._known_as.number, token_ids, sampling, encode_media(media)))
         epoch = self._known_as.epoch
         answer = self._node.call(STEP, step, from_all=False, epoch=epoch, request=self._request).result()
         return decode_choice(answer[0])

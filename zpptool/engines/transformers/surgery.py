@@ -163,22 +163,34 @@ def _leave(_layer: nn.Module, _args: Any, output: Any) -> None:
 
 
 def stand_in_for(model: PreTrainedModel, missing: Iterable[str], passage: Passage) -> None:
-    """Replace every module that one of the `missing` parameters directly belongs to.
+    """Replace every module that one of the `missing` parameters directly belongs to. A parameter of a module that
+    contains the decoder layers is itself replaced by NaN.
 
     Raises:
-        ZppError: (INVALID) a missing parameter belongs to a decoder layer of the stage, or to a module that contains
-            the decoder layers.
+        ZppError: (INVALID) a missing parameter belongs to a decoder layer of the stage, or to the module with the list
+            of the decoder layers.
     """
     layers_name, layers = decoder_layers(model)
     for parameter in sorted(missing):
-        name = parameter.rpartition(".")[0]
+        name, _, own_name = parameter.rpartition(".")
         module = model.get_submodule(name)
         if isinstance(module, StandIn):
             continue
-        if parameter.startswith(f"{layers_name}.") or any(child is layers for child in module.modules()):
+        if parameter.startswith(f"{layers_name}.") or any(child is layers for child in module.children()):
             raise invalid_error(
                 f"the checkpoint holds no tensor for {parameter}, which this stage needs",
                 "Check the checkpoint with `zpptool validate`.",
             )
+        if any(child is layers for child in module.modules()):
+            _lose_parameter(model, module, own_name)
+            continue
         parent, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(parent), attribute, StandIn(module, name, passage))
+
+
+def _lose_parameter(model: PreTrainedModel, module: nn.Module, name: str) -> None:
+    """Replace a parameter by NaN in the place of an attribute, which no weights are loaded into."""
+    lost = getattr(module, name)
+    device = next(tensor.device for tensor in model.parameters() if not tensor.is_meta)
+    delattr(module, name)
+    setattr(module, name, torch.full(lost.shape, torch.nan, dtype=lost.dtype, device=device))

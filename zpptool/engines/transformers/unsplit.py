@@ -12,9 +12,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from zpptool.engines.transformers.loading import no_progress_bars
+from zpptool.engines.transformers.loading import load_config, no_progress_bars
+from zpptool.engines.transformers.media import Media, on_device
+from zpptool.engines.transformers.model_class import auto_class
 from zpptool.engines.transformers.sampling import Choice, Sampler, SamplingParams
 
 
@@ -24,8 +26,9 @@ def load_unsplit(directory: Path, *, dtype: str | torch.dtype = "auto", device: 
     Its weights are then copied out of the mapped files: BLAS results may differ in the last bit with the alignment of
     their operands, and in a file the alignment of a tensor depends on those before it.
     """
+    auto = auto_class(load_config(directory))
     with no_progress_bars():
-        model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True).to(device).eval()
+        model: PreTrainedModel = auto.from_pretrained(directory, dtype=dtype, local_files_only=True).to(device).eval()
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
     model.generation_config = GenerationConfig()
@@ -38,6 +41,7 @@ def generate(
     max_new_tokens: int,
     stop_token_ids: Sequence[int] = (),
     sampling: SamplingParams | None = None,
+    media: Media | None = None,
 ) -> list[int]:
     """The tokens that the unsplit model adds to one prompt.
 
@@ -46,8 +50,10 @@ def generate(
         max_new_tokens: the greatest number of tokens.
         stop_token_ids: end after any of these tokens; it is returned too.
         sampling: how zpptool's sampler chooses from the model's logits; None for greedy.
+        media: what the processor made of the prompt's images.
     """
-    return [choice.token for choice in generate_choices(model, prompt, max_new_tokens, stop_token_ids, sampling)]
+    choices = generate_choices(model, prompt, max_new_tokens, stop_token_ids, sampling, media)
+    return [choice.token for choice in choices]
 
 
 def generate_choices(
@@ -56,6 +62,7 @@ def generate_choices(
     max_new_tokens: int,
     stop_token_ids: Sequence[int] = (),
     sampling: SamplingParams | None = None,
+    media: Media | None = None,
 ) -> list[Choice]:
     """As `generate`, with the log probabilities that `sampling` requests."""
     token_ids = torch.tensor([list(prompt)], device=model.device)
@@ -68,7 +75,13 @@ def generate_choices(
     draw = _Draw(Sampler(sampling, prompt)) if sampling else None
     mask = torch.ones_like(token_ids)
     processors = LogitsProcessorList([draw] if draw else [])
-    output = model.generate(token_ids, attention_mask=mask, generation_config=config, logits_processor=processors)
+    output = model.generate(
+        token_ids,
+        attention_mask=mask,
+        generation_config=config,
+        logits_processor=processors,
+        **on_device(media or {}, model.device, model.dtype),
+    )
     return draw.choices if draw else [Choice(token) for token in output[0, len(prompt) :].tolist()]
 
 

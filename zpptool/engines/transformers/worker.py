@@ -10,8 +10,9 @@ tensors, and the stages after it forward that.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
 
 from zpptool.config.memory_budget import stage_bytes
 from zpptool.config.stage_spec import StageSpec
@@ -29,6 +30,7 @@ from zpptool.engines.transformers.calls import (
     device_of,
     encode_choice,
 )
+from zpptool.engines.transformers.media import decode_media
 from zpptool.engines.transformers.model import PartialModel, load_part
 from zpptool.engines.transformers.sampling import Sampler
 from zpptool.errors import ZppError
@@ -108,12 +110,12 @@ class TransformersStage:
             on the last stage the choice that it made, on the others no bytes; None where a stage before has failed at
             this step.
         """
-        inputs: list[int] | dict[str, Tensor] | None = step.token_ids if self._spec.is_first else self._receive()
+        inputs: list[int] | dict[str, Any] | None = step.token_ids if self._spec.is_first else self._receive()
         if inputs is None:
             self._pass_on({FAILED: True})
             return None
         try:
-            output = self._part.step(step.sequence, inputs)
+            output = self._part.step(step.sequence, inputs, decode_media(step.media) if self._spec.is_first else None)
             if self._spec.is_last:
                 return encode_choice(self._sampler(step).choose(output))
         except Exception:  # the next stage waits for this step's tensors, whichever error has kept them from it
@@ -127,7 +129,7 @@ class TransformersStage:
         self._samplers.pop(sequence, None)
         return b""
 
-    def _receive(self) -> dict[str, Tensor] | None:
+    def _receive(self) -> dict[str, Any] | None:
         """The tensors of the call that is being done; None where a stage before has failed at it.
 
         Raises:
@@ -137,7 +139,7 @@ class TransformersStage:
         received = self._exchange.take().values
         return None if FAILED in received else received
 
-    def _pass_on(self, outputs: dict[str, Tensor] | dict[str, bool]) -> None:
+    def _pass_on(self, outputs: dict[str, Any]) -> None:
         """Send a step's tensors to the next stage. The memory of a model's output is never written again, so it is sent
         without a copy and without waiting."""
         if not self._spec.is_last:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import transformers
@@ -27,7 +27,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 import zpptool
 from zpptool.checkpoint.index import TensorInfo
 from zpptool.checkpoint.stage_tensors import load_plan
-from zpptool.engines.transformers.loading import causal_model, no_progress_bars
+from zpptool.engines.transformers.decoder_call import DECODER_CALL
+from zpptool.engines.transformers.loading import no_progress_bars
+from zpptool.engines.transformers.model_class import is_composite, model_class
 from zpptool.engines.transformers.proof.sensitivity import check_sensitivity
 from zpptool.engines.transformers.proof.small_model import (
     edited_config,
@@ -38,6 +40,7 @@ from zpptool.engines.transformers.proof.small_model import (
 )
 from zpptool.engines.transformers.proof.verdicts import Facts, is_proven, record_proof
 from zpptool.engines.transformers.proof.whole_run import STEPS, WholeRun, run_whole
+from zpptool.engines.transformers.tensor_tree import from_entries, same_values
 from zpptool.errors import ZppError, invalid_error
 from zpptool.partition import LayerRange, Partition
 
@@ -53,7 +56,7 @@ _SOURCES = ("checkpoint/**/*.py", "engines/weights.py", "engines/transformers/*.
 class Part(Protocol):
     """Part of a model that runs sequences; see `zpptool.engines.transformers.model.PartialModel`."""
 
-    def step(self, sequence_id: object, inputs: object) -> Tensor | dict[str, Tensor]:
+    def step(self, sequence_id: object, inputs: object) -> Tensor | dict[str, Any]:
         """Run the next tokens of one sequence."""
 
     def free(self, sequence_id: object) -> None:
@@ -70,12 +73,12 @@ def prove_part(config: PreTrainedConfig, owned: LayerRange, load: LoadPart) -> N
     Raises:
         ZppError: (INVALID) it does not, or no small model of this kind can be made.
     """
-    model_class, config = causal_model(config)
-    facts = _facts(model_class, config, owned)
+    whole_class, config = model_class(config)
+    facts = _facts(whole_class, config, owned)
     if is_proven(facts):
         return
     try:
-        small = _small_run(_Kind(model_class, facts["config"], config))
+        small = _small_run(_Kind(whole_class, facts["config"], config))
     except Exception as cause:  # of the model's own code, at sizes that it was not made for, or in a new release
         why = cause.message if isinstance(cause, ZppError) else f"{type(cause).__name__}: {cause}"
         raise invalid_error(
@@ -86,7 +89,7 @@ def prove_part(config: PreTrainedConfig, owned: LayerRange, load: LoadPart) -> N
     with tempfile.TemporaryDirectory(prefix="zpptool-proof-") as directory, no_progress_bars():
         small.model.save_pretrained(directory)
         part = _load_from(Path(directory), small, owned, load)
-    compare(part, small.whole, owned, config.model_type)
+    compare(part, small.displaced if owned.start else small.whole, owned, config.model_type)
     record_proof(facts)
 
 
@@ -101,11 +104,13 @@ class _Kind:
 
 @dataclass(frozen=True)
 class _SmallRun:
-    """A small model of some kind, and its run as a whole."""
+    """A small model of some kind, its run as a whole, and its run with displaced positions, with which later stages of
+    a composite model are compared."""
 
     config: PreTrainedConfig
     model: PreTrainedModel
     whole: WholeRun
+    displaced: WholeRun
 
 
 @lru_cache(maxsize=1)
@@ -122,8 +127,9 @@ def _small_run(kind: _Kind) -> _SmallRun:
             model = random_model(kind.model_class, config)
             with no_progress_bars():
                 whole = run_whole(model)
+                displaced = run_whole(model, displaced=True) if is_composite(model) else whole
                 check_sensitivity(model)
-            return _SmallRun(config, model, whole)
+            return _SmallRun(config, model, whole, displaced)
         except Exception as cause:  # of the model's own code, at sizes that it was not made for
             failures.append(cause)
     raise failures[0]
@@ -146,11 +152,17 @@ def compare(part: Part, whole: WholeRun, owned: LayerRange, name: str) -> None:
     """
     is_first, is_last = owned.start == 0, owned.end == whole.num_layers
     for step, tokens in enumerate(STEPS):
-        inputs = list(tokens) if is_first else {_HIDDEN_STATES: whole.layer_outputs[step][owned.start - 1]}
+        before = {_HIDDEN_STATES: whole.layer_outputs[step][owned.start - 1], **whole.passed[step]}
+        inputs = list(tokens) if is_first else before
         expected = whole.logits[step] if is_last else whole.layer_outputs[step][owned.end - 1]
         found = part.step("trial", inputs)
         computed = found if isinstance(found, Tensor) else found[_HIDDEN_STATES]
-        if not torch.equal(computed.float(), expected.float()) or computed.dtype != expected.dtype:
+        passed = from_entries(DECODER_CALL, found) if isinstance(found, dict) else None
+        if (
+            not torch.equal(computed.float(), expected.float())
+            or computed.dtype != expected.dtype
+            or (not is_last and not same_values(passed, from_entries(DECODER_CALL, whole.passed[step])))
+        ):
             raise invalid_error(
                 f"{name} cannot be run in parts: layers {owned} compute something else than in the whole model,"
                 f" {'for the prompt' if step == 0 else f'{step} tokens after the prompt'} of a trial with a small"
@@ -163,18 +175,18 @@ def compare(part: Part, whole: WholeRun, owned: LayerRange, name: str) -> None:
             part.free("other")
 
 
-def _mirrored(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: states.flip(1).neg() for name, states in inputs.items()}
+def _mirrored(inputs: dict[str, Any]) -> dict[str, Any]:
+    return {**inputs, _HIDDEN_STATES: inputs[_HIDDEN_STATES].flip(1).neg()}
 
 
-def _facts(model_class: type[PreTrainedModel], config: PreTrainedConfig, owned: LayerRange) -> Facts:
+def _facts(whole_class: type[PreTrainedModel], config: PreTrainedConfig, owned: LayerRange) -> Facts:
     """Everything that the proof depends on."""
     return {
-        "class": f"{model_class.__module__}.{model_class.__qualname__}",
+        "class": f"{whole_class.__module__}.{whole_class.__qualname__}",
         "config": sha256(json.dumps(own_values(config.to_dict()), sort_keys=True, default=str).encode()).hexdigest(),
         "layers": str(owned),
         "transformers": transformers.__version__,
-        "model": _digest([Path(inspect.getfile(model_class))]),
+        "model": _digest([Path(inspect.getfile(whole_class))]),
         "torch": torch.__version__,
         "engine": _engine_digest(),
     }
