@@ -33,6 +33,7 @@ class Scripted:
         fails_after: the number of tokens of an answer before an error; None for no error.
         parties: answers that must be in progress at once before any of them continues.
         asked: the calls: prompt, greatest number of tokens, sampling.
+        media: what the last call has for images.
         closed: the number of sequences that have ended.
         gate: every step waits until it is set.
     """
@@ -41,6 +42,7 @@ class Scripted:
     fails_after: int | None = None
     parties: threading.Barrier | None = None
     asked: list[tuple[list[int], int, SamplingParams]] = field(default_factory=list)
+    media: Any = None
     closed: int = 0
     healthy: bool = True
     gate: threading.Event = field(default_factory=threading.Event)
@@ -49,8 +51,14 @@ class Scripted:
         self.gate.set()
 
     def generate(
-        self, prompt_ids: Sequence[int], max_new_tokens: int, stop_ids: Collection[int], sampling: SamplingParams
+        self,
+        prompt_ids: Sequence[int],
+        max_new_tokens: int,
+        stop_ids: Collection[int],
+        sampling: SamplingParams,
+        media: Any = None,
     ) -> ScriptedSequence:
+        self.media = media
         self.asked.append((list(prompt_ids), max_new_tokens, sampling))
         return ScriptedSequence(self, max_new_tokens, stop_ids, sampling)
 

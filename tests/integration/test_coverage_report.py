@@ -35,8 +35,8 @@ EXPECTED = {
     "MixtralForCausalLM": ("right", "identical", "model.layers"),
     "Zamba2ForCausalLM": ("right", "refused", "model.layers"),
     "Gemma3nForCausalLM": ("right", "refused", "model.layers"),
-    "Qwen2VLForConditionalGeneration": ("right", "refused", "model.layers"),
-    "LlavaForConditionalGeneration": ("right", "refused", "language_model.model.layers"),
+    "Qwen2VLForConditionalGeneration": ("right", "identical", "model.layers"),
+    "LlavaForConditionalGeneration": ("right", "identical", "language_model.model.layers"),
     "HrmTextForCausalLM": ("refused", "", ""),
     "UdopForConditionalGeneration": ("refused", "", ""),
 }

@@ -25,8 +25,10 @@ pytestmark = pytest.mark.torch
 OLD, NEW = "5.9.0", "5.18.0"
 
 
-def outcome(name: str, embedded: str = "identical", structure: str = "right", reason: str = "") -> Outcome:
-    return Outcome(name, name.lower(), "model.layers", structure, "all", embedded, reason, "2026-11-30")
+def outcome(
+    name: str, embedded: str = "identical", structure: str = "right", reason: str = "", images: str = ""
+) -> Outcome:
+    return Outcome(name, name.lower(), "model.layers", structure, "all", embedded, images, reason, "2026-11-30")
 
 
 def test_only_the_classes_that_were_tried_are_replaced(tmp_path: Path) -> None:
@@ -49,15 +51,18 @@ def test_a_class_that_is_gone_is_a_change() -> None:
 
 def test_the_page_names_the_releases_where_they_differ(tmp_path: Path) -> None:
     update_record(record_path(tmp_path, OLD), [outcome("A"), outcome("B")])
-    update_record(record_path(tmp_path, NEW), [outcome("A"), outcome("B", "refused", reason="why | so"), outcome("C")])
+    update_record(
+        record_path(tmp_path, NEW),
+        [outcome("A"), outcome("B", "refused", reason="why | so"), outcome("C", images="images run")],
+    )
     (tmp_path / "coverage-vllm.jsonl").write_text("{}\n")
     records = read_records(tmp_path)
     assert list(records) == [OLD, NEW]
     page = coverage_table(records, {})
     assert "| 5.9.0 | 2 | 2 | 0 | 0 | 0 | 2 | 0 | 0 | 2026-11-30 |\n| 5.18.0 | 3 | 3 | 0 | 0 | 0 | 2 | 1 | 0 |" in page
-    assert "| A | a | `model.layers` | right | identical | not run |  |" in page
-    assert "| B | b | `model.layers` | right | 5.9.0 identical, 5.18.0 refused | not run | why \\| so |" in page
-    assert "| C | c | `model.layers` | 5.18.0 right | 5.18.0 identical | not run |  |" in page
+    assert "| A | a | `model.layers` | right | identical |  | not run |  |" in page
+    assert "| B | b | `model.layers` | right | 5.9.0 identical, 5.18.0 refused |  | not run | why \\| so |" in page
+    assert "| C | c | `model.layers` | 5.18.0 right | 5.18.0 identical | images run | not run |  |" in page
 
 
 def test_the_committed_page_is_made_from_the_committed_records() -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from zpptool.config.engine_kind import Engine
 from zpptool.errors import ExitCode, ZppError
 from zpptool.net.openai_client import ImageChat
 from zpptool.parity.images import chat_template_arguments, data_urls
@@ -18,7 +17,7 @@ from zpptool.parity.images import chat_template_arguments, data_urls
 def test_images_are_sent_as_data_urls_before_the_text(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"one")
     (tmp_path / "b.JPG").write_bytes(b"two")
-    urls = data_urls([tmp_path / "a.png", tmp_path / "b.JPG"], Engine.VLLM)
+    urls = data_urls([tmp_path / "a.png", tmp_path / "b.JPG"])
     assert urls == tuple(
         f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
         for kind, content in (("png", b"one"), ("jpeg", b"two"))
@@ -28,20 +27,18 @@ def test_images_are_sent_as_data_urls_before_the_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "engine", "code", "message"),
+    ("name", "code", "message"),
     [
-        ("a.png", Engine.TRANSFORMERS, ExitCode.USAGE, "takes no images"),
-        ("a.txt", Engine.VLLM, ExitCode.USAGE, "is not that of an image"),
-        ("missing.png", Engine.VLLM, ExitCode.USAGE, "cannot be read"),
-        ("folder.png", Engine.VLLM, ExitCode.INVALID, "is a directory"),
+        ("a.txt", ExitCode.USAGE, "is not that of an image"),
+        ("missing.png", ExitCode.USAGE, "cannot be read"),
+        ("folder.png", ExitCode.INVALID, "is a directory"),
     ],
 )
-def test_what_is_no_image_is_refused(name: str, engine: Engine, code: ExitCode, message: str, tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(b"")
+def test_what_is_no_image_is_refused(name: str, code: ExitCode, message: str, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"")
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(ZppError, match=message) as fault:
-        data_urls([tmp_path / name], engine)
+        data_urls([tmp_path / name])
     assert fault.value.exit_code is code
 
 

@@ -16,9 +16,9 @@ CHECK = "processor"
 
 
 def check_processor(target: Target) -> Iterator[Finding]:
-    """Check a model that takes more than text, for vLLM. The embedded engine takes text only."""
+    """Check a model that takes more than text. The embedded engine does without torchvision for most models."""
     directory = target.directory
-    if target.engine is not Engine.VLLM or directory is None or not (directory / "config.json").is_file():
+    if directory is None or not (directory / "config.json").is_file():
         return
     config = read_config(directory)
     if not takes_more_than_text(config):
@@ -26,7 +26,7 @@ def check_processor(target: Target) -> Iterator[Finding]:
     missing = missing_processor(directory, config)
     if missing is not None:
         yield warning(CHECK, missing, "Copy the processor's files there from where the model comes from.")
-    for package in PACKAGES:
+    for package in PACKAGES if target.engine is Engine.VLLM else ("PIL",):
         answer = ask(f"import {package}\nprint('ZPP {{}}')\n")
         if isinstance(answer, str):
             fix = TORCHVISION_FIX if package == "torchvision" else "Install pillow."

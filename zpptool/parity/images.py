@@ -8,7 +8,6 @@ import mimetypes
 from collections.abc import Sequence
 from pathlib import Path
 
-from zpptool.config.engine_kind import Engine
 from zpptool.errors import usage_error
 from zpptool.regular_file import read_regular
 
@@ -19,14 +18,12 @@ _PLAIN_TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %
 """The text of a chat and nothing else; vLLM adds the tokens that stand for an image."""
 
 
-def data_urls(files: Sequence[Path], engine: Engine) -> tuple[str, ...]:
+def data_urls(files: Sequence[Path]) -> tuple[str, ...]:
     """The images as `data:` URLs.
 
     Raises:
-        ZppError: (USAGE) the engine takes no images, or the name of a file is not that of an image, or cannot be read.
+        ZppError: (USAGE) the name of a file is not that of an image, or cannot be read.
     """
-    if files and engine is not Engine.VLLM:
-        raise usage_error("the embedded engine takes no images", "Use --engine vllm.")
     return tuple(_data_url(file) for file in files)
 
 

@@ -72,7 +72,7 @@ def plan_trial(options: TrialOptions, scratch: Path, log_dir: Path) -> TrialLaun
     """
     refuse_unwritable_prompts(options.prompts)
     refuse_decided(expanded_arguments(options.engine, options.engine_args))
-    images = data_urls(options.images, options.engine)
+    images = data_urls(options.images)
     if options.pipeline_dir is not None:
         directories, manifests = split_stages(options.pipeline_dir)
         partition = manifests[0].ranges
@@ -87,7 +87,7 @@ def plan_trial(options: TrialOptions, scratch: Path, log_dir: Path) -> TrialLaun
     most = IMAGE_TRIAL_LEN if images else TRIAL_MODEL_LEN
     longest = given_length(options.engine, options.engine_args) or longest_sequence(whole, most)
     common = engine_arguments(options.engine, options.engine_args, longest)
-    if images:
+    if images and options.engine is Engine.VLLM:
         common = (*chat_template_arguments(whole, options.engine_args), *common)
     unsplit = StageSpec(
         engine=options.engine,

@@ -13,6 +13,7 @@ from contextlib import closing
 from functools import partial
 
 from zpptool.admin.attach import admin_servers
+from zpptool.config.embedded_flags import allowed_media_domains
 from zpptool.config.stage_spec import StageSpec, spec_from_argv
 from zpptool.engines.base import LOAD_MODEL, prepare_partition
 from zpptool.engines.transformers.api.front import Front
@@ -59,7 +60,13 @@ def serve(spec: StageSpec, node: HeadNode, server: HttpServer) -> None:
     node.on_partition(partial(prepare_partition, spec, node.facts))
     node.gather(agreed_facts(spec))
     with closing(RingModel(node)) as model:
-        served = served_model(spec.directory, model.generate, model.is_healthy, spec.served_name or None)
+        served = served_model(
+            spec.directory,
+            model.generate,
+            model.is_healthy,
+            spec.served_name or None,
+            allowed_media_domains(spec.engine_args),
+        )
         node.set_up(LOAD_MODEL, b"", timeout_s=spec.start_timeout_s).result()
         phases.report_phase(phases.LOADED)
         _log.info("all stages have loaded their layers; the API is at http://%s:%d", spec.api_host, spec.api_port)

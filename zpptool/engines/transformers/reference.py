@@ -14,10 +14,12 @@ from typing import Self
 
 from transformers import PreTrainedModel
 
+from zpptool.config.embedded_flags import allowed_media_domains
 from zpptool.config.stage_spec import spec_from_argv
 from zpptool.engines.transformers.api.front import Front
 from zpptool.engines.transformers.api.served import served_model
 from zpptool.engines.transformers.calls import check_arguments, device_of
+from zpptool.engines.transformers.media import Media
 from zpptool.engines.transformers.sampling import Choice, SamplingParams
 from zpptool.engines.transformers.unsplit import generate_choices, load_unsplit
 from zpptool.net.http_server import HttpServer
@@ -35,11 +37,16 @@ class UnsplitModel:
         self._turn = threading.Lock()
 
     def generate(
-        self, prompt_ids: Sequence[int], max_new_tokens: int, stop_ids: Collection[int], sampling: SamplingParams
+        self,
+        prompt_ids: Sequence[int],
+        max_new_tokens: int,
+        stop_ids: Collection[int],
+        sampling: SamplingParams,
+        media: Media | None = None,
     ) -> UnsplitSequence:
         """A sequence, which is computed as a whole when its first token is requested."""
         drawn = None if sampling.is_plain else sampling
-        compute = partial(generate_choices, self._model, prompt_ids, max_new_tokens, sorted(stop_ids), drawn)
+        compute = partial(generate_choices, self._model, prompt_ids, max_new_tokens, sorted(stop_ids), drawn, media)
         return UnsplitSequence(compute, self._turn)
 
 
@@ -88,7 +95,9 @@ def main() -> None:
     end_on_sigterm()
     with HttpServer(spec.api_host, spec.api_port) as server:
         model = UnsplitModel(load_unsplit(spec.directory, dtype=spec.dtype, device=device_of(spec)))
-        server.start(Front(served_model(spec.directory, model.generate, lambda: True)).app())
+        domains = allowed_media_domains(spec.engine_args)
+        served = served_model(spec.directory, model.generate, lambda: True, media_domains=domains)
+        server.start(Front(served).app())
         server.wait()
 
 

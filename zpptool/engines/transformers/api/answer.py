@@ -17,6 +17,7 @@ from starlette.concurrency import run_in_threadpool
 
 from zpptool.engines.transformers.api.served import ServedModel
 from zpptool.engines.transformers.api.textstream import TextStream
+from zpptool.engines.transformers.media import Media
 from zpptool.engines.transformers.sampling import Choice, SamplingParams
 
 
@@ -62,6 +63,7 @@ class Question:
         min_tokens: stop strings do not end the answer before it has as many tokens.
         keep_stop: whether the text ends after the stop string rather than before it.
         skip_special_tokens: whether the text has no special tokens.
+        media: what the processor made of the prompt's images; None without images.
     """
 
     prompt_ids: Sequence[int]
@@ -73,6 +75,7 @@ class Question:
     min_tokens: int = 0
     keep_stop: bool = False
     skip_special_tokens: bool = True
+    media: Media | None = None
 
 
 async def answer_one(served: ServedModel, question: Question) -> AsyncGenerator[Answer, None]:
@@ -84,7 +87,7 @@ async def answer_one(served: ServedModel, question: Question) -> AsyncGenerator[
     stop_ids = eos_ids.union(question.stop_token_ids)
     decode = partial(served.decode, skip_special_tokens=question.skip_special_tokens)
     stream = TextStream(decode, question.prompt_ids, question.stops, keep_stop=question.keep_stop)
-    sequence = served.generate(question.prompt_ids, question.max_tokens, stop_ids, question.sampling)
+    sequence = served.generate(question.prompt_ids, question.max_tokens, stop_ids, question.sampling, question.media)
     try:
         count = 0
         while (choice := await run_in_threadpool(next, sequence, None)) is not None:

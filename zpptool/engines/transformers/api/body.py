@@ -19,6 +19,8 @@ from zpptool.engines.transformers.api.bad_request import BadRequest
 
 MAX_BODY_BYTES = 16 << 20
 """A body may be this long. The longest prompts of a batch fit; decoding it takes a fraction of a second."""
+MAX_BODY_BYTES_WITH_IMAGES = 64 << 20
+"""The body of a chat with a model that takes images may be this long."""
 THREAD_BYTES = 64 << 10
 """A body from this length on is decoded beside the event loop."""
 MAX_DEPTH = 64
@@ -26,8 +28,8 @@ MAX_DEPTH = 64
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-async def read_json(request: Request) -> Any:
-    """The decoded JSON of the body.
+async def read_json(request: Request, most_bytes: int = MAX_BODY_BYTES) -> Any:
+    """The decoded JSON of a body of at most so many bytes.
 
     Raises:
         BadRequest: the body is too long, is not declared to be JSON, is not JSON, is nested too deeply, or has text
@@ -36,7 +38,7 @@ async def read_json(request: Request) -> Any:
     media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if media_type != "application/json":
         raise BadRequest(f"the media type is {media_type or 'missing'}; only application/json is allowed")
-    body = await _read(request)
+    body = await _read(request, most_bytes)
     return decode(body) if len(body) < THREAD_BYTES else await run_in_threadpool(decode, body)
 
 
@@ -55,12 +57,12 @@ def decode(body: bytes) -> Any:
     return value
 
 
-async def _read(request: Request) -> bytes:
+async def _read(request: Request, most_bytes: int) -> bytes:
     body = bytearray()
     async for part in request.stream():
         body += part
-        if len(body) > MAX_BODY_BYTES:
-            raise BadRequest(f"the body is longer than {MAX_BODY_BYTES} bytes", status=413)
+        if len(body) > most_bytes:
+            raise BadRequest(f"the body is longer than {most_bytes} bytes", status=413)
     return bytes(body)
 
 

@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from zpptool.engines.transformers.api import shapes
 from zpptool.engines.transformers.api.bad_request import BadRequest, error_body, refuse
-from zpptool.engines.transformers.api.body import read_json
+from zpptool.engines.transformers.api.body import MAX_BODY_BYTES, MAX_BODY_BYTES_WITH_IMAGES, read_json
 from zpptool.engines.transformers.api.counts import Counts
 from zpptool.engines.transformers.api.disconnect import unless_disconnected
 from zpptool.engines.transformers.api.generation import Generation, Pieces
@@ -29,6 +29,7 @@ from zpptool.engines.transformers.api.request_base import parse
 from zpptool.engines.transformers.api.requests import ChatRequest, CompletionRequest, GenerationRequest
 from zpptool.engines.transformers.api.responses import Responses
 from zpptool.engines.transformers.api.served import ServedModel
+from zpptool.engines.transformers.media import Media
 from zpptool.errors import ZppError
 
 DEFAULT_COMPLETION_TOKENS = 16
@@ -40,8 +41,9 @@ class Front:
 
     def __init__(self, served: ServedModel) -> None:
         self._served = served
+        self._chat_bytes = MAX_BODY_BYTES if isinstance(served.processor, str) else MAX_BODY_BYTES_WITH_IMAGES
         self._counts = Counts()
-        self._encoder = PromptEncoder(served.tokenizer, served.context)
+        self._encoder = PromptEncoder(served.tokenizer, served.context, served.processor, served.image_source)
         self._generation = Generation(served, self._encoder, self._counts)
 
     def app(self) -> Starlette:
@@ -66,7 +68,7 @@ class Front:
 
     async def chat(self, request: Request) -> Response:
         """Answer a chat."""
-        body = parse(ChatRequest, await read_json(request))
+        body = parse(ChatRequest, await read_json(request, self._chat_bytes))
         self._generation.check_model(body.model)
         return await unless_disconnected(request, self._chat(body))
 
@@ -90,10 +92,11 @@ class Front:
         return await self._answer(body, shapes.Completion, prompts, max_tokens, echoed)
 
     async def _chat(self, body: ChatRequest) -> Response:
-        prompts = [await self._encoder.chat(body)]
+        chat = await self._encoder.chat(body)
+        prompts = [chat.token_ids]
         self._generation.check_prompts(prompts, "messages", room=1)
         limit = body.max_completion_tokens or body.max_tokens or self._served.defaults.max_new_tokens
-        return await self._answer(body, shapes.Chat, prompts, limit)
+        return await self._answer(body, shapes.Chat, prompts, limit, media=chat.media)
 
     async def _answer(
         self,
@@ -102,6 +105,7 @@ class Front:
         prompts: list[list[int]],
         max_tokens: int | None,
         echoed: Sequence[str] = (),
+        media: Media | None = None,
     ) -> Response:
         shaped = shape(
             shapes.ShapeOptions(
@@ -115,7 +119,7 @@ class Front:
                 continuous_usage=body.continuous_usage,
             )
         )
-        pieces = await self._generation.start(body, prompts, max_tokens)
+        pieces = await self._generation.start(body, prompts, max_tokens, media)
         if body.stream:
             events = self._events(pieces, shaped, with_usage=body.includes_usage)
             return StreamingResponse(events, media_type="text/event-stream")

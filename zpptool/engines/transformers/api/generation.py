@@ -15,6 +15,7 @@ from zpptool.engines.transformers.api.prompt_encoder import PromptEncoder
 from zpptool.engines.transformers.api.requests import GenerationRequest
 from zpptool.engines.transformers.api.rule_fields import token_rules
 from zpptool.engines.transformers.api.served import ServedModel
+from zpptool.engines.transformers.media import Media
 
 Pieces = AsyncGenerator[tuple[int, Answer], None]
 """The pieces of several answers, each with the index of its answer."""
@@ -57,7 +58,9 @@ class Generation:
                 raise BadRequest(f"{param}: {max(prompt)} is not a token of this model", param)
             self._served.context.check_prompt(prompt, param, room=room)
 
-    async def start(self, body: GenerationRequest, prompts: list[list[int]], max_tokens: int | None) -> Pieces:
+    async def start(
+        self, body: GenerationRequest, prompts: list[list[int]], max_tokens: int | None, media: Media | None = None
+    ) -> Pieces:
         """Begin `body.n` answers to each prompt; close the pieces, or use them up.
 
         The answers to one prompt have successive seeds, as in vLLM.
@@ -66,6 +69,7 @@ class Generation:
             body: how tokens are chosen and answers end.
             prompts: token ids, checked.
             max_tokens: of each answer; None for as many as the context has room for.
+            media: what the processor made of the images, where there is one prompt with images.
 
         Raises:
             BadRequest: a field does not fit the model.
@@ -82,6 +86,7 @@ class Generation:
                 body.min_tokens,
                 body.include_stop_str_in_output,
                 body.skip_special_tokens,
+                media,
             )
             for prompt in prompts
             for number in range(body.n)

@@ -92,7 +92,7 @@ class Information:
         content = await read_json(request)
         if isinstance(content, dict) and content.get("messages") is not None:
             chat = parse(TokenizeChatRequest, content)
-            token_ids, with_strs = await self._encoder.chat(chat), chat.return_token_strs
+            token_ids, with_strs = (await self._encoder.chat(chat)).token_ids, chat.return_token_strs
         else:
             body = parse(TokenizeRequest, content)
             token_ids = await self._encoder.text(body.prompt, add_special_tokens=body.add_special_tokens)

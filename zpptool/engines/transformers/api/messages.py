@@ -28,6 +28,25 @@ class _TextPart(BaseModel):
     text: str
 
 
+class _ImageUrl(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    url: str
+    detail: str | None = None
+
+
+class ImagePart(BaseModel):
+    """An image by its URL. `detail` changes nothing, as in vLLM."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    type: Literal["image_url"]
+    image_url: _ImageUrl
+
+
+Part = Annotated[_TextPart | ImagePart, Field(discriminator="type")]
+
+
 class _Function(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -50,7 +69,7 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     role: Annotated[str, Field(min_length=1)]
-    content: str | list[_TextPart] = ""
+    content: str | list[Part] = ""
     name: str | None = None
     tool_calls: list[_ToolCall] = []
     tool_call_id: str | None = None
@@ -59,8 +78,22 @@ class Message(BaseModel):
 
     @property
     def text(self) -> str:
-        """The content. Several text parts become the lines of one text."""
-        return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
+        """The text of the content. Several text parts become the lines of one text."""
+        return "\n".join(self.texts)
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts of the content, in order."""
+        if isinstance(self.content, str):
+            return [self.content]
+        return [part.text for part in self.content if isinstance(part, _TextPart)]
+
+    @property
+    def image_urls(self) -> list[str]:
+        """The URLs of its images, in order."""
+        if isinstance(self.content, str):
+            return []
+        return [part.image_url.url for part in self.content if isinstance(part, ImagePart)]
 
 
 Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
@@ -77,7 +110,9 @@ def without_empty_fields(messages: Any) -> Any:
     return [_message(message) if isinstance(message, dict) else message for message in messages]
 
 
-def for_template(messages: list[Message], template: str) -> list[dict[str, Any]]:
+def for_template(
+    messages: list[Message], template: str, *, in_parts: bool = False, image_word: str = ""
+) -> list[dict[str, Any]]:
     """The messages for a chat template.
 
     A developer's message is a system message under its newer name, where the template does not know that name.
@@ -85,11 +120,19 @@ def for_template(messages: list[Message], template: str) -> list[dict[str, Any]]
     Args:
         messages: of the request.
         template: the template's source.
+        in_parts: whether the template takes content as a list of texts and images; otherwise as text.
+        image_word: what stands for an image in text; each image of a message gets a line before its text, as in vLLM.
 
     Raises:
         BadRequest: a message has a field that the template does not use.
     """
-    return [_for_template(place, message, template) for place, message in enumerate(messages)]
+    return [
+        {
+            **_for_template(place, message, template),
+            "content": _in_parts(message) if in_parts else _in_lines(message, image_word),
+        }
+        for place, message in enumerate(messages)
+    ]
 
 
 def check_rendered(messages: list[Message], rendered: str) -> None:
@@ -99,7 +142,7 @@ def check_rendered(messages: list[Message], rendered: str) -> None:
         BadRequest: one is missing.
     """
     for place, message in enumerate(messages):
-        if message.role not in COMMON_ROLES and message.text.strip() not in rendered:
+        if message.role not in COMMON_ROLES and not all(text.strip() in rendered for text in message.texts):
             raise BadRequest(
                 f"messages.{place}.role: the model's chat template leaves out the messages of the role {message.role}",
                 "messages",
@@ -128,7 +171,22 @@ def _for_template(place: int, message: Message, template: str) -> dict[str, Any]
         if name in extras and name not in template:
             raise BadRequest(f"messages.{place}.{name}: the model's chat template does not use it", "messages")
     role = "system" if message.role == "developer" and "developer" not in template else message.role
-    return {"role": role, "content": message.text, **extras}
+    return {"role": role, **extras}
+
+
+def _in_parts(message: Message) -> list[dict[str, Any]]:
+    """The content as templates of models that take images expect it; they write what stands for an image."""
+    if isinstance(message.content, str):
+        return [{"type": "text", "text": message.content}]
+    return [
+        {"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": part.text}
+        for part in message.content
+    ]
+
+
+def _in_lines(message: Message, image_word: str) -> str:
+    """The content as text."""
+    return "\n".join([*[image_word] * len(message.image_urls), *message.texts])
 
 
 def _call_for_template(place: int, call: _ToolCall) -> dict[str, Any]:

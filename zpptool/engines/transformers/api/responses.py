@@ -56,7 +56,7 @@ class Responses:
         raise BadRequest(f"Response with id '{request.path_params['response_id']}' not found.", "response_id", 404)
 
     async def _create(self, body: ResponseRequest) -> Response:
-        prompt = await self._encoder.chat(body.chat())
+        prompt = (await self._encoder.chat(body.chat())).token_ids
         self._generation.check_prompts([prompt], "input", room=1)
         limit = body.max_output_tokens or self._served.defaults.max_new_tokens
         shape = ResponseShape(body, self._served.name, len(prompt), self._served.token_text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -13,7 +13,10 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 
 from zpptool.engines.transformers.api.context_length import ContextLength
 from zpptool.engines.transformers.api.generation_defaults import GenerationDefaults, load_generation_defaults
+from zpptool.engines.transformers.api.image_processor import ImageProcessor, load_image_processor
+from zpptool.engines.transformers.api.images import ImageSource
 from zpptool.engines.transformers.loading import load_config
+from zpptool.engines.transformers.media import Media
 from zpptool.engines.transformers.sampling import Choice, SamplingParams
 from zpptool.errors import invalid_error
 
@@ -38,9 +41,15 @@ class Generate(Protocol):
     """Begins a sequence, which has to be used up or closed."""
 
     def __call__(
-        self, prompt_ids: Sequence[int], max_new_tokens: int, stop_ids: Collection[int], sampling: SamplingParams
+        self,
+        prompt_ids: Sequence[int],
+        max_new_tokens: int,
+        stop_ids: Collection[int],
+        sampling: SamplingParams,
+        media: Media | None = None,
     ) -> TokenSequence:
-        """At most `max_new_tokens` tokens, at least 1; the last one may be of `stop_ids`, none before it is."""
+        """At most `max_new_tokens` tokens, at least 1; the last one may be of `stop_ids`, none before it is. `media` is
+        what the processor made of the prompt's images."""
         ...
 
 
@@ -59,6 +68,8 @@ class ServedModel:
         defaults: apply where a request does not set them.
         generate: begins a sequence.
         is_healthy: returns whether the model can still answer.
+        processor: of images; the reason why there is none where images are not taken.
+        image_source: where images come from.
     """
 
     name: str
@@ -71,6 +82,8 @@ class ServedModel:
     defaults: GenerationDefaults
     generate: Generate
     is_healthy: Callable[[], bool]
+    processor: ImageProcessor | str = "the model takes text only"
+    image_source: ImageSource = field(default_factory=ImageSource)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids, by default without special tokens."""
@@ -85,15 +98,20 @@ class ServedModel:
 
 
 def served_model(
-    directory: Path, generate: Generate, is_healthy: Callable[[], bool], name: str | None = None
+    directory: Path,
+    generate: Generate,
+    is_healthy: Callable[[], bool],
+    name: str | None = None,
+    media_domains: Sequence[str] = (),
 ) -> ServedModel:
-    """The model of a checkpoint, or of a stage directory.
+    """The model of a checkpoint, or of a stage directory. `media_domains` are the hosts that images are fetched from.
 
     Raises:
         ZppError: (INVALID) transformers cannot read its config or its tokenizer, or its generation_config.json cannot
             be used.
     """
-    text_config = load_config(directory).get_text_config(decoder=True)
+    config = load_config(directory)
+    text_config = config.get_text_config(decoder=True)
     tokenizer = _load_tokenizer(directory)
     defaults = load_generation_defaults(directory)
     return ServedModel(
@@ -107,6 +125,8 @@ def served_model(
         defaults=defaults,
         generate=generate,
         is_healthy=is_healthy,
+        processor=load_image_processor(directory, config),
+        image_source=ImageSource(media_domains),
     )
 
 
