@@ -23,6 +23,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
 
+from families.images import REFUSED, takes_images, try_images
 from families.tiny import tiny_config
 from families.truth import Truth, needed_at, observe, stages_in_need, stamp
 from zpptool.checkpoint.index import read_index
@@ -54,6 +55,8 @@ class Outcome:
         checked: `all`; `layers` where the model could not be run from end to end; `names` where transformers does not
             keep its layers in one list of the config's length.
         embedded: `identical`, `refused`, `different`, or empty where it was not run.
+        images: of a class that takes images: `images run` where its answers about images are those of the unsplit
+            model, `text alone` where no processor could be made here, `refused`, or `different`; empty for others.
         reason: why the first of these is not `right` or `identical`.
         date: the day of the trial, as YYYY-MM-DD.
     """
@@ -64,6 +67,7 @@ class Outcome:
     structure: str = ""
     checked: str = ""
     embedded: str = ""
+    images: str = ""
     reason: str = ""
     date: str = ""
 
@@ -117,6 +121,10 @@ def try_class(name: str, model_class: type[PreTrainedModel], config_class: type[
     outcome.checked = "all" if truth.watched else "layers" if truth.num_layers else "names"
     if not fault:
         _split_and_run(directory, partition, outcome)
+    if takes_images(outcome.family) and outcome.embedded:
+        outcome.images = REFUSED
+        if outcome.embedded == "identical":
+            outcome.images, outcome.reason = try_images(name, directory / "images")
     return outcome
 
 

@@ -61,7 +61,10 @@ def changes(before: Mapping[str, Outcome], after: Mapping[str, Outcome]) -> Iter
 
 
 def _words(outcome: Outcome | None) -> str:
-    return "" if outcome is None else f"{outcome.structure}, {outcome.embedded or 'not run'}"
+    if outcome is None:
+        return ""
+    images = f", {outcome.images}" if outcome.images else ""
+    return f"{outcome.structure}, {outcome.embedded or 'not run'}{images}"
 
 
 def _order(version: str) -> tuple[int, ...]:

@@ -37,13 +37,17 @@ as large, so that no tensor is accepted because it is small.
 **Embedded engine.** *Identical*: it generates the same tokens as the unsplit model. *Refused*: when a stage loads.
 *Not run*: its structure is refused, or the unsplit model does not generate from text alone.
 
+**Images**, on the embedded engine. *Images run*: a tiny model with the published models' processor answers prompts with
+one image, with two and without any as the unsplit model does, in three stages. *Text alone*: images were not run,
+because no processor could be made here. *Refused*: when a stage loads. Empty: the class takes no images.
+
 Where releases differ, a cell names the release before its outcome. A release that is not named does not have the class,
 or it was not tried there yet. The reason is the newest release's.
 
 **vLLM.** {vllm}
 
-| class | family | layers | structure | embedded engine | vLLM | why not |
-|---|---|---|---|---|---|---|
+| class | family | layers | structure | embedded engine | images | vLLM | why not |
+|---|---|---|---|---|---|---|---|
 """
 _VLLM = """\
 {count} classes, {first} to {last}, with {versions}, by
@@ -118,6 +122,7 @@ def _cells(outcomes: Mapping[str, Outcome], num_releases: int, on_vllm: VllmOutc
         f"`{newest.layers}`" if newest.layers else "",
         _by_release(outcomes, _structure, is_everywhere),
         _by_release(outcomes, lambda outcome: outcome.embedded or "not run", is_everywhere),
+        newest.images,
         vllm_cell(on_vllm),
         _plain(newest.reason),
     )
