@@ -172,8 +172,8 @@ MUTANTS = [
     Mutant(
         "the arguments of the language model are not sent",
         "cut.CutModel.message",
-        "to_entries(DECODER_CALL, self._decoder_call.recorded)",
-        "{}",
+        "**to_entries(DECODER_CALL, self._decoder_call.recorded)",
+        "",
         "vision",
         FIRST,
     ),

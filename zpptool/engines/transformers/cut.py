@@ -44,11 +44,14 @@ class CachedSequence:
         cache: the stage's cache of it.
         num_tokens: the number of tokens in that cache.
         positions: of the last token, where the model numbers tokens otherwise than in a row, as `generate` has them.
+        passes_call: whether later stages repeat stage 0's call of the language model: in a sequence with images. They
+            compute the arguments of text themselves, whose masks may be large.
     """
 
     cache: Cache
     num_tokens: int = 0
     positions: Tensor | None = None
+    passes_call: bool = False
 
 
 class CutModel:
@@ -84,10 +87,11 @@ class CutModel:
         """
         return CachedSequence(new_cache(self.model.config))
 
-    def message(self, hidden_states: Tensor) -> dict[str, Any]:
-        """What the next stage takes, after a run that returned these hidden states."""
-        passed = to_entries(DECODER_CALL, self._decoder_call.recorded) if self._decoder_call is not None else {}
-        return {HIDDEN_STATES: hidden_states, **passed}
+    def message(self, sequence: CachedSequence, hidden_states: Tensor) -> dict[str, Any]:
+        """What the next stage takes, after a run of a sequence that returned these hidden states."""
+        if self._decoder_call is None or not sequence.passes_call:
+            return {HIDDEN_STATES: hidden_states}
+        return {HIDDEN_STATES: hidden_states, **to_entries(DECODER_CALL, self._decoder_call.recorded)}
 
     def run_message(self, sequence: CachedSequence, message: Mapping[str, Any]) -> Tensor:
         """Run a later stage over the next tokens, with what the stage before has sent; the result is as of
@@ -95,6 +99,7 @@ class CutModel:
         if self._decoder_call is None:
             return self.run_hidden_states(sequence, message[HIDDEN_STATES])
         self._decoder_call.given = from_entries(DECODER_CALL, message)
+        sequence.passes_call = self._decoder_call.given is not None
         try:
             return self.run_hidden_states(sequence, message[HIDDEN_STATES])
         finally:
@@ -105,11 +110,12 @@ class CutModel:
 
         Args:
             token_ids: [tokens]; the whole prompt first.
-            media: what the model's processor made of the prompt's images, by parameter of the model.
+            media: what the model's processor made of the prompt's images, by parameter of the model; None for text.
         """
         token_ids = token_ids.to(self.model.device)[None]
         if self._decoder_call is None or sequence.num_tokens:
             return self._run(sequence, token_ids.shape[1], input_ids=token_ids)
+        sequence.passes_call = media is not None
         return self._run_prompt(sequence, token_ids, on_device(media or {}, self.model.device, self.model.dtype))
 
     def run_hidden_states(self, sequence: CachedSequence, hidden_states: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ class PartialModel:
             output = self._cut.run_tokens(sequence, torch.as_tensor(inputs, dtype=torch.long), media)
         else:
             output = self._cut.run_message(sequence, received)
-        return output if self.is_last else self._cut.message(output)
+        return output if self.is_last else self._cut.message(sequence, output)
 
     def on_layer(self, callback: Callable[[], None]) -> None:
         """Have `callback` called before each decoder layer that is computed."""

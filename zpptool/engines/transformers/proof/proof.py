@@ -29,6 +29,7 @@ from zpptool.checkpoint.index import TensorInfo
 from zpptool.checkpoint.stage_tensors import load_plan
 from zpptool.engines.transformers.decoder_call import DECODER_CALL
 from zpptool.engines.transformers.loading import no_progress_bars
+from zpptool.engines.transformers.media import Media
 from zpptool.engines.transformers.model_class import is_composite, model_class
 from zpptool.engines.transformers.proof.sensitivity import check_sensitivity
 from zpptool.engines.transformers.proof.small_model import (
@@ -56,7 +57,7 @@ _SOURCES = ("checkpoint/**/*.py", "engines/weights.py", "engines/transformers/*.
 class Part(Protocol):
     """Part of a model that runs sequences; see `zpptool.engines.transformers.model.PartialModel`."""
 
-    def step(self, sequence_id: object, inputs: object) -> Tensor | dict[str, Any]:
+    def step(self, sequence_id: object, inputs: object, media: Media | None = None) -> Tensor | dict[str, Any]:
         """Run the next tokens of one sequence."""
 
     def free(self, sequence_id: object) -> None:
@@ -89,7 +90,10 @@ def prove_part(config: PreTrainedConfig, owned: LayerRange, load: LoadPart) -> N
     with tempfile.TemporaryDirectory(prefix="zpptool-proof-") as directory, no_progress_bars():
         small.model.save_pretrained(directory)
         part = _load_from(Path(directory), small, owned, load)
-    compare(part, small.displaced if owned.start else small.whole, owned, config.model_type)
+    compare(part, small.whole, owned, config.model_type, "text")
+    if small.displaced is not None:
+        with_images = small.displaced if owned.start else small.whole
+        compare(part, with_images, owned, config.model_type, "text with the arguments of images", media={})
     record_proof(facts)
 
 
@@ -104,13 +108,12 @@ class _Kind:
 
 @dataclass(frozen=True)
 class _SmallRun:
-    """A small model of some kind, its run as a whole, and its run with displaced positions, with which later stages of
-    a composite model are compared."""
+    """A small model of some kind, and its run as a whole; of a composite model also one with displaced positions."""
 
     config: PreTrainedConfig
     model: PreTrainedModel
     whole: WholeRun
-    displaced: WholeRun
+    displaced: WholeRun | None
 
 
 @lru_cache(maxsize=1)
@@ -127,7 +130,7 @@ def _small_run(kind: _Kind) -> _SmallRun:
             model = random_model(kind.model_class, config)
             with no_progress_bars():
                 whole = run_whole(model)
-                displaced = run_whole(model, displaced=True) if is_composite(model) else whole
+                displaced = run_whole(model, displaced=True) if is_composite(model) else None
                 check_sensitivity(model)
             return _SmallRun(config, model, whole, displaced)
         except Exception as cause:  # of the model's own code, at sizes that it was not made for
@@ -142,26 +145,35 @@ def _load_from(directory: Path, small: _SmallRun, owned: LayerRange, load: LoadP
     return load(small.config, tensors, owned, torch.float32, "cpu")
 
 
-def compare(part: Part, whole: WholeRun, owned: LayerRange, name: str) -> None:
+def compare(part: Part, whole: WholeRun, owned: LayerRange, name: str, trial: str, media: Media | None = None) -> None:
     """Run the trial sequence through a part, and compare every bit with what the whole model has computed.
 
     A second sequence is in flight meanwhile, which must not disturb the first.
+
+    Args:
+        part: what is proven.
+        whole: the run of the whole model.
+        owned: the part's layers.
+        name: of the kind of model, for the error.
+        trial: the sequence's name.
+        media: none for a sequence of text; empty for one that is run as with images, so that what the model passes to
+            its language model goes from stage to stage.
 
     Raises:
         ZppError: (INVALID) something differs.
     """
     is_first, is_last = owned.start == 0, owned.end == whole.num_layers
     for step, tokens in enumerate(STEPS):
-        before = {_HIDDEN_STATES: whole.layer_outputs[step][owned.start - 1], **whole.passed[step]}
-        inputs = list(tokens) if is_first else before
+        call = whole.passed[step] if media is not None else {}
+        inputs = list(tokens) if is_first else {_HIDDEN_STATES: whole.layer_outputs[step][owned.start - 1], **call}
         expected = whole.logits[step] if is_last else whole.layer_outputs[step][owned.end - 1]
-        found = part.step("trial", inputs)
+        found = part.step(trial, inputs, media if is_first and step == 0 else None)
         computed = found if isinstance(found, Tensor) else found[_HIDDEN_STATES]
         passed = from_entries(DECODER_CALL, found) if isinstance(found, dict) else None
         if (
             not torch.equal(computed.float(), expected.float())
             or computed.dtype != expected.dtype
-            or (not is_last and not same_values(passed, from_entries(DECODER_CALL, whole.passed[step])))
+            or (not is_last and not same_values(passed, from_entries(DECODER_CALL, call)))
         ):
             raise invalid_error(
                 f"{name} cannot be run in parts: layers {owned} compute something else than in the whole model,"
@@ -173,6 +185,7 @@ def compare(part: Part, whole: WholeRun, owned: LayerRange, name: str) -> None:
             part.step("other", inputs[::-1] if isinstance(inputs, list) else _mirrored(inputs))
         if step == len(STEPS) // 2:
             part.free("other")
+    part.free(trial)
 
 
 def _mirrored(inputs: dict[str, Any]) -> dict[str, Any]:
