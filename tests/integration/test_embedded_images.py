@@ -169,7 +169,7 @@ def test_the_pipeline_gives_the_unsplit_models_tokens(
         *("--no-long-prompts", "--max-new-tokens", 8, "--json"),
         timeout_s=300,
     )
-    assert ran.code == 0, ran.text()
+    assert ran.code == 0, ran.out + ran.err
     outcome = json.loads(ran.out)
     assert outcome["verdict"] == "identical"
     assert outcome["prompts"][0]["token_ids"] == ask(api, message(0, 1, QUESTION), max_tokens=8)
