@@ -65,13 +65,13 @@ class FullStage(ThreadStage):
         answer = super()._load()
         step, left = self._part.step, self.steps_left
 
-        def out_of_memory(sequence: int, inputs: Any) -> Any:
+        def out_of_memory(sequence: int, inputs: Any, media: Any = None) -> Any:
             nonlocal left
             if sequence == self.sequence:
                 left -= 1
                 if left < 0:
                     raise MemoryError("no room for this sequence")
-            return step(sequence, inputs)
+            return step(sequence, inputs, media)
 
         self._part.step = out_of_memory
         return answer

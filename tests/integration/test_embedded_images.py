@@ -6,8 +6,9 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -195,17 +196,18 @@ def test_a_stage_that_is_killed_changes_no_answer_about_an_image(
     ):
         wait_until_ready(url, stages, READY_S)
         answers = [pool.submit(partial(ask, client, one, max_tokens=200)) for one in asked]
-        wait_for_tokens(client)
-        assert not all(answer.done() for answer in answers)
+        wait_for_tokens(client, answers)
         stages[lost].worker().kill()
         assert [answer.result(READY_S) for answer in answers] == expected
         assert "recovered: the ring is whole again" in stages[0].text()
 
 
-def wait_for_tokens(client: httpx.Client) -> None:
-    """Wait until answers have begun."""
+def wait_for_tokens(client: httpx.Client, answers: Sequence[Future[list[int]]]) -> None:
+    """Wait until answers have begun, and check that not all of them have ended."""
     while True:
+        assert not all(answer.done() for answer in answers), [answer.exception() for answer in answers]
         lines = client.get("/metrics").text.splitlines()
         counts = [float(line.split()[-1]) for line in lines if line.startswith("zpp:generation_tokens_total")]
         if sum(counts) > 8:
             return
+        time.sleep(0.05)

@@ -55,3 +55,15 @@ def test_what_a_message_cannot_carry_is_refused_by_name() -> None:
     with pytest.raises(ZppError, match="window holds a slice, which stages cannot pass on") as caught:
         to_entries("given", {"window": [torch.zeros(1), slice(1)]})
     assert caught.value.exit_code == ExitCode.INVALID
+
+
+def test_every_tensor_of_a_name_has_one_dtype_rank_and_width() -> None:
+    """A link refuses a name that changes them, and the tensors of a tree grow with the sequence."""
+    kinds: dict[str, set[tuple[object, int, int]]] = {}
+    for length in (3, 1):
+        for values in ({"mask": torch.ones(1, 1, length, length)}, {"mask": torch.ones(1, length, dtype=torch.bool)}):
+            for name, value in to_entries("given", values).items():
+                if isinstance(value, torch.Tensor):
+                    width = value.shape[-1] if value.dim() > 1 else 0
+                    kinds.setdefault(name, set()).add((value.dtype, value.dim(), width))
+    assert all(len(found) == 1 for found in kinds.values()), kinds

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Nested values with tensors in them as the flat entries of a message, and back.
 
-A message carries tensors by name and plain values beside them. So the tensors of a tree get a name and a number, and
-its structure is an entry of its own, in which a number stands for a tensor.
+A message carries tensors by name and plain values beside them. So the tensors of a tree get names, and its structure
+is an entry of its own, in which a name and a shape stand for a tensor. A link refuses a tensor whose dtype, rank or
+width differs from that of the same name in earlier messages, while the tensors of a tree may grow from step to step. So
+the name has the dtype, and each tensor is sent as one row of numbers.
 """
 
 from __future__ import annotations
@@ -22,15 +24,15 @@ def to_entries(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of a message that carry these values.
 
     Args:
-        name: of the entry with the structure; the tensors have it too, with a number.
+        name: of the entry with the structure, which begins the names of the tensors.
         values: tensors, plain values, and lists, tuples and dicts of them.
 
     Raises:
         ZppError: (INVALID) a value holds something else, which is named.
     """
-    tensors: list[Tensor] = []
-    structure = {key: _structure(key, value, tensors) for key, value in values.items()}
-    return {name: structure, **{f"{name}.{place}": tensor for place, tensor in enumerate(tensors)}}
+    rows: dict[str, Tensor] = {}
+    structure = {key: _structure(name, key, value, rows) for key, value in values.items()}
+    return {name: structure, **rows}
 
 
 def from_entries(name: str, message: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -38,7 +40,7 @@ def from_entries(name: str, message: Mapping[str, Any]) -> dict[str, Any] | None
     structure = message.get(name)
     if structure is None:
         return None
-    return {key: _value(name, value, message) for key, value in structure.items()}
+    return {key: _value(value, message) for key, value in structure.items()}
 
 
 def holds_tensors(value: Any) -> bool:
@@ -63,28 +65,31 @@ def same_values(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def _structure(name: str, value: Any, tensors: list[Tensor]) -> Any:
-    """The structure of a value in plain terms; its tensors are appended to `tensors`."""
+def _structure(name: str, key: str, value: Any, rows: dict[str, Tensor]) -> Any:
+    """The structure of a value in plain terms; its tensors are added to `rows`."""
     if isinstance(value, Tensor):
-        tensors.append(value)
-        return {_TENSOR: len(tensors) - 1}
+        row = f"{name}.{len(rows)}.{str(value.dtype).removeprefix('torch.')}"
+        rows[row] = value.reshape(-1)
+        return {_TENSOR: [row, *value.shape]}
     if type(value) in (list, tuple):
-        return {_LIST if type(value) is list else _TUPLE: [_structure(name, entry, tensors) for entry in value]}
-    if type(value) is dict and all(type(key) is str for key in value):
-        return [[key, _structure(name, entry, tensors)] for key, entry in value.items()]
+        kind = _LIST if type(value) is list else _TUPLE
+        return {kind: [_structure(name, key, entry, rows) for entry in value]}
+    if type(value) is dict and all(type(entry) is str for entry in value):
+        return [[entry, _structure(name, key, inner, rows)] for entry, inner in value.items()]
     if value is None or type(value) in (bool, int, float, str):
         return value
-    raise invalid_error(f"{name} holds a {type(value).__name__}, which stages cannot pass on")
+    raise invalid_error(f"{key} holds a {type(value).__name__}, which stages cannot pass on")
 
 
-def _value(name: str, structure: Any, message: Mapping[str, Any]) -> Any:
+def _value(structure: Any, message: Mapping[str, Any]) -> Any:
     """The value with this structure."""
     if isinstance(structure, list):
-        return {key: _value(name, entry, message) for key, entry in structure}
+        return {key: _value(entry, message) for key, entry in structure}
     if not isinstance(structure, dict):
         return structure
     ((kind, content),) = structure.items()
     if kind == _TENSOR:
-        return message[f"{name}.{content}"]
-    entries = [_value(name, entry, message) for entry in content]
+        row, *shape = content
+        return message[row].reshape(shape)
+    entries = [_value(entry, message) for entry in content]
     return entries if kind == _LIST else tuple(entries)
