@@ -11,6 +11,7 @@ import msgspec
 
 from zpptool.errors import usage_error
 from zpptool.wire.compression.adaptive import WireCodec
+from zpptool.witness.options import WitnessOptions
 
 
 class RuntimeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -26,6 +27,7 @@ class RuntimeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         keys: path of the stage's key file; empty for none. Only the path: other users can read a command line.
         insecure: whether links that other machines can reach may go without keys.
         wire_codec: whether the stage's sending link compresses.
+        witness: what is recorded of the computation.
     """
 
     device: str = "auto"
@@ -37,6 +39,7 @@ class RuntimeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     keys: str = ""
     insecure: bool = False
     wire_codec: WireCodec = WireCodec.NONE
+    witness: WitnessOptions = WitnessOptions()
 
 
 def refuse_idle_standby(standby: int, recovery_deadline_s: float) -> None:

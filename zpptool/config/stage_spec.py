@@ -12,6 +12,7 @@ from zpptool.config.runtime_options import RuntimeOptions
 from zpptool.errors import usage_error
 from zpptool.partition import LayerRange, Partition
 from zpptool.wire.compression.adaptive import WireCodec
+from zpptool.witness.options import WitnessOptions
 
 
 class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -136,6 +137,11 @@ class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def wire_codec(self) -> WireCodec:
         """Whether the stage's sending link compresses."""
         return self.runtime.wire_codec
+
+    @property
+    def witness(self) -> WitnessOptions:
+        """What is recorded of the computation."""
+        return self.runtime.witness
 
     def with_runtime(self, **changes: object) -> StageSpec:
         """The same stage with some of its `RuntimeOptions` replaced, by name."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, PreTrainedConfig
+from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 from zpptool.checkpoint.index import TensorInfo
 from zpptool.checkpoint.stage_tensors import load_plan
@@ -53,6 +53,11 @@ class PartialModel:
     def is_last(self) -> bool:
         """Whether it returns logits; otherwise it returns what the stage after takes."""
         return self._cut.is_last
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The transformers model, cut to what this stage computes."""
+        return self._cut.model
 
     def step(
         self,

@@ -22,6 +22,7 @@ from zpptool.engines.transformers.calls import check_arguments, device_of
 from zpptool.engines.transformers.media import Media
 from zpptool.engines.transformers.sampling import Choice, SamplingParams
 from zpptool.engines.transformers.unsplit import generate_choices, load_unsplit
+from zpptool.engines.transformers.witness.reference import ReferenceWitness
 from zpptool.net.http_server import HttpServer
 from zpptool.process.child import end_on_sigterm, run_child
 
@@ -30,11 +31,17 @@ TURN_POLL_S = 0.05
 
 
 class UnsplitModel:
-    """A whole model, for one sequence at a time."""
+    """A whole model, for one sequence at a time.
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    Args:
+        model: as transformers loads it.
+        witness: records what it computes; None for nothing.
+    """
+
+    def __init__(self, model: PreTrainedModel, witness: ReferenceWitness | None = None) -> None:
         self._model = model
         self._turn = threading.Lock()
+        self._witness = witness
 
     def generate(
         self,
@@ -46,7 +53,11 @@ class UnsplitModel:
     ) -> UnsplitSequence:
         """A sequence, which is computed as a whole when its first token is requested."""
         drawn = None if sampling.is_plain else sampling
-        compute = partial(generate_choices, self._model, prompt_ids, max_new_tokens, sorted(stop_ids), drawn, media)
+        compute: Callable[[], list[Choice]] = partial(
+            generate_choices, self._model, prompt_ids, max_new_tokens, sorted(stop_ids), drawn, media
+        )
+        if self._witness is not None:
+            compute = partial(self._witness.watch, compute, prompt_ids)
         return UnsplitSequence(compute, self._turn)
 
 
@@ -94,7 +105,8 @@ def main() -> None:
     check_arguments(spec)
     end_on_sigterm()
     with HttpServer(spec.api_host, spec.api_port) as server:
-        model = UnsplitModel(load_unsplit(spec.directory, dtype=spec.dtype, device=device_of(spec)))
+        whole = load_unsplit(spec.directory, dtype=spec.dtype, device=device_of(spec))
+        model = UnsplitModel(whole, ReferenceWitness(spec, whole) if spec.witness.is_on else None)
         domains = allowed_media_domains(spec.engine_args)
         served = served_model(spec.directory, model.generate, lambda: True, media_domains=domains)
         server.start(Front(served).app())

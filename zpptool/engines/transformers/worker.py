@@ -33,6 +33,7 @@ from zpptool.engines.transformers.calls import (
 from zpptool.engines.transformers.media import decode_media
 from zpptool.engines.transformers.model import PartialModel, load_part
 from zpptool.engines.transformers.sampling import Sampler
+from zpptool.engines.transformers.witness.stage import NO_WITNESS, RecordingWitness, StageWitness
 from zpptool.errors import ZppError
 from zpptool.log import place_logger
 from zpptool.ring.messages import Call
@@ -64,6 +65,7 @@ class TransformersStage:
         self._loaded: PartialModel | None = None
         self._samplers: dict[int, Sampler] = {}
         self._epoch = node.doing
+        self._witness: StageWitness = NO_WITNESS
 
     def agreed(self) -> dict[str, str]:
         """The facts that must be equal on every stage."""
@@ -86,6 +88,7 @@ class TransformersStage:
             self._epoch = self._node.doing
             self._part.free_all()
             self._samplers.clear()
+            self._witness.forget_all()
 
     def _load(self) -> bytes:
         spec = self._spec
@@ -94,6 +97,8 @@ class TransformersStage:
         part = load_part(spec.directory, spec.stage, spec.ranges, dtype=spec.dtype, device=device_of(spec))
         part.on_layer(self._node.pulse.progress)
         self._loaded = part
+        if spec.witness.is_on:
+            self._witness = RecordingWitness(spec, part)
         self._log.info("loaded")
         return b""
 
@@ -114,19 +119,24 @@ class TransformersStage:
         if inputs is None:
             self._pass_on({FAILED: True})
             return None
+        self._witness.begin(step, self._epoch.epoch, inputs)
         try:
             output = self._part.step(step.sequence, inputs, decode_media(step.media) if self._spec.is_first else None)
             if self._spec.is_last:
-                return encode_choice(self._sampler(step).choose(output))
+                choice = self._sampler(step).choose(output)
+                self._witness.end(token=choice.token)
+                return encode_choice(choice)
         except Exception:  # the next stage waits for this step's tensors, whichever error has kept them from it
             self._pass_on({FAILED: True})
             raise
+        self._witness.end(output)
         self._pass_on(output)
         return b""
 
     def _free(self, sequence: int) -> bytes:
         self._part.free(sequence)
         self._samplers.pop(sequence, None)
+        self._witness.forget(sequence)
         return b""
 
     def _receive(self) -> dict[str, Any] | None:
