@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -101,6 +102,7 @@ def test_pre_split_stages_give_the_unsplit_tokens(
     outcome = done.json
     assert (outcome["verdict"], outcome["engine"], outcome["num_stages"]) == ("identical", "transformers", 3)
     assert [stage["layers"] for stage in outcome["stages"]] == [[0, 1], [1, 4], [4, 5]]
+    assert (outcome["witness"]["verdict"], outcome["witness"]["wrong_weights"]) == ("identical", [])
     assert [prompt["prompt_tokens"] for prompt in outcome["prompts"]] == [7, 9, 150, 300]
     for prompt in outcome["prompts"]:
         assert prompt["token_ids"] == prompt["reference_token_ids"]
@@ -128,7 +130,9 @@ def test_stages_that_load_their_own_layers_give_the_unsplit_tokens(
     assert [prompt["prompt"] for prompt in outcome["prompts"]] == ["one two", "déjà vu"]
     assert len({token for prompt in outcome["prompts"] for token in prompt["token_ids"]}) > 4
     suite = ElementTree.parse(junit).getroot()
-    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("2", "0", "0")
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("3", "0", "0")
+    assert outcome["witness"]["verdict"] == "identical"
+    assert outcome["witness"]["differing"] == 0 < outcome["witness"]["hashes"]
     assert sorted(path.name for path in logs.iterdir()) == ["head.log", "reference.log", "stage-0.log", "stage-1.log"]
     assert running_on(source) == []
 
@@ -136,8 +140,8 @@ def test_stages_that_load_their_own_layers_give_the_unsplit_tokens(
 def test_a_pipeline_with_wrong_weights_differs_from_the_unsplit_model(
     stages: Path, model: Path, tmp_path: Path, zpptool: Callable[..., Ran]
 ) -> None:
-    """One stage's weights are changed: the comparison must detect it (exit 4), report where, and fail in both
-    reports."""
+    """One stage's weights are changed: the comparison must detect it (exit 4), name the weight, and fail in every
+    report."""
     wrong = tmp_path / "stages"
     for directory in stages.iterdir():
         if directory.is_dir():
@@ -148,10 +152,10 @@ def test_a_pipeline_with_wrong_weights_differs_from_the_unsplit_model(
     content = bytearray(weights.read_bytes())
     content[-4000:] = bytes(4000)
     weights.write_bytes(content)
-    junit = tmp_path / "junit.xml"
+    junit, page = tmp_path / "junit.xml", tmp_path / "page.html"
     done = zpptool(
         *("test-pipeline", "--pipeline-dir", wrong, "--model", model, *PROMPTS, "--no-long-prompts", "--json"),
-        *("--junit", junit),
+        *("--junit", junit, "--page", page),
         timeout_s=200,
         env=ONE_THREAD,
     )
@@ -162,7 +166,19 @@ def test_a_pipeline_with_wrong_weights_differs_from_the_unsplit_model(
         first = prompt["first_difference"]
         assert prompt["token_ids"][:first] == prompt["reference_token_ids"][:first]
         assert prompt["token_ids"][first : first + 1] != prompt["reference_token_ids"][first : first + 1]
-    assert ElementTree.parse(junit).getroot().get("failures") == str(len(different)) != "0"
+    assert ElementTree.parse(junit).getroot().get("failures") == str(len(different) + 1) != "1"
+    cause = done.json["cause"]
+    zeroed = [f"self_attn.{name}.weight" for name in ("q_proj", "v_proj")]
+    assert (cause["kind"], cause["stage"], cause["layer"], cause["step"]) == ("weights", 1, 2, 0)
+    assert (cause["tap"], cause["tensor"]) == ("self_attn.q_proj", zeroed[0])
+    assert cause["cause"] == f"layer 2's weight {zeroed[0]} differs in 16 of 32 rows"
+    assert (cause["element"]["got"], cause["element"]["got_bits"]) == (0.0, "0x00000000")
+    assert {part["part"]: (part["differs"], part["heals"]) for part in cause["transplants"]} == {
+        "input": (False, False), "weights": (True, True), "positions": (False, False),
+    }  # fmt: skip
+    wrong_weights = [weight["name"] for weight in done.json["witness"]["wrong_weights"]]
+    assert wrong_weights == [f"model.layers.2.{name}" for name in zeroed]
+    assert cause["cause"] in html.unescape(page.read_text())
 
 
 SCORED = {

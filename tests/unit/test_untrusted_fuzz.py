@@ -15,7 +15,7 @@ import pytest
 import yaml
 from checkpoints import write_checkpoint
 from hypothesis import strategies as st
-from mutations import ODD_TEXT, few_or_many, fuzz, listing, mutated
+from odd_values import ODD_TEXT, few_or_many, fuzz, listing, mutated
 from typer.main import get_command
 
 from zpptool.checkpoint.explain import explain

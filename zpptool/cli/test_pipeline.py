@@ -39,6 +39,7 @@ from zpptool.console import Console
 from zpptool.errors import ExitCode, usage_error
 from zpptool.log import hide_information
 from zpptool.wire.compression.adaptive import WireCodec
+from zpptool.witness.options import Level
 
 DEFAULT_PROMPTS = ("The capital of France is", "def fibonacci(n):", "Once upon a time there was a")
 
@@ -91,6 +92,21 @@ def test_pipeline(
     api_port: LocalApiPortOption = None,
     report: Annotated[Path | None, typer.Option("--report", metavar="FILE", help="Write the outcome as JSON.")] = None,
     junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write the outcome as JUnit.")] = None,
+    page: Annotated[
+        Path | None, typer.Option("--page", metavar="FILE", help="Write the outcome as one HTML page.")
+    ] = None,
+    witness: Annotated[
+        Level | None,
+        typer.Option(
+            "--witness",
+            help="Compare bits too: what stages exchange, what layers compute, or every operation. Default: layers, and"
+            " off with vLLM, which has no witness.",
+        ),
+    ] = None,
+    localise: Annotated[
+        bool,
+        typer.Option("--localise/--no-localise", help="Where bits differ, run again to find the layer and the cause."),
+    ] = True,
     log_dir: LogDirOption = None,
     start_timeout: StartTimeoutOption = 600.0,
     step_timeout: StepTimeoutOption = 300.0,
@@ -104,6 +120,8 @@ def test_pipeline(
 
     Stages come from --pipeline-dir, or load their own layers of MODEL by --num-stages or --ranges. The unsplit
     model is MODEL, or the stages' own tensors put together when only --pipeline-dir is given.
+
+    With the witness, every layer's bits are compared too, and the cause of the first difference is named.
 
     Exit code 0: identical. 4: not; the table shows the first token that differs. 6: a stage died or timed out.
     What follows -- goes to the engine, on both sides.
@@ -145,10 +163,12 @@ def test_pipeline(
         tensor_parallel_sizes=tensor_parallel_sizes(tensor_parallel_size, engine),
         runtime=runtime_options(ctx, trace=path_text(trace), wire_codec=wire_codec),
         images=tuple(image or ()),
+        witness=witness or (Level.LAYERS if engine is Engine.TRANSFORMERS else Level.OFF),
+        localise=localise,
     )
-    outcome = run_reported_trial(options, ReportFiles(report, junit), log_dir)
+    outcome = run_reported_trial(options, ReportFiles(report, junit, page), log_dir)
     console.result(outcome, lambda out: _show(out, outcome))
-    if outcome["verdict"] != Verdict.IDENTICAL:
+    if outcome["verdict"] not in (Verdict.IDENTICAL, Verdict.WITHIN_TOLERANCE):
         raise typer.Exit(ExitCode.MISMATCH)
 
 
@@ -168,6 +188,8 @@ def _model_and_ranges(
 
 
 def _show(out: Console, outcome: dict[str, Any]) -> None:
+    from zpptool.parity.report import summary
+
     for prompt in outcome["prompts"]:
         out.line(f"prompt     {prompt['prompt']!r} ({prompt['prompt_tokens']} tokens)")
         out.line(f"  unsplit  {prompt['reference_text']!r}")
@@ -178,6 +200,8 @@ def _show(out: Console, outcome: dict[str, Any]) -> None:
         out.line("  identical" if index is None else f"  DIFFERENT from token {index} on")
     stages = ", ".join(f"{start}-{end}" for start, end in (stage["layers"] for stage in outcome["stages"]))
     out.line()
+    if "witness" in outcome:
+        out.line(f"witness: {summary(outcome)}")
     out.line(f"{outcome['num_stages']} stages ({stages}) on {outcome['engine']}, {outcome['seconds']} s")
     out.line(f"verdict: {outcome['verdict']}")
 

@@ -31,6 +31,8 @@ class EngineModules:
         requires: the package that has to be importable.
         install: how to install it, in words.
         single_sequence_args: engine arguments that make every step compute one sequence alone.
+        diagnosis: the module that finds the cause of a difference from what the witness saved; empty if the engine has
+            no witness.
     """
 
     worker: str
@@ -41,6 +43,7 @@ class EngineModules:
     requires: str
     install: str
     single_sequence_args: tuple[str, ...] = ()
+    diagnosis: str = ""
 
 
 RUN_MODULE = "zpptool.process.run_module"
@@ -65,6 +68,7 @@ ENGINES = {
         measure="zpptool.engines.transformers.measure",
         requires="transformers",
         install="pip install 'zpptool[transformers]'",
+        diagnosis="zpptool.engines.transformers.witness.diagnosis",
     ),
     Engine.VLLM: EngineModules(
         worker="zpptool.engines.vllm.worker",

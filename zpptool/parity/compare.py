@@ -17,6 +17,9 @@ class Verdict(StrEnum):
     """The outcome of a trial."""
 
     IDENTICAL = "identical"
+    WITHIN_TOLERANCE = "within tolerance"
+    """The tokens are equal, and bits could not be compared: something that they depend on was not the same."""
+    OTHER_BITS = "same tokens, other bits"
     DIFFERENT = "different"
     ERROR = "error"
 

@@ -6,19 +6,24 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from zpptool.console import SCHEMA_VERSION
 from zpptool.errors import ZppError, usage_error
+from zpptool.parity.compare import PromptParity
+from zpptool.parity.localise import localise
+from zpptool.parity.page import page
 from zpptool.parity.report import error_payload, junit, payload
-from zpptool.parity.trial import run_trial
+from zpptool.parity.trial import TrialLaunchPlan, run_trial
 from zpptool.parity.trial_plan import TrialOptions, plan_trial
+from zpptool.parity.witnessed import WitnessedTrial, examine
 from zpptool.process.run_dir import private_directory
 from zpptool.ring.timeline import check_trace_file
 from zpptool.supervisor.stage_processes import log_directory
+from zpptool.witness.taps import request_key
 
 
 @dataclass(frozen=True)
@@ -28,10 +33,12 @@ class ReportFiles:
     Attributes:
         report: as JSON; None for none.
         junit: as JUnit XML; None for none.
+        page: as an HTML page; None for none.
     """
 
     report: Path | None = None
     junit: Path | None = None
+    page: Path | None = None
 
     def refuse_unwritable(self) -> None:
         """Refuse files that cannot be written, before a trial of minutes.
@@ -39,7 +46,7 @@ class ReportFiles:
         Raises:
             ZppError: (USAGE) a path is a directory, or its file or directory is not writable.
         """
-        for file in (self.report, self.junit):
+        for file in (self.report, self.junit, self.page):
             if file is not None and (file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK)):
                 raise usage_error(f"{file} cannot be written", "Name a file in an existing directory.")
 
@@ -50,6 +57,23 @@ class ReportFiles:
             self.report.write_text(text + "\n", encoding="utf-8")
         if self.junit is not None:
             self.junit.write_text(junit(outcome), encoding="utf-8")
+        if self.page is not None:
+            self.page.write_text(page(outcome), encoding="utf-8")
+
+
+def _examined(
+    options: TrialOptions, plan: TrialLaunchPlan, results: Sequence[PromptParity], scratch: Path
+) -> tuple[WitnessedTrial | None, dict[str, Any] | None]:
+    """What the witness says, and the cause of the first difference if it is wanted and there is one."""
+    if not plan.unsplit.witness.is_on:
+        return None, None
+    keys = {request_key(result.reference.prompt_token_ids): number for number, result in enumerate(results)}
+    witness = examine(plan.unsplit, plan.stages, keys)
+    first = witness.comparison.first
+    if first is None or not options.localise:
+        return witness, None
+    cause = localise(plan, results, first, scratch)
+    return witness, {**cause, "prompt": keys.get(cause["request"]), "request": str(cause["request"])}
 
 
 def run_reported_trial(options: TrialOptions, files: ReportFiles, log_dir: Path | None) -> dict[str, Any]:
@@ -76,10 +100,11 @@ def run_reported_trial(options: TrialOptions, files: ReportFiles, log_dir: Path 
             num_stages = len(plan.stages)
             began = time.monotonic()
             results = run_trial(plan)
+            witness, cause = _examined(options, plan, results, scratch)
     except ZppError as fault:
         outcome = error_payload(options.engine, num_stages, fault)
         files.write(outcome)
         raise fault.with_details(outcome) from fault
-    outcome = payload(plan.stages, results, time.monotonic() - began)
+    outcome = payload(plan.stages, results, time.monotonic() - began, witness, cause)
     files.write(outcome)
     return outcome

@@ -77,23 +77,33 @@ def run_trial(plan: TrialLaunchPlan) -> list[PromptParity]:
     Raises:
         ZppError: a process ended or did not become ready in time; the message names it and shows the end of its log.
     """
-    unsplit, head = plan.unsplit, plan.stages[0]
+    unsplit = plan.unsplit
     with ProcessGroup() as group:
         _logger.info("the unsplit model, %s, on %s: starting", unsplit.model, unsplit.engine)
         _start_reference(group, unsplit, plan)
         with _ready_client(group, unsplit, "the unsplit model") as client:
             texts, prompts = _tokenized(client, plan)
             expected = _answers(group, client, plan, prompts, at_once=len(prompts) if plan.batched else 1)
+    got = run_pipeline(plan, prompts)
+    return [
+        PromptParity(text, len(reference.prompt_token_ids), reference, pipeline)
+        for text, reference, pipeline in zip(texts, expected, got, strict=True)
+    ]
+
+
+def run_pipeline(plan: TrialLaunchPlan, prompts: Sequence[Prompt]) -> list[Generation]:
+    """The pipeline's answers to these prompts, all of them asked at once.
+
+    Raises:
+        ZppError: as `run_trial`.
+    """
+    head = plan.stages[0]
     with ProcessGroup() as group:
         _logger.info("the pipeline of %d stages on %s: starting", head.num_stages, head.engine)
         for spec, env in zip(plan.stages, plan.env, strict=True):
             start_stage(group, spec, env, plan.log_dir)
         with _ready_client(group, head, "the pipeline") as client:
-            got = _answers(group, client, plan, prompts, at_once=len(prompts))
-    return [
-        PromptParity(text, len(reference.prompt_token_ids), reference, pipeline)
-        for text, reference, pipeline in zip(texts, expected, got, strict=True)
-    ]
+            return _answers(group, client, plan, prompts, at_once=len(prompts))
 
 
 def _start_reference(group: ProcessGroup, unsplit: StageSpec, plan: TrialLaunchPlan) -> None:

@@ -28,6 +28,7 @@ from zpptool.errors import invalid_error, usage_error
 from zpptool.parity.images import IMAGE_TRIAL_LEN, chat_template_arguments, data_urls
 from zpptool.parity.joined_checkpoint import join_stages
 from zpptool.parity.trial import TrialLaunchPlan
+from zpptool.witness.options import Level, WitnessOptions
 
 TRIAL_MODEL_LEN = 1024
 TRIAL_BATCHED_TOKENS = 256
@@ -57,6 +58,8 @@ class TrialOptions:
     tensor_parallel_sizes: tuple[int, ...] = (1,)
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
     images: tuple[Path, ...] = ()
+    witness: Level = Level.OFF
+    localise: bool = True
 
 
 def plan_trial(options: TrialOptions, scratch: Path, log_dir: Path) -> TrialLaunchPlan:
@@ -73,6 +76,7 @@ def plan_trial(options: TrialOptions, scratch: Path, log_dir: Path) -> TrialLaun
     refuse_unwritable_prompts(options.prompts)
     refuse_decided(expanded_arguments(options.engine, options.engine_args))
     images = data_urls(options.images)
+    runtime = msgspec.structs.replace(options.runtime, witness=witness_options(options, scratch))
     if options.pipeline_dir is not None:
         directories, manifests = split_stages(options.pipeline_dir)
         partition = manifests[0].ranges
@@ -99,7 +103,7 @@ def plan_trial(options: TrialOptions, scratch: Path, log_dir: Path) -> TrialLaun
         dtype=options.dtype,
         api_port=options.api_port or free_port(),
         engine_args=common,
-        runtime=msgspec.structs.replace(options.runtime, trace=""),
+        runtime=msgspec.structs.replace(runtime, trace=""),
     )
     sizes = sizes_of_stages(options.tensor_parallel_sizes, len(partition))
     endpoints = trial_endpoints(len(partition), options.base_port, unsplit.api_port, scratch)
@@ -113,7 +117,7 @@ def plan_trial(options: TrialOptions, scratch: Path, log_dir: Path) -> TrialLaun
             connect=link.connect,
             local=f"ipc://{scratch / 'head'}",
             tensor_parallel_size=sizes[link.stage],
-            runtime=options.runtime,
+            runtime=runtime,
             engine_args=common if options.batched else (*common, *ENGINES[options.engine].single_sequence_args),
         )
         for directory, link in zip(directories, endpoints, strict=True)
@@ -131,6 +135,23 @@ def plan_trial(options: TrialOptions, scratch: Path, log_dir: Path) -> TrialLaun
         env=stage_environments(sizes, placed.env),
         images=images,
     )
+
+
+def witness_options(options: TrialOptions, scratch: Path) -> WitnessOptions:
+    """What the processes of a trial record, in a directory of `scratch` that is created.
+
+    Raises:
+        ZppError: (USAGE) the engine has no witness.
+    """
+    if options.witness is Level.OFF:
+        return WitnessOptions()
+    if not ENGINES[options.engine].diagnosis:
+        raise usage_error(
+            f"the {options.engine} engine has no witness", "Use --engine transformers, or leave --witness out."
+        )
+    directory = scratch / "witness"
+    directory.mkdir()
+    return WitnessOptions(options.witness, str(directory))
 
 
 def whole_model(model: Path | None, directories: Sequence[Path], manifests: Sequence[Manifest], scratch: Path) -> Path:
