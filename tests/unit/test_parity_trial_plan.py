@@ -27,6 +27,7 @@ from zpptool.parity.trial_plan import (
     whole_model,
 )
 from zpptool.wire.compression.adaptive import WireCodec
+from zpptool.witness.options import Level
 
 LAYERS = 4
 
@@ -253,6 +254,25 @@ def test_long_prompts_leave_room_for_their_answers() -> None:
     assert long_prompts(200, 32) == (150, 168)
     assert long_prompts(100, 32) == (68,)
     assert long_prompts(33, 32) == (1,)
+
+
+def test_a_load_and_a_long_prompt_are_added(model: Path, tmp_path: Path) -> None:
+    plan = plan_trial(options(model=model, num_stages=2, load=64, long=90), tmp_path, tmp_path)
+    assert plan.long_prompts[-1] == 90
+    assert (plan.load, plan.load_room) == (64, 1024 - 8)
+    fault = refusal(ExitCode.USAGE, plan_trial, options(model=model, num_stages=2, long=99_999), tmp_path, tmp_path)
+    assert "a prompt of 99999 tokens and its answer are" in fault.message
+
+
+def test_a_witness_is_kept_in_a_directory_of_the_trial(model: Path, tmp_path: Path) -> None:
+    plan = plan_trial(options(model=model, num_stages=2, witness=Level.LAYERS), tmp_path, tmp_path)
+    directories = {spec.witness.directory for spec in (plan.unsplit, *plan.stages)}
+    assert directories == {str(tmp_path / "witness")}
+    assert (tmp_path / "witness").is_dir()
+    off = plan_trial(options(model=model, num_stages=2), tmp_path, tmp_path)
+    assert not any(spec.witness.is_on for spec in (off.unsplit, *off.stages))
+    for wrong in ({"engine": Engine.VLLM, "witness": Level.OPS}, {"witness_reference": tmp_path / "a.zppw"}):
+        refusal(ExitCode.USAGE, plan_trial, options(model=model, num_stages=2, **wrong), tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize("max_new_tokens", [32, 33, 4000])

@@ -4,22 +4,26 @@
 from __future__ import annotations
 
 import json
+import struct
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
+import msgspec
 import pytest
 from checkpoints import llama, llama_config, split_into, write_checkpoint
 from records import CUT, pipeline, record
 from test_parity_report import SPECS, result
 
 from zpptool.checkpoint.manifest import load_manifest
+from zpptool.checkpoint.stage_tensors import model_digest
+from zpptool.errors import ExitCode, ZppError
 from zpptool.parity.page import page
 from zpptool.parity.report import junit, payload, summary
-from zpptool.parity.witnessed import WitnessedTrial, wrong_weights
+from zpptool.parity.witnessed import WitnessedTrial, published_record, wrong_weights
 from zpptool.witness.compare import compare
-from zpptool.witness.record import REFERENCE, Record, Weight
+from zpptool.witness.record import REFERENCE, Computed, Record, RecordWriter, Weight
 from zpptool.witness.taps import LAYER_OUT, Tap
 
 SAME = [result("one <b>", (1, 2), (1, 2))]
@@ -93,6 +97,47 @@ def test_the_page_is_whole_by_itself_and_shows_the_map() -> None:
     assert text.count('class="all first"') + text.count('class="some first"') == 1
     assert "same tokens, other bits" in text
     assert 'verdict good">identical' in page(payload(SPECS, SAME, 1.0, trial()))
+
+
+def sketched(made: Record, factor: float) -> Record:
+    """The record with the sketch of one tap in each step."""
+    numbers = struct.pack("<8f", *(factor * (place + 1) for place in range(8)))
+    place = next(place for place, tap in enumerate(made.steps[0].layout.taps) if tap.name == LAYER_OUT)
+    changed = [
+        Computed(
+            msgspec.structs.replace(each.step, sketches=numbers),
+            msgspec.structs.replace(each.layout, sketched=(place,)),
+        )
+        for each in made.steps
+    ]
+    return replace(made, steps=changed)
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.00001, "identical"), (1.3, "same tokens, other bits")])
+def test_a_record_of_another_machine_is_compared_by_its_sketches(factor: float, verdict: str) -> None:
+    stages = [sketched(each, 1.0) for each in pipeline()]
+    own = compare(record(REFERENCE), stages)
+    elsewhere = compare(sketched(record(REFERENCE, processor="another"), factor), stages)
+    outcome = payload(SPECS, SAME, 1.0, WitnessedTrial("layers", own, [], {}, elsewhere))
+    assert outcome["verdict"] == verdict
+    reference = outcome["witness"]["reference"]
+    assert reference["verdict"] == ("within tolerance" if factor < 1.1 else "different")
+    assert reference["not_compared"] == {"stage 0": ["processor"], "stage 1": ["processor"]}
+    assert (verdict == "identical") == ("given record" not in summary(outcome))
+
+
+def test_a_record_of_another_model_or_of_a_stage_is_refused(tmp_path: Path) -> None:
+    model = write_checkpoint(tmp_path / "model", llama(4), llama_config(4))
+    for stage, words in ((REFERENCE, "is not a record of the model"), (1, "is the record of stage 1")):
+        RecordWriter(tmp_path / "a.zppw", record(stage).header).close()
+        with pytest.raises(ZppError, match=words) as refused:
+            published_record(tmp_path / "a.zppw", model)
+        assert refused.value.exit_code is ExitCode.INVALID
+    with pytest.raises(ZppError, match="cannot be read"):
+        published_record(tmp_path / "none.zppw", model)
+    header = msgspec.structs.replace(record(REFERENCE).header, model=model_digest(model))
+    RecordWriter(tmp_path / "a.zppw", header).close()
+    assert published_record(tmp_path / "a.zppw", model).header == header
 
 
 @pytest.fixture

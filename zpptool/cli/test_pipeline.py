@@ -74,6 +74,11 @@ def test_pipeline(
     no_long_prompts: Annotated[
         bool, typer.Option("--no-long-prompts", help="Ask only --test-input: no prompt longer than a KV block or step.")
     ] = False,
+    load: Annotated[
+        int,
+        typer.Option("--load", metavar="N", min=0, help="Add N requests of mixed lengths that arrive and leave."),
+    ] = 0,
+    long: Annotated[int, typer.Option("--long", metavar="N", min=0, help="Add a prompt of N tokens.")] = 0,
     batched: Annotated[
         bool,
         typer.Option(
@@ -102,6 +107,14 @@ def test_pipeline(
             help="Compare bits too: what stages exchange, what layers compute, or every operation. Default: layers, and"
             " off with vLLM, which has no witness.",
         ),
+    ] = None,
+    witness_record: Annotated[
+        Path | None,
+        typer.Option("--witness-record", metavar="FILE", help="Write the unsplit model's hashes, to publish them."),
+    ] = None,
+    witness_reference: Annotated[
+        Path | None,
+        typer.Option("--witness-reference", metavar="FILE", help="Compare with hashes that were made elsewhere, too."),
     ] = None,
     localise: Annotated[
         bool,
@@ -165,8 +178,11 @@ def test_pipeline(
         images=tuple(image or ()),
         witness=witness or (Level.LAYERS if engine is Engine.TRANSFORMERS else Level.OFF),
         localise=localise,
+        witness_reference=witness_reference,
+        load=load,
+        long=long,
     )
-    outcome = run_reported_trial(options, ReportFiles(report, junit, page), log_dir)
+    outcome = run_reported_trial(options, ReportFiles(report, junit, page, witness_record), log_dir)
     console.result(outcome, lambda out: _show(out, outcome))
     if outcome["verdict"] not in (Verdict.IDENTICAL, Verdict.WITHIN_TOLERANCE):
         raise typer.Exit(ExitCode.MISMATCH)

@@ -69,22 +69,23 @@ class ApiClient:
         return Generation(tuple(choice["token_ids"]), choice["text"], tuple(prompt))
 
     def complete_all(
-        self, prompts: Sequence[Prompt], max_tokens: int, sampling: dict[str, Any], *, at_once: int
+        self, prompts: Sequence[Prompt], max_tokens: int | Sequence[int], sampling: dict[str, Any], *, at_once: int
     ) -> list[Generation]:
         """Complete several prompts, and return the completions in the order of the prompts.
 
         An error or a Ctrl-C does not wait for the other requests: those end with the server.
 
         Args:
-            prompts, max_tokens, sampling: as for `complete`.
+            prompts, max_tokens, sampling: as for `complete`; `max_tokens` may be one number for each prompt.
             at_once: the most requests in progress at a time.
 
         Raises:
             ZppError: (STAGE) the server does not answer, or answers with an error.
         """
+        lengths = [max_tokens] * len(prompts) if isinstance(max_tokens, int) else max_tokens
         pool = ThreadPoolExecutor(max(at_once, 1))
         try:
-            return list(pool.map(lambda prompt: self.complete(prompt, max_tokens, sampling), prompts))
+            return list(pool.map(lambda prompt, most: self.complete(prompt, most, sampling), prompts, lengths))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

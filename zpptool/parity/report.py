@@ -122,6 +122,9 @@ def summary(outcome: Mapping[str, Any]) -> str:
         return f"stage {wrong['stage']}: the weight {wrong['name']} in memory is not that of {wrong['against']}"
     if witnessed["first_differences"]:
         return f"{where(witnessed['first_differences'][0])}: {witnessed['first_differences'][0]['what']}"
+    elsewhere = witnessed.get("reference")
+    if elsewhere and elsewhere["verdict"] not in (Verdict.IDENTICAL, Verdict.WITHIN_TOLERANCE):
+        return f"not what the given record holds: {elsewhere['verdict']}"
     if witnessed["not_compared"]:
         names = sorted({name for own in witnessed["not_compared"].values() for name in own})
         return f"bits were not compared, for this is not the same on both sides: {', '.join(names)}"

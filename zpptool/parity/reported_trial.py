@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,10 +20,12 @@ from zpptool.parity.page import page
 from zpptool.parity.report import error_payload, junit, payload
 from zpptool.parity.trial import TrialLaunchPlan, run_trial
 from zpptool.parity.trial_plan import TrialOptions, plan_trial
-from zpptool.parity.witnessed import WitnessedTrial, examine
+from zpptool.parity.witnessed import WitnessedTrial, examine, published_record
 from zpptool.process.run_dir import private_directory
 from zpptool.ring.timeline import check_trace_file
 from zpptool.supervisor.stage_processes import log_directory
+from zpptool.witness.options import Level
+from zpptool.witness.record import Record
 from zpptool.witness.taps import request_key
 
 
@@ -34,11 +37,13 @@ class ReportFiles:
         report: as JSON; None for none.
         junit: as JUnit XML; None for none.
         page: as an HTML page; None for none.
+        record: the unsplit model's hashes; None for none.
     """
 
     report: Path | None = None
     junit: Path | None = None
     page: Path | None = None
+    record: Path | None = None
 
     def refuse_unwritable(self) -> None:
         """Refuse files that cannot be written, before a trial of minutes.
@@ -46,7 +51,7 @@ class ReportFiles:
         Raises:
             ZppError: (USAGE) a path is a directory, or its file or directory is not writable.
         """
-        for file in (self.report, self.junit, self.page):
+        for file in (self.report, self.junit, self.page, self.record):
             if file is not None and (file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK)):
                 raise usage_error(f"{file} cannot be written", "Name a file in an existing directory.")
 
@@ -62,13 +67,20 @@ class ReportFiles:
 
 
 def _examined(
-    options: TrialOptions, plan: TrialLaunchPlan, results: Sequence[PromptParity], scratch: Path
+    options: TrialOptions,
+    plan: TrialLaunchPlan,
+    results: Sequence[PromptParity],
+    scratch: Path,
+    published: Record | None,
+    record: Path | None,
 ) -> tuple[WitnessedTrial | None, dict[str, Any] | None]:
     """What the witness says, and the cause of the first difference if it is wanted and there is one."""
     if not plan.unsplit.witness.is_on:
         return None, None
     keys = {request_key(result.reference.prompt_token_ids): number for number, result in enumerate(results)}
-    witness = examine(plan.unsplit, plan.stages, keys)
+    witness = examine(plan.unsplit, plan.stages, keys, published)
+    if record is not None:
+        shutil.copyfile(plan.unsplit.witness.record_file("reference"), record)
     first = witness.comparison.first
     if first is None or not options.localise:
         return witness, None
@@ -91,6 +103,8 @@ def run_reported_trial(options: TrialOptions, files: ReportFiles, log_dir: Path 
         ZppError: the trial did not come to a verdict; the error holds what was written to the files.
     """
     files.refuse_unwritable()
+    if files.record is not None and options.witness is Level.OFF:
+        raise usage_error("--witness-record needs the witness", "Use --witness layers, with --engine transformers.")
     if options.runtime.trace:
         check_trace_file(Path(options.runtime.trace))
     num_stages = options.num_stages or len(options.ranges) or None
@@ -99,8 +113,11 @@ def run_reported_trial(options: TrialOptions, files: ReportFiles, log_dir: Path 
             plan = plan_trial(options, scratch, logs)
             num_stages = len(plan.stages)
             began = time.monotonic()
+            published = None
+            if options.witness_reference is not None:
+                published = published_record(options.witness_reference, plan.unsplit.directory)
             results = run_trial(plan)
-            witness, cause = _examined(options, plan, results, scratch)
+            witness, cause = _examined(options, plan, results, scratch, published, files.record)
     except ZppError as fault:
         outcome = error_payload(options.engine, num_stages, fault)
         files.write(outcome)

@@ -21,6 +21,7 @@ from zpptool.errors import ZppError, stage_error
 from zpptool.net.addresses import url_host
 from zpptool.net.openai_client import ApiClient, Generation, ImageChat, Prompt
 from zpptool.parity.compare import PromptParity
+from zpptool.parity.load import IN_FLIGHT, answer_lengths, load_prompts
 from zpptool.process.group import ProcessGroup
 from zpptool.supervisor.stage_processes import child_environment, raise_if_ended, start_stage
 
@@ -49,6 +50,8 @@ class TrialLaunchPlan:
         max_new_tokens: the most tokens of an answer.
         log_dir: the directory of the processes' logs.
         env: each stage's additions to the environment; the unsplit model gets those of stage 0.
+        load: the number of further requests of mixed lengths, which arrive and leave.
+        load_room: the most tokens of their prompts.
         sampling: parameters that are added to every request; empty for greedy decoding.
     """
 
@@ -63,6 +66,8 @@ class TrialLaunchPlan:
     env: Sequence[Mapping[str, str]]
     sampling: Mapping[str, Any] = field(default_factory=dict)
     images: tuple[str, ...] = ()
+    load: int = 0
+    load_room: int = 0
 
 
 def run_trial(plan: TrialLaunchPlan) -> list[PromptParity]:
@@ -83,7 +88,7 @@ def run_trial(plan: TrialLaunchPlan) -> list[PromptParity]:
         _start_reference(group, unsplit, plan)
         with _ready_client(group, unsplit, "the unsplit model") as client:
             texts, prompts = _tokenized(client, plan)
-            expected = _answers(group, client, plan, prompts, at_once=len(prompts) if plan.batched else 1)
+            expected = _answers(group, client, plan, prompts, at_once=_at_once(plan, prompts) if plan.batched else 1)
     got = run_pipeline(plan, prompts)
     return [
         PromptParity(text, len(reference.prompt_token_ids), reference, pipeline)
@@ -103,7 +108,12 @@ def run_pipeline(plan: TrialLaunchPlan, prompts: Sequence[Prompt]) -> list[Gener
         for spec, env in zip(plan.stages, plan.env, strict=True):
             start_stage(group, spec, env, plan.log_dir)
         with _ready_client(group, head, "the pipeline") as client:
-            return _answers(group, client, plan, prompts, at_once=len(prompts))
+            return _answers(group, client, plan, prompts, at_once=_at_once(plan, prompts))
+
+
+def _at_once(plan: TrialLaunchPlan, prompts: Sequence[Prompt]) -> int:
+    """How many requests are in flight at a time: all, or as many as a load has."""
+    return min(len(prompts), IN_FLIGHT) if plan.load else len(prompts)
 
 
 def _start_reference(group: ProcessGroup, unsplit: StageSpec, plan: TrialLaunchPlan) -> None:
@@ -135,11 +145,14 @@ def _tokenized(client: ApiClient, plan: TrialLaunchPlan) -> tuple[list[str], lis
         prompts += [ImageChat(text, plan.images) for text in texts]
     else:
         prompts += [client.tokenize(text, as_chat=plan.as_chat) for text in texts]
-    passage_tokens = max(len(client.tokenize(PASSAGE, as_chat=False)), 1)
+    passage = client.tokenize(PASSAGE, as_chat=False)
     for length in plan.long_prompts:
-        text = PASSAGE * (-(-length // passage_tokens) + 1)
+        text = PASSAGE * (-(-length // max(len(passage), 1)) + 1)
         texts.append(f"{text[:40]}... ({length} tokens)")
         prompts.append(client.tokenize(text, as_chat=False)[:length])
+    for number, prompt in enumerate(load_prompts(passage, plan.load, plan.load_room)):
+        texts.append(f"load {number} ({len(prompt)} tokens)")
+        prompts.append(prompt)
     return texts, prompts
 
 
@@ -149,7 +162,8 @@ def _answers(
     """The answers to all prompts, up to `at_once` of them at the same time. Where a process has died, its end is the
     error that is raised, and not the connection that broke because of it."""
     try:
-        return client.complete_all(prompts, plan.max_new_tokens, dict(plan.sampling), at_once=at_once)
+        lengths = answer_lengths(len(prompts), plan.load, plan.max_new_tokens)
+        return client.complete_all(prompts, lengths, dict(plan.sampling), at_once=at_once)
     except ZppError:
         time.sleep(READY_POLL_S)
         raise_if_ended(group)

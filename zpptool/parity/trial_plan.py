@@ -60,6 +60,9 @@ class TrialOptions:
     images: tuple[Path, ...] = ()
     witness: Level = Level.OFF
     localise: bool = True
+    witness_reference: Path | None = None
+    load: int = 0
+    long: int = 0
 
 
 def plan_trial(options: TrialOptions, scratch: Path, log_dir: Path) -> TrialLaunchPlan:
@@ -89,7 +92,8 @@ def plan_trial(options: TrialOptions, scratch: Path, log_dir: Path) -> TrialLaun
         partition = dynamic_partition(whole, options.num_stages, options.ranges)
         directories = [whole] * len(partition)
     most = IMAGE_TRIAL_LEN if images else TRIAL_MODEL_LEN
-    longest = given_length(options.engine, options.engine_args) or longest_sequence(whole, most)
+    given = given_length(options.engine, options.engine_args)
+    longest = given or max(longest_sequence(whole, most), length_of_long_prompt(whole, options))
     common = engine_arguments(options.engine, options.engine_args, longest)
     if images and options.engine is Engine.VLLM:
         common = (*chat_template_arguments(whole, options.engine_args), *common)
@@ -127,13 +131,18 @@ def plan_trial(options: TrialOptions, scratch: Path, log_dir: Path) -> TrialLaun
         unsplit=unsplit,
         stages=placed.specs,
         prompts=options.prompts,
-        long_prompts=long_prompts(longest, options.max_new_tokens) if options.with_long_prompts else (),
+        long_prompts=(
+            *(long_prompts(longest, options.max_new_tokens) if options.with_long_prompts else ()),
+            *((options.long,) if options.long else ()),
+        ),
         as_chat=options.as_chat,
         batched=options.batched,
         max_new_tokens=options.max_new_tokens,
         log_dir=log_dir,
         env=stage_environments(sizes, placed.env),
         images=images,
+        load=options.load,
+        load_room=longest - options.max_new_tokens,
     )
 
 
@@ -144,6 +153,10 @@ def witness_options(options: TrialOptions, scratch: Path) -> WitnessOptions:
         ZppError: (USAGE) the engine has no witness.
     """
     if options.witness is Level.OFF:
+        if options.witness_reference is not None:
+            raise usage_error(
+                "--witness-reference needs the witness", "Use --witness layers, with --engine transformers."
+            )
         return WitnessOptions()
     if not ENGINES[options.engine].diagnosis:
         raise usage_error(
@@ -203,6 +216,23 @@ def given_length(engine: Engine, given: Sequence[str]) -> int | None:
 def longest_sequence(model: Path, most: int = TRIAL_MODEL_LEN) -> int:
     """The most tokens of prompt and answer together in a trial of this model, and never more than `most`."""
     return min(context_length(read_config(model)) or most, most)
+
+
+def length_of_long_prompt(model: Path, options: TrialOptions) -> int:
+    """The tokens of the prompt of `--long` and its answer together; 0 without such a prompt.
+
+    Raises:
+        ZppError: (USAGE) the model's context is shorter.
+    """
+    if not options.long:
+        return 0
+    needed, context = options.long + options.max_new_tokens, context_length(read_config(model))
+    if context is not None and needed > context:
+        raise usage_error(
+            f"a prompt of {options.long} tokens and its answer are {needed} tokens, and the model takes {context}",
+            "Give a smaller --long.",
+        )
+    return needed
 
 
 def long_prompts(longest: int, max_new_tokens: int) -> tuple[int, ...]:

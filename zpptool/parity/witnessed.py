@@ -10,10 +10,11 @@ from typing import Any
 
 from zpptool.checkpoint.manifest import load_manifest
 from zpptool.checkpoint.smallfiles import STAGE_FILE
+from zpptool.checkpoint.stage_tensors import model_digest
 from zpptool.config.stage_spec import StageSpec
-from zpptool.errors import stage_error
+from zpptool.errors import invalid_error, stage_error, usage_error
 from zpptool.witness.compare import Comparison, Difference, Verdict, compare
-from zpptool.witness.record import Record, read_record
+from zpptool.witness.record import REFERENCE, Record, read_record
 
 MOST_NAMED = 20
 """How many requests and weights are listed in full."""
@@ -31,17 +32,26 @@ class WitnessedTrial:
         wrong_weights: the parameters that are in a stage's memory otherwise than in the unsplit model's, or than the
             manifest says: stage, name, and against what.
         requests: the index of each request's prompt, by the request's name.
+        published: the comparison with a record that was made elsewhere; None for none.
     """
 
     level: str
     comparison: Comparison
     wrong_weights: list[tuple[int, str, str]] = field(default_factory=list)
     requests: Mapping[int, int] = field(default_factory=dict)
+    published: Comparison | None = None
 
     @property
     def verdict(self) -> Verdict:
-        """That of the comparison; `different` if a weight is wrong."""
-        return Verdict.DIFFERENT if self.wrong_weights else self.comparison.verdict
+        """That of the comparison with the unsplit model; the other one's if that is worse; `different` if a weight is
+        wrong."""
+        if self.wrong_weights:
+            return Verdict.DIFFERENT
+        own = self.comparison.verdict
+        if own is Verdict.IDENTICAL and self.published is not None:
+            elsewhere = self.published.verdict
+            return own if elsewhere is Verdict.WITHIN_TOLERANCE else elsewhere
+        return own
 
     def as_json(self) -> dict[str, Any]:
         """What the report holds."""
@@ -53,6 +63,7 @@ class WitnessedTrial:
             "differing": outcome.differing,
             "first_differences": [self._difference(each) for each in outcome.firsts[:MOST_NAMED]],
             "not_compared": {f"stage {stage}": names for stage, names in outcome.foreign.items()},
+            **({"reference": self._of_published(self.published)} if self.published is not None else {}),
             "sketches": outcome.sketches,
             "furthest_sketch": outcome.furthest if outcome.sketches else None,
             "tolerance": outcome.tolerance,
@@ -64,6 +75,18 @@ class WitnessedTrial:
                 {"layer": layer, "step": step, "hashes": cell.rows, "differing": cell.differing}
                 for (layer, step), cell in sorted(outcome.cells.items())
             ],
+        }
+
+    def _of_published(self, outcome: Comparison) -> dict[str, Any]:
+        return {
+            "verdict": outcome.verdict,
+            "hashes": outcome.rows,
+            "differing": outcome.differing,
+            "not_compared": {f"stage {stage}": names for stage, names in outcome.foreign.items()},
+            "sketches": outcome.sketches,
+            "furthest_sketch": outcome.furthest if outcome.sketches else None,
+            "tolerance": outcome.tolerance,
+            "first_differences": [self._difference(each) for each in outcome.firsts[:MOST_NAMED]],
         }
 
     def _difference(self, difference: Difference) -> dict[str, Any]:
@@ -103,12 +126,15 @@ def read_stage_records(stages: Sequence[StageSpec]) -> list[Record]:
     return [read_record(spec.witness.record_file(f"stage-{spec.stage}")) for spec in stages]
 
 
-def examine(unsplit: StageSpec, stages: Sequence[StageSpec], requests: Mapping[int, int]) -> WitnessedTrial:
+def examine(
+    unsplit: StageSpec, stages: Sequence[StageSpec], requests: Mapping[int, int], published: Record | None = None
+) -> WitnessedTrial:
     """Compare what a trial has recorded.
 
     Args:
         unsplit, stages: as they were started, with the witness on.
         requests: the index of each request's prompt, by the request's name.
+        published: a record of the unsplit model that was made elsewhere; None for none.
 
     Raises:
         ZppError: (STAGE) a process has left no record; (INVALID) one is damaged.
@@ -120,7 +146,29 @@ def examine(unsplit: StageSpec, stages: Sequence[StageSpec], requests: Mapping[i
         compare(reference, records),
         wrong_weights(reference, records, directories),
         requests,
+        compare(published, records) if published is not None else None,
     )
+
+
+def published_record(file: Path, model: Path) -> Record:
+    """A record of the unsplit model that was made elsewhere.
+
+    Args:
+        file: the record.
+        model: the directory of the model that it has to be of.
+
+    Raises:
+        ZppError: (USAGE) it cannot be read; (INVALID) it is no record, or not of this model, or not of the whole.
+    """
+    try:
+        record = read_record(file)
+    except OSError as cause:
+        raise usage_error(f"{file} cannot be read: {cause.strerror}") from cause
+    if record.header.stage != REFERENCE:
+        raise invalid_error(f"{file} is the record of stage {record.header.stage}, not of the unsplit model")
+    if record.header.model != model_digest(model):
+        raise invalid_error(f"{file} is not a record of the model in {model}", "Compare the same checkpoint.")
+    return record
 
 
 def wrong_weights(
