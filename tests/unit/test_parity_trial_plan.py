@@ -260,8 +260,9 @@ def test_a_load_and_a_long_prompt_are_added(model: Path, tmp_path: Path) -> None
     plan = plan_trial(options(model=model, num_stages=2, load=64, long=90), tmp_path, tmp_path)
     assert plan.long_prompts[-1] == 90
     assert (plan.load, plan.load_room) == (64, 1024 - 8)
-    fault = refusal(ExitCode.USAGE, plan_trial, options(model=model, num_stages=2, long=99_999), tmp_path, tmp_path)
-    assert "a prompt of 99999 tokens and its answer are" in fault.message
+    short = write_checkpoint(tmp_path / "short", llama(LAYERS), llama_config(LAYERS, max_position_embeddings=100))
+    fault = refusal(ExitCode.USAGE, plan_trial, options(model=short, num_stages=2, long=93), tmp_path, tmp_path)
+    assert "a prompt of 93 tokens and its answer are 101 tokens, and the model takes 100" in fault.message
 
 
 def test_a_witness_is_kept_in_a_directory_of_the_trial(model: Path, tmp_path: Path) -> None:

@@ -106,6 +106,7 @@ def _candidates(expected: Tensor) -> Iterator[tuple[str, Tensor]]:
         yield "has its halves exchanged", torch.cat((expected[..., half:, :], expected[..., :half, :]), -2)
     if expected.dim():
         yield "has its elements in reverse order", expected.flip(-1)
+        yield "has the elements of its rows shifted by one", expected.roll(1, -1)
         half = expected.shape[-1] // 2
         yield "has the halves of its rows exchanged", torch.cat((expected[..., half:], expected[..., :half]), -1)
     if expected.is_floating_point():
@@ -156,7 +157,8 @@ def _permuted_rows(expected: Tensor, got: Tensor) -> str:
     if not torch.equal(theirs.sort().values, ours.sort().values):
         return ""
     moved = int((theirs != ours).sum())
-    return "has two rows exchanged" if moved == 2 else f"has its rows in another order ({moved} moved)"
+    in_each = moved // prod(expected.shape[:-2])
+    return "has two rows exchanged" if in_each == 2 else f"has its rows in another order ({moved} moved)"
 
 
 def _scaled(expected: Tensor, got: Tensor) -> str:

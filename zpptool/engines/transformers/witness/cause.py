@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
+from itertools import takewhile
 
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from zpptool.witness.row_hash import MASK as ALL_BITS
 from zpptool.witness.row_hash import hash_rows
 from zpptool.witness.taps import (
     ATTENDED,
+    BEFORE_LAYERS,
     EMBEDDING,
     INPUT_IDS,
     KEY,
@@ -49,6 +51,8 @@ class Kind(StrEnum):
     UNKNOWN = "unknown"
 
 
+SECOND = " #2"
+"""The ending of a tap's name where it came again within a step (`StepRecorder.take`)."""
 Origins = Mapping[int, tuple[int, int, Tap]]
 """Of the hash of each row of the unsplit model: request, position and tap."""
 Cause = tuple[Kind, str, str]
@@ -88,12 +92,14 @@ def cause_of(
     if wrong and not name.startswith(STATE_BEFORE):
         of_tap = [weight for weight in wrong if weight.startswith(f"{name}.")]
         return Kind.WEIGHTS, *_of_weights((of_tap or wrong)[0], first, theirs, ours, weights)
+    if name in (KEY, VALUE, ATTENDED) and (masks := _mask_of_one_side(theirs, ours)):
+        return Kind.MASK, masks, ""
+    if any(other.endswith(SECOND) and other not in theirs.taps for other in ours.taps):
+        return Kind.COMPUTATION, f"modules of layer {first.tap.layer} were called more than once in the step", ""
     if name.startswith((STATE_BEFORE, STATE_AFTER)) or _is_state(name, theirs, ours):
         return Kind.STATE, _of_state(name, theirs, ours), ""
     if name == LAYER_IN and first.tap.layer > 0:
-        return Kind.HANDOVER, _of_handover(first, ours, origins), ""
-    if name == ATTENDED and (masks := _mask_of_one_side(theirs, ours)):
-        return Kind.MASK, masks, ""
+        return Kind.HANDOVER, _of_handover(first, theirs, ours, origins), ""
     return Kind.COMPUTATION, _of_computation(first, theirs, ours), ""
 
 
@@ -113,22 +119,26 @@ def state_in_words(theirs: Capture, ours: Capture, step: int) -> str:
     return "the state of the layer was changed after it was used"
 
 
-def origin_in_words(tensor: Tensor, first: Difference, origins: Origins) -> str:
-    """Where the rows of a tensor come from in the unsplit model, if the first that is out of place is known there."""
-    if tensor.dim() < 2:
+def origin_in_words(expected: Tensor, got: Tensor, first: Difference, origins: Origins) -> str:
+    """Where the first row that is wrong comes from in the unsplit model; empty if it is not known there.
+
+    Args:
+        expected: the rows of the step in the unsplit model.
+        got: in the pipeline.
+        first: the difference.
+        origins: where each row of the unsplit model's computation comes from.
+    """
+    if expected.dim() < 2 or expected.shape != got.shape:
         return ""
-    start = first.position
-    for row, hashed in enumerate(hash_rows(tensor).tolist()):
-        found = origins.get(hashed & ALL_BITS)
-        if found is None:
-            continue
-        request, position, tap = found
-        if (request, tap.layer) != (first.request, first.tap.reference.layer):
-            whose = "the same request" if request == first.request else "another request"
-            return f"is what the unsplit model has at {tap}, position {position} of {whose}"
-        if position != start + row and row == 0:
-            return f"begins with the row of position {position} in the place of position {start}"
-    return ""
+    theirs, ours = (hash_rows(tensor).tolist() for tensor in (expected, got))
+    row = next((row for row, pair in enumerate(zip(theirs, ours, strict=True)) if pair[0] != pair[1]), None)
+    found = origins.get(ours[row] & ALL_BITS) if row is not None else None
+    if found is None:
+        return ""
+    request, position, tap = found
+    whose = "the same request" if request == first.request else "another request"
+    what = "" if tap.reference == first.tap.reference else f" at {tap}"
+    return f"has at position {first.position} the row of position {position} of {whose}{what}"
 
 
 def _change(name: str, theirs: Capture, ours: Capture, others: Mapping[str, Tensor] | None = None) -> str:
@@ -163,7 +173,7 @@ def _of_wire(first: Difference, theirs: Capture, ours: Capture, origins: Origins
     got, expected = ours.taps.get(name), theirs.taps.get("out")
     if got is None or expected is None:
         return f"{where} is not what was computed before"
-    return f"{where} {origin_in_words(got, first, origins) or change_in_words(expected, got)}"
+    return f"{where} {origin_in_words(expected, got, first, origins) or change_in_words(expected, got)}"
 
 
 def _of_weights(
@@ -172,6 +182,8 @@ def _of_weights(
     expected, got = theirs.weights[name], ours.weights[name]
     others = {other: tensor for other, tensor in weights.items() if tensor.shape == got.shape}
     own = f"layer {first.tap.layer}'s weight {name}" if theirs.settings else f"the weight {name}"
+    if first.tap.layer == BEFORE_LAYERS:
+        own = "the weight of the embedding"
     return f"{own} {change_in_words(expected, got, others)}", name
 
 
@@ -205,9 +217,9 @@ def _of_state(name: str, theirs: Capture, ours: Capture) -> str:
     return f"the state of the layer ({kept}) {when} {_change(name, theirs, ours, others)}"
 
 
-def _of_handover(first: Difference, ours: Capture, origins: Origins) -> str:
-    got = ours.taps.get(LAYER_IN)
-    origin = origin_in_words(got, first, origins) if got is not None else ""
+def _of_handover(first: Difference, theirs: Capture, ours: Capture, origins: Origins) -> str:
+    expected, got = theirs.taps.get(LAYER_IN), ours.taps.get(LAYER_IN)
+    origin = origin_in_words(expected, got, first, origins) if expected is not None and got is not None else ""
     return f"what goes into layer {first.tap.layer} {origin or 'is not what came out before it'}"
 
 
@@ -218,7 +230,8 @@ def _of_computation(first: Difference, theirs: Capture, ours: Capture) -> str:
         for key, value in theirs.settings.items()
         if key in ours.settings and ours.settings[key] != value
     ]
-    others = {f"{other} of the same layer": tensor for other, tensor in ours.taps.items() if other != name}
+    before = takewhile(lambda tap: tap[0] != name, ours.taps.items())
+    others = {f"{other} of the same layer": tensor for other, tensor in before}
     what = "embedding" if name == EMBEDDING else f"{first.tap}"
     words = f"with the same input and weights, {what} {_change(name, theirs, ours, others)}"
     return f"{words}: {'; '.join(settings)}" if settings else words
