@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 from zpptool.checkpoint.stage_tensors import model_digest
 from zpptool.config.stage_spec import StageSpec
 from zpptool.engines.transformers.calls import Step
-from zpptool.engines.transformers.model import HIDDEN_STATES, PartialModel
+from zpptool.engines.transformers.cut import HIDDEN_STATES
+from zpptool.engines.transformers.model import PartialModel
 from zpptool.engines.transformers.witness.hooks import token_rows, watch_model
 from zpptool.engines.witness.machine import dtype_of, fingerprint_here, weights_in_memory
 from zpptool.engines.witness.recorder import StepRecorder
