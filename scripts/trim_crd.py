@@ -52,7 +52,10 @@ def main(path: Path, source: str) -> None:
     schema["properties"]["apiVersion"] = {"const": f"{definition['group']}/{version['name']}"}
     schema["properties"]["kind"] = {"const": definition["names"]["kind"]}
     schema["required"] = sorted({*schema.get("required", ()), "apiVersion", "kind", "metadata", "spec"} - {"status"})
-    head = {"$comment": f"From {source}, by scripts/trim_crd.py.", "$schema": "https://json-schema.org/draft/2020-12/schema"}
+    head = {
+        "$comment": f"From {source}, by scripts/trim_crd.py.",
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+    }
     print(json.dumps({**head, **schema}, separators=(",", ":")))
 
 

@@ -48,8 +48,13 @@ class Collector:
                     attributes = {a.key: a.value.string_value or a.value.int_value for a in span.attributes}
                     self.spans.append(
                         ReceivedSpan(
-                            about["zpptool.place"], span.name, span.trace_id.hex(), span.span_id.hex(),
-                            span.parent_span_id.hex(), attributes, [event.name for event in span.events],
+                            about["zpptool.place"],
+                            span.name,
+                            span.trace_id.hex(),
+                            span.span_id.hex(),
+                            span.parent_span_id.hex(),
+                            attributes,
+                            [event.name for event in span.events],
                         )
                     )
 

@@ -47,9 +47,7 @@ def test_complete_prints_what_the_api_answers(served: Served, run: Callable[...,
     assert shown.out.count("\n") == answer["text"].count("\n") + 1
 
 
-def test_chat_holds_a_conversation(
-    served: Served, run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_chat_holds_a_conversation(served: Served, run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["chat", "--url", served.url, "--max-tokens", 5, "--temperature", 0]
     single = run(*words, "hello", "--json")
     assert single.code == 0, single.err

@@ -25,13 +25,10 @@ if TYPE_CHECKING:
     from zpptool.net.answer_stream import AnswerClient
 
 STDIN = "-"
-MaxTokensOption = Annotated[
-    int | None, typer.Option("--max-tokens", metavar="N", min=1, help="Tokens an answer.")
-]
+MaxTokensOption = Annotated[int | None, typer.Option("--max-tokens", metavar="N", min=1, help="Tokens an answer.")]
 TemperatureOption = Annotated[
     float | None, typer.Option("--temperature", metavar="T", min=0, help="0 for the likeliest token; else the model's.")
 ]
-
 
 
 def chat(

@@ -91,9 +91,7 @@ class StageSettings(
     stage: int
 
 
-class Front(
-    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename="camel", omit_defaults=True
-):
+class Front(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename="camel", omit_defaults=True):
     """`zpptool serve` as the front of the pipeline: a Deployment and a Service of its own.
 
     Attributes:
