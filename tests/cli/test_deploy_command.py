@@ -60,7 +60,7 @@ def test_settings_of_the_command_line_go_before_those_of_the_file(
     plan: Path, tmp_path: Path, run: Callable[..., Ran]
 ) -> None:
     (tmp_path / "values.yaml").write_text("nodeSelector: {pool: a, zone: z}\nstorageClassName: slow\n")
-    words = ["deploy", "kubernetes", "--plan", plan, "--model", "hf://org/name@0123", "-o", tmp_path / "out"]
+    words = ["deploy", "kubernetes", "--plan", plan, "--model", f"hf://org/name@{'0123' * 10}", "-o", tmp_path / "out"]
     words += ["--values", tmp_path / "values.yaml", "--node-selector", "pool=b", "--storage-class", "fast"]
     assert run(*words).code == 0
     text = (tmp_path / "out/stage-1.yaml").read_text()
