@@ -33,7 +33,7 @@ MANY = (
     "LlamaForCausalLM", "DeepseekV2ForCausalLM", "Gemma2ForCausalLM", "Gemma4ForCausalLM", "GptOssForCausalLM",
     "NemotronHForCausalLM", "Lfm2ForCausalLM", "Qwen3NextForCausalLM", "Llama4ForCausalLM", "Cohere2ForCausalLM",
     "MixtralForCausalLM", "MistralForCausalLM", "GPT2LMHeadModel", "Exaone4ForCausalLM", "Olmo3ForCausalLM",
-    "Qwen3_5ForCausalLM", "BloomForCausalLM", "Gemma3ForCausalLM:--disable-hybrid-kv-cache-manager",
+    "BloomForCausalLM", "Gemma3ForCausalLM:--disable-hybrid-kv-cache-manager",
     "LlamaForCausalLM:--block-size,32", "LlamaForCausalLM@2", "DeepseekV2ForCausalLM@2", "FalconH1ForCausalLM@2",
 )  # fmt: skip
 

@@ -23,11 +23,19 @@ def leave_out_weights(config: VllmConfig) -> None:
         """Makes the modules of a model and gives them no memory."""
 
         def load_model(self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str = "") -> nn.Module:
-            """The model, with all parameters on the meta device."""
+            """The model, with all parameters on the meta device; or where its code reads values of tensors that it
+            makes (ALiBi's slopes), in memory of the host that nothing is written to, which takes none."""
+            try:
+                return self._made_on("meta", vllm_config, model_config, prefix)
+            except NotImplementedError:
+                vllm_config.compilation_config.static_forward_context.clear()
+                return self._made_on("cpu", vllm_config, model_config, prefix)
+
+        def _made_on(self, device: str, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str) -> nn.Module:
             before = torch.get_default_dtype()
             torch.set_default_dtype(model_config.dtype)
             try:
-                with torch.device("meta"):
+                with torch.device(device):
                     model: nn.Module = self.create_model(vllm_config, model_config, prefix)
             finally:
                 torch.set_default_dtype(before)
