@@ -140,6 +140,7 @@ class AnsweringServer(ToyServer):
         most: the most requests that were in progress at once.
         room: how many requests it computes at once, by its metrics; None to have no such metrics.
         has_priorities: whether a request may have a priority.
+        preemptions: how many it reports.
     """
 
     def __init__(self) -> None:
@@ -152,6 +153,7 @@ class AnsweringServer(ToyServer):
         self.most = self._now = 0
         self.room: int | None = None
         self.has_priorities = False
+        self.preemptions = 0
         super().__init__(self._respond)
 
     def close(self) -> None:
@@ -164,7 +166,7 @@ class AnsweringServer(ToyServer):
             card = {"id": "toy", "object": "model", "owned_by": "zpptool", "root": "/toy", "max_model_len": 64}
             return reply(writer, 200, {"object": "list", "data": [card]})
         if received.path == "/metrics":
-            return reply_text(writer, "" if self.room is None else load_metrics(self._now, self.room))
+            return reply_text(writer, "" if self.room is None else load_metrics(self._now, self.room, self.preemptions))
         body = json.loads(received.body)
         prompt = body["prompt"]
         self._now += 1
@@ -205,12 +207,13 @@ def reply_text(writer: asyncio.StreamWriter, text: str) -> None:
     writer.write(f"HTTP/1.1 200 OK\r\ncontent-length: {len(text)}\r\n\r\n{text}".encode())
 
 
-def load_metrics(requests: int, room: int) -> str:
+def load_metrics(requests: int, room: int, preemptions: int) -> str:
     """The metrics of a vLLM that has so many requests, and computes as many of them as it has room for."""
     running = min(requests, room)
     return (
         f'vllm:num_requests_running{{engine="0"}} {running}\nvllm:num_requests_waiting{{engine="0"}} '
         f'{requests - running}\nvllm:kv_cache_usage_perc{{engine="0"}} {running / room}\n'
+        f'vllm:num_preemptions_total{{engine="0"}} {preemptions}\n'
     )
 
 

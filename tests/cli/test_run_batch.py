@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -180,6 +181,27 @@ def test_ctrl_c_ends_in_good_order_and_says_how_to_go_on(answering: AnsweringSer
     safe = len(entries(tmp_path / "out.jsonl"))
     assert f"interrupted: {safe} of 60 lines have a result, and all of them are safe" in log
     assert safe == len([prompt for prompt in answering.seen if prompt != PROBE])
+
+
+def test_an_invariant_run_with_a_preemption_fails_until_it_is_restarted(
+    here: Callable[..., Ran], answering: AnsweringServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zpptool.batch.runner.LOAD_S", 0.05)
+    write_input(tmp_path / "in.jsonl", 40)
+    answering.room, answering.delay_s, answering.preemptions = 100, 0.3, 7
+
+    def preempt() -> None:
+        until(lambda: len(answering.seen) > 3)
+        answering.preemptions = 8
+
+    thread = threading.Thread(target=preempt)
+    thread.start()
+    first = here(*words(answering, "--invariant"))
+    thread.join()
+    answering.delay_s = 0.0
+    for ran in (first, here(*words(answering, "--invariant"))):
+        assert (ran.code, "so --invariant does not hold for every line" in ran.err) == (1, True)
+    assert here(*words(answering, "--invariant", "--restart")).code == 0
 
 
 def killed_runs(folder: Path, server: AnsweringServer, starts: Forks, kills: int, chance: random.Random) -> int:

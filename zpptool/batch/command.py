@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from zpptool.batch.file_operations import FileOperations
-from zpptool.batch.flow import FIRST
-from zpptool.batch.invariance import IN_FLIGHT_A_STAGE, preemption_error, refuse_other_server
+from zpptool.batch.flow import FIRST, EngineLoad
+from zpptool.batch.invariance import IN_FLIGHT_A_STAGE, PreemptionWatch, refuse_other_server, refuse_preempted
 from zpptool.batch.model_files import pipeline_identity
 from zpptool.batch.own_pipeline import OwnPipeline, own_pipeline
 from zpptool.batch.progress import Progress
@@ -93,6 +93,8 @@ def run_command(command: BatchCommand, console: Console) -> Outcome:
     files = FileOperations()
     with console.ticker() as show, occupied(command.place, restart=command.restart):
         prepared, settings = _prepared(command, files, show)
+        if command.invariant:
+            refuse_preempted(command.place.journal)
         outcome = outcome_so_far(prepared, command.place, files)
         if not outcome.complete:
             outcome = _continued(command, prepared, settings, files, console, show)
@@ -196,11 +198,16 @@ async def _compute(
 ) -> Outcome:
     async with open_client(url, command.api_key) as client:
         server = BatchServer(client, command.retry_for_s)
-        before = await server.load() if command.invariant else None
+        watch = PreemptionWatch(command.place.journal, await server.load()) if command.invariant else None
         outcome = await compute(
-            prepared, settings, command.place, server, files, stops=stops.count, on_progress=on_progress, check=check
-        )
-        after = await server.load() if command.invariant else None
-        if before is not None and after is not None and after.preemptions > before.preemptions:
-            raise preemption_error(str(command.place.output), round(after.preemptions - before.preemptions))
+            prepared, settings, command.place, server, files,
+            stops=stops.count, on_progress=on_progress, check=check, on_load=watch.see if watch else _ignore,
+        )  # fmt: skip
+        last = await server.load() if watch else None
+        if watch and last is not None:
+            watch.see(last)
         return outcome
+
+
+def _ignore(_load: EngineLoad) -> None:
+    """Do nothing with the load of an engine whose preemptions make no difference."""

@@ -12,7 +12,10 @@ begin anew instead.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+from zpptool.batch.flow import EngineLoad
+from zpptool.batch.journal import SUFFIX
 from zpptool.config.engine_arguments import has_option
 from zpptool.config.engine_kind import ENGINES, Engine
 from zpptool.errors import ZppError, usage_error
@@ -20,6 +23,8 @@ from zpptool.errors import ZppError, usage_error
 IN_FLIGHT_A_STAGE = 2
 """Lines in flight for each stage: one is computed while the next one travels."""
 NO_PREFIX_CACHE = "--no-enable-prefix-caching"
+PREEMPTED_NAME = "preempted"
+"""The file in a journal's directory that notes a preemption."""
 _DECIDED = ("--scheduler-cls", "--enable-prefix-caching", NO_PREFIX_CACHE)
 _EMBEDDED_OWNER = '"owned_by":"zpptool"'
 
@@ -64,14 +69,45 @@ def refuse_other_server(url: str, identity: Mapping[str, str]) -> None:
         )
 
 
-def preemption_error(output: str, count: int) -> ZppError:
-    """The error for answers that may not be invariant, because sequences were preempted and computed in another shape.
+class PreemptionWatch:
+    """Notices that a sequence was preempted: its answer is computed in another shape then, and may differ.
 
     Args:
-        output: the output.
-        count: how many preemptions there were.
+        journal: the directory of the run's journal, where it is noted.
+        first: the engine's load before the first line; None where the engine reports none, and preempts nothing.
     """
+
+    def __init__(self, journal: Path, first: EngineLoad | None) -> None:
+        self._journal = journal
+        self._seen = first.preemptions if first is not None else 0.0
+
+    def see(self, load: EngineLoad) -> None:
+        """Look at the engine's load. A smaller count is that of an engine that was started again.
+
+        Raises:
+            ZppError: (FAILURE) there were preemptions.
+        """
+        if load.preemptions > self._seen:
+            (self._journal / PREEMPTED_NAME).touch()
+            raise _preemption_error(self._journal)
+        self._seen = load.preemptions
+
+
+def refuse_preempted(journal: Path) -> None:
+    """Refuse to continue a run in which a sequence was preempted.
+
+    Args:
+        journal: the directory of the run's journal.
+
+    Raises:
+        ZppError: (FAILURE) there was one.
+    """
+    if (journal / PREEMPTED_NAME).exists():
+        raise _preemption_error(journal)
+
+
+def _preemption_error(journal: Path) -> ZppError:
     return ZppError(
-        f"{output}: the KV cache was too small {count} times, so --invariant does not hold for every line",
-        "Give the engine more cache or fewer lines at once (--max-in-flight), and --restart.",
+        f"{journal.name.removesuffix(SUFFIX)}: the KV cache was too small, so --invariant does not hold for every line",
+        "Give the engine more cache, or have fewer lines in flight (--max-in-flight), and --restart.",
     )

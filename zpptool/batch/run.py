@@ -13,6 +13,7 @@ from typing import IO, Any
 import msgspec
 
 from zpptool.batch.file_operations import FileOperations
+from zpptool.batch.flow import EngineLoad
 from zpptool.batch.identity import refuse_other
 from zpptool.batch.input_files import BatchInput, files_of, is_spooled, shown_input, spooled
 from zpptool.batch.input_lines import InputLines
@@ -151,6 +152,7 @@ async def compute(
     stops: Stops,
     on_progress: Callable[[Progress], None],
     check: Callable[[], None] = lambda: None,
+    on_load: Callable[[EngineLoad], None] = lambda _load: None,
 ) -> Outcome:
     """Compute the lines that have no result yet.
 
@@ -163,6 +165,7 @@ async def compute(
         stops: after one stop request no further line is begun; after two the lines in flight are given up.
         on_progress: called several times a second.
         check: called as often; an error that it raises ends the run.
+        on_load: called with the engine's load once a second, where the engine reports it; likewise.
 
     Raises:
         ZppError: the server answers no more, or a file cannot be written.
@@ -183,7 +186,7 @@ async def compute(
             if stops() > 1:
                 raise StoppedAtOnce
 
-        runner = Runner(prepared.lines, journal, server, rules, tick)
+        runner = Runner(prepared.lines, journal, server, rules, tick, on_load)
         runner.stopping = stops() > 0
         complete = False
         with suppress(StoppedAtOnce):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zpptool.batch.derivation import body_to_send
-from zpptool.batch.flow import FIRST, next_target
+from zpptool.batch.flow import FIRST, EngineLoad, next_target
 from zpptool.batch.journal import Journal
 from zpptool.batch.request_line import RawLine, RequestLine
 from zpptool.batch.result_line import Result, failure_of, result_of
@@ -66,6 +66,7 @@ class Runner:
         server: computes the lines.
         rules: how.
         on_tick: called several times a second with the number of lines in flight; an error that it raises ends the run.
+        on_load: called with the engine's load once a second, where the engine reports it; likewise.
     """
 
     def __init__(
@@ -75,8 +76,10 @@ class Runner:
         server: BatchServer,
         rules: RunRules,
         on_tick: Callable[[int], None] = lambda _in_flight: None,
+        on_load: Callable[[EngineLoad], None] = lambda _load: None,
     ) -> None:
         self._journal, self._server, self._rules, self._on_tick = journal, server, rules, on_tick
+        self._on_load = on_load
         self._windows = Windows(lines, journal.done, ordered=rules.ordered)
         self._order = ResultOrder(journal.done, ordered=rules.ordered)
         self._queue: deque[RequestLine] = deque()
@@ -202,5 +205,8 @@ class Runner:
         while True:
             await asyncio.sleep(LOAD_S)
             load = await self._server.load()
-            if load is not None and not self._rules.fixed:
+            if load is None:
+                continue
+            self._on_load(load)
+            if not self._rules.fixed:
                 self._target = next_target(self._target, len(self._in_flight), load, self._rules.limit)
