@@ -90,7 +90,7 @@ def names(*numbers: int) -> list[str]:
 
 
 def test_every_line_has_its_result_and_bad_lines_are_in_the_errors(place: Place, answering: AnsweringServer) -> None:
-    answering.refused = {"prompt 3"}
+    answering.refused, answering.delay_s = {"prompt 3"}, 0.1
     assert place.start([*(request(n) for n in range(20)), "not JSON", request(99, stream=True)])
     assert sorted(place.out) == sorted(names(*(n for n in range(20) if n != 3)))
     errors = place.errors
