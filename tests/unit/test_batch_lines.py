@@ -120,6 +120,13 @@ def test_equal_answers_are_equal_bytes_whatever_ids_and_times_the_engine_gave() 
     assert first["id"] != second["id"]
 
 
+def test_the_fingerprint_of_the_configuration_is_left_out_where_answers_are_invariant() -> None:
+    line = good(request(1))
+    one, other = (Answer(200, {"choices": [], "system_fingerprint": f"vllm-pp{stages}"}) for stages in (1, 2))
+    assert result_of(line, one, STARTED) != result_of(line, other, STARTED)
+    assert result_of(line, one, STARTED, invariant=True) == result_of(line, other, STARTED, invariant=True)
+
+
 def test_a_response_has_derived_ids_in_its_output() -> None:
     def answer(mark: str) -> Answer:
         item = {"id": f"msg_{mark}", "type": "message"}

@@ -151,6 +151,7 @@ def _prepared(
         defaults=command.defaults,
         limit=limit,
         fixed=command.invariant,
+        invariant=command.invariant,
         ordered=command.ordered,
         seek_priority=command.pipeline is None and not command.invariant,
     )

@@ -19,6 +19,7 @@ from zpptool.batch.request_line import BadLine, RequestLine
 OUTPUT, ERRORS = 0, 1
 """The file that a result belongs to."""
 _TIMES = ("created", "created_at", "completed_at")
+FINGERPRINT = "system_fingerprint"
 _SUCCESS = range(200, 300)
 
 
@@ -58,15 +59,18 @@ class Result:
     answer_tokens: int = 0
 
 
-def result_of(line: RequestLine, answer: Answer, started: int) -> Result:
+def result_of(line: RequestLine, answer: Answer, started: int, *, invariant: bool = False) -> Result:
     """The result of a line that was answered: in the output if it was computed, else in the errors, with the answer.
 
     Args:
         line: the line.
         answer: of the server.
         started: when the run was first started, in seconds since the epoch.
+        invariant: whether to leave out the fingerprint of the engine's configuration, which names the number of stages.
     """
     body = derived_body(answer.body, line.custom_id, started) if answer.is_success else answer.body
+    if invariant and isinstance(body, dict) and FINGERPRINT in body:
+        body = {**body, FINGERPRINT: None}
     response = {
         "status_code": answer.status,
         "request_id": derived_hex("request", started, line.custom_id),

@@ -36,7 +36,7 @@ class RunSettings:
     Attributes:
         input: a file, a pattern, `-`, or a URL.
         identity: what the run has to be continued with; see `batch.identity`.
-        defaults, limit, fixed, ordered: as in `RunRules`.
+        defaults, limit, fixed, ordered, invariant: as in `RunRules`.
         seek_priority: whether requests get a lower priority than others, where the engine has priorities.
     """
 
@@ -47,6 +47,7 @@ class RunSettings:
     fixed: bool = False
     ordered: bool = False
     seek_priority: bool = False
+    invariant: bool = False
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,13 @@ async def compute(
         meter = ProgressMeter(prepared.header.lines, journal.totals)
         priority = 1 if settings.seek_priority and await _has_priorities(server) else None
         rules = RunRules(
-            prepared.header.started, settings.defaults, priority, settings.limit, settings.fixed, settings.ordered
+            prepared.header.started,
+            settings.defaults,
+            priority,
+            settings.limit,
+            settings.fixed,
+            settings.ordered,
+            settings.invariant,
         )
 
         def tick(in_flight: int) -> None:

@@ -44,6 +44,7 @@ class RunRules:
         limit: the most lines in flight.
         fixed: whether that many are in flight always, whatever the engine reports.
         ordered: whether results are written in the input's order.
+        invariant: as in `result_of`.
     """
 
     started: int
@@ -52,6 +53,7 @@ class RunRules:
     limit: int = 4096
     fixed: bool = False
     ordered: bool = False
+    invariant: bool = False
 
 
 class Runner:
@@ -164,7 +166,7 @@ class Runner:
                 return result_of(line, suspect.answer, rules.started)
             message = f"the server was lost each time that it computed this line alone: {suspect.reason}"
             return failure_of(line, LOST, message, rules.started)
-        return result_of(line, answer, rules.started)
+        return result_of(line, answer, rules.started, invariant=rules.invariant)
 
     def _end_line(self, task: asyncio.Task[Result | None]) -> None:
         line = self._in_flight.pop(task)
