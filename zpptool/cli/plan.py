@@ -126,8 +126,11 @@ def plan(
     from zpptool.sources.opened import open_model
 
     text, range_words = model_and_ranges(ctx, model, arguments, ranges)
-    if devices is not None and (range_words or hosts):
-        raise usage_error("--devices chooses layers and hosts", "Leave out --ranges and --hosts, or --devices.")
+    if devices is not None and (range_words or hosts or tensor_parallel_size != "1"):
+        raise usage_error(
+            "--devices chooses layers, hosts and sizes",
+            "Leave out --ranges, --hosts and --tensor-parallel-size, or --devices.",
+        )
     if in_force is not None and devices is None:
         raise usage_error("--in-force is for --devices", "Give --devices FILE too.")
     engine_args = tuple(ctx.obj or ())
@@ -144,11 +147,12 @@ def plan(
                 number=pipeline,
             )
             engine_args = with_limits(engine_args, chosen.limits)
+            num_stages, range_words, tensor_parallel_size = None, chosen.ranges, chosen.sizes
         made = make_plan(
             opened.directory,
             source=opened.source,
-            num_stages=None if chosen else num_stages,
-            ranges=(chosen.ranges if chosen else range_words) or None,
+            num_stages=num_stages,
+            ranges=range_words or None,
             base_port=base_port,
             api_port=api_port,
             hosts=chosen.hosts if chosen else comma_separated(hosts),

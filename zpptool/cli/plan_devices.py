@@ -27,12 +27,14 @@ class OnDevices(NamedTuple):
 
     Attributes:
         ranges, hosts: of each stage.
+        sizes: how many devices share each stage, as `--tensor-parallel-size` takes them.
         limits: flags of the engine that follow from it, with their values.
         report: the reasons, as a JSON object.
     """
 
     ranges: list[str]
     hosts: list[str]
+    sizes: str
     limits: dict[str, int]
     report: dict[str, Any]
 
@@ -88,6 +90,7 @@ def plan_on_devices(
     return OnDevices(
         [str(stage.layers) for stage in best.stages],
         [stage.host for stage in best.stages],
+        ",".join(str(stage.width) for stage in best.stages),
         limits if engine is Engine.VLLM else {},
         report(answer, prices(answer, inventory, model, in_force=held), number),
     )
@@ -149,7 +152,7 @@ def show_report(out: Console, report: dict[str, Any]) -> None:
     rows = [
         (
             stage["stage"],
-            stage["host"],
+            stage["host"] + (f" x{stage['tensor_parallel_size']}" if stage["tensor_parallel_size"] > 1 else ""),
             f"{stage['layers'][0]}-{stage['layers'][1]}",
             *(human_bytes(stage[f"{part}_bytes"]) for part in ("weight", "cache", "workspace", "free")),
             _milliseconds(stage["seconds"]["expected"]) if known else "?",
@@ -176,9 +179,6 @@ def show_report(out: Console, report: dict[str, Any]) -> None:
         out.line(f"  {price['change']}: {price['gain']:+.1%}")
     for name in report["unmeasured"]:
         out.line(f"not measured: {name}")
-    for stage in report["stages"]:
-        if stage["tensor_parallel_size"] > 1:
-            out.line(f"stage {stage['stage']} needs --tensor-parallel-size {stage['tensor_parallel_size']}")
     proof = "proven to be the best" if report["gap"] == 0 else f"at most {report['gap']:.1%} below the best"
     out.line(f"{proof}, of {len(report['tried'])} numbers of stages and requests")
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from zpptool.errors import invalid_error
-from zpptool.planner.device_profile import ATTENTION, CacheCosts, DeviceProfile, Source, TimeGrid
+from zpptool.planner.caches import StageCaches, bytes_of
+from zpptool.planner.device_profile import ATTENTION, CacheCosts, DeviceProfile, Source, TimeGrid, TimeSample
 from zpptool.planner.devices import DeviceKind, Speed, Workload, byte_count
 from zpptool.planner.estimate import NOTHING, Seconds, along, time_of, with_range
 from zpptool.planner.weights import StageWeights
@@ -69,10 +70,12 @@ class StageCosts:
         kind: of the devices.
         profile: what was measured on this kind, for this width; None if nothing was.
         width: how many devices share a stage.
+        divided: whether the profile is of one device, and `width` of them are taken to be as many times as fast.
         workload, point: what is served.
 
     Raises:
-        ZppError: (INVALID) the profile is of another model, or nothing says how large caches are.
+        ZppError: (INVALID) the profile is of another model, or nothing says how large caches are; (FAILURE) the
+            profile does not know the caches of this width.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class StageCosts:
         kind: DeviceKind,
         profile: DeviceProfile | None,
         width: int,
+        divided: bool,
         workload: Workload,
         point: OperatingPoint,
     ) -> None:
@@ -89,17 +93,19 @@ class StageCosts:
         self._width = width
         self._workload = workload
         self._point = point
-        self.measured = profile is not None
+        self.source = _source_of(kind, profile, divided)
+        self._divided = divided
         self._types = _layer_types(model.weights.num_layers, profile)
-        self._kv = (profile.kv if profile else None) or kind.kv or model.kv
-        if self._kv is None:
+        kv = (profile.kv if profile else None) or kind.kv or model.kv
+        if kv is None:
             raise invalid_error(
                 "the size of the caches does not follow from config.json",
                 "Measure it with zpptool profile, or give kv of the kind in devices.yaml.",
             )
         self.workspace = _workspace(kind, profile, workload.max_num_batched_tokens)
-        self._caches = [0, *accumulate(self._layer_cache(self._kv, layer) for layer in self._types)]
-        layers, self._first, self._last = self._times(kind.speed or ASSUMED, profile)
+        self._caches = StageCaches(kv, self._types, width, workload, point.sequences)
+        layers, self._first, self._last = self._times(kind.speed or ASSUMED, profile, kv)
+        self._step = self._by_grid(profile.step) if profile else NOTHING
         self._sums = list(accumulate(layers, initial=NOTHING))
         self._prompt_sums = list(accumulate(self._chunk_times(kind.speed or ASSUMED, profile), initial=0.0))
 
@@ -109,7 +115,7 @@ class StageCosts:
 
     def cache(self, start: int, end: int) -> int:
         """Bytes on each device of the caches of all requests in progress."""
-        return -(-(self._caches[end] - self._caches[start]) // self._width)
+        return self._caches.of_all(start, end)
 
     def memory(self, start: int, end: int) -> int:
         """Bytes that each device needs in all."""
@@ -118,7 +124,7 @@ class StageCosts:
     def seconds(self, start: int, end: int) -> Seconds:
         """The time of one step."""
         before, after = self._sums[start], self._sums[end]
-        time = Seconds(*(late - early for early, late in zip(before, after, strict=True)))
+        time = self._step + Seconds(*(late - early for early, late in zip(before, after, strict=True)))
         time = time + self._first if start == 0 else time
         return time + self._last if end == self.model.weights.num_layers else time
 
@@ -128,32 +134,34 @@ class StageCosts:
 
     def sequence_bytes(self, start: int, end: int) -> int:
         """Bytes of the caches of one typical request in the layers `[start, end)`, on each device."""
-        assert self._kv is not None
-        total = sum(_bytes_of(self._kv, kind, self._workload.tokens) for kind in self._types[start:end])
-        return -(-total // self._width)
+        return self._caches.of_one(start, end)
 
-    def _layer_cache(self, kv: CacheCosts, kind: str) -> int:
-        """Bytes of a layer's cache: of all typical requests, and at least of one of the longest."""
-        typical = self._point.sequences * _bytes_of(kv, kind, self._workload.tokens)
-        return max(typical, _bytes_of(kv, kind, self._workload.longest))
-
-    def _times(self, speed: Speed, profile: DeviceProfile | None) -> tuple[list[Seconds], Seconds, Seconds]:
+    def _times(
+        self, speed: Speed, profile: DeviceProfile | None, kv: CacheCosts
+    ) -> tuple[list[Seconds], Seconds, Seconds]:
         """The times of each layer, and of what the first and the last stage do beside theirs."""
         weights = self.model.weights
         if profile is None:
             layers = [
-                self._by_speed(speed, size, _bytes_of(self._kv, kind, self._context)) if self._kv else NOTHING
+                self._by_speed(speed, size, bytes_of(kv, kind, self._context))
                 for size, kind in zip(weights.layer_bytes, self._types, strict=True)
             ]
             return layers, NOTHING, self._by_speed(speed, weights.head, 0)
-        known = {kind: self._by_grid(profile.layers.get(kind, TimeGrid())) for kind in set(self._types)}
-        ends = self._by_grid(profile.lm_head) + self._by_grid(profile.sampler)
+        known = {kind: self._shared(self._by_grid(profile.layers.get(kind, TimeGrid()))) for kind in set(self._types)}
+        ends = self._shared(self._by_grid(profile.lm_head)) + self._by_grid(profile.sampler)
         return [known[kind] for kind in self._types], self._by_grid(profile.embedding), ends
+
+    def _shared(self, time: Seconds) -> Seconds:
+        """The time of what the devices of a stage share; as little as it can be where it was measured on one."""
+        if not self._divided:
+            return time
+        return with_range(time.nominal / self._width, Source.SPEC)
 
     def _chunk_times(self, speed: Speed, profile: DeviceProfile | None) -> list[float]:
         if profile is not None:
-            grids = {kind: profile.layers.get(kind, TimeGrid()).prefill for kind in set(self._types)}
-            return [time_of(grids[kind], self.chunk, 0).nominal for kind in self._types]
+            grids = {kind: _of_one_sequence(profile.layers.get(kind, TimeGrid())) for kind in set(self._types)}
+            known = {kind: self._shared(time_of(grid, self.chunk, 0)).nominal for kind, grid in grids.items()}
+            return [known[kind] for kind in self._types]
         sizes = self.model.weights.layer_bytes
         return [self._time_by_speed(speed, size, 0, self.chunk) for size in sizes]
 
@@ -174,7 +182,7 @@ class StageCosts:
 
     def _by_grid(self, grid: TimeGrid) -> Seconds:
         decode = time_of(grid.decode, self._point.batch, self._context)
-        prefill = time_of(grid.prefill, self.chunk, (self._workload.prompt_tokens - self.chunk) / 2)
+        prefill = time_of(_of_one_sequence(grid), self.chunk, (self._workload.prompt_tokens - self.chunk) / 2)
         return decode + prefill.times(self.prompt_share / self.chunk)
 
     def _by_speed(self, speed: Speed, size: int, cached: int) -> Seconds:
@@ -193,11 +201,16 @@ def link_seconds(points: Sequence[tuple[float, float]], size: float) -> float:
     return along([(each, each / rate) for each, rate in points], size)
 
 
-def source_of(kind: DeviceKind, profile: DeviceProfile | None) -> Source | None:
+def _source_of(kind: DeviceKind, profile: DeviceProfile | None, divided: bool) -> Source | None:
     """Where the times of a kind come from; None where nothing is known."""
     if profile is not None:
-        return Source.MEASURED
+        return Source.SPEC if divided else Source.MEASURED
     return kind.speed.source if kind.speed else None
+
+
+def _of_one_sequence(grid: TimeGrid) -> Sequence[TimeSample]:
+    """The samples of single prompts, where there are any."""
+    return [sample for sample in grid.prefill if sample.sequences == 1] or grid.prefill
 
 
 def _layer_types(count: int, profile: DeviceProfile | None) -> tuple[str, ...]:
@@ -223,10 +236,3 @@ def _workspace(kind: DeviceKind, profile: DeviceProfile | None, tokens: int) -> 
         return byte_count(kind.workspace)
     points = [(float(sample.max_num_batched_tokens), float(sample.bytes)) for sample in profile.workspace]
     return -int(-along(points, tokens) // 1)
-
-
-def _bytes_of(kv: CacheCosts, kind: str, tokens: int) -> int:
-    """Bytes of one sequence's cache in one layer, in whole blocks."""
-    kept = min(tokens, kv.tokens_at_most.get(kind, tokens))
-    blocks = -(-kept // kv.block_size)
-    return kv.bytes_per_token.get(kind, 0) * blocks * kv.block_size + kv.bytes_per_sequence.get(kind, 0)

@@ -9,12 +9,12 @@ from itertools import pairwise
 
 from zpptool.partition import LayerRange
 from zpptool.planner.chain import Solution
-from zpptool.planner.costs import OperatingPoint, source_of
+from zpptool.planner.costs import OperatingPoint
 from zpptool.planner.device_profile import Source
 from zpptool.planner.devices import Host, Workload
 from zpptool.planner.estimate import GIVEN, SPEC, Seconds
 from zpptool.planner.places import NANO
-from zpptool.planner.tables import Tables, profile_of
+from zpptool.planner.tables import Tables
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,6 @@ def planned(tables: Tables, solution: Solution, hosts: Sequence[Host], point: Op
     for placed, host in zip(solution.chain, hosts, strict=True):
         costs = tables.costs[placed.option]
         option = tables.problem.options[placed.option]
-        profile = profile_of(inventory, host, option.width)
         start, end = placed.start, placed.end
         prompts.append(costs.prompt_seconds(start, end))
         stages.append(
@@ -163,7 +162,7 @@ def planned(tables: Tables, solution: Solution, hosts: Sequence[Host], point: Op
                 tables.memory[placed.option],
                 costs.sequence_bytes(start, end),
                 costs.seconds(start, end),
-                source_of(costs.kind, profile),
+                costs.source,
             )
         )
     links = _links(tables, solution, hosts)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from zpptool.errors import invalid_error
 from zpptool.planner.costs import Model, OperatingPoint, StageCosts
 from zpptool.planner.device_profile import DeviceProfile
 from zpptool.planner.devices import Host, Inventory
@@ -75,9 +74,11 @@ def make_tables(inventory: Inventory, places: Places, model: Model, point: Opera
             if width > host.devices:
                 continue
             if (host.kind, width) not in known:
-                profile = profile_of(inventory, host, width)
+                profile, divided = profile_of(inventory, host, width)
                 kind = inventory.devices.kinds[host.kind]
-                known[host.kind, width] = StageCosts(model, kind, profile, width, inventory.devices.workload, point)
+                known[host.kind, width] = StageCosts(
+                    model, kind, profile, width, divided, inventory.devices.workload, point
+                )
             own, usable = known[host.kind, width], inventory.devices.usable_memory(host)
             key = (id(own), usable, bool(inventory.devices.pins))
             if key not in shared or inventory.devices.pins:
@@ -92,19 +93,15 @@ def make_tables(inventory: Inventory, places: Places, model: Model, point: Opera
     return Tables(problem, places, tuple(costs), tuple(memory))
 
 
-def profile_of(inventory: Inventory, host: Host, width: int) -> DeviceProfile | None:
-    """The profile of a host's devices, `width` of them sharing a stage; None if the kind has none at all.
+def profile_of(inventory: Inventory, host: Host, width: int) -> tuple[DeviceProfile | None, bool]:
+    """The profile of a host's devices, `width` of them sharing a stage, and whether it is of one of them only.
 
-    Raises:
-        ZppError: (INVALID) the kind has profiles, but none for this width.
+    The first is None where the kind has no profile.
     """
     profiles = inventory.profiles.get(host.kind, {})
-    if profiles and width not in profiles:
-        raise invalid_error(
-            f"kind {host.kind} has no profile of {width} devices that share a stage, which host {host.name} allows",
-            f"Add profiles: {{{width}: FILE}} to the kind, or leave {width} out of tensor_parallel.",
-        )
-    return profiles.get(width)
+    if width in profiles:
+        return profiles[width], False
+    return profiles.get(1), width > 1
 
 
 def _times(places: Places, group: int, costs: StageCosts, usable: int) -> list[list[int]]:
