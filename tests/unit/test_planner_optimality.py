@@ -10,6 +10,8 @@ from planning import brute_force, evaluated, least_period, random_problem
 
 from zpptool.planner.chain import NoChain, best_chain
 from zpptool.planner.problem import NEVER, Problem, is_possible, value
+from zpptool.planner.relaxed import priced_chain
+from zpptool.planner.threshold import Threshold
 
 
 def check_against_brute_force(problem: Problem) -> bool:
@@ -71,3 +73,24 @@ def test_500_larger_instances_equal_a_programme_over_subsets() -> None:
     rng = random.Random(4)
     for _ in range(500):
         check_against_subsets(of_width_one(rng))
+
+
+def test_prices_of_devices_prove_only_what_is_true() -> None:
+    rng, outcomes = random.Random(6), {"refuted": 0, "found": 0, "open": 0}
+    for _ in range(120):
+        problem = random_problem(rng, 5, 7)
+        expected = brute_force(problem)
+        least = expected[0].period if expected else NEVER
+        for period in {max(0, least - 1), least // 2, least, 2 * least} if expected else {100, 1000}:
+            found = priced_chain(Threshold(problem, period))
+            if found.chain is not None:
+                outcomes["found"] += 1
+                assert is_possible(problem, found.chain)
+                assert value(problem, found.chain).period <= period
+            elif found.proven:
+                outcomes["refuted"] += 1
+                assert period < least
+            else:
+                outcomes["open"] += 1
+    assert outcomes["refuted"] > outcomes["open"]
+    assert outcomes["found"] > outcomes["open"]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from zpptool.planner.cheapest import cheapest_chain
 from zpptool.planner.problem import NEVER, Chain, Problem, Value, value
+from zpptool.planner.relaxed import priced_chain
 from zpptool.planner.threshold import Bound, Found, Threshold, find_chain, layer_weights
 from zpptool.planner.uniform import uniform_chain
 
@@ -23,6 +24,8 @@ QUICK_STEPS = 40_000
 """After how many steps that search is given up."""
 DEFAULT_STEPS = 200_000
 """How many steps second searches take in all. A second search keeps every state: it ends with a chain or a proof."""
+BOUND_STEPS = 5
+"""In how many steps the bound on the period is raised where no proof was found; each halves the gap at most."""
 DEFAULT_REACHED = 40_000
 """After how many states the search for the least latency is given up."""
 
@@ -92,7 +95,22 @@ def best_chain(problem: Problem, effort: Effort = Effort()) -> Solution | NoChai
         else:
             best = found.chain
             high = bisect_left(candidates, value(problem, best).period)
+    refuted = _raised(problem, candidates, refuted, high)
     return _refined(problem, best, candidates[min(refuted, high)], search.weights, effort)
+
+
+def _raised(problem: Problem, candidates: Sequence[int], refuted: int, high: int) -> int:
+    """Prove more periods to be too small, by prices of devices; the first index that is not."""
+    top = high
+    for _ in range(BOUND_STEPS):
+        if refuted >= top:
+            break
+        middle = (refuted + top) // 2
+        if priced_chain(Threshold(problem, candidates[middle])).refuted:
+            refuted = middle + 1
+        else:
+            top = middle
+    return refuted
 
 
 def possible_periods(problem: Problem) -> list[int]:
@@ -118,6 +136,8 @@ class _Search:
             return counted
         bound = Bound(threshold, self.weights)
         found = find_chain(threshold, bound, QUICK_STATES, QUICK_STEPS)
+        if found.chain is None and not found.proven:
+            found = priced_chain(threshold)
         if found.chain is None and not found.proven and self._steps > 0:
             found = find_chain(threshold, bound, sys.maxsize, self._steps)
             self._steps -= found.steps

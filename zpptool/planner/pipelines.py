@@ -16,9 +16,10 @@ from typing import NamedTuple
 
 from zpptool.planner.chain import Effort, NoChain, best_chain, possible_periods
 from zpptool.planner.master import maximised
-from zpptool.planner.problem import NEVER, Chain, Placed, Problem, devices_used, is_possible, value
+from zpptool.planner.problem import NEVER, Chain, Problem, devices_used, is_possible, value
+from zpptool.planner.relaxed import cheapest_devices
 from zpptool.planner.round import best_round, round_time
-from zpptool.planner.threshold import Threshold, bits_of
+from zpptool.planner.threshold import Threshold
 
 MOST_DIVISIONS = 256
 """Up to how many ways to take devices of each group are all tried."""
@@ -172,7 +173,7 @@ def _generate(problem: Problem, columns: list[Column], most: int, least_period: 
         choice = _choose(columns, problem.counts, most, whole=False)
         promise, added = 0.0, False
         for least, threshold in thresholds:
-            cost, chain = _cheapest_devices(threshold, choice.prices)
+            cost, chain = cheapest_devices(threshold, choice.prices)
             if chain is None:
                 continue
             promise = max(promise, 1 / max(1, least) - cost - choice.of_one_more)
@@ -185,50 +186,6 @@ def _generate(problem: Problem, columns: list[Column], most: int, least_period: 
         if not added:
             break
     return bound
-
-
-def _cheapest_devices(threshold: Threshold, prices: Sequence[float]) -> tuple[float, Chain | None]:
-    """The chain within a period whose devices cost the least, were there any number of each group."""
-    problem = threshold.problem
-    best: tuple[float, Chain | None] = (math.inf, None)
-    for closing in sorted(set(threshold.closing)):
-        reached: list[dict[int, tuple[float, Placed, int]]] = [{} for _ in range(problem.num_layers + 1)]
-        for start in range(problem.num_layers):
-            for place, option in enumerate(problem.options):
-                group = option.group
-                before = -1
-                if start == 0:
-                    if threshold.closing[group] != closing:
-                        continue
-                    cost = 0.0
-                else:
-                    came = [
-                        (known[0], last)
-                        for last, known in reached[start].items()
-                        if threshold.onward[last] >> group & 1
-                    ]
-                    if not came:
-                        continue
-                    cost, before = min(came)
-                cost += option.width * prices[group]
-                for end in bits_of(threshold.ends[place][start]):
-                    if end == problem.num_layers and not closing >> group & 1:
-                        continue
-                    if group not in reached[end] or cost < reached[end][group][0]:
-                        reached[end][group] = cost, Placed(place, start, end), before
-        for group, (cost, _stage, _before) in reached[-1].items():
-            if cost < best[0]:
-                best = cost, _traced(reached, group)
-    return best
-
-
-def _traced(reached: Sequence[dict[int, tuple[float, Placed, int]]], group: int) -> Chain:
-    chain, end = [], len(reached) - 1
-    while end:
-        _cost, stage, group = reached[end][group]
-        chain.append(stage)
-        end = stage.start
-    return tuple(reversed(chain))
 
 
 def _choose(columns: Sequence[Column], counts: Sequence[int], most: int, *, whole: bool) -> _Choice:

@@ -160,6 +160,11 @@ class Found(NamedTuple):
     proven: bool
     steps: int = 0
 
+    @property
+    def refuted(self) -> bool:
+        """Whether there is proven to be no chain."""
+        return self.chain is None and self.proven
+
 
 def find_chain(threshold: Threshold, bound: Bound, width: int, most_steps: int) -> Found:
     """Find a chain within the threshold.
