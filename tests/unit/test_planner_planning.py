@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+import time
 from typing import Any
 
 import msgspec
@@ -233,3 +234,22 @@ def test_two_pipelines_are_planned_where_they_serve_more_than_one() -> None:
     assert sorted(set(map(tuple, used))) == [("east", "east"), ("west", "west")]
     hosts_used = [stage.host for plan in two.pipelines for stage in plan.stages]
     assert len(set(hosts_used)) == len(hosts_used)
+
+
+def test_64_devices_of_8_kinds_and_128_layers_are_planned_in_seconds() -> None:
+    rng = random.Random(1)
+    kinds = {
+        f"k{kind}": {
+            "memory": rng.randint(2000, 6000),
+            "speed": {"memory_bytes_per_second": 1e6 * rng.uniform(1, 6), "flops": 1e6 * rng.uniform(1, 5)},
+        }
+        for kind in range(8)
+    }
+    hosts = [{"name": f"h{kind}", "kind": f"k{kind}", "devices": 8} for kind in range(8)]
+    workload = {"prompt_tokens": 8, "answer_tokens": 8, "concurrency": 64}
+    given, own = inventory(content(kinds=kinds, hosts=hosts, workload=workload)), model(128)
+    began = time.process_time()
+    plan = make_answer(given, own).best
+    assert time.process_time() - began < 5
+    assert sum(stage.layers.count for stage in plan.stages) == 128
+    assert all(stage.free >= 0 for stage in plan.stages)

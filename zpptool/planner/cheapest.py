@@ -100,6 +100,11 @@ def cheapest_chain(threshold: Threshold, bound: Bound, limit: int, *, hurry: int
     return Cheapest(None, 0)
 
 
+def least_latency(threshold: Threshold) -> int:
+    """A lower bound on the latency of every chain within the period."""
+    return _estimates(threshold)[0]
+
+
 def _estimates(threshold: Threshold) -> list[int]:
     """The least latency of the layers from each one on, were there any number of devices of each group.
 

@@ -27,7 +27,9 @@ ROUNDING = 1e-6
 AS_FAST = 0.005
 """A part of the rate that is less than any measurement is exact."""
 LARGE = 20_000
-"""From how many possible stages on a problem is large, and fewer numbers of requests are tried."""
+"""From how many possible stages on a problem is large, and fewer numbers of stages and of requests are tried."""
+LARGE_EFFORT = Effort(steps=20_000, reached=5_000)
+"""How much is searched for each of them."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,12 @@ def make_answer(
     tried: list[OperatingPoint] = []
     bound = 0.0
     limit = min(most_stages or sum(places.counts), sum(places.counts), len(model.weights.cuts) - 1)
-    for sequences in _request_counts(inventory, model, places):
-        waiting = stage_counts(limit)
+    large = len(places.groups) * model.weights.num_layers**2 > LARGE
+    effort = LARGE_EFFORT if large and effort == Effort() else effort
+    for sequences in _request_counts(inventory.devices.workload.concurrency):
+        if large and found:
+            break  # fewer requests serve less, unless the caches of more do not fit
+        waiting = stage_counts(limit, large=large)
         while waiting:
             point = OperatingPoint(sequences, waiting.pop())
             if point in tried:
@@ -98,6 +104,8 @@ def make_answer(
             tables = make_tables(inventory, places, model, point, held)
             around = best_round(tables.problem, point.steps, effort)
             if isinstance(around, NoChain):
+                if point.in_flight == limit:
+                    break  # with fewer stages it does not fit either
                 continue
             stages = len(around.solution.chain)
             if stages < point.in_flight:
@@ -130,19 +138,17 @@ def _rank(plan: Planned) -> tuple[float, float, int, int]:
     return -plan.tokens_per_second.nominal, plan.latency.nominal, len(plan.stages), moved
 
 
-def _request_counts(inventory: Inventory, model: Model, places: Places) -> Iterator[int]:
+def _request_counts(wanted: int) -> Iterator[int]:
     """The numbers of requests to try: all of them, and, as their caches may not fit everywhere, fewer."""
-    count = inventory.devices.workload.concurrency
-    large = len(places.groups) * model.weights.num_layers**2 > LARGE
-    while count >= 1:
-        yield count
-        if count == 1:
-            return
-        count = 1 if large else count // 2
+    while wanted:
+        yield wanted
+        wanted //= 2
 
 
-def stage_counts(limit: int) -> list[int]:
-    """The numbers of stages to try, up to a limit."""
+def stage_counts(limit: int, *, large: bool = False) -> list[int]:
+    """The numbers of stages to try, up to a limit; of a large problem only its halves."""
+    if large:
+        return sorted({max(1, limit >> halved) for halved in range(limit.bit_length())})
     counts = list(range(1, max(1, min(limit, ALL_STAGE_COUNTS)) + 1))
     while counts[-1] < limit:
         counts.append(min(limit, counts[-1] * 3 // 2))

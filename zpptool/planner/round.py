@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from zpptool.planner.chain import Effort, NoChain, Solution, best_chain, possible_periods
-from zpptool.planner.cheapest import cheapest_chain
+from zpptool.planner.cheapest import cheapest_chain, least_latency
 from zpptool.planner.problem import Problem, Value, value
 from zpptool.planner.threshold import Bound, Threshold, layer_weights
 
@@ -41,7 +41,8 @@ def best_round(problem: Problem, steps: int, effort: Effort = Effort()) -> Round
     fastest = best_chain(problem, effort)
     if isinstance(fastest, NoChain):
         return fastest
-    bound = steps * fastest.period_bound
+    longest = Threshold(problem, possible_periods(problem)[-1])
+    bound = max(steps * fastest.period_bound, least_latency(longest))
     best = Round(fastest, round_time(fastest.value, steps), bound)
     if fastest.value.latency <= steps * fastest.value.period:
         return best
