@@ -167,7 +167,7 @@ def show_report(out: Console, report: dict[str, Any]) -> None:
         if len(report["pipelines"]) > 1:
             here = " (this plan)" if number == report["pipeline"] else f" (--pipeline {number})"
             out.line(f"pipeline {number}: {', '.join(own['hosts'])}{here}")
-    out.line(f"requests at once: {requests['planned']} of {requests['wanted']} wanted")
+    out.line(f"requests at once: {requests['planned']} of {requests['wanted']} wanted{_why_fewer(requests)}")
     if known:
         _show_speed(out, report["predicted"])
     else:
@@ -181,6 +181,14 @@ def show_report(out: Console, report: dict[str, Any]) -> None:
         out.line(f"not measured: {name}")
     proof = "proven to be the best" if report["gap"] == 0 else f"at most {report['gap']:.1%} below the best"
     out.line(f"{proof}, of {len(report['tried'])} numbers of stages and requests")
+
+
+def _why_fewer(requests: dict[str, Any]) -> str:
+    """Why fewer requests are planned than are wanted."""
+    if requests["planned"] == requests["wanted"]:
+        return ""
+    fit = requests["fit"]
+    return ": the caches of more do not fit" if fit is not None and fit < requests["wanted"] else ": more are slower"
 
 
 def _show_speed(out: Console, predicted: dict[str, Any]) -> None:

@@ -139,7 +139,8 @@ class Workload(_Record, frozen=True, kw_only=True):
 
     Attributes:
         prompt_tokens, answer_tokens: of a typical request.
-        concurrency: how many requests are in progress at once; fewer are planned where their caches do not fit.
+        concurrency: how many requests are in progress at once; fewer are planned where their caches do not fit, or
+            where fewer give more tokens per second.
         rate: requests per second that are needed, if any.
         max_model_len: the longest sequence; prompt and answer of the typical request if not given.
         max_num_batched_tokens: the most tokens in one step.
