@@ -19,10 +19,12 @@ from zpptool.engines.transformers.api.image_processor import ImageProcessor, loa
 from zpptool.engines.transformers.loading import load_config
 from zpptool.engines.transformers.media import Media, decode_media, encode_media
 from zpptool.engines.transformers.model import load_part
-from zpptool.engines.transformers.unsplit import generate, load_unsplit
+from zpptool.engines.transformers.sampling import Choice, Sampler, SamplingParams
+from zpptool.engines.transformers.unsplit import generate_choices, load_unsplit
 from zpptool.partition import LayerRange
 
 TOKENS = 8
+GREEDY = SamplingParams(logprobs=0)
 Prompt = tuple[list[int], Media | None]
 
 
@@ -42,24 +44,25 @@ def prompts(kind: str, directory: Path) -> list[Prompt]:
     ]
 
 
-def unsplit_answers(directory: Path, asked: Sequence[Prompt]) -> list[list[int]]:
-    """What stock transformers answers, one prompt after the other, in float32."""
+def unsplit_answers(directory: Path, asked: Sequence[Prompt]) -> list[list[Choice]]:
+    """What stock transformers answers, one prompt after the other, in float32: tokens and their log probabilities."""
     whole = load_unsplit(directory, dtype="float32")
-    return [generate(whole, prompt, TOKENS, media=media) for prompt, media in asked]
+    return [generate_choices(whole, prompt, TOKENS, sampling=GREEDY, media=media) for prompt, media in asked]
 
 
-def answers_of_parts(directory: Path, bounds: Sequence[int], asked: Sequence[Prompt]) -> list[list[int]]:
+def answers_of_parts(directory: Path, bounds: Sequence[int], asked: Sequence[Prompt]) -> list[list[Choice]]:
     """What the parts answer, with all prompts in flight."""
     partition = tuple(LayerRange(start, end) for start, end in pairwise(bounds))
     parts = [load_part(directory, stage, partition, dtype="float32") for stage in range(len(partition))]
-    answers: list[list[int]] = [[] for _ in asked]
+    answers: list[list[Choice]] = [[] for _ in asked]
+    sampler = Sampler(GREEDY)
     for _ in range(TOKENS):
         for number, (prompt, media) in enumerate(asked):
-            passed: Any = answers[number][-1:] or prompt
+            passed: Any = [choice.token for choice in answers[number][-1:]] or prompt
             sent = None if answers[number] else decode_media(encode_media(media))
             for part in parts:
                 passed = part.step(number, passed, sent if part.is_first else None)
-            answers[number].append(int(passed.argmax()))
+            answers[number].append(sampler.choose(passed))
     return answers
 
 
@@ -67,7 +70,8 @@ def compare(kind: str, directory: Path, cuts: Sequence[Sequence[int]]) -> None:
     """Compare each cut with the unsplit model.
 
     Raises:
-        AssertionError: a token differs, or the unsplit model's answers do not depend on the image.
+        AssertionError: a token or its log probability differs, or the unsplit model's answers do not depend on the
+            image.
     """
     asked = prompts(kind, directory)
     expected = unsplit_answers(directory, asked)
