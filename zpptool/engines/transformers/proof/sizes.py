@@ -30,7 +30,6 @@ _CAPS: tuple[tuple[str, int], ...] = (
     (r"(n_group|topk_group|num_expert_group)$", 1),
     (r"(lora_rank|dt_rank|time_step_rank|hidden_size_per_layer_input)$", 16),
     (r"(state_size|d_state)$", 8),
-    (r"^base_channels$", 32),  # of an image tower of convolutions, which are normalised in groups of 32
 )
 """Patterns of the names of sizes that stand alone, and their largest small value; the first pattern that matches
 counts, before all others."""
