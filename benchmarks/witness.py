@@ -65,27 +65,32 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument(
+        "--levels", nargs="+", type=Level, default=[*Level], help="the first is what others are held against"
+    )
     options = parser.parse_args()
+    first, *_others = options.levels
     prompt = list(range(100, 132))
-    speeds: dict[Level, list[float]] = {level: [] for level in Level}
+    speeds: dict[Level, list[float]] = {level: [] for level in options.levels}
     with tempfile.TemporaryDirectory() as scratch:
-        directories = {level: Path(scratch) / level for level in Level}
+        directories = {level: Path(scratch) / level for level in options.levels}
         for directory in directories.values():
             directory.mkdir()
-        sides = {level: Side(options.model, level, str(directories[level])) for level in Level}
+        sides = {level: Side(options.model, level, str(directories[level])) for level in options.levels}
         for side in sides.values():
             side.run(prompt, 4)
         for number in range(options.rounds):
-            levels = [*Level]
-            for level in levels[number % len(levels) :] + levels[: number % len(levels)]:
+            turn = number % len(options.levels)
+            for level in options.levels[turn:] + options.levels[:turn]:
                 speeds[level].append(sides[level].run(prompt, options.tokens))
     load = os.getloadavg()[0]
     print(f"{options.model.name}, {torch.get_num_threads()} threads, {options.rounds} rounds, load {load:.1f}")
-    off = statistics.median(speeds[Level.OFF])
+    off = statistics.median(speeds[first])
     for level, each in speeds.items():
-        paired = statistics.median(1 - got / without for got, without in zip(each, speeds[Level.OFF], strict=True))
-        print(f"{level:<10}{statistics.median(each):8.2f} tokens/s   {100 * paired:5.1f} % slower than off in its round"
-              f"   {1000 * (1 / statistics.median(each) - 1 / off):6.2f} ms a token")  # fmt: skip
+        paired = statistics.median(1 - got / without for got, without in zip(each, speeds[first], strict=True))
+        speed = statistics.median(each)
+        print(f"{level:<10}{speed:8.2f} tokens/s   {1000 * (1 / speed - 1 / off):6.2f} ms a token more than {first}")
+        print(f"{'':<10}in its round {100 * paired:.1f} % slower (median)")
 
 
 if __name__ == "__main__":
