@@ -179,6 +179,7 @@ def gateway_of(
     connections: ConnectionLimits | None = None,
     buffered_bytes: int = 1 << 30,
     extension: FrontExtension | None = None,
+    by_prefix: bool = False,
 ) -> Iterator[RunningGateway]:
     """A gateway before these servers.
 
@@ -196,6 +197,7 @@ def gateway_of(
         connections: the limits of connections; None for the defaults.
         buffered_bytes: the limit of the bodies of all requests in progress.
         extension: what the gateway has beside.
+        by_prefix: whether prompts that begin alike go to one pipeline.
     """
     with HttpServer("127.0.0.1", 0, *(tls or ()), limits=connections or ConnectionLimits()) as server:
         pool = Pool([f"pipeline {number}" for number in range(len(upstreams))], deadline_s)
@@ -211,7 +213,9 @@ def gateway_of(
             describe=[describer(number) for number in range(len(upstreams))],
             watch=[],
             client=open_client(),
-            limits=ProxyLimits(body_bytes, request_s, keep_key=not keys, buffered_bytes=buffered_bytes),
+            limits=ProxyLimits(
+                body_bytes, request_s, keep_key=not keys, buffered_bytes=buffered_bytes, by_prefix=by_prefix
+            ),
             access=replace(
                 access or FrontAccess(),
                 keys=tuple(ApiKey(f"key {number}", key) for number, key in enumerate(keys, 1)),

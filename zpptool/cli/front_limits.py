@@ -22,6 +22,10 @@ MaxBufferedBytesOption = Annotated[
     int, typer.Option("--max-buffered-bytes", metavar="N", min=1, help="The most bytes of all bodies in progress.")
 ]
 
+RouteByPrefixOption = Annotated[
+    bool, typer.Option("--route-by-prefix", help="Send prompts that begin alike to one pipeline, unless it is busy.")
+]
+
 # Of connections
 MaxConnectionsOption = Annotated[
     int, typer.Option("--max-connections", metavar="N", min=1, help="The most connections to the front.")
@@ -56,6 +60,7 @@ def request_limits(ctx: typer.Context, *, keep_key: bool) -> ProxyLimits:
         request_s=given["request_timeout"] or None,
         keep_key=keep_key,
         buffered_bytes=given["max_buffered_bytes"],
+        by_prefix=given["route_by_prefix"],
     )
 
 

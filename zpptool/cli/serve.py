@@ -18,6 +18,7 @@ from zpptool.cli.front_limits import (
     MaxConnectionsPerAddressOption,
     MaxRequestBytesOption,
     RequestTimeoutOption,
+    RouteByPrefixOption,
     connection_limits,
     request_limits,
 )
@@ -132,6 +133,7 @@ def serve(
     max_request_bytes: MaxRequestBytesOption = 64 << 20,
     request_timeout: RequestTimeoutOption = 0.0,
     max_buffered_bytes: MaxBufferedBytesOption = 1 << 30,
+    route_by_prefix: RouteByPrefixOption = False,
     max_connections: MaxConnectionsOption = 4096,
     max_connections_per_address: MaxConnectionsPerAddressOption = 2048,
     header_timeout: HeaderTimeoutOption = 10.0,

@@ -1,11 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which pipeline gets a request, as pure functions: among the ready ones, the one at which this request has failed
-least often, then the one with the fewest requests in flight."""
+least often, then the one that has the beginning of its prompt in its cache, unless that one is too busy, then the one
+with the fewest requests in flight."""
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+
+SUSPECT_S = 0.5
+"""How long a pipeline gets no requests after one has failed there; by then its supervisor has noticed a loss."""
+LONGEST_EJECTION_S = 30.0
+ERRORS_TO_EJECT = 5
+"""So many answers in a row with a status of 500 or above make a pipeline an outlier, although it is healthy."""
+MOST_OF_MEAN = 1.25
+"""How much more than the mean load a pipeline may have for the sake of its prefix cache."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,8 @@ class Upstream:
         taken: requests that were sent to it since the start.
         last_taken: the sequence number, over all pipelines, of the last request that was sent to it.
         suspect_until: it gets no requests until this time on the monotonic clock, because one has just failed there.
+        failed_in_a_row: how often it was suspected since it answered last.
+        errors_in_a_row: how many of its last answers had a status of 500 or above.
     """
 
     name: str
@@ -48,27 +61,58 @@ class Upstream:
     taken: int = 0
     last_taken: int = 0
     suspect_until: float = 0.0
+    failed_in_a_row: int = 0
+    errors_in_a_row: int = 0
 
 
 Failures = Mapping[tuple[str, int], int]
 """How often one request has failed, by pipeline name and generation."""
 
 
-def choose(upstreams: Sequence[Upstream], failures: Failures, now: float) -> Upstream | None:
+def choose(upstreams: Sequence[Upstream], failures: Failures, now: float, prefix: bytes = b"") -> Upstream | None:
     """The pipeline that a request is sent to; None where none can take it now.
 
     Args:
         upstreams: all pipelines.
         failures: of this request.
         now: on the clock of `suspect_until`.
+        prefix: a key of the beginning of its prompt; empty to look at the load alone.
     """
     available = [each for each in upstreams if each.state.ready and each.suspect_until <= now]
     if not available:
         return None
-    return min(
-        available,
-        key=lambda each: (failures.get((each.name, each.state.generation), 0), each.in_flight, each.last_taken),
-    )
+    fewest = min(_failures_at(each, failures) for each in available)
+    candidates = [each for each in available if _failures_at(each, failures) == fewest]
+    if prefix:
+        favourite = max(candidates, key=lambda each: _affinity(prefix, each))
+        if favourite.in_flight < busy_at(candidates):
+            return favourite
+    return min(candidates, key=lambda each: (each.in_flight, each.last_taken))
+
+
+def busy_at(upstreams: Sequence[Upstream]) -> int:
+    """Return the number of requests in flight from which on a pipeline gets no more for the sake of their prefixes:
+    `MOST_OF_MEAN` times what each would have with one request more."""
+    return math.ceil(MOST_OF_MEAN * (sum(each.in_flight for each in upstreams) + 1) / len(upstreams))
+
+
+def _affinity(prefix: bytes, upstream: Upstream) -> bytes:
+    """Rendezvous hashing: a prefix keeps its pipeline when another one comes or goes."""
+    return hashlib.blake2b(prefix + upstream.name.encode(), digest_size=8).digest()
+
+
+def _failures_at(upstream: Upstream, failures: Failures) -> int:
+    return failures.get((upstream.name, upstream.state.generation), 0)
+
+
+def ejection_s(failures_in_a_row: int, others_ready: bool) -> float:
+    """Return how long a pipeline gets no requests after so many failures in a row, in seconds.
+
+    The time doubles up to `LONGEST_EJECTION_S`; then it is tried again. A pipeline without others gets the shortest.
+    """
+    if not others_ready:
+        return SUSPECT_S
+    return min(SUSPECT_S * 2.0 ** min(failures_in_a_row - 1, 16), LONGEST_EJECTION_S)
 
 
 def combined_phase(upstreams: Sequence[Upstream]) -> str:

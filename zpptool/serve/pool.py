@@ -9,11 +9,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from zpptool.serve.http_errors import not_ready
-from zpptool.serve.load_balancing import BackendState, Failures, Upstream, choose, combined_phase, not_ready_reason
+from zpptool.serve.load_balancing import (
+    ERRORS_TO_EJECT,
+    BackendState,
+    Failures,
+    Upstream,
+    choose,
+    combined_phase,
+    ejection_s,
+    not_ready_reason,
+)
 
-SUSPECT_S = 0.5
-"""How long a pipeline gets no requests after one has failed there; by then its supervisor has noticed a loss."""
 IDLE_POLL_S = 0.02
+SERVER_ERRORS = 500
+"""The lowest status with which a server says that it has failed."""
 
 
 class Pool:
@@ -64,15 +73,36 @@ class Pool:
         self._wake()
 
     def suspect(self, upstream: Upstream) -> None:
-        """Send no requests to a pipeline for `SUSPECT_S`, because one has failed there."""
-        upstream.suspect_until = time.monotonic() + SUSPECT_S
+        """Send no requests to a pipeline for a while, because one has failed there: longer each time in a row, where
+        others are ready. Failures of requests that were under way together count once."""
+        now = time.monotonic()
+        if upstream.suspect_until > now:
+            return
+        upstream.failed_in_a_row += 1
+        others = any(each.state.ready for each in self.upstreams if each is not upstream)
+        upstream.suspect_until = now + ejection_s(upstream.failed_in_a_row, others)
 
-    async def take(self, failures: Failures, deadline: float) -> Upstream:
+    def answered(self, upstream: Upstream, status: int) -> None:
+        """Note a pipeline's answer. One that only answers with errors is an outlier, and gets no requests for a while
+        if another pipeline can take them."""
+        if status < SERVER_ERRORS:
+            upstream.failed_in_a_row = upstream.errors_in_a_row = 0
+            return
+        upstream.errors_in_a_row += 1
+        now = time.monotonic()
+        others = [each for each in self.upstreams if each is not upstream]
+        if upstream.errors_in_a_row >= ERRORS_TO_EJECT and any(
+            each.state.ready and each.suspect_until <= now for each in others
+        ):
+            self.suspect(upstream)
+
+    async def take(self, failures: Failures, deadline: float, prefix: bytes = b"") -> Upstream:
         """Wait for a pipeline that can take a request.
 
         Args:
             failures: how often this request has failed, and where.
             deadline: on the monotonic clock.
+            prefix: see `choose`.
 
         Raises:
             Refusal: (503) none becomes ready in time or ever will, or the server is stopping.
@@ -80,7 +110,7 @@ class Pool:
         while True:
             if self._draining:
                 raise not_ready("this server is stopping and takes no new requests")
-            chosen = choose(self.upstreams, failures, time.monotonic())
+            chosen = choose(self.upstreams, failures, time.monotonic(), prefix)
             if chosen is not None:
                 return chosen
             if all(each.state.hopeless for each in self.upstreams):

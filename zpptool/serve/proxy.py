@@ -36,6 +36,7 @@ from zpptool.serve.load_balancing import Upstream
 from zpptool.serve.media_types import media_type_refusal
 from zpptool.serve.metrics import GatewayMetrics
 from zpptool.serve.pool import Pool
+from zpptool.serve.prompt_prefix import prefix_key
 
 CONNECT_S = 5.0
 HEALTH_S = 2.0
@@ -49,19 +50,21 @@ MAX_LOSSES = 3
 
 @dataclass(frozen=True)
 class ProxyLimits:
-    """Limits of one request.
+    """Limits of one request, and how it is routed.
 
     Attributes:
         body_bytes: the most bytes of its body.
         request_s: seconds from its first byte to the response's last; None for no limit.
         keep_key: whether the client's `Authorization` header is forwarded to the upstreams.
         buffered_bytes: the most bytes of the bodies of all requests in progress.
+        by_prefix: whether requests whose prompts begin alike go to the same pipeline, as long as it is not too busy.
     """
 
     body_bytes: int
     request_s: float | None
     keep_key: bool
     buffered_bytes: int = DEFAULT_BUFFERED_BYTES
+    by_prefix: bool = False
 
 
 class UpstreamBroken(Exception):
@@ -147,13 +150,15 @@ class Proxy:
         failures: Counter[tuple[str, int]] = Counter()
         losses: set[tuple[str, int]] = set()
         deadline = time.monotonic() + self._pool.deadline_s
+        prefix = prefix_key(request.body) if self._limits.by_prefix and len(self._pool.upstreams) > 1 else b""
         while True:
             with tracer_of("front").span("wait for a pipeline", current_request().span.parent):
-                upstream = await self._pool.take(failures, deadline)
+                upstream = await self._pool.take(failures, deadline, prefix)
             generation = upstream.state.generation
             try:
                 with self._pool.answering(upstream):
                     await self._forward(upstream, request, response)
+                self._pool.answered(upstream, response.status)
                 return
             except UpstreamBroken as broken:
                 self._pool.suspect(upstream)
