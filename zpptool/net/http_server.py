@@ -23,6 +23,7 @@ from starlette.types import ASGIApp
 
 from zpptool.errors import ZppError, address_error
 from zpptool.net.addresses import url_host
+from zpptool.net.certificate_reload import reload_certificates
 from zpptool.net.connection_limits import ConnectionLimits, affordable_connections, open_file_limit, scaled_down
 from zpptool.net.connection_register import ConnectionRegister
 from zpptool.net.connection_watch import ConnectionWatch
@@ -69,6 +70,7 @@ class HttpServer:
         limits: ConnectionLimits | None = None,
     ) -> None:
         self._tls = server_tls(certificate, key)
+        self._files = (certificate, key)
         self._limits = limits or (ConnectionLimits() if self._tls is not None else None)
         self._name, self._port_option = name, port_option
         self._socket = _bound_socket(name, host, port, port_option)
@@ -144,6 +146,10 @@ class HttpServer:
         config = self._config(make_app())
         self._server = uvicorn.Server(config)
         serving = asyncio.ensure_future(self._server.serve(sockets=[self._socket]))
+        certificate, key = self._files
+        if self._tls is not None and certificate is not None and key is not None:
+            renewal = asyncio.ensure_future(reload_certificates(self._tls, certificate, key))
+            serving.add_done_callback(lambda _done: renewal.cancel())
         while not self._server.started and not serving.done():
             await asyncio.sleep(STARTED_POLL_S)
         if self._server.started:

@@ -32,10 +32,16 @@ def server_tls(certificate: Path | None, key: Path | None) -> ssl.SSLContext | N
     context.set_ciphers(CIPHERS)
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
     context.set_alpn_protocols(["http/1.1"])
+    load_certificate(context, certificate, key)
+    return context
+
+
+def load_certificate(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
+    """Load a certificate and its key into a context, for connections from then on; raises ZppError (USAGE) if they
+    cannot be used."""
     try:
         for file in (certificate, key):
             open_regular(file).close()
         context.load_cert_chain(certificate, key, password=lambda: "")
     except (OSError, ssl.SSLError) as cause:
         raise usage_error(f"{certificate} and {key} cannot be used: {cause}", "Both are PEM files.") from cause
-    return context
