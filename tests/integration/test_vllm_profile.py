@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real profiles on vLLM: a tiny model with experts on some layers, and the 135M model twice."""
+"""Real profiles on vLLM: a tiny model with windows on some layers, and the 135M model twice."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def samples(profile: DeviceProfile) -> dict[tuple[str, str, int, int, int], Time
 def test_a_tiny_model_of_two_types_of_layers(
     zpptool: Callable, tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:
-    model = tiny_model("qwen3_moe", layers=6, mlp_only_layers=(0, 1, 2), num_experts=4, num_experts_per_tok=2,
-                       moe_intermediate_size=64, head_dim=32, decoder_sparse_step=1)  # fmt: skip
+    kinds = ("sliding_attention", "full_attention") * 3
+    model = tiny_model("gemma3_text", layers=6, layer_types=kinds, sliding_window=8, head_dim=32)
     profile = profiled(zpptool, model, tmp_path / "tiny.yaml", "--seconds", "5", "--", "--enforce-eager")
-    assert profile.layer_types == ("attention",) * 3 + ("attention_moe",) * 3
+    assert profile.layer_types == ("sliding_attention", "attention") * 3
     for name, grid in grids(profile):
         assert grid.prefill, name
         assert grid.decode, name
@@ -60,7 +60,8 @@ def test_a_tiny_model_of_two_types_of_layers(
     assert profile.workspace[0].bytes <= profile.workspace[-1].bytes * 1.2
     assert profile.kv is not None
     assert profile.kv.layout is not None
-    assert len(profile.kv.layout.groups[0].layers) == 6
+    assert sum(len(group.layers) for group in profile.kv.layout.groups) == 6
+    assert profile.kv.tokens_at_most == {"sliding_attention": 8}
     assert profile.kv.layout.rank_factors[2] == 2
 
 
