@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 from batch_forks import forks
@@ -185,6 +186,7 @@ def test_heads_stages_and_fronts_that_are_killed_lose_nothing(
                     [sys.executable, "-m", "zpptool", *runner(folder, front.url)], stdout=log, stderr=log
                 )
             while run.poll() is None and sum(kills.values()) < PIPELINE_KILLS:
+                wait_for(lambda: is_ready(front) or run.poll() is not None)  # noqa: B023
                 time.sleep(chance.uniform(0.5, 6.0))
                 kind = chance.choices(("front", "head", "stage"), (1, 2, 6))[0]
                 if kind == "front":
@@ -222,6 +224,14 @@ def start_front(model: Path, folder: Path, port: int) -> Served:
     front = Served(logs, model, "--num-stages", STAGES, "--standby", 1, "--port", port, "--max-restarts", 50)
     wait_for(lambda: front.url)
     return front
+
+
+def is_ready(front: Served) -> bool:
+    """Whether a front's pipeline answers: one that is killed while it starts makes no progress."""
+    try:
+        return httpx.get(f"{front.url}/health", timeout=5).status_code == httpx.codes.OK
+    except httpx.TransportError:
+        return False
 
 
 def free_port() -> int:
