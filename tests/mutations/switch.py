@@ -135,7 +135,7 @@ def _change_model(module: Any, switch: Switch) -> None:
         switch.part, switch.stage = part, stage
         return part
 
-    def step(self: Any, sequence: Any, inputs: Any) -> Any:
+    def step(self: Any, sequence: Any, *inputs: Any) -> Any:
         if self is switch.part:
             switch.refresh()
             if switch.injection is not None:
@@ -145,7 +145,7 @@ def _change_model(module: Any, switch: Switch) -> None:
                 if switch.has("before_step"):
                     switch.injection.applied |= switch.mutation.before_step(switch.injection, sequence, number)
                     switch.note()
-        return original(self, sequence, inputs)
+        return original(self, sequence, *inputs)
 
     module.load_part, module.PartialModel.step = load_part, step
 
