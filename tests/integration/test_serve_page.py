@@ -40,7 +40,7 @@ def stage(number: int, phase: str = "ready") -> dict[str, Any]:
     """A stage as a supervisor describes it."""
     return {
         "stage": number, "host": "alpha", "pid": 4100 + number, "layers": list(LAYERS[number]), "phase": phase,
-        "epoch": 1, "generation": 1, "memory": (300 + 40 * number) << 20, "steps": 7, "rtt_ms": 0.41,
+        "epoch": 1, "generation": 1, "memory": (300 + 40 * number) << 20, "steps": 7, "busy": 0.62, "rtt_ms": 0.41,
         "link": link(number),
     }  # fmt: skip
 

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.timeout(60)
 
 STAGE = {
     "stage": 1, "host": "a", "pid": 7, "layers": [2, 4], "phase": "ready", "epoch": 3, "generation": 3,
-    "memory": 1 << 20, "rtt_ms": 0.5, "link": describe_link(LINK),
+    "memory": 1 << 20, "busy": 0.25, "rtt_ms": 0.5, "link": describe_link(LINK),
 }  # fmt: skip
 
 
@@ -136,7 +136,7 @@ def test_the_terminal_shows_the_status(server: ToyServer) -> None:
         httpx.Client(trust_env=False) as client,
     ):
         status = fetch_status(client, gateway.url, None)
-    assert stage_rows(status) == [("pipeline 0", "1", "ready", "2-4", "a", "7", "3", "1.0 MiB", "0.50 ms", "0")]
+    assert stage_rows(status) == [("pipeline 0", "1", "ready", "2-4", "a", "7", "3", "1.0 MiB", "25%", "0.50 ms", "0")]
     shown = ("connected", "3", "1.50 ms", "4", "10 (1000 B)", "6 (900 B)", "2", "-")
     assert link_rows(status) == [("pipeline 0", f"{sender} -> stage 2", *shown) for sender in ("head", "stage 1")]
     assert summary(status) == "m: ready, 0 requests under way, 0 waiting, 0 answered, 0 failed"
