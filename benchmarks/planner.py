@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -90,8 +89,9 @@ def solved(name: str, problem: Problem) -> dict[str, Any]:
 
 
 def peak_mb() -> float:
-    """The most memory that this process has had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """The most memory that this program has had. The process's `ru_maxrss` has what its parent had at the fork."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def published() -> list[dict[str, Any]]:

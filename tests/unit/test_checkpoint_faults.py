@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -248,5 +249,6 @@ def table() -> str:
 
 
 def test_the_docs_list_these_faults_and_no_other() -> None:
-    documented = [line for line in DOCS.read_text().splitlines() if line.startswith("|")]
+    head = table().partition("\n")[0]
+    documented = takewhile(lambda line: line.startswith("|"), (head + DOCS.read_text().partition(head)[2]).splitlines())
     assert "\n".join(documented) == table(), f"put this into {DOCS.name}:\n{table()}"

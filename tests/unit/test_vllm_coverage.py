@@ -26,7 +26,7 @@ from families.vllm_outcome import (
 )
 
 PAGE = ROOT / "docs/coverage.md"
-ROW = re.compile(r"\| (?P<name>\w+) \|(?:[^|]*\|){4} (?P<vllm>(?:\\\||[^|])*?) \|")
+ROW = re.compile(r"\| (?P<name>\w+) \|(?:[^|]*\|){5} (?P<vllm>(?:\\\||[^|])*?) \|")
 
 
 @pytest.fixture(scope="module")
