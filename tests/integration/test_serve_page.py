@@ -123,7 +123,7 @@ def test_the_ring_is_drawn_and_a_prompt_is_answered(scheme: str, browser: Any, g
     assert page.locator("#stages tr").count() == 4
     row = page.locator("#stages tr").nth(1).locator("td").all_inner_texts()
     assert row == [
-        "pipeline 0", "1", "ready", "8–16", "alpha", "4101", "1", "340.0 MiB", "7", "0"
+        "pipeline 0", "1", "ready", "8–16", "alpha", "4101", "1", "340.0 MiB", "7", "62 %", "0"
     ]  # fmt: skip
     links = [row.locator("td").all_inner_texts() for row in page.locator("#links tr").all()]
     assert [row[1] for row in links] == [
