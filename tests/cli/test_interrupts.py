@@ -91,3 +91,13 @@ def test_an_ignored_signal_stays_ignored() -> None:
     code, out, _err = interrupt(["sh", "-c", line], signal.SIGINT, 0.05)
     assert code == ExitCode.OK
     assert "15550" in out
+
+
+def test_an_interrupt_while_python_runs_a_string_has_the_same_exit_code(tmp_path: Path) -> None:
+    """As while a data class is made: CPython would end `python -m` by SIGINT, although the interrupt is handled."""
+    (tmp_path / "interrupted_here.py").write_text(
+        "from zpptool.cli import app\ndef run(*_):\n    exec('raise KeyboardInterrupt')\napp._run = run\napp.main()\n"
+    )
+    words = [sys.executable, "-m", "interrupted_here"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr.splitlines()[0]) == (ExitCode.INTERRUPTED, "interrupted")

@@ -217,9 +217,9 @@ def main() -> NoReturn:
 def _forget_interrupted_string() -> None:
     """Make `python -m zpptool` end with its own exit code after an interrupt that was handled.
 
-    CPython 3.11 was seen to end by SIGINT instead, in about 3 of 100 interrupts while modules are imported. It marks a
-    KeyboardInterrupt that leaves an `exec` of a string, as data classes use while they are made (`run_eval_code_obj` in
-    its pythonrun.c); running any other string clears the mark.
+    CPython marks a KeyboardInterrupt that leaves an `exec` of a string, as data classes use while they are made, and at
+    the end of `python -m` ends the process by SIGINT, whatever became of the exception. Running another string clears
+    the mark (`run_eval_code_obj` in its pythonrun.c).
     """
     exec("")
 
