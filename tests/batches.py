@@ -45,6 +45,18 @@ def entries(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def sorted_bytes(path: Path) -> list[bytes]:
+    """The lines without what follows from the moment of the first start."""
+    found = []
+    for entry in entries(path):
+        del entry["id"]
+        entry["response"].pop("request_id")
+        for name in ("id", "created"):
+            entry["response"]["body"].pop(name, None)
+        found.append(json.dumps(entry, sort_keys=True).encode())
+    return sorted(found)
+
+
 class Crash(BaseException):
     """The machine stops at this operation."""
 

@@ -14,8 +14,6 @@ import json
 import os
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,7 @@ import msgspec
 import torch
 from cache_model_names import MEMORY
 from families.case import model_classes, partition_of
-from families.forked import Forks, alone, wait_for
+from families.forked import alone, run_together
 from families.tiny import VLLM, tiny_config
 from families.vllm_run import run_stage
 from vllm.model_executor.models import registry
@@ -90,7 +88,7 @@ def try_model(name: str, ranks: int, arguments: tuple[str, ...], work: Path) -> 
 
     try:
         if not model.is_dir():
-            _run(work, {"build": alone(build)})
+            run_together(work, {"build": alone(build)}, LIMIT_S)
         partition = tuple((own.start, own.end) for own in partition_of(infer_structure(read_index(model)), STAGES))
         whole = StageSpec(
             engine=Engine.VLLM, model=str(model), partition=((0, partition[-1][1]),), stage=0, bind="", connect="",
@@ -107,24 +105,17 @@ def try_model(name: str, ranks: int, arguments: tuple[str, ...], work: Path) -> 
         ]  # fmt: skip
         for size, cache in caches.items():
             spec = msgspec.structs.replace(whole, tensor_parallel_size=size)
-            _run(work, {f"rank {rank} of {size}": alone(partial(predict, spec, rank, cache)) for rank in range(size)})
+            run_together(
+                work,
+                {f"rank {rank} of {size}": alone(partial(predict, spec, rank, cache)) for rank in range(size)},
+                LIMIT_S,
+            )
         workers = {f"stage {spec.stage}": partial(run_stage, spec) for spec in stages}
-        _run(work, {**workers, "head": alone(partial(ask_head, stages[0], blocks))})
+        run_together(work, {**workers, "head": alone(partial(ask_head, stages[0], blocks))}, LIMIT_S)
     except RuntimeError as failure:
         return {"error": str(failure)}
     found = {size: json.loads(cache.read_text()) for size, cache in caches.items()}
     return {"partition": partition, "ranks": ranks, "caches": found, "blocks": json.loads(blocks.read_text())}
-
-
-def _run(work: Path, bodies: dict[str, Callable[[], None]]) -> None:
-    with Forks(work) as forks:
-        started = [forks.start(name, body) for name, body in bodies.items()]
-        try:
-            failed = wait_for(started, time.monotonic() + LIMIT_S)
-        except TimeoutError:
-            failed = next(fork for fork in started if fork.code is None)
-        if failed is not None:
-            raise RuntimeError(f"{failed.log.stem}: {failed.tail(40)}")
 
 
 def main() -> None:

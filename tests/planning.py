@@ -124,7 +124,7 @@ def evaluated(problem: Problem, chain: Chain) -> Value | None:
 def least_period(problem: Problem) -> int:
     """The least period of any chain, by a dynamic programme over subsets of single devices; NEVER if there is none.
 
-    Devices of one group are told apart here, and options of width 2 are not known.
+    Devices of one group are distinguished here, and options of width 2 are not known.
     """
     owner = [group for group, count in enumerate(problem.counts) for _ in range(count)]
     table = {option.group: option.times for option in problem.options}

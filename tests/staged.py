@@ -8,13 +8,10 @@ own is replaced when it is imported, in each process that a test starts.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import random
 import sys
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -39,27 +36,13 @@ def patience() -> int:
 
 def install() -> None:
     """Have this process stage, once it imports what decides that."""
-    sys.meta_path.insert(0, _Replacing())
+    from tests.changed_import import ChangedImport
+
+    sys.meta_path.insert(0, ChangedImport(MODULE, _stage_late))
 
 
-class _Replacing(MetaPathFinder):
-    """Finds the module, and replaces its decision after it is executed."""
-
-    def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
-        if fullname != MODULE:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
-        assert spec is not None
-        assert spec.loader is not None
-        execute = spec.loader.exec_module
-
-        def execute_and_replace(module: ModuleType) -> None:
-            execute(module)
-            module.device_apart = _late_device
-
-        spec.loader.exec_module = execute_and_replace
-        return spec
+def _stage_late(module: ModuleType) -> None:
+    module.device_apart = _late_device  # type: ignore[attr-defined]
 
 
 def _late_device(device: Any) -> Any:

@@ -12,8 +12,6 @@ import json
 import os
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ os.environ.update(
 
 import msgspec
 import vision_models
-from families.forked import Forks, alone, wait_for
+from families.forked import alone, run_together
 from families.vllm_run import run_stage
 from vllm.model_executor.models import registry
 from vllm.sampling_params import SamplingParams
@@ -118,25 +116,14 @@ def try_family(kind: str, ranges: list[str], work: Path) -> dict[str, Any]:
         split_checkpoint(model, work / "split", ranges=ranges)
 
     try:
-        _run(work, {"build": alone(build)})
-        _run(work, {"unsplit": alone(partial(ask, unsplit, None, image, made))})
+        run_together(work, {"build": alone(build)}, LIMIT_S)
+        run_together(work, {"unsplit": alone(partial(ask, unsplit, None, image, made))}, LIMIT_S)
         expected = json.loads(made.read_text())
         workers = {f"stage {spec.stage}": partial(run_stage, spec) for spec in stages}
-        _run(work, {**workers, "head": alone(partial(ask, stages[0], RingExecutor, image, made))})
+        run_together(work, {**workers, "head": alone(partial(ask, stages[0], RingExecutor, image, made))}, LIMIT_S)
     except RuntimeError as failure:
         return {"error": str(failure)}
     return {"unsplit": expected, "pipeline": json.loads(made.read_text())}
-
-
-def _run(work: Path, bodies: dict[str, Callable[[], None]]) -> None:
-    with Forks(work) as forks:
-        started = [forks.start(name, body) for name, body in bodies.items()]
-        try:
-            failed = wait_for(started, time.monotonic() + LIMIT_S)
-        except TimeoutError:
-            failed = next(fork for fork in started if fork.code is None)
-        if failed is not None:
-            raise RuntimeError(f"{failed.log.stem}: {failed.tail(25)}")
 
 
 def main() -> None:

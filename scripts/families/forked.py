@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -94,6 +94,22 @@ def wait_for(forks: list[Fork], deadline: float) -> Fork | None:
         if time.monotonic() > deadline:
             raise TimeoutError("it has not ended in time")
         time.sleep(_POLL_S)
+
+
+def run_together(log_dir: Path, bodies: Mapping[str, Callable[[], None]], limit_s: float) -> None:
+    """Run bodies by name, each in a child, and wait for all of them.
+
+    Raises:
+        RuntimeError: one has failed, or has not ended in time: its name, and the end of its log.
+    """
+    with Forks(log_dir) as forks:
+        started = [forks.start(name, body) for name, body in bodies.items()]
+        try:
+            failed = wait_for(started, time.monotonic() + limit_s)
+        except TimeoutError:
+            failed = next(fork for fork in started if fork.code is None)
+        if failed is not None:
+            raise RuntimeError(f"{failed.log.stem}: {failed.tail(40)}")
 
 
 def _run_child(body: Callable[[], None], log: Path, parent: int) -> NoReturn:

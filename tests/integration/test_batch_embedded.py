@@ -21,7 +21,7 @@ import httpx
 import psutil
 import pytest
 from batch_forks import forks
-from batches import entries
+from batches import entries, sorted_bytes
 from conftest import Ran
 from served import Served, serving, wait_for
 
@@ -54,18 +54,6 @@ def write_requests(path: Path, count: int, tokens: int = 6) -> Path:
         lines.append(json.dumps(entry) + "\n")
     path.write_text("".join(lines))
     return path
-
-
-def sorted_bytes(path: Path) -> list[bytes]:
-    """The lines without what follows from the moment of the first start."""
-    found = []
-    for entry in entries(path):
-        del entry["id"]
-        entry["response"].pop("request_id")
-        for name in ("id", "created"):
-            entry["response"]["body"].pop(name, None)
-        found.append(json.dumps(entry, sort_keys=True).encode())
-    return sorted(found)
 
 
 def assert_every_line_once(folder: Path, count: int, name: str = "out") -> None:

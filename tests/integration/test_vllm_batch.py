@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from batches import entries
+from batches import entries, sorted_bytes
 from conftest import Ran
 
 pytest.importorskip("vllm")
@@ -32,17 +32,6 @@ def write_requests(path: Path, model: Path) -> Path:
     return path
 
 
-def sorted_answers(path: Path) -> list[str]:
-    """The answers without what follows from the moment of the first start."""
-    found = []
-    for entry in entries(path):
-        body = entry["response"]["body"]
-        for name in ("id", "created"):
-            del body[name]
-        found.append(json.dumps([entry["custom_id"], body], sort_keys=True))
-    return sorted(found)
-
-
 def test_the_answers_are_the_same_for_one_stage_and_two(
     speaker: Path, tmp_path: Path, zpptool: Callable[..., Ran]
 ) -> None:
@@ -56,7 +45,7 @@ def test_the_answers_are_the_same_for_one_stage_and_two(
         )  # fmt: skip
         assert ran.code == 0, ran.err
         assert (ran.json["done"], ran.json["failed"]) == (LINES, 0)
-        outputs.append(sorted_answers(out))
+        outputs.append(sorted_bytes(out))
     assert outputs[0] == outputs[1]
 
 

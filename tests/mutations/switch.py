@@ -7,17 +7,13 @@ call whose tensors are saved. Modules are changed when they are imported.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import sys
-from collections.abc import Callable
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+from tests.changed_import import ChangedImport
 from zpptool.places import HEAD
 
 VARIABLE = "ZPP_TEST_MUTATIONS"
@@ -99,31 +95,7 @@ def install() -> None:
         "witness.recorder": _change_recorder,
     }
     for name, change in changes.items():
-        sys.meta_path.insert(0, _Changing(ENGINE + name, lambda module, change=change: change(module, switch)))
-
-
-class _Changing(MetaPathFinder):
-    """Finds one module, and changes it after it is executed."""
-
-    def __init__(self, name: str, change: Callable[[ModuleType], None]) -> None:
-        self._name = name
-        self._change = change
-
-    def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
-        if fullname != self._name:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
-        assert spec is not None
-        assert spec.loader is not None
-        execute = spec.loader.exec_module
-
-        def execute_and_change(module: ModuleType) -> None:
-            execute(module)
-            self._change(module)
-
-        spec.loader.exec_module = execute_and_change  # type: ignore[method-assign]
-        return spec
+        sys.meta_path.insert(0, ChangedImport(ENGINE + name, lambda module, change=change: change(module, switch)))
 
 
 def _change_model(module: Any, switch: Switch) -> None:

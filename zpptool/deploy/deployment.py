@@ -71,10 +71,6 @@ class Deployment:
         """The container image of a stage."""
         return place.runs_on.image or self.image
 
-    def gpus_of(self, place: PlannedStage) -> int:
-        """How many GPUs a stage takes: one for each tensor-parallel rank, or none on a CPU."""
-        return place.tensor_parallel_size if self.device_of(place) is Device.CUDA else 0
-
 
 def check_deployment(deployment: Deployment) -> Deployment:
     """Check a deployment and return it.

@@ -27,7 +27,7 @@ from zpptool.parity.witnessed import read_stage_records
 from zpptool.process.group import ProcessGroup
 from zpptool.supervisor.stage_processes import child_environment, process_fault
 from zpptool.witness.compare import Difference, compare
-from zpptool.witness.finding import Finding, Job
+from zpptool.witness.finding import Finding, Job, finding_at
 from zpptool.witness.options import CaptureTarget, Level, WitnessOptions
 from zpptool.witness.record import read_record
 
@@ -70,20 +70,11 @@ def localise(
 
 def not_repeated(first: Difference) -> dict[str, Any]:
     """The finding where a second run of the pipeline differs no more: the fault depends on more than the request."""
-    finding = Finding(
-        kind="not repeated",
-        cause="the pipeline computed the same as the unsplit model when it ran again, so the fault depends on timing,"
-        " load, or hardware",
-        what=str(first.what),
-        stage=first.stage,
-        layer=first.tap.layer,
-        tap=first.tap.name,
-        request=first.request,
-        step=first.step,
-        position=first.position,
-        rows=first.rows,
+    cause = (
+        "the pipeline computed the same as the unsplit model when it ran again, so the fault depends on timing,"
+        " load, or hardware"
     )
-    return dict(msgspec.to_builtins(finding))
+    return dict(msgspec.to_builtins(finding_at(first, "not repeated", cause)))
 
 
 def _with_layers(plan: TrialLaunchPlan, prompts: Sequence[list[int]], scratch: Path) -> Difference | None:

@@ -18,7 +18,6 @@ import msgspec
 from zpptool.errors import ExitCode, ZppError, in_words
 from zpptool.planner.device_profile import CacheCosts
 
-CONNECT_TIMEOUT_S = 30.0
 _BACKLOG = 16
 
 
@@ -222,7 +221,6 @@ class MeasuringProcess:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(path))
         self._listener.listen(_BACKLOG)
-        self._lines: socket.SocketIO | None = None
         self._connection: socket.socket | None = None
         self._buffer = b""
 

@@ -105,8 +105,8 @@ def plan_parts(types: Sequence[str], joined: Collection[int] = ()) -> PartsPlan:
 def solve(plan: PartsPlan, seconds: Sequence[float]) -> PartTimes:
     """The times of layers, from those of the parts.
 
-    A type that occurs beside the embedding or the head only is not told apart from it, nor does it have to be: they are
-    always in the same stage. Its layers then have the time of both.
+    A type that occurs beside the embedding or the head only is not distinguished from it, nor does it have to be: they
+    are always in the same stage. Its layers then have the time of both.
 
     Args:
         plan: the parts.

@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 
+from zpptool.witness.compare import Difference
+
 
 class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A question for the cause.
@@ -51,3 +53,20 @@ class Finding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tensor: str = ""
     element: dict[str, Any] | None = None
     transplants: tuple[dict[str, Any], ...] = ()
+
+
+def finding_at(first: Difference, kind: str, cause: str, **more: Any) -> Finding:
+    """The finding for a difference: its place is taken from there, the cause and `more` are other attributes."""
+    return Finding(
+        kind=kind,
+        cause=cause,
+        what=str(first.what),
+        stage=first.stage,
+        layer=first.tap.layer,
+        tap=first.tap.name,
+        request=first.request,
+        step=first.step,
+        position=first.position,
+        rows=first.rows,
+        **more,
+    )

@@ -18,8 +18,6 @@ POSITIONS, ROTARY, MASK = "positions", "rotary", "mask"
 STATE_BEFORE, STATE_AFTER = "state before", "state after"
 QUERY, KEY, VALUE, ATTENDED = "attention q", "attention k", "attention v", "attention out"
 LOGITS, TOKEN = "logits", "token"
-OF_CALL = frozenset({POSITIONS, ROTARY, MASK, STATE_BEFORE})
-"""What a layer gets beside the hidden states."""
 
 
 class Tap(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -28,7 +28,7 @@ from zpptool.engines.witness.change import first_element
 from zpptool.errors import usage_error
 from zpptool.process.child import end_on_sigterm, run_child
 from zpptool.witness.compare import Difference, compare
-from zpptool.witness.finding import Finding, Job
+from zpptool.witness.finding import Finding, Job, finding_at
 from zpptool.witness.options import CaptureTarget
 from zpptool.witness.record import Record, read_record
 from zpptool.witness.row_hash import HASH_BYTES
@@ -133,21 +133,8 @@ def _finding(
     first: Difference, kind: Kind, words: str, tensor: str, element: dict[str, object] | None,
     transplants: Sequence[Transplant],
 ) -> Finding:  # fmt: skip
-    return Finding(
-        kind=str(kind),
-        cause=words,
-        what=str(first.what),
-        stage=first.stage,
-        layer=first.tap.layer,
-        tap=first.tap.name,
-        request=first.request,
-        step=first.step,
-        position=first.position,
-        rows=first.rows,
-        tensor=tensor,
-        element=element,
-        transplants=tuple(msgspec.to_builtins(each) for each in transplants),
-    )
+    shown = tuple(msgspec.to_builtins(each) for each in transplants)
+    return finding_at(first, str(kind), words, tensor=tensor, element=element, transplants=shown)
 
 
 def main() -> None:

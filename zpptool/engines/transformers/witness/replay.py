@@ -78,13 +78,6 @@ class KeptCall:
             for part in parts
         ]
 
-    def explains(self, theirs: Capture, ours: Capture) -> bool:
-        """Whether the unsplit model's layer computes what the pipeline did, once it has all parts of its call: then its
-        code is not the cause."""
-        differing = {part for part in _parts(theirs, ours) if not _is_same(part, theirs, ours)}
-        wrong = ours.taps.get(LAYER_OUT)
-        return bool(differing) and wrong is not None and self._gives(wrong, ours, differing)
-
     def _gives(self, output: Tensor, ours: Capture, parts: Collection[str]) -> bool:
         got = self._run(ours, parts)
         return got is not None and same(got, output)

@@ -73,5 +73,7 @@ class BatchingPolicy:
         self._tokens = 0
 
     def _record(self, rate: float) -> None:
-        self._divide = self._measured[self._size].record(self._divide, rate)
+        choice = self._measured[self._size]
+        choice.record(self._divide, rate)
+        self._divide = choice.next
         self._begin()

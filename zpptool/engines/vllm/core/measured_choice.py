@@ -12,12 +12,16 @@ class MeasuredChoice:
 
     Args:
         margin: dividing must be faster by this factor.
+
+    Attributes:
+        next: the way to measure next: the faster one, or the other where it was never measured or is due again.
     """
 
     def __init__(self, margin: float) -> None:
         self._margin = margin
         self._rates: dict[bool, float] = {}
         self._trials = 0
+        self.next = True
 
     @property
     def divide(self) -> bool:
@@ -25,19 +29,16 @@ class MeasuredChoice:
         and dividing is preferred when nothing was."""
         return self._rates.get(True, 0.0) >= self._rates.get(False, 0.0) * self._margin
 
-    def record(self, divided: bool, rate: float) -> bool:
+    def record(self, divided: bool, rate: float) -> None:
         """Take a measurement into account.
 
         Args:
             divided: the way that was measured.
             rate: tokens per second.
-
-        Returns:
-            the way to measure next: the faster one, or the other where it was never measured or is due again.
         """
         self._rates[divided] = rate
         self._trials += 1
-        if (not self.divide) not in self._rates or self._trials >= TRY_AGAIN:
+        self.next = self.divide
+        if (not self.next) not in self._rates or self._trials >= TRY_AGAIN:
             self._trials = 0
-            return not self.divide
-        return self.divide
+            self.next = not self.next

@@ -55,7 +55,6 @@ class PrefillPacer:
         self._prefill = Prompt(0, 0)
         self._returned_at = clock()
         self._choices: dict[int, MeasuredChoice] = {}
-        self._next: dict[int, bool] = {}
         self._size = 0
         self._began: float | None = None
         self._done = 0
@@ -102,7 +101,8 @@ class PrefillPacer:
                 self._record(now)
 
     def _divides(self) -> bool:
-        return self._next.get(self._size, True)
+        choice = self._choices.get(self._size)
+        return choice is None or choice.next
 
     def _count_prefill(self, tokens: int, context: int) -> None:
         total = self._prefill.tokens + tokens
@@ -110,9 +110,9 @@ class PrefillPacer:
 
     def _record(self, now: float) -> None:
         if self._began is not None and self._size and (self._count > 1 or not self._divides()):
-            choice = self._choices.setdefault(self._size, MeasuredChoice(MARGIN))
             rate = self._done / max(now - self._began, 1e-6)
-            self._next[self._size] = choice.record(self._divides(), rate)
+            choice = self._choices.setdefault(self._size, MeasuredChoice(MARGIN))
+            choice.record(choice.next, rate)
         self._end_burst()
 
     def _end_burst(self) -> None:
